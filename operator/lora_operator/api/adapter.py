@@ -1,0 +1,120 @@
+"""LoRAAdapter: an adapter from a source, served under a name by one VLLMDeployment. Written by tenants."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lora_operator.api.common import (
+    AGE,
+    ApiModel,
+    Conditions,
+    NamespacedRef,
+    PrinterColumn,
+    Resource,
+    ResourceInfo,
+    ServedName,
+    reason_column,
+)
+from lora_operator.api.source import SOURCE_RULES, Source
+
+
+class LoRAAdapterSpec(ApiModel):
+    """What a tenant wants served."""
+
+    source: Source = Field(
+        description="Where the adapter comes from.", json_schema_extra={"x-kubernetes-validations": SOURCE_RULES}
+    )
+    vllm_deployment_ref: NamespacedRef = Field(description="The VLLMDeployment that serves it.")
+    served_name: ServedName | None = Field(
+        default=None, description='What clients write into "model"; default: metadata.name.'
+    )
+    base_model_name: ServedName | None = Field(
+        default=None,
+        description="Lineage, shown as parent in /v1/models: one of the deployment's servedNames; default: the first.",
+    )
+
+
+class PodCounts(ApiModel):
+    """How many engine pods should serve the adapter, and do."""
+
+    wanted: int = Field(description="Ready pods of the deployment.")
+    loaded: int = Field(description="Those of them that serve the wanted revision.")
+
+
+class PodFailure(ApiModel):
+    """One pod that does not serve the adapter."""
+
+    pod: str = Field(description="Name of the pod.")
+    message: str = Field(description="Why, in the engine's or the checks' words.", max_length=1024)
+
+
+class ArtifactRef(ApiModel):
+    """The ModelArtifact that holds the content."""
+
+    name: str = Field(description="Name of the ModelArtifact.")
+    namespace: str = Field(description="Namespace of the ModelArtifact: that of the cache.")
+
+
+class LoRAAdapterStatus(ApiModel):
+    """What is true of the adapter now."""
+
+    conditions: Conditions = ()
+    observed_generation: int | None = Field(default=None, description="The generation that this status speaks of.")
+    served_name: str | None = Field(default=None, description='What clients write into "model".')
+    base_model_name: str | None = Field(default=None, description="The parent shown in /v1/models.")
+    url: str | None = Field(default=None, description="Where the adapter is served, inside the cluster.")
+    resolved_revision: str | None = Field(default=None, description="The commit that the revision resolved to.")
+    revision: str | None = Field(default=None, description="resolvedRevision, shortened for kubectl get.")
+    digest: str | None = Field(default=None, description="Digest over the content's sorted (path, size, sha256).")
+    size_bytes: int | None = Field(default=None, description="Size of the content in bytes.")
+    size: str | None = Field(default=None, description="Size for kubectl get.")
+    rank: int | None = Field(default=None, description="Largest rank of the adapter.")
+    target_modules: tuple[str, ...] | None = Field(default=None, description="Modules that the adapter changes.")
+    artifact_ref: ArtifactRef | None = Field(default=None, description="The ModelArtifact that holds the content.")
+    ready_pods: str | None = Field(default=None, description="loaded/wanted for kubectl get.")
+    pods: PodCounts | None = Field(default=None, description="Engine pods that should serve the adapter, and do.")
+    failures: tuple[PodFailure, ...] | None = Field(
+        default=None, description="Pods that do not serve it, and why; at most 5.", max_length=5
+    )
+
+
+class LoRAAdapter(Resource):
+    """An adapter as read from the API server."""
+
+    kind: Literal["LoRAAdapter"] = "LoRAAdapter"
+    spec: LoRAAdapterSpec
+    status: LoRAAdapterStatus = LoRAAdapterStatus()
+
+    @property
+    def served_name(self) -> str:
+        """The name it is to be served under."""
+        return self.spec.served_name or self.metadata.name
+
+    @property
+    def deployment_key(self) -> tuple[str, str]:
+        """(namespace, name) of the VLLMDeployment that it names."""
+        ref = self.spec.vllm_deployment_ref
+        return (ref.namespace or self.metadata.namespace, ref.name)
+
+
+RESOURCE = ResourceInfo(
+    kind="LoRAAdapter",
+    plural="loraadapters",
+    singular="loraadapter",
+    short_names=("lora",),
+    spec=LoRAAdapterSpec,
+    status=LoRAAdapterStatus,
+    description="A LoRA adapter from a source, served under a name by one VLLMDeployment.",
+    columns=(
+        PrinterColumn("Base", ".status.baseModelName"),
+        PrinterColumn("Ready", ".status.readyPods", description="Ready engine pods that serve it / that should."),
+        PrinterColumn("Revision", ".status.revision"),
+        PrinterColumn("Size", ".status.size"),
+        reason_column(),
+        AGE,
+        PrinterColumn("Served Name", ".status.servedName", priority=1),
+        PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
+    ),
+)

@@ -1,0 +1,129 @@
+"""ModelArtifact: one source at one requested revision in one cache. Written by the operator, or by hand to warm a cache."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from lora_operator.api.common import (
+    AGE,
+    ApiModel,
+    Conditions,
+    LocalRef,
+    PrinterColumn,
+    Resource,
+    ResourceInfo,
+    reason_column,
+)
+from lora_operator.api.source import SOURCE_RULES, Source
+
+
+class CredentialsIdentity(ApiModel):
+    """Which Secret's key the content is read with, by identity, never by value.
+
+    Used only while a live, accepted LoRAAdapter or VLLMDeployment in that namespace asks for exactly this Secret; an artifact
+    made by hand can't lend itself another namespace's credentials by writing this.
+    """
+
+    namespace: str = Field(description="Namespace of the Secret.", max_length=63)
+    name: str = Field(description="Name of the Secret.", max_length=253)
+    key: str = Field(description="Key inside the Secret.", max_length=253)
+    uid: str = Field(description="UID of the Secret: a re-created Secret is another identity.", max_length=64)
+
+
+class ModelArtifactSpec(ApiModel):
+    """What is to be in the cache. Immutable: another want is another artifact."""
+
+    cache_ref: LocalRef = Field(description="The ModelCache, in the same namespace.")
+    type: Literal["Adapter", "BaseModel"] = Field(description="What the content is, and so how it is checked.")
+    source: Source = Field(
+        description="Where the content comes from.", json_schema_extra={"x-kubernetes-validations": SOURCE_RULES}
+    )
+    base_model_ref: LocalRef | None = Field(
+        default=None, description="For an adapter: the base model's ModelArtifact, which it is checked against."
+    )
+    credentials: CredentialsIdentity | None = Field(
+        default=None, description="Set by the operator: the Secret of the adapter or deployment that wants the content."
+    )
+
+
+class Progress(ApiModel):
+    """Where the running download is."""
+
+    phase: str = Field(description="Authorising, Downloading, Verifying or Publishing.")
+    bytes_done: int = Field(description="Bytes that are in the cache.")
+    bytes_total: int = Field(description="Bytes that are wanted.")
+    percent: int = Field(description="bytesDone of bytesTotal, in percent.")
+
+
+class Failure(ApiModel):
+    """How the last attempt failed."""
+
+    attempt: int = Field(description="Which attempt.")
+    reason: str = Field(description="The reason, as in the Ready condition.")
+    message: str = Field(description="What happened.", max_length=2048)
+    time: datetime = Field(description="When.")
+
+
+class ModelArtifactStatus(ApiModel):
+    """What is true of the content now."""
+
+    conditions: Conditions = ()
+    observed_generation: int | None = Field(default=None, description="The generation that this status speaks of.")
+    attempt: int | None = Field(
+        default=None, description="Number of the current or last attempt; its Job is <artifact>-<attempt>."
+    )
+    finished_attempt: int | None = Field(
+        default=None, description="Number of the last attempt whose result is recorded here."
+    )
+    failed_attempts: int | None = Field(
+        default=None, description="Failures since the last success; they set the back-off."
+    )
+    next_attempt_time: datetime | None = Field(default=None, description="When the next attempt starts by itself.")
+    last_failure: Failure | None = Field(default=None, description="How the last failed attempt ended.")
+    credentials_version: str | None = Field(
+        default=None,
+        description="resourceVersion of the Secret that the last attempt used: a changed one is tried at once.",
+    )
+    unreferenced_since: datetime | None = Field(default=None, description="Since when nothing wants the content.")
+    resolved_revision: str | None = Field(default=None, description="The commit that the revision resolved to.")
+    revision: str | None = Field(default=None, description="resolvedRevision, shortened for kubectl get.")
+    digest: str | None = Field(default=None, description="Digest over the content's sorted (path, size, sha256).")
+    size_bytes: int | None = Field(default=None, description="Size of the content in bytes.")
+    size: str | None = Field(default=None, description="Size for kubectl get.")
+    files: int | None = Field(default=None, description="Number of files.")
+    path: str | None = Field(default=None, description="Path of the content, relative to the cache's root.")
+    rank: int | None = Field(default=None, description="Largest rank, of an adapter.")
+    target_modules: tuple[str, ...] | None = Field(default=None, description="Modules that an adapter changes.")
+    progress: Progress | None = Field(default=None, description="Where the running download is.")
+
+
+class ModelArtifact(Resource):
+    """An artifact as read from the API server."""
+
+    kind: Literal["ModelArtifact"] = "ModelArtifact"
+    spec: ModelArtifactSpec
+    status: ModelArtifactStatus = ModelArtifactStatus()
+
+
+RESOURCE = ResourceInfo(
+    kind="ModelArtifact",
+    plural="modelartifacts",
+    singular="modelartifact",
+    short_names=("mart",),
+    spec=ModelArtifactSpec,
+    status=ModelArtifactStatus,
+    description="One source at one requested revision in one ModelCache: downloaded once, verified, shared.",
+    columns=(
+        PrinterColumn("Type", ".spec.type"),
+        PrinterColumn("Source", ".spec.source.huggingFace.repo"),
+        PrinterColumn("Revision", ".status.revision"),
+        PrinterColumn("Size", ".status.size"),
+        PrinterColumn("Percent", ".status.progress.percent", "integer"),
+        reason_column(),
+        AGE,
+        PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
+    ),
+)

@@ -1,0 +1,297 @@
+"""VLLMDeployment: a fleet of vLLM pods for one base model. Written by the platform team."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, WithJsonSchema
+
+from lora_operator.api.common import (
+    AGE,
+    ApiModel,
+    Conditions,
+    FreeForm,
+    LabelSelector,
+    LocalRef,
+    PrinterColumn,
+    Resource,
+    ResourceInfo,
+    SecretKeyRef,
+    ServedName,
+    reason_column,
+)
+from lora_operator.api.source import SOURCE_RULES, Source
+from lora_operator.constants import DEFAULT_ENGINE_PORT
+
+# Flags that follow from other fields of the spec, or that would open or break what the operator runs.
+# vLLM takes _ for - and any unambiguous beginning of a flag, so the rule refuses those as well.
+RESERVED_FLAGS = (
+    "--model",
+    "--served-model-name",
+    "--host",
+    "--port",
+    "--uds",
+    "--config",
+    "--dtype",
+    "--max-model-len",
+    "--enable-lora",
+    "--max-loras",
+    "--max-cpu-loras",
+    "--max-lora-rank",
+    "--lora-modules",
+    "--middleware",
+    "--api-server-count",
+    "--api-key",
+    "--root-path",
+    "--shutdown-timeout",
+)
+RESERVED_ENV = (
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+    "VLLM_API_KEY",
+    "VLLM_SERVER_DEV_MODE",
+    "HF_HUB_OFFLINE",
+    "HF_HUB_CACHE",
+)
+
+_FLAG_LIST = "[" + ", ".join(f"'{flag}'" for flag in RESERVED_FLAGS) + "]"
+_ARGS_RULE = (
+    "self.all(a, !a.startsWith('--') || "
+    "!" + _FLAG_LIST + ".exists(f, size(a.split('=')[0]) > 4 && f.startsWith(a.split('=')[0].replace('_', '-'))))"
+)
+_ENV_RULE = (
+    "self.all(e, !e.name.startsWith('LORA_OPERATOR_') && !("
+    + "e.name in ["
+    + ", ".join(f"'{name}'" for name in RESERVED_ENV)
+    + "]))"
+)
+
+LoraRank = Annotated[
+    Literal[1, 8, 16, 32, 64, 128, 256, 320, 512],
+    WithJsonSchema({"type": "integer", "enum": [1, 8, 16, 32, 64, 128, 256, 320, 512]}),
+]
+
+
+class ModelSpec(ApiModel):
+    """The base model."""
+
+    source: Source = Field(
+        description="Where the base model comes from.", json_schema_extra={"x-kubernetes-validations": SOURCE_RULES}
+    )
+    served_names: tuple[ServedName, ...] = Field(
+        description='Names that clients write into "model" for the base model; the first is the default lineage.',
+        min_length=1,
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = Field(
+        default="auto", description="vLLM's --dtype."
+    )
+    max_model_len: int | None = Field(
+        default=None, ge=1, description="vLLM's --max-model-len; default: the model's own."
+    )
+
+
+class LoraSpec(ApiModel):
+    """How adapters are held by each engine."""
+
+    update_strategy: Literal["HotLoad"] = Field(
+        default="HotLoad", description="HotLoad: adapters are loaded into and unloaded from running pods."
+    )
+    max_loras: int = Field(
+        default=8, ge=1, le=1024, description="Adapters in one batch (GPU slots): vLLM's --max-loras."
+    )
+    max_cpu_loras: int = Field(
+        default=64, ge=1, le=65536, description="Adapters held in CPU memory: vLLM's --max-cpu-loras."
+    )
+    max_lora_rank: LoraRank = Field(default=64, description="Largest rank that is accepted: vLLM's --max-lora-rank.")
+
+
+class NamespacePolicy(ApiModel):
+    """Namespaces whose LoRAAdapters may name this deployment."""
+
+    from_: Literal["Same", "All", "Selector"] = Field(
+        default="Same",
+        alias="from",
+        description="Same: the deployment's own namespace; All; or Selector, by labels of the namespace.",
+    )
+    selector: LabelSelector | None = Field(default=None, description="Labels of the namespaces, with from: Selector.")
+
+
+class AdapterPolicy(ApiModel):
+    """Who may have adapters served here."""
+
+    namespaces: NamespacePolicy = Field(
+        default=NamespacePolicy(),
+        description="Namespaces whose LoRAAdapters may name this deployment.",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "has(self.selector) == (has(self.from) && self.from == 'Selector')",
+                    "message": "selector is required with from: Selector, and not allowed otherwise",
+                }
+            ]
+        },
+    )
+
+
+class EnvVar(ApiModel):
+    """core/v1 EnvVar."""
+
+    name: str = Field(description="Name of the variable.", min_length=1, max_length=256)
+    value: str | None = Field(default=None, description="Value.", max_length=32768)
+    value_from: FreeForm | None = Field(default=None, description="Source of the value, as in a pod.")
+
+
+class EngineSpec(ApiModel):
+    """The engine's container."""
+
+    image: str = Field(description="Image with vLLM.", min_length=1, max_length=1024)
+    command: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] = Field(
+        default=("vllm", "serve"),
+        description="Command that starts vLLM's API server; ends in serve, or runs vllm.entrypoints.openai.api_server.",
+        min_length=1,
+        max_length=16,
+    )
+    args: tuple[Annotated[str, Field(max_length=4096)], ...] = Field(
+        default=(),
+        description="Further flags for vLLM. Those that follow from other fields are refused.",
+        max_length=64,
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": _ARGS_RULE,
+                    "message": "args must not hold flags that the operator sets ("
+                    + ", ".join(RESERVED_FLAGS)
+                    + "); use the fields of the spec",
+                }
+            ]
+        },
+    )
+    env: tuple[EnvVar, ...] = Field(
+        default=(),
+        description="Environment of the engine.",
+        max_length=64,
+        json_schema_extra={
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["name"],
+            "x-kubernetes-validations": [
+                {
+                    "rule": _ENV_RULE,
+                    "message": "env must not set LORA_OPERATOR_* nor "
+                    + ", ".join(RESERVED_ENV)
+                    + ": the operator does",
+                }
+            ],
+        },
+    )
+    resources: FreeForm | None = Field(default=None, description="Resources of the container, as in a pod.")
+    port: int = Field(default=DEFAULT_ENGINE_PORT, ge=1, le=65535, description="Port of the engine and of the Service.")
+    api_key_secret_ref: SecretKeyRef | None = Field(
+        default=None, description="API key that clients must send; the operator never reads it."
+    )
+
+
+class VLLMDeploymentSpec(ApiModel):
+    """A fleet of vLLM pods."""
+
+    replicas: int | None = Field(default=None, ge=0, description="Engine pods; leave it out under an autoscaler.")
+    model: ModelSpec = Field(description="The base model.")
+    cache_ref: LocalRef | None = Field(
+        default=None,
+        description='The ModelCache; default: the namespace\'s one annotated lora-operator.dev/is-default-cache: "true".',
+    )
+    lora: LoraSpec = Field(
+        default=LoraSpec(),
+        description="How adapters are held by each engine.",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!has(self.maxCpuLoras) || !has(self.maxLoras) || self.maxCpuLoras >= self.maxLoras",
+                    "message": "maxCpuLoras must be at least maxLoras",
+                }
+            ]
+        },
+    )
+    adapter_policy: AdapterPolicy = Field(default=AdapterPolicy(), description="Who may have adapters served here.")
+    engine: EngineSpec = Field(description="The engine's container.")
+    pod_template: FreeForm | None = Field(
+        default=None,
+        description="Merged over the pods that the operator makes: containers, env, volumes and mounts by name; tolerations append.",
+    )
+
+
+class PodState(ApiModel):
+    """One engine pod."""
+
+    name: str = Field(description="Name of the pod.")
+    ready: bool = Field(description="Whether the pod is Ready.")
+    list_generation: int | None = Field(
+        default=None, description="Generation of the module list that its kit acknowledged."
+    )
+    loaded: int = Field(default=0, description="Wanted adapters that it serves.")
+    missing: tuple[str, ...] | None = Field(
+        default=None, description="Wanted adapters that it does not serve; at most 10."
+    )
+    version: str | None = Field(default=None, description="Its vLLM version.")
+
+
+class VLLMDeploymentStatus(ApiModel):
+    """What is true of the fleet now."""
+
+    conditions: Conditions = ()
+    observed_generation: int | None = Field(default=None, description="The generation that this status speaks of.")
+    replicas: int | None = Field(default=None, description="Engine pods that exist.")
+    ready_replicas: int | None = Field(default=None, description="Engine pods that are Ready.")
+    ready_pods: str | None = Field(default=None, description="ready/wanted for kubectl get.")
+    selector: str | None = Field(default=None, description="Label selector of the pods, for the scale subresource.")
+    url: str | None = Field(default=None, description="Where the fleet is served, inside the cluster.")
+    model_path: str | None = Field(default=None, description="Path of the base model in the pods: root in /v1/models.")
+    model_artifact: str | None = Field(default=None, description="The ModelArtifact of the base model.")
+    list_generation: int | None = Field(
+        default=None, description="Generation of the module list that pods should hold."
+    )
+    adapters: int | None = Field(default=None, description="Adapters in the module list.")
+    pods: tuple[PodState, ...] | None = Field(
+        default=None,
+        description="The engine pods.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    orphans: tuple[str, ...] | None = Field(
+        default=None, description="Served names that pods answer and no object wants, as <pod>/<name>; at most 20."
+    )
+
+
+class VLLMDeployment(Resource):
+    """A fleet as read from the API server."""
+
+    kind: Literal["VLLMDeployment"] = "VLLMDeployment"
+    spec: VLLMDeploymentSpec
+    status: VLLMDeploymentStatus = VLLMDeploymentStatus()
+
+
+def _model_column() -> PrinterColumn:
+    return PrinterColumn(
+        "Model",
+        '.status.conditions[?(@.type=="ModelReady")].message',
+        description="What the base model's download does.",
+    )
+
+
+RESOURCE = ResourceInfo(
+    kind="VLLMDeployment",
+    plural="vllmdeployments",
+    singular="vllmdeployment",
+    short_names=("vllm",),
+    spec=VLLMDeploymentSpec,
+    status=VLLMDeploymentStatus,
+    description="A fleet of vLLM pods for one base model, with the LoRA adapters that name it.",
+    columns=(
+        PrinterColumn("Ready", ".status.readyPods", description="Ready engine pods / wanted."),
+        PrinterColumn("Adapters", ".status.adapters", "integer"),
+        reason_column(),
+        _model_column(),
+        AGE,
+        PrinterColumn("URL", ".status.url", priority=1),
+    ),
+    scale=True,
+)

@@ -1,0 +1,82 @@
+"""Where content comes from: shared by adapters, base models and artifacts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, JsonValue
+
+from lora_operator.api.common import ApiModel, SecretKeyRef
+
+Pattern = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class HuggingFaceSource(ApiModel):
+    """One repository of the cache's Hugging Face Hub endpoint."""
+
+    repo: str = Field(
+        description="Repository id on the cache's Hub, <organisation>/<name>.",
+        min_length=1,
+        max_length=96,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!self.contains('--') && !self.contains('..') && !self.endsWith('.git')",
+                    "message": "repo must be a repository id like organisation/name, without '--', '..' or '.git'",
+                }
+            ]
+        },
+    )
+    revision: str = Field(
+        default="main",
+        description="Branch, tag or full commit. What it resolved to is in the status; it stays pinned there.",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {"rule": "!self.contains('..')", "message": "revision must be a branch, tag or commit, without '..'"}
+            ]
+        },
+    )
+    allow_patterns: tuple[Pattern, ...] = Field(
+        default=(),
+        description="Only files that match one of these (as fnmatch does, * crosses folders); default: what vLLM needs.",
+        max_length=64,
+    )
+    ignore_patterns: tuple[Pattern, ...] = Field(
+        default=(), description="No file that matches one of these.", max_length=64
+    )
+    token_secret_ref: SecretKeyRef | None = Field(
+        default=None,
+        description="Token for private and gated repositories. Without it access is anonymous.",
+    )
+
+
+class Source(ApiModel):
+    """Exactly one kind of source, and a folder inside it."""
+
+    hugging_face: HuggingFaceSource | None = Field(default=None, description="A repository on the Hugging Face Hub.")
+    path: str = Field(
+        default="",
+        description="A folder inside the source, for instance checkpoint-500; default: its root.",
+        max_length=512,
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "self == '' || (!self.startsWith('/') && !self.split('/').exists(p, p == '..' || p == '.'))",
+                    "message": "path must be a folder inside the source: relative, without '.' and '..' parts",
+                }
+            ]
+        },
+    )
+
+
+# CEL that belongs to a field of type Source; the message names the field for the reader of a refused manifest.
+SOURCE_RULES: list[JsonValue] = [
+    {
+        "rule": "has(self.huggingFace)",
+        "message": "source must have exactly one of: huggingFace",
+    }
+]

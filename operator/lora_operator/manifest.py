@@ -1,0 +1,91 @@
+"""What the operator and a download Job say to each other, and what a Job writes beside the files it publishes.
+
+FetchRequest goes into the Job's environment (FETCH_REQUEST_ENV), FetchProgress lines come from its log, FetchResult from its
+termination message (at most 3 KiB), and Manifest is published inside the view directory.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from lora_operator.constants import Reason
+
+FETCH_REQUEST_ENV: Final = "LORA_OPERATOR_FETCH"
+TERMINATION_LOG_ENV: Final = "LORA_OPERATOR_TERMINATION_LOG"
+TERMINATION_LOG_DEFAULT: Final = "/dev/termination-log"
+TERMINATION_LOG_BYTES: Final = 3072
+MANIFEST_FILE: Final = ".lora-operator.json"
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore")
+
+
+class HuggingFaceRequest(_Wire):
+    """One repository of a Hugging Face-compatible Hub at a requested revision."""
+
+    repo: str
+    revision: str = "main"
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+    endpoint: str = "https://huggingface.co"
+
+
+class FetchRequest(_Wire):
+    """All that a download Job is told; nothing in it is secret (the token is a file that `token_file` names)."""
+
+    artifact: str
+    type: Literal["Adapter", "BaseModel"]
+    hugging_face: HuggingFaceRequest
+    path: str = ""
+    cache_root: str
+    token_file: str | None = None
+    base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
+
+
+class FetchProgress(_Wire):
+    """One line of the Job's log: where it is. Bytes count what is wanted, cached or downloaded."""
+
+    phase: Literal["Authorising", "Downloading", "Verifying", "Publishing"]
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
+class FetchResult(_Wire):
+    """How a Job ended. On success all but reason and message is set; on failure reason and message are."""
+
+    ok: bool
+    reason: Reason | None = None
+    message: str = ""
+    resolved_revision: str = ""
+    digest: str = ""  # "sha256:<hex>" over the sorted (path, size, sha256) of the manifest's files
+    size_bytes: int = 0
+    files: int = 0
+    path: str = ""  # of the view, relative to the cache's root: artifacts/<artifact>-<revision>
+    rank: int | None = None
+    target_modules: tuple[str, ...] = ()
+
+
+class ManifestFile(_Wire):
+    """One published file; `path` is relative to the view."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(_Wire):
+    """What a view directory holds: exactly these files."""
+
+    version: Literal[1] = 1
+    artifact: str
+    type: Literal["Adapter", "BaseModel"]
+    repo: str
+    resolved_revision: str
+    digest: str
+    files: tuple[ManifestFile, ...] = Field(default=())
+    rank: int | None = None
+    target_modules: tuple[str, ...] = ()
