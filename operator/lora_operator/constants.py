@@ -27,6 +27,7 @@ COMPONENT_FETCH: Final = "fetch"
 ANNOTATION_DEFAULT_CACHE: Final = f"{GROUP}/is-default-cache"
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 ANNOTATION_KIT: Final = f"{GROUP}/engine-kit"
+ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
 
 # Inside the pods.
 CACHE_MOUNT: Final = "/model-cache"
@@ -40,6 +41,8 @@ KIT_STATE_MOUNT: Final = "/var/lib/lora-operator"
 CREDENTIALS_MOUNT: Final = "/etc/lora-operator/credentials"
 CREDENTIALS_KEY: Final = "token"
 DEFAULT_ENGINE_PORT: Final = 8000
+ENGINE_CONTAINER: Final = "vllm"
+FETCH_CONTAINER: Final = "fetch"
 
 
 class Condition(StrEnum):

@@ -2,15 +2,22 @@
 
 OperatorError
 ├── ReasonError            a failure that a condition's reason names; constants.REASONS says whether to try again
+├── SettingsError          the operator's environment is not usable; it does not start
+├── EngineError            an engine pod refused or did not answer
+│   ├── EngineUnreachable  no answer, or one that is not understood: try again
+│   ├── EngineRefused      an answer other than success; has its HTTP status
+│   └── StaleList          409: the pod's kit holds a newer module list; has the kit's state
 └── KubeError              the API server refused or did not answer
     ├── NotFoundError      404
     ├── ForbiddenError     403: a right is missing, quota or admission refused
     ├── ConflictError      409: exists already, or changed meanwhile
-    ├── InvalidObjectError 400 or 422: the object is not acceptable
-    └── UnavailableError   no answer, 429 or 5xx: try again
+    ├── InvalidObjectError 400, 413 or 422: the object is not acceptable
+    └── UnavailableError   no answer, 401 (a token that just expired), 410, 429 or 5xx: try again
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from lora_operator.constants import REASONS, Reason, Retry
 
@@ -33,6 +40,38 @@ class ReasonError(OperatorError):
         return REASONS[self.reason].retry
 
 
+class SettingsError(OperatorError):
+    """The operator's environment is not usable."""
+
+
+class EngineError(OperatorError):
+    """An engine pod refused a request or did not answer it; the message never holds the gate's token."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class EngineUnreachable(EngineError):  # noqa: N818 - says what is true of the engine
+    """No answer from the engine, or one that can't be understood: nothing is known of what it serves."""
+
+
+class EngineRefused(EngineError):  # noqa: N818
+    """The engine answered with another status than success."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class StaleList(EngineError):  # noqa: N818
+    """The pod's kit already holds a newer module list than the one that was sent (409)."""
+
+    def __init__(self, state: Any, message: str = "the pod holds a newer module list") -> None:
+        super().__init__(message)
+        self.state = state  # a vllm.KitState
+
+
 class KubeError(OperatorError):
     """The API server refused a request or did not answer it."""
 
@@ -50,8 +89,8 @@ class ConflictError(KubeError):
 
 
 class InvalidObjectError(KubeError):
-    """The API server does not accept the object (400 or 422)."""
+    """The API server does not accept the object (400, 413 or 422)."""
 
 
 class UnavailableError(KubeError):
-    """The API server did not answer, or asks to try later (time-out, 429, 5xx)."""
+    """The API server did not answer, or asks to try later (time-out, 401, 410, 429, 5xx)."""

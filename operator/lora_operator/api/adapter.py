@@ -23,9 +23,7 @@ from lora_operator.api.source import SOURCE_RULES, Source
 class LoRAAdapterSpec(ApiModel):
     """What a tenant wants served."""
 
-    source: Source = Field(
-        description="Where the adapter comes from.", json_schema_extra={"x-kubernetes-validations": SOURCE_RULES}
-    )
+    source: Source = Field(description="Where the adapter comes from.", json_schema_extra=SOURCE_RULES)
     vllm_deployment_ref: NamespacedRef = Field(description="The VLLMDeployment that serves it.")
     served_name: ServedName | None = Field(
         default=None, description='What clients write into "model"; default: metadata.name.'
@@ -107,6 +105,12 @@ RESOURCE = ResourceInfo(
     spec=LoRAAdapterSpec,
     status=LoRAAdapterStatus,
     description="A LoRA adapter from a source, served under a name by one VLLMDeployment.",
+    rules=(
+        (
+            "has(self.spec.servedName) || size(self.metadata.name) <= 128",
+            "metadata.name is longer than the 128 characters of a served name: set spec.servedName",
+        ),
+    ),
     columns=(
         PrinterColumn("Base", ".status.baseModelName"),
         PrinterColumn("Ready", ".status.readyPods", description="Ready engine pods that serve it / that should."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from lora_operator.api.common import (
     AGE,
@@ -15,6 +15,7 @@ from lora_operator.api.common import (
     PrinterColumn,
     Resource,
     ResourceInfo,
+    cel,
     reason_column,
 )
 from lora_operator.api.source import SOURCE_RULES, Source
@@ -36,11 +37,20 @@ class CredentialsIdentity(ApiModel):
 class ModelArtifactSpec(ApiModel):
     """What is to be in the cache. Immutable: another want is another artifact."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            ("self == oldSelf", "spec is immutable: another source or revision is another ModelArtifact"),
+            ("self.type == 'Adapter' || !has(self.baseModelRef)", "baseModelRef is only for type: Adapter"),
+            (
+                "!has(self.credentials) || !has(self.source.huggingFace) || !has(self.source.huggingFace.tokenSecretRef)",
+                "credentials and source.huggingFace.tokenSecretRef exclude each other",
+            ),
+        )
+    )
+
     cache_ref: LocalRef = Field(description="The ModelCache, in the same namespace.")
     type: Literal["Adapter", "BaseModel"] = Field(description="What the content is, and so how it is checked.")
-    source: Source = Field(
-        description="Where the content comes from.", json_schema_extra={"x-kubernetes-validations": SOURCE_RULES}
-    )
+    source: Source = Field(description="Where the content comes from.", json_schema_extra=SOURCE_RULES)
     base_model_ref: LocalRef | None = Field(
         default=None, description="For an adapter: the base model's ModelArtifact, which it is checked against."
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from lora_operator.constants import API_VERSION
@@ -26,13 +26,37 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+def cel(*rules: tuple[str, str]) -> dict[str, JsonValue]:
+    """(rule, message) pairs as the schema's x-kubernetes-validations, for `json_schema_extra`."""
+    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]}
+
+
+def matches(pattern: str) -> str:
+    """The CEL rule for a field's `pattern`: crdgen then leaves `pattern` out, so the rule's message alone is read."""
+    return f"self.matches(r'{pattern}')"
+
+
 # A part of the pod API that is passed on as it is: the API server checks it when the pod template is applied.
 FreeForm = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
 
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 NamespaceName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 # A name that clients write into "model": no comma (it breaks vLLM's metric labels and flags), no @ (the kit's own internal names), no leading dash.
-ServedName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:/-]*$")]
+_SERVED_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._:/-]*$"
+ServedName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=128,
+        pattern=_SERVED_NAME,
+        json_schema_extra=cel(
+            (
+                matches(_SERVED_NAME),
+                "a served name begins with a letter, digit or '_' and holds only letters, digits and '.', '_', '-', ':', '/'",
+            )
+        ),
+    ),
+]
 
 
 class Metadata(ApiModel):
@@ -105,6 +129,15 @@ class SecretKeyRef(ApiModel):
 class LabelSelectorRequirement(ApiModel):
     """metav1.LabelSelectorRequirement."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+                "values are required with operator In or NotIn, and not allowed with Exists or DoesNotExist",
+            )
+        )
+    )
+
     key: str = Field(description="Label key.", max_length=316)
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(description="How the values are compared.")
     values: tuple[Annotated[str, Field(max_length=63)], ...] = Field(
@@ -115,7 +148,9 @@ class LabelSelectorRequirement(ApiModel):
 class LabelSelector(ApiModel):
     """metav1.LabelSelector."""
 
-    match_labels: dict[str, str] = Field(default_factory=dict, description="Labels that must be equal.")
+    match_labels: dict[str, Annotated[str, Field(max_length=63)]] = Field(
+        default={}, description="Labels that must be equal.", max_length=32
+    )
     match_expressions: tuple[LabelSelectorRequirement, ...] = Field(
         default=(), description="Label requirements, all of which must hold.", max_length=32
     )
@@ -145,6 +180,7 @@ class ResourceInfo:
     description: str
     columns: tuple[PrinterColumn, ...]
     scale: bool = False
+    rules: tuple[tuple[str, str], ...] = ()  # CEL (rule, message) over the whole object, for what its name must be
     categories: tuple[str, ...] = field(default=("lora-operator",))
 
 

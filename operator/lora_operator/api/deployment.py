@@ -18,13 +18,15 @@ from lora_operator.api.common import (
     ResourceInfo,
     SecretKeyRef,
     ServedName,
+    cel,
     reason_column,
 )
 from lora_operator.api.source import SOURCE_RULES, Source
 from lora_operator.constants import DEFAULT_ENGINE_PORT
 
-# Flags that follow from other fields of the spec, or that would open or break what the operator runs.
-# vLLM takes _ for - and any unambiguous beginning of a flag, so the rule refuses those as well.
+# Flags that follow from other fields of the spec, or that would open or break what the operator runs (no gate on a gRPC
+# frontend; probes and the operator speak plain HTTP). vLLM takes _ for -, any unambiguous beginning of a flag, and
+# --flag.key for a part of a JSON value (vllm/utils/argparse_utils.py), so the rule refuses those as well.
 RESERVED_FLAGS = (
     "--model",
     "--served-model-name",
@@ -35,12 +37,19 @@ RESERVED_FLAGS = (
     "--dtype",
     "--max-model-len",
     "--enable-lora",
+    "--no-enable-lora",
     "--max-loras",
     "--max-cpu-loras",
     "--max-lora-rank",
     "--lora-modules",
     "--middleware",
     "--api-server-count",
+    "-asc",
+    "--headless",
+    "--grpc",
+    "--grpc-port",
+    "--ssl-keyfile",
+    "--ssl-certfile",
     "--api-key",
     "--root-path",
     "--shutdown-timeout",
@@ -54,17 +63,23 @@ RESERVED_ENV = (
 )
 
 _FLAG_LIST = "[" + ", ".join(f"'{flag}'" for flag in RESERVED_FLAGS) + "]"
-_ARGS_RULE = (
-    "self.all(a, !a.startsWith('--') || "
-    "!" + _FLAG_LIST + ".exists(f, size(a.split('=')[0]) > 4 && f.startsWith(a.split('=')[0].replace('_', '-'))))"
-)
-_ENV_RULE = (
-    "self.all(e, !e.name.startsWith('LORA_OPERATOR_') && !("
-    + "e.name in ["
-    + ", ".join(f"'{name}'" for name in RESERVED_ENV)
-    + "]))"
-)
+_FLAG = "self.split('=')[0].split('.')[0].replace('_', '-')"
+_ARG_RULE = f"!self.startsWith('-') || size({_FLAG}) < 3 || !{_FLAG_LIST}.exists(f, f.startsWith({_FLAG}))"
+_ENV_RULE = "!self.startsWith('LORA_OPERATOR_') && !(self in [" + ", ".join(f"'{name}'" for name in RESERVED_ENV) + "])"
 
+Argument = Annotated[
+    str,
+    Field(
+        max_length=4096,
+        json_schema_extra=cel(
+            (
+                _ARG_RULE,
+                "args must not hold flags that the operator sets, nor beginnings of them; use the fields of the spec. "
+                "They are " + ", ".join(RESERVED_FLAGS),
+            )
+        ),
+    ),
+]
 LoraRank = Annotated[
     Literal[1, 8, 16, 32, 64, 128, 256, 320, 512],
     WithJsonSchema({"type": "integer", "enum": [1, 8, 16, 32, 64, 128, 256, 320, 512]}),
@@ -74,9 +89,7 @@ LoraRank = Annotated[
 class ModelSpec(ApiModel):
     """The base model."""
 
-    source: Source = Field(
-        description="Where the base model comes from.", json_schema_extra={"x-kubernetes-validations": SOURCE_RULES}
-    )
+    source: Source = Field(description="Where the base model comes from.", json_schema_extra=SOURCE_RULES)
     served_names: tuple[ServedName, ...] = Field(
         description='Names that clients write into "model" for the base model; the first is the default lineage.',
         min_length=1,
@@ -123,21 +136,26 @@ class AdapterPolicy(ApiModel):
     namespaces: NamespacePolicy = Field(
         default=NamespacePolicy(),
         description="Namespaces whose LoRAAdapters may name this deployment.",
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "has(self.selector) == (has(self.from) && self.from == 'Selector')",
-                    "message": "selector is required with from: Selector, and not allowed otherwise",
-                }
-            ]
-        },
+        json_schema_extra=cel(
+            (
+                "has(self.selector) == (has(self.from) && self.from == 'Selector')",
+                "selector is required with from: Selector, and not allowed otherwise",
+            )
+        ),
     )
 
 
 class EnvVar(ApiModel):
     """core/v1 EnvVar."""
 
-    name: str = Field(description="Name of the variable.", min_length=1, max_length=256)
+    name: str = Field(
+        description="Name of the variable; not one that the operator sets.",
+        min_length=1,
+        max_length=256,
+        json_schema_extra=cel(
+            (_ENV_RULE, f"env must not set LORA_OPERATOR_* nor {', '.join(RESERVED_ENV)}: the operator does")
+        ),
+    )
     value: str | None = Field(default=None, description="Value.", max_length=32768)
     value_from: FreeForm | None = Field(default=None, description="Source of the value, as in a pod.")
 
@@ -152,37 +170,16 @@ class EngineSpec(ApiModel):
         min_length=1,
         max_length=16,
     )
-    args: tuple[Annotated[str, Field(max_length=4096)], ...] = Field(
+    args: tuple[Argument, ...] = Field(
         default=(),
         description="Further flags for vLLM. Those that follow from other fields are refused.",
         max_length=64,
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": _ARGS_RULE,
-                    "message": "args must not hold flags that the operator sets ("
-                    + ", ".join(RESERVED_FLAGS)
-                    + "); use the fields of the spec",
-                }
-            ]
-        },
     )
     env: tuple[EnvVar, ...] = Field(
         default=(),
         description="Environment of the engine.",
         max_length=64,
-        json_schema_extra={
-            "x-kubernetes-list-type": "map",
-            "x-kubernetes-list-map-keys": ["name"],
-            "x-kubernetes-validations": [
-                {
-                    "rule": _ENV_RULE,
-                    "message": "env must not set LORA_OPERATOR_* nor "
-                    + ", ".join(RESERVED_ENV)
-                    + ": the operator does",
-                }
-            ],
-        },
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     resources: FreeForm | None = Field(default=None, description="Resources of the container, as in a pod.")
     port: int = Field(default=DEFAULT_ENGINE_PORT, ge=1, le=65535, description="Port of the engine and of the Service.")
@@ -203,14 +200,7 @@ class VLLMDeploymentSpec(ApiModel):
     lora: LoraSpec = Field(
         default=LoraSpec(),
         description="How adapters are held by each engine.",
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "!has(self.maxCpuLoras) || !has(self.maxLoras) || self.maxCpuLoras >= self.maxLoras",
-                    "message": "maxCpuLoras must be at least maxLoras",
-                }
-            ]
-        },
+        json_schema_extra=cel(("self.maxCpuLoras >= self.maxLoras", "maxCpuLoras must be at least maxLoras")),
     )
     adapter_policy: AdapterPolicy = Field(default=AdapterPolicy(), description="Who may have adapters served here.")
     engine: EngineSpec = Field(description="The engine's container.")
@@ -292,6 +282,12 @@ RESOURCE = ResourceInfo(
         _model_column(),
         AGE,
         PrinterColumn("URL", ".status.url", priority=1),
+    ),
+    rules=(
+        (
+            "size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            "metadata.name is the name of a Service too: at most 63 of a-z, 0-9 and '-', beginning with a letter",
+        ),
     ),
     scale=True,
 )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
-from lora_operator.api.common import ApiModel, SecretKeyRef
+from lora_operator.api.common import ApiModel, SecretKeyRef, cel, matches
+
+_REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$"
+_REVISION = r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$"
 
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -18,27 +21,25 @@ class HuggingFaceSource(ApiModel):
         description="Repository id on the cache's Hub, <organisation>/<name>.",
         min_length=1,
         max_length=96,
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$",
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "!self.contains('--') && !self.contains('..') && !self.endsWith('.git')",
-                    "message": "repo must be a repository id like organisation/name, without '--', '..' or '.git'",
-                }
-            ]
-        },
+        pattern=_REPO,
+        json_schema_extra=cel(
+            (matches(_REPO), "repo must be a repository id like organisation/name"),
+            (
+                "!self.contains('--') && !self.contains('..') && !self.endsWith('.git')",
+                "repo must be a repository id without '--', '..' or a trailing '.git'",
+            ),
+        ),
     )
     revision: str = Field(
         default="main",
         description="Branch, tag or full commit. What it resolved to is in the status; it stays pinned there.",
         min_length=1,
         max_length=255,
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$",
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {"rule": "!self.contains('..')", "message": "revision must be a branch, tag or commit, without '..'"}
-            ]
-        },
+        pattern=_REVISION,
+        json_schema_extra=cel(
+            (matches(_REVISION), "revision must be a branch, tag or commit"),
+            ("!self.contains('..')", "revision must be a branch, tag or commit, without '..'"),
+        ),
     )
     allow_patterns: tuple[Pattern, ...] = Field(
         default=(),
@@ -62,21 +63,14 @@ class Source(ApiModel):
         default="",
         description="A folder inside the source, for instance checkpoint-500; default: its root.",
         max_length=512,
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "self == '' || (!self.startsWith('/') && !self.split('/').exists(p, p == '..' || p == '.'))",
-                    "message": "path must be a folder inside the source: relative, without '.' and '..' parts",
-                }
-            ]
-        },
+        json_schema_extra=cel(
+            (
+                "!self.startsWith('/') && !self.split('/').exists(p, p == '..' || p == '.')",
+                "path must be a folder inside the source: relative, without '.' and '..' parts",
+            )
+        ),
     )
 
 
 # CEL that belongs to a field of type Source; the message names the field for the reader of a refused manifest.
-SOURCE_RULES: list[JsonValue] = [
-    {
-        "rule": "has(self.huggingFace)",
-        "message": "source must have exactly one of: huggingFace",
-    }
-]
+SOURCE_RULES = cel(("has(self.huggingFace)", "source must have exactly one of: huggingFace"))

@@ -1,0 +1,24 @@
+"""Every tool by name: each is a function that returns a path and makes the thing when it is missing."""
+
+from __future__ import annotations
+
+from e2e.cluster.binaries import apt_packages, go, helm, kube, kubectl, uv
+from e2e.cluster.images import BASE_IMAGE, PAUSE_IMAGE, Image, base_image, operator_image, pause_image
+from e2e.cluster.venvs import dev_venv, engine_venv
+
+__all__ = [
+    "BASE_IMAGE",
+    "PAUSE_IMAGE",
+    "Image",
+    "apt_packages",
+    "base_image",
+    "dev_venv",
+    "engine_venv",
+    "go",
+    "helm",
+    "kube",
+    "kubectl",
+    "operator_image",
+    "pause_image",
+    "uv",
+]

@@ -1,0 +1,48 @@
+"""The engine's venv: torch, transformers, peft and vLLM for CPU, on Debian's Python.
+
+It is mounted into pods at the path it has here, through a hostPath volume, so its interpreter must be one that the base
+image has too (/usr/bin/python3), and every folder above it must be open to other users.
+"""
+
+from __future__ import annotations
+
+import stat
+import sys
+from functools import cache
+from pathlib import Path
+
+from e2e.cluster import binaries, paths
+from e2e.cluster.steps import ToolingError, run_logged, step
+
+_PYTHON = Path("/usr/bin/python3")
+
+
+@cache
+def engine_venv() -> Path:
+    """The engine's venv, installed from the hashed requirements (6 GB; half a minute when uv has the wheels)."""
+    requirements = paths.REPO / "requirements" / "engine.txt"
+    venv = paths.cache_dir("venvs") / f"engine-{paths.content_key(requirements, str(_PYTHON.resolve()))}"
+    done = venv / ".complete"
+    if not done.exists():
+        binaries.apt_packages()
+        with step(f"installing vLLM, torch and peft into {venv}"):
+            logs = paths.cache_dir("logs")
+            run_logged([binaries.uv(), "venv", "--clear", "--python", _PYTHON, venv], log=logs / "engine-venv.log")
+            install = [binaries.uv(), "pip", "install", "--python", venv / "bin" / "python", "--no-deps"]
+            # Pods mount it read-only and could not keep compiled modules: without them each start takes 4 s longer.
+            install.append("--compile-bytecode")
+            run_logged([*install, "--require-hashes", "-r", requirements], log=logs / "engine-install.log")
+            done.touch()
+    _require_searchable(venv)
+    return venv
+
+
+def dev_venv() -> Path:
+    """The venv this program runs in."""
+    return Path(sys.prefix)
+
+
+def _require_searchable(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        if not path.stat().st_mode & stat.S_IXOTH:
+            raise ToolingError(f"pods run as other users and cannot enter {path}: set LORA_OPERATOR_CACHE elsewhere")

@@ -1,0 +1,82 @@
+"""The small objects beside the engines' Deployment: Service, kit and module-list ConfigMaps, and the gate's Secret."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Mapping
+from typing import Any
+
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.constants import GATE_KEY, MODULES_KEY
+from lora_operator.desired.common import owner_reference
+from lora_operator.names import engine_labels, gate_secret, kit_config_map, modules_config_map, short_hash
+
+
+def gate_token(master_key: bytes, deployment: VLLMDeployment) -> str:
+    """The deployment's own token: derived, so that no right to read Secrets is needed to know it again."""
+    metadata = deployment.metadata
+    text = f"gate/{metadata.namespace}/{metadata.name}/{metadata.uid}"
+    return hmac.new(master_key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def kit_hash(files: Mapping[str, str]) -> str:
+    """Hash that names a kit."""
+    return short_hash(dict(files))
+
+
+def build_service(deployment: VLLMDeployment) -> dict[str, Any]:
+    """A ClusterIP Service over the engine pods."""
+    port = deployment.spec.engine.port
+    return _object(
+        deployment,
+        "Service",
+        deployment.metadata.name,
+        {
+            "spec": {
+                "selector": engine_labels(deployment.metadata.name),
+                "ports": [{"name": "http", "port": port, "targetPort": "http", "protocol": "TCP"}],
+            }
+        },
+    )
+
+
+def build_kit_config_map(deployment: VLLMDeployment, files: Mapping[str, str]) -> dict[str, Any]:
+    """The engine kit, immutable and named by its hash."""
+    return _object(
+        deployment,
+        "ConfigMap",
+        kit_config_map(deployment.metadata.name, kit_hash(files)),
+        {"immutable": True, "data": dict(files)},
+    )
+
+
+def build_modules_config_map(deployment: VLLMDeployment, encoded: str) -> dict[str, Any]:
+    """The module list (base64 of gzip of JSON) that starting pods boot from."""
+    return _object(
+        deployment,
+        "ConfigMap",
+        modules_config_map(deployment.metadata.name),
+        {"binaryData": {MODULES_KEY: encoded}},
+    )
+
+
+def build_gate_secret(deployment: VLLMDeployment, token: str) -> dict[str, Any]:
+    """The token that opens the gate of this deployment's pods to the operator."""
+    return _object(
+        deployment,
+        "Secret",
+        gate_secret(deployment.metadata.name),
+        {"type": "Opaque", "data": {GATE_KEY: base64.b64encode(token.encode()).decode()}},
+    )
+
+
+def _object(deployment: VLLMDeployment, kind: str, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    metadata = {
+        "name": name,
+        "namespace": deployment.metadata.namespace,
+        "labels": engine_labels(deployment.metadata.name),
+        "ownerReferences": [owner_reference(deployment, "VLLMDeployment")],
+    }
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata} | body

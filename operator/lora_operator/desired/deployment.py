@@ -1,0 +1,158 @@
+"""The engine pods' Deployment, with the defaults that others got wrong (design.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_operator.api.cache import ModelCache
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.constants import (
+    ANNOTATION_KIT,
+    ANNOTATION_TEMPLATE_HASH,
+    CACHE_MOUNT,
+    ENGINE_CONTAINER,
+    GATE_MOUNT,
+    KIT_MOUNT,
+    KIT_PACKAGE,
+    KIT_STATE_MOUNT,
+    MODULES_MOUNT,
+)
+from lora_operator.desired.common import CONTAINER_SECURITY, owner_reference
+from lora_operator.desired.engine import (
+    GRACE_SECONDS,
+    HOME_MOUNT,
+    PRE_STOP_SECONDS,
+    build_argv,
+    build_env,
+    build_launcher_command,
+)
+from lora_operator.desired.pod_template import merge_pod_template
+from lora_operator.names import engine_labels, gate_secret, kit_config_map, modules_config_map, short_hash
+
+
+def template_hash(deployment: VLLMDeployment, cache: ModelCache, *, model_path: str) -> str:
+    """Hash of all that the pods follow from: pods roll when it changes, and never for another reason."""
+    spec = deployment.spec.to_wire()
+    for not_in_pods in ("replicas", "adapterPolicy"):
+        spec.pop(not_in_pods, None)
+    groups = list(cache.spec.security_context.supplemental_groups)
+    return short_hash([spec, cache.spec.storage.existing_claim, groups, model_path])
+
+
+def build_deployment(
+    deployment: VLLMDeployment, cache: ModelCache, *, model_path: str, kit: str, kit_files: tuple[str, ...]
+) -> dict[str, Any]:
+    """The apps/v1 Deployment. Raises ReasonError(PodTemplateInvalid) for a podTemplate that can't be merged."""
+    metadata = deployment.metadata
+    where = f"VLLMDeployment {metadata.namespace}/{metadata.name}"
+    template = _template(deployment, cache, model_path=model_path, kit=kit, kit_files=kit_files)
+    if deployment.spec.pod_template:
+        template = merge_pod_template(template, deployment.spec.pod_template, where=where)
+    spec: dict[str, Any] = {
+        "selector": {"matchLabels": engine_labels(metadata.name)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling(deployment)},
+        "progressDeadlineSeconds": 7200,
+        "revisionHistoryLimit": 3,
+        "template": template,
+    }
+    if deployment.spec.replicas is not None:
+        spec["replicas"] = deployment.spec.replicas
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": metadata.name,
+            "namespace": metadata.namespace,
+            "labels": engine_labels(metadata.name),
+            "annotations": {
+                ANNOTATION_TEMPLATE_HASH: template_hash(deployment, cache, model_path=model_path),
+                ANNOTATION_KIT: kit,
+            },
+            "ownerReferences": [owner_reference(deployment, "VLLMDeployment")],
+        },
+        "spec": spec,
+    }
+
+
+def _rolling(deployment: VLLMDeployment) -> dict[str, Any]:
+    """Without a spare GPU a surge pod would wait for ever; without GPUs a surge pod keeps capacity."""
+    resources = deployment.spec.engine.resources or {}
+    names = {name for part in ("requests", "limits") for name in resources.get(part) or {}}
+    on_gpu = any("gpu" in name.rsplit("/", 1)[-1] and "/" in name for name in names)
+    return {"maxSurge": 0, "maxUnavailable": 1} if on_gpu else {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def _template(
+    deployment: VLLMDeployment, cache: ModelCache, *, model_path: str, kit: str, kit_files: tuple[str, ...]
+) -> dict[str, Any]:
+    engine = deployment.spec.engine
+    security: dict[str, Any] = {"seccompProfile": {"type": "RuntimeDefault"}}
+    if cache.spec.security_context.supplemental_groups:
+        security["supplementalGroups"] = list(cache.spec.security_context.supplemental_groups)
+    container: dict[str, Any] = {
+        "name": ENGINE_CONTAINER,
+        "image": engine.image,
+        "command": build_launcher_command(engine.command),
+        "args": build_argv(deployment, model_path=model_path),
+        "env": build_env(deployment, model_path=model_path, kit=kit),
+        "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
+        "securityContext": CONTAINER_SECURITY,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        # The engine may load a large model for an hour; then a dead one may not exit by itself, and a busy one must not be killed.
+        "startupProbe": _probe(period=2, timeout=5, failures=1800),
+        "livenessProbe": _probe(period=10, timeout=10, failures=6),
+        "readinessProbe": _probe(period=2, timeout=5, failures=3),
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+        "volumeMounts": [
+            {"name": "model-cache", "mountPath": CACHE_MOUNT, "readOnly": True},
+            {"name": "engine-kit", "mountPath": KIT_MOUNT, "readOnly": True},
+            {"name": "modules", "mountPath": MODULES_MOUNT, "readOnly": True},
+            {"name": "gate", "mountPath": GATE_MOUNT, "readOnly": True},
+            {"name": "kit-state", "mountPath": KIT_STATE_MOUNT},
+            {"name": "home", "mountPath": HOME_MOUNT},
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  memory for vLLM's processes
+        ],
+    }
+    if engine.resources:
+        container["resources"] = engine.resources
+    name = deployment.metadata.name
+    return {
+        "metadata": {
+            "labels": engine_labels(name),
+            "annotations": {"kubectl.kubernetes.io/default-container": ENGINE_CONTAINER},
+        },
+        "spec": {
+            "enableServiceLinks": False,
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": GRACE_SECONDS,
+            "securityContext": security,
+            "containers": [container],
+            "volumes": [
+                {
+                    "name": "model-cache",
+                    "persistentVolumeClaim": {"claimName": cache.spec.storage.existing_claim, "readOnly": True},
+                },
+                {
+                    "name": "engine-kit",
+                    "configMap": {
+                        "name": kit_config_map(name, kit),
+                        "items": [{"key": file, "path": f"{KIT_PACKAGE}/{file}"} for file in kit_files],
+                    },
+                },
+                {"name": "modules", "configMap": {"name": modules_config_map(name), "optional": True}},
+                {"name": "gate", "secret": {"secretName": gate_secret(name), "defaultMode": 0o444}},
+                {"name": "kit-state", "emptyDir": {}},
+                {"name": "home", "emptyDir": {}},
+                {"name": "shm", "emptyDir": {"medium": "Memory"}},
+            ],
+        },
+    }
+
+
+def _probe(*, period: int, timeout: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": "/health", "port": "http"},
+        "periodSeconds": period,
+        "timeoutSeconds": timeout,
+        "failureThreshold": failures,
+    }

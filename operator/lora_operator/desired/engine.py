@@ -1,0 +1,98 @@
+"""The engine's command line and environment: what a VLLMDeployment's spec means to vLLM."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.constants import (
+    CACHE_MOUNT,
+    GATE_KEY,
+    GATE_MOUNT,
+    KIT_MOUNT,
+    KIT_PACKAGE,
+    KIT_STATE_MOUNT,
+    MODULES_KEY,
+    MODULES_MOUNT,
+)
+from lora_operator.desired.common import literal
+
+HOME_MOUNT: Final = "/var/lib/vllm"
+# A pod is taken out of the Service's endpoints while preStop sleeps; then vLLM gets SIGTERM and finishes what runs.
+PRE_STOP_SECONDS: Final = 5
+SHUTDOWN_SECONDS: Final = 120
+GRACE_SECONDS: Final = PRE_STOP_SECONDS + SHUTDOWN_SECONDS + 25
+
+
+def model_argument(command: tuple[str, ...], model_path: str) -> list[str]:
+    """The base model: positional for `vllm serve`, --model for the module."""
+    return [model_path] if command[-1] == "serve" else ["--model", model_path]
+
+
+def build_argv(deployment: VLLMDeployment, *, model_path: str) -> list[str]:
+    """The engine's whole command line without --lora-modules, which the launcher adds at every start."""
+    spec = deployment.spec
+    argv = [*spec.engine.command, *model_argument(spec.engine.command, model_path)]
+    argv += ["--served-model-name", *spec.model.served_names]
+    argv += ["--port", str(spec.engine.port), "--dtype", spec.model.dtype]
+    if spec.model.max_model_len is not None:
+        argv += ["--max-model-len", str(spec.model.max_model_len)]
+    argv += [
+        "--enable-lora",
+        *("--max-loras", str(spec.lora.max_loras)),
+        *("--max-cpu-loras", str(spec.lora.max_cpu_loras)),
+        *("--max-lora-rank", str(spec.lora.max_lora_rank)),
+        *("--middleware", f"{KIT_PACKAGE}.kit.Kit"),
+        *("--api-server-count", "1"),
+        *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
+    ]
+    return [literal(argument) for argument in argv] + list(spec.engine.args)
+
+
+def build_launcher_command(command: tuple[str, ...]) -> list[str]:
+    """The container's command: the launcher, by the engine's own Python where the command names one."""
+    first = command[0].rsplit("/", 1)[-1]
+    return [command[0] if first.startswith("python") else "python3", "-m", f"{KIT_PACKAGE}.launcher"]
+
+
+def build_env(deployment: VLLMDeployment, *, model_path: str, kit: str) -> list[dict[str, Any]]:
+    """The engine's environment: the kit's settings, writable homes, no network for models, then the user's own."""
+    spec = deployment.spec
+    values = {
+        "LORA_OPERATOR_CACHE_ROOT": CACHE_MOUNT,
+        "LORA_OPERATOR_KIT": kit,
+        "LORA_OPERATOR_MAX_CPU_LORAS": str(spec.lora.max_cpu_loras),
+        "LORA_OPERATOR_MAX_LORA_RANK": str(spec.lora.max_lora_rank),
+        "LORA_OPERATOR_MODEL_PATH": model_path,
+        "LORA_OPERATOR_MODULES": f"{MODULES_MOUNT}/{MODULES_KEY}",
+        "LORA_OPERATOR_SERVED_NAMES": json.dumps(list(spec.model.served_names)),
+        "LORA_OPERATOR_STATE": KIT_STATE_MOUNT,
+        "LORA_OPERATOR_TOKEN_FILE": f"{GATE_MOUNT}/{GATE_KEY}",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": f"{CACHE_MOUNT}/hub",
+        "HF_HOME": f"{HOME_MOUNT}/huggingface",
+        "HOME": HOME_MOUNT,
+        "VLLM_CACHE_ROOT": f"{HOME_MOUNT}/vllm",
+        "XDG_CACHE_HOME": f"{HOME_MOUNT}/cache",
+        "TORCHINDUCTOR_CACHE_DIR": f"{HOME_MOUNT}/inductor",
+        "TRITON_CACHE_DIR": f"{HOME_MOUNT}/triton",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONPATH": KIT_MOUNT,
+    }
+    env: dict[str, dict[str, Any]] = {
+        name: {"name": name, "value": literal(value)} for name, value in sorted(values.items())
+    }
+    if spec.engine.api_key_secret_ref is not None:
+        ref = spec.engine.api_key_secret_ref
+        env["VLLM_API_KEY"] = {
+            "name": "VLLM_API_KEY",
+            "valueFrom": {"secretKeyRef": {"name": ref.name, "key": ref.key}},
+        }
+    for variable in spec.engine.env:
+        entry = variable.to_wire()
+        if variable.name == "PYTHONPATH" and variable.value:
+            entry = {"name": "PYTHONPATH", "value": f"{KIT_MOUNT}:{variable.value}"}
+        env[variable.name] = entry
+    return list(env.values())

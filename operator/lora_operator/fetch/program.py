@@ -1,0 +1,238 @@
+"""The main flow of a download Job, in the order that its safety needs.
+
+authorise → list and choose → prove readable → volume and space → download → verify → stage → check → publish
+
+Nothing is looked at in the cache before the source accepted the Job's own credentials, and nothing is published that was not verified
+and checked in this very run. Every way out, also a signal, a stall and an unforeseen exception, leaves one result.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from pydantic import ValidationError
+
+from lora_operator.constants import Reason
+from lora_operator.errors import ReasonError
+from lora_operator.fetch import choose, content, environment, outcome, publish, text, verify, volume
+from lora_operator.fetch.choose import RemoteFile, WantedFile
+from lora_operator.fetch.progress import STALL_AFTER_S, Reporter, measure_blobs
+from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, FetchResult, Manifest, ManifestFile
+
+if TYPE_CHECKING:
+    from lora_operator.fetch import huggingface, resume
+
+log = logging.getLogger(__name__)
+
+STALL_ENV: Final = "LORA_OPERATOR_STALL_SECONDS"
+_EXIT_NOW: Final = os._exit  # a blocked download thread must not keep an ended Job alive
+
+
+def main() -> int:
+    """Runs the Job that the environment describes; returns the exit code."""
+    _start_logging()
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        with environment.private_home() as home:
+            request = _read_request()
+            environment.prepare(request, home=Path(home))
+            result = _run(request)
+    except ReasonError as error:
+        result = outcome.failure(error)
+    except Exception as error:
+        print(text.redact(traceback.format_exc()), file=sys.stderr, flush=True)
+        result = outcome.failure(error)
+    return outcome.finish(result)
+
+
+def _run(request: FetchRequest) -> FetchResult:
+    # huggingface_hub takes its settings from the environment when it is imported, so not before environment.prepare.
+    from lora_operator.fetch import huggingface
+
+    token = environment.read_token(request)
+    hub = huggingface.connect(request.hugging_face, token)
+
+    def on_stall(seconds: float) -> None:
+        _end_stalled(seconds, endpoint=hub.endpoint, status=hub.complaints.status)
+
+    with Reporter(on_stall=on_stall, stall_after=_stall_after()) as reporter:
+        log.info("asking %s for %s at %s", hub.endpoint, request.hugging_face.repo, request.hugging_face.revision)
+        commit = huggingface.authorise(hub)
+        log.info("%s is commit %s", request.hugging_face.revision, commit)
+        wanted = choose.choose(
+            huggingface.listing(hub, commit),
+            kind=request.type,
+            folder=request.path,
+            allow=request.hugging_face.allow_patterns,
+            ignore=request.hugging_face.ignore_patterns,
+        )
+        huggingface.prove_readable(hub, commit, wanted[0].remote.path)
+        return _fetch(request, hub, commit, wanted, reporter)
+
+
+def _fetch(
+    request: FetchRequest, hub: huggingface.Hub, commit: str, wanted: Sequence[WantedFile], reporter: Reporter
+) -> FetchResult:
+    from lora_operator.fetch import huggingface, resume
+
+    root = Path(request.cache_root)
+    volume.prepare(root)
+    place = resume.Place(hub=root / volume.HUB, repo=request.hugging_face.repo)
+    files = list({file.remote.etag: file.remote for file in wanted}.values())
+    missing = resume.missing_bytes(place, files)
+    log.info("%d files, %s; %s to download", len(wanted), text.size(_total(files)), text.size(missing))
+    volume.require_space(root, missing)
+
+    cached = {file.etag for file in files if (place.blobs / file.etag).exists()}
+    measure = measure_blobs(place.blobs, files)
+    reporter.enter("Downloading", total=_total(files), measure=measure)
+    remotes = [file.remote for file in wanted]
+    blobs = huggingface.download(hub, place, remotes, commit=commit, moving=lambda: measure()[1])
+
+    verdicts = _verify(remotes, blobs, reporter)
+    spoilt = [file for file in remotes if verdicts[file.path].fault and file.etag in cached]
+    if spoilt:
+        reporter.enter("Downloading", total=_total(files), measure=measure)
+        _heal(hub, place, spoilt, verdicts, commit=commit)
+        verdicts |= _verify(spoilt, blobs, reporter)
+    _require_right(place, remotes, verdicts, commit=commit)
+
+    reporter.enter("Publishing", total=_total(files), measure=lambda: (_total(files), 0))
+    return _publish(request, commit, wanted, blobs, verdicts)
+
+
+def _heal(
+    hub: huggingface.Hub,
+    place: resume.Place,
+    files: Sequence[RemoteFile],
+    verdicts: Mapping[str, verify.Verdict],
+    *,
+    commit: str,
+) -> None:
+    """Downloads again what was in the cache already and is wrong; engines may have it open, so it is replaced, never removed."""
+    from lora_operator.fetch import huggingface
+
+    for file in files:
+        log.warning("%s in the cache is wrong: %s; downloading it again", file.path, verdicts[file.path].fault)
+        huggingface.download_again(hub, place, file, commit=commit)
+
+
+def _verify(files: Sequence[RemoteFile], blobs: Mapping[str, Path], reporter: Reporter) -> dict[str, verify.Verdict]:
+    """Verdicts by the file's path in the repository; a blob that several files share is read once."""
+    meter = verify.Meter()
+    unique = {blobs[file.path]: file for file in files}
+    reporter.enter("Verifying", total=_total(unique.values()), measure=meter.read)
+    verdicts = verify.verify(unique, count=meter.add)
+    return {file.path: verdicts[blobs[file.path]] for file in files}
+
+
+def _require_right(
+    place: resume.Place, files: Sequence[RemoteFile], verdicts: Mapping[str, verify.Verdict], *, commit: str
+) -> None:
+    from lora_operator.fetch import huggingface
+
+    wrong = [file for file in files if verdicts[file.path].fault]
+    for file in wrong:
+        huggingface.forget(place, commit, file)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else ""
+        raise ReasonError(
+            Reason.CHECKSUM_MISMATCH,
+            f"{text.clean(wrong[0].path, limit=200)!r} is not what the source declares: "
+            f"{verdicts[wrong[0].path].fault}{more}; it was removed and will be downloaded again",
+        )
+
+
+def _publish(
+    request: FetchRequest,
+    commit: str,
+    wanted: Sequence[WantedFile],
+    blobs: Mapping[str, Path],
+    verdicts: Mapping[str, verify.Verdict],
+) -> FetchResult:
+    root = Path(os.path.realpath(request.cache_root))
+    files = tuple(
+        ManifestFile(path=file.name, size=verdicts[file.remote.path].size, sha256=verdicts[file.remote.path].sha256)
+        for file in wanted
+    )
+    with publish.staged(root, {file.name: blobs[file.remote.path] for file in wanted}) as staging:
+        found = content.inspect(request, root=root, view=staging)
+        manifest = Manifest(
+            artifact=request.artifact,
+            type=request.type,
+            repo=request.hugging_face.repo,
+            resolved_revision=commit,
+            digest=verify.digest(files),
+            files=files,
+            rank=found.rank,
+            target_modules=found.target_modules,
+        )
+        path = publish.publish(root, staging, manifest)
+    return FetchResult(
+        ok=True,
+        resolved_revision=commit,
+        digest=manifest.digest,
+        size_bytes=sum(file.size for file in files),
+        files=len(files),
+        path=path,
+        rank=found.rank,
+        target_modules=found.target_modules,
+    )
+
+
+def _total(files: Iterable[RemoteFile]) -> int:
+    return sum(file.size for file in files)
+
+
+def _read_request() -> FetchRequest:
+    try:
+        return FetchRequest.model_validate_json(os.environ.get(FETCH_REQUEST_ENV, ""))
+    except ValidationError as error:
+        raise ReasonError(Reason.JOB_FAILED, text.clean(f"{FETCH_REQUEST_ENV} is no fetch request: {error}")) from error
+
+
+def _stall_after() -> float:
+    return float(os.environ.get(STALL_ENV) or STALL_AFTER_S)
+
+
+def _end_stalled(seconds: float, *, endpoint: str, status: int | None) -> NoReturn:
+    if status == 429:
+        error = ReasonError(Reason.RATE_LIMITED, f"{endpoint} asks for fewer requests (429)")
+    else:
+        last = f"; its last answer was {status}" if status is not None else ""
+        error = ReasonError(
+            Reason.SOURCE_UNREACHABLE,
+            f"nothing arrived from {endpoint} for {seconds:.0f} s{last}; what was downloaded is kept",
+        )
+    _EXIT_NOW(outcome.finish(outcome.failure(error)))
+
+
+def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
+    error = ReasonError(
+        Reason.JOB_FAILED,
+        "the Job was ended from outside (deadline, eviction or deletion); what was downloaded is kept",
+    )
+    _EXIT_NOW(outcome.finish(outcome.failure(error)))
+
+
+class _Redacting(logging.Formatter):
+    """One line per record, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return text.clean(super().format(record), limit=4096)
+
+
+def _start_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -1,0 +1,168 @@
+"""Downloads big files so that an interrupted download goes on where it stopped, also in another process.
+
+huggingface_hub 2 writes each download to a file with a random name and drops it on failure; a Job that is evicted at 90 % of a shard
+would start that shard anew, and a killed one leaves its file for ever. So files from RESUMABLE_BYTES on are downloaded here, with the
+library's own request and resume code, into `blobs/<etag>.incomplete`, under the very lock that the library takes for that blob. What
+an interrupted library download left is adopted or removed under that lock too. `snapshot_download` then finds the blob and links it.
+Nothing here vouches for content: `verify` does that, and a wrong blob goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # exported lazily
+
+from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.environment import METADATA_TIMEOUT_S
+
+log = logging.getLogger(__name__)
+
+RESUMABLE_BYTES: Final = 1 << 20
+_MODE: Final = 0o664
+_NAME: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One repository in the Hub's cache layout."""
+
+    hub: Path
+    repo: str
+
+    @property
+    def storage(self) -> Path:
+        """The repository's own folder."""
+        return self.hub / repo_folder_name(repo_id=self.repo, repo_type="model")
+
+    @property
+    def blobs(self) -> Path:
+        """Where payloads lie, named by their ETag."""
+        return self.storage / "blobs"
+
+    def lock(self, etag: str) -> Path:
+        """The lock file that huggingface_hub takes while it downloads a blob."""
+        return self.hub / ".locks" / self.storage.name / f"{etag}.lock"
+
+
+def missing_bytes(place: Place, files: Iterable[RemoteFile]) -> int:
+    """Bytes that a download of `files` still has to write."""
+    sizes = {file.etag: file.size for file in files}
+    return sum(max(0, size - _present(place, etag, size)) for etag, size in sizes.items())
+
+
+def download_big(
+    place: Place,
+    files: Iterable[RemoteFile],
+    *,
+    commit: str,
+    endpoint: str,
+    token: str | Literal[False],
+    workers: int,
+) -> None:
+    """Downloads those of `files` that are big and absent; removes what dead downloads left of the others."""
+    wanted = {
+        file.etag: file for file in files if _NAME.fullmatch(file.etag) and not (place.blobs / file.etag).exists()
+    }
+    place.blobs.mkdir(parents=True, exist_ok=True)
+
+    def one(file: RemoteFile) -> None:
+        lock = place.lock(file.etag)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(lock):
+            if not (place.blobs / file.etag).exists():
+                partial = _adopt(place, file)
+                if file.size >= RESUMABLE_BYTES:
+                    _download(
+                        file,
+                        partial,
+                        place.blobs / file.etag,
+                        repo=place.repo,
+                        commit=commit,
+                        endpoint=endpoint,
+                        token=token,
+                    )
+                else:
+                    partial.unlink(missing_ok=True)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="download") as pool:
+        # Every download is waited for: one that failed keeps what it has, and so do the others.
+        for future in [pool.submit(one, file) for file in wanted.values()]:
+            future.result()
+
+
+def discard_partial(place: Place, files: Iterable[RemoteFile]) -> None:
+    """Gives the space of unfinished downloads back, where nobody is working on them."""
+    for file in files:
+        with WeakFileLock(place.lock(file.etag)):
+            for path in (_partial(place, file.etag), *_left_over(place, file.etag)):
+                path.unlink(missing_ok=True)
+
+
+def _download(
+    file: RemoteFile, partial: Path, blob: Path, *, repo: str, commit: str, endpoint: str, token: str | Literal[False]
+) -> None:
+    url = hf_hub_url(repo, file.path, revision=commit, endpoint=endpoint)
+    found = get_hf_file_metadata(url, token=token, timeout=METADATA_TIMEOUT_S, endpoint=endpoint, retry_on_errors=True)
+    if found.etag != file.etag or found.size != file.size:
+        log.info("%s has an unusual ETag; it is left to huggingface_hub", file.path)
+        return
+    with partial.open("ab", buffering=0) as target:
+        have = target.tell()
+        if have > file.size:
+            target.truncate(0)
+            have = 0
+        log.info("downloading %s from byte %d of %d", file.path, have, file.size)
+        # `transport` keeps the token from any other host that the location may be on.
+        http_get(
+            found.location,
+            target,
+            resume_size=have,
+            headers=build_hf_headers(token=token),
+            expected_size=file.size,
+            displayed_filename=file.path,
+        )
+        os.fsync(target.fileno())
+    if partial.stat().st_size == file.size:
+        partial.chmod(_MODE)
+        partial.replace(blob)
+
+
+def _partial(place: Place, etag: str) -> Path:
+    return place.blobs / f"{etag}.incomplete"
+
+
+def _left_over(place: Place, etag: str) -> list[Path]:
+    """What library downloads of other processes left: `<etag>.<8 hex>.incomplete`; only to be called under the blob's lock."""
+    return list(place.blobs.glob(f"{etag}.????????.incomplete"))
+
+
+def _adopt(place: Place, file: RemoteFile) -> Path:
+    """Keeps the longest unfinished download of a blob as its partial file and removes the others."""
+    partial = _partial(place, file.etag)
+    candidates = [(path.stat().st_size, path) for path in (partial, *_left_over(place, file.etag)) if path.is_file()]
+    if candidates:
+        longest = max(candidates)[1]
+        for _, path in candidates:
+            if path != longest:
+                path.unlink(missing_ok=True)
+        if longest != partial:
+            longest.replace(partial)
+    return partial
+
+
+def _present(place: Place, etag: str, size: int) -> int:
+    if (place.blobs / etag).exists():
+        return size
+    return max(
+        (path.stat().st_size for path in (_partial(place, etag), *_left_over(place, etag)) if path.is_file()), default=0
+    )

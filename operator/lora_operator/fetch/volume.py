@@ -1,0 +1,119 @@
+"""What a Job may expect of the cache's volume: writable, with symbolic links, with room, shared by users of one group.
+
+Nothing here reads or judges content. Directories get the volume's group and the set-group-id bit, so that another Job or engine of
+another user, but of the same group, can use what this one made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Final
+
+from lora_operator.constants import Reason
+from lora_operator.errors import ReasonError
+from lora_operator.fetch import text
+
+HUB: Final = "hub"
+ARTIFACTS: Final = "artifacts"
+_SHARED_DIRECTORY: Final = 0o2775
+_NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+def prepare(root: Path) -> None:
+    """Makes the cache's directories and proves that they can be written and can hold links.
+
+    Raises ReasonError: CacheNotReady without the mount, CacheNotWritable, InsufficientSpace.
+    """
+    if not root.is_dir():
+        raise ReasonError(Reason.CACHE_NOT_READY, f"the cache is not mounted: there is no directory {root}")
+    for name in (HUB, ARTIFACTS):
+        directory = root / name
+        try:
+            if not directory.is_dir():
+                _make_shared(directory, like=root)
+            _probe(directory)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ReasonError(Reason.INSUFFICIENT_SPACE, f"the cache's volume is full: {error.strerror}") from error
+            raise not_writable(str(directory), error) from error
+
+
+def not_writable(path: str, error: OSError) -> ReasonError:
+    """The error for a user who must find out which owner, group or mode to change."""
+    nearest = Path(path)
+    while not nearest.is_dir() and nearest != nearest.parent:
+        nearest = nearest.parent
+    try:
+        found = nearest.stat()
+        owner = f"{nearest} belongs to {found.st_uid}:{found.st_gid} with mode {stat.S_IMODE(found.st_mode):04o}"
+    except OSError:
+        owner = f"{nearest} can't be examined"
+    groups = ",".join(str(group) for group in sorted({os.getegid(), *os.getgroups()}))
+    return ReasonError(
+        Reason.CACHE_NOT_WRITABLE,
+        text.clean(
+            f"the Job's user {os.geteuid()} (groups {groups}) can't write: {error.strerror or error}; {owner}; "
+            "change the volume's owner or mode, or set the ModelCache's securityContext (supplementalGroups, fsGroup, runAsUser)"
+        ),
+    )
+
+
+def require_space(root: Path, missing: int) -> None:
+    """Raises InsufficientSpace when `missing` bytes don't fit; file systems that don't tell are believed to have room."""
+    found = os.statvfs(root)
+    free = found.f_bavail * found.f_frsize
+    if found.f_blocks and missing > free:
+        raise ReasonError(
+            Reason.INSUFFICIENT_SPACE,
+            f"{text.size(missing)} are to be downloaded, but the cache's volume has {text.size(free)} free; "
+            "free space on it or enlarge it",
+        )
+
+
+def inside(root: Path, relative: str) -> Path:
+    """The real path of `relative` below `root`. Raises ReasonError when it leads out of it, by whatever links."""
+    real_root = os.path.realpath(root)
+    real = os.path.realpath(Path(real_root, relative))
+    if os.path.commonpath([real_root, real]) != real_root or real == real_root:
+        raise ReasonError(Reason.JOB_FAILED, text.clean(f"{relative!r} leads out of the cache"))
+    return Path(real)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the entries of a directory durable where the file system can do it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _make_shared(directory: Path, *, like: Path) -> None:
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        return
+    # A volume that has no owners or modes (or maps them) is still usable.
+    with contextlib.suppress(OSError):
+        os.chown(directory, -1, like.stat().st_gid)
+    with contextlib.suppress(OSError):
+        directory.chmod(_SHARED_DIRECTORY)
+
+
+def _probe(directory: Path) -> None:
+    probe = directory / f".tmp-probe-{secrets.token_hex(8)}"
+    try:
+        probe.symlink_to("nowhere")
+    except OSError as error:
+        if error.errno in _NO_LINKS and os.access(directory, os.W_OK):
+            raise OSError(error.errno, "symbolic links are not possible on this volume", str(directory)) from error
+        raise
+    probe.unlink()

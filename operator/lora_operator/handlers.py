@@ -1,0 +1,105 @@
+"""kopf's side: one event handler per watched kind, which puts words into the store and keys on the queue, and nothing else.
+
+No handler of ours reads or writes anything over the network, so kopf writes nothing on any object: no finalizer, no annotation.
+kopf logs and forgets what a handler raises; ours hands it on, so that a fault ends the process instead of losing words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import kopf
+
+from lora_operator.reconcile.store import Change, Kind, Store
+from lora_operator.reconcile.sync import KIND_BY_PATH, WATCHED
+
+OpenSession = Callable[[Callable[[str], None]], Awaitable[tuple[str, Any]]]
+
+
+def register_handlers(
+    registry: kopf.OperatorRegistry,
+    *,
+    store: Store,
+    changed: Callable[[Change], None],
+    failed: Callable[[BaseException], None],
+) -> None:
+    """Registers an on.event handler for each watched kind; `changed` hears of each difference, `failed` of our own faults."""
+    for kind, watched in WATCHED.items():
+        kopf.on.event(
+            group=watched.rt.group,
+            version=watched.rt.version,
+            plural=watched.rt.plural,
+            id=f"store-{watched.rt.plural}",
+            registry=registry,
+        )(_event_handler(kind, store, changed, failed))
+
+
+def _event_handler(
+    kind: Kind,
+    store: Store,
+    changed: Callable[[Change], None],
+    failed: Callable[[BaseException], None],
+) -> Callable[..., Awaitable[None]]:
+    async def take(event: Any, **_: Any) -> None:
+        try:
+            change = take_event(store, kind, event["type"], event["object"])
+            if change is not None:
+                changed(change)
+        except Exception as error:
+            failed(error)
+
+    return take
+
+
+def take_event(store: Store, kind: Kind, event_type: str | None, body: dict[str, Any]) -> Change | None:
+    """Puts one watch event into the store; `event_type` is None for an object from a list."""
+    if event_type != "DELETED":
+        return store.upsert(kind, body)
+    metadata = body["metadata"]
+    return store.remove(
+        kind,
+        metadata.get("namespace"),
+        metadata["name"],
+        uid=metadata.get("uid"),
+        resource_version=metadata.get("resourceVersion", ""),
+    )
+
+
+def register_login(
+    registry: kopf.OperatorRegistry, *, open_session: OpenSession, listed: Callable[[Kind], None]
+) -> None:
+    """Has kopf use a session of kube.py's, which also tells when kopf listed a kind: at its start and after losing its place."""
+
+    def listed_path(path: str) -> None:
+        if (kind := KIND_BY_PATH.get(path)) is not None:
+            listed(kind)
+
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        server, session = await open_session(listed_path)
+        return kopf.AiohttpSession(server=server, aiohttp_session=session)
+
+    kopf.on.login(registry=registry, id="service-account")(login)
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """kopf's settings: watches filtered by the API server, small workers, nothing kept on objects, no guessing of kinds."""
+    settings = kopf.OperatorSettings()
+    for watched in WATCHED.values():
+        if watched.label_selector:
+            place = f"{watched.rt.group}/{watched.rt.version}" if watched.rt.group else "v1"
+            settings.watching.label_selectors[place, watched.rt.plural] = watched.label_selector
+    settings.watching.chunk_size = 500
+    settings.watching.server_timeout = 600
+    settings.watching.client_timeout = 660
+    settings.watching.connect_timeout = 10
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    # Measured with 5,000 objects: all seen after 5.6 s, against 16 s and more than twice the memory with the defaults.
+    settings.queueing.worker_limit = 50
+    settings.queueing.idle_timeout = 0.05
+    settings.queueing.exit_timeout = 0.1
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # kinds don't come and go; needs no right to read CustomResourceDefinitions
+    settings.process.ultimate_exiting_timeout = None  # main.py bounds the exit
+    return settings

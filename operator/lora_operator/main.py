@@ -1,0 +1,159 @@
+"""The operator's process: wires store, sync, queue, kopf and probes together, and stops them in order.
+
+One part that ends or fails ends the process with a non-zero status: Kubernetes starts it again, and it finds everything anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import kopf
+
+from lora_operator.errors import OperatorError
+from lora_operator.handlers import kopf_settings, register_handlers, register_login
+from lora_operator.health import health_app, serve_health
+from lora_operator.kube import Kube, load_configuration
+from lora_operator.logs import set_up_logging
+from lora_operator.reconcile.dispatch import Dispatcher
+from lora_operator.reconcile.queue import WorkQueue
+from lora_operator.reconcile.routing import keys_for
+from lora_operator.reconcile.store import OWN_KINDS, Change, Key, Store
+from lora_operator.reconcile.sync import Sync
+from lora_operator.settings import Settings, read_settings
+from lora_operator.vllm import Engines
+
+log = logging.getLogger(__name__)
+
+REFRESH_INTERVAL: Final = 600.0
+REFRESH_SPREAD: Final = 120.0
+STOP_STEP: Final = 1.5  # seconds for each of the steps of stopping; Kubernetes must not have to kill the operator
+
+Reconcile = Callable[[Key], Awaitable[float | None]]
+
+
+class Operator:
+    """The parts of one running operator."""
+
+    def __init__(self, kube: Kube, store: Store, queue: WorkQueue, stop: asyncio.Event) -> None:
+        self._kube = kube
+        self._store = store
+        self._queue = queue
+        self._stop = stop
+        self._stop_kopf = asyncio.Event()
+        self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.sync = Sync(kube, store, self.take)
+
+    def take(self, change: Change) -> None:
+        """Puts on the queue what has to look at a change."""
+        for key in keys_for(change, self._store):
+            self._queue.add(key)
+
+    async def run(self) -> None:
+        """Works until `stop` is set, then stops in order; raises what ended a part, for the process must not live without it."""
+        sync = asyncio.create_task(self.sync.run(), name="sync")
+        watch = asyncio.create_task(self._watch(), name="watch")
+        work = asyncio.create_task(self._work(), name="work")
+        refresh = asyncio.create_task(self._refresh(), name="refresh")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        parts: list[asyncio.Task[None]] = [work, refresh, sync, watch]
+        try:
+            await asyncio.wait([*parts, stop, self._fault], return_when=asyncio.FIRST_COMPLETED)
+            if not self._stop.is_set():
+                self._raise_fault(parts)
+            log.info("stopping")
+        finally:
+            stop.cancel()
+            for part in (work, refresh, sync):
+                part.cancel()
+                await asyncio.wait([part], timeout=STOP_STEP)
+            self._stop_kopf.set()
+            await asyncio.wait([watch], timeout=STOP_STEP)
+            watch.cancel()
+
+    def _raise_fault(self, parts: list[asyncio.Task[None]]) -> None:
+        if self._fault.done():
+            self._fault.result()
+        for part in parts:
+            if part.done():
+                part.result()
+                raise RuntimeError(f"{part.get_name()} ended without being told to")
+
+    async def _work(self) -> None:
+        await self._store.wait_synced()
+        for key in self._own_keys():
+            self._queue.add(key)
+        log.info("every kind was listed: working on %d objects", len(self._own_keys()))
+        await self._queue.run()
+
+    async def _refresh(self) -> None:
+        """Looks at everything again from time to time, spread out: what no event told is found."""
+        while True:
+            await asyncio.sleep(REFRESH_INTERVAL * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
+            for key in self._own_keys():
+                self._queue.add(key, after=random.uniform(0, REFRESH_SPREAD))  # noqa: S311
+
+    async def _watch(self) -> None:
+        """kopf, once every kind could be listed: so the kinds exist when it looks for them."""
+        await self._store.wait_synced()
+        registry = kopf.OperatorRegistry()
+        register_login(registry, open_session=self._kube.watch_session, listed=self.sync.request)
+        register_handlers(registry, store=self._store, changed=self.take, failed=self._failed)
+        others = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
+            registry=registry,
+            settings=kopf_settings(),
+            standalone=True,
+            clusterwide=True,
+            stop_flag=self._stop_kopf,
+        )
+        set_on_signals(self._stop)  # kopf has just taken the signals
+        await kopf.run_tasks(tasks, ignored=others)
+
+    def _failed(self, error: BaseException) -> None:
+        if not self._fault.done():
+            self._fault.set_exception(error)
+
+    def _own_keys(self) -> list[Key]:
+        return [key for kind in OWN_KINDS for key in self._store.keys(kind)]
+
+
+def set_on_signals(event: asyncio.Event) -> None:
+    """Has SIGTERM and SIGINT set the event; nothing outside the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, event.set)
+
+
+async def operate(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
+    """Runs the operator until `stop` is set, or SIGTERM or SIGINT comes."""
+    stop = stop or asyncio.Event()
+    set_on_signals(stop)
+    store = Store()
+    async with Kube(await load_configuration()) as kube, Engines() as engines:
+        queue = WorkQueue(lambda key: dispatcher(key))
+        dispatcher = Dispatcher(kube, engines, store, settings, queue.add)
+        operator = Operator(kube, store, queue, stop)
+        async with serve_health(health_app(queue, operator.sync.missing), port=settings.health_port):
+            await operator.run()
+
+
+def run() -> None:
+    """Entry point of `lora-operator run`; exits 0 when told to stop, 1 on any failure."""
+    try:
+        settings = read_settings(os.environ)
+    except OperatorError as error:
+        sys.exit(f"lora-operator: {error}")
+    set_up_logging(settings.log_level, settings.log_format)
+    try:
+        asyncio.run(operate(settings))
+    except Exception:
+        log.critical("the operator ends", exc_info=True)
+        sys.exit(1)

@@ -1,0 +1,119 @@
+"""Deterministic names, labels and hashes of what the operator makes. Pure: the same want always has the same name.
+
+Names are cut to what Kubernetes allows with a hash at the end, so two long names that begin alike stay different.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any, Final
+
+from lora_operator.constants import (
+    COMPONENT_ENGINE,
+    COMPONENT_FETCH,
+    LABEL_ARTIFACT,
+    LABEL_COMPONENT,
+    LABEL_DEPLOYMENT,
+    LABEL_MANAGED_BY,
+    MANAGED_BY,
+)
+
+FULL_COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
+_NOT_DNS: Final = re.compile(r"[^a-z0-9]+")
+SHORT_REVISION: Final = 8
+
+
+def short_hash(value: Any, length: int = 10) -> str:
+    """Hex digits of the sha256 of the value's canonical JSON form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def bounded(name: str, limit: int) -> str:
+    """`name`, or its beginning and a hash of the whole where it is longer than `limit` characters."""
+    if len(name) <= limit:
+        return name
+    return f"{name[: limit - 9].rstrip('-.')}-{short_hash(name, 8)}"
+
+
+def dns_slug(text: str, limit: int) -> str:
+    """`text` in the characters of a DNS label, for the readable part of a name; may be 'x' when nothing is left."""
+    return _NOT_DNS.sub("-", text.lower()).strip("-")[:limit].strip("-") or "x"
+
+
+def artifact_name(*, repo: str, want: dict[str, Any]) -> str:
+    """Name of the ModelArtifact for a want: readable by the repository's last part, unique by the want's hash.
+
+    At most 41 characters, so that `<artifact>-<attempt>` fits a Job's name and a label value (63).
+    """
+    return f"{dns_slug(repo.rsplit('/', 1)[-1], 30)}-{short_hash(want)}"
+
+
+def job_name(artifact: str, attempt: int) -> str:
+    """Name of the Job of one attempt, and of the Secret that it owns."""
+    return bounded(f"{artifact}-{attempt}", 63)
+
+
+def label_value(name: str) -> str:
+    """An object's name as a label value: at most 63 characters."""
+    return bounded(name, 63)
+
+
+def short_revision(revision: str) -> str:
+    """A revision as `kubectl get` shows it."""
+    return revision[:SHORT_REVISION]
+
+
+def is_pinned(revision: str) -> bool:
+    """Whether a requested revision is a full commit, which can't move."""
+    return FULL_COMMIT.match(revision) is not None
+
+
+def engine_labels(deployment: str) -> dict[str, str]:
+    """Labels of a VLLMDeployment's Deployment and pods."""
+    return {
+        LABEL_MANAGED_BY: MANAGED_BY,
+        LABEL_COMPONENT: COMPONENT_ENGINE,
+        LABEL_DEPLOYMENT: label_value(deployment),
+    }
+
+
+def engine_selector(deployment: str) -> str:
+    """The pods' labels as a selector string, for the scale subresource."""
+    return ",".join(f"{key}={value}" for key, value in sorted(engine_labels(deployment).items()))
+
+
+def fetch_labels(artifact: str) -> dict[str, str]:
+    """Labels of an artifact's Jobs and of their pods."""
+    return {
+        LABEL_MANAGED_BY: MANAGED_BY,
+        LABEL_COMPONENT: COMPONENT_FETCH,
+        LABEL_ARTIFACT: label_value(artifact),
+    }
+
+
+def modules_config_map(deployment: str) -> str:
+    """Name of the ConfigMap with the module list."""
+    return bounded(f"{deployment}-modules", 253)
+
+
+def gate_secret(deployment: str) -> str:
+    """Name of the Secret with the gate's token."""
+    return bounded(f"{deployment}-gate", 253)
+
+
+def kit_config_map(deployment: str, kit: str) -> str:
+    """Name of the immutable ConfigMap with the engine kit of that hash."""
+    return f"{bounded(deployment, 230)}-kit-{kit}"
+
+
+def format_size(size: int) -> str:
+    """Bytes as Kubernetes quantities show them: 512, 12Ki, 128Mi, 3.2Gi."""
+    value = float(size)
+    for unit in ("", "Ki", "Mi", "Gi"):
+        if value < 1024:
+            return f"{value:.0f}{unit}" if value >= 10 or not unit else f"{value:.1f}{unit}".replace(".0", "")
+        value /= 1024
+    return f"{value:.1f}Ti"

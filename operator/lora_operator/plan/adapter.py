@@ -1,0 +1,257 @@
+"""What follows for a LoRAAdapter: the artifact that it wants, its place in the module list, and its status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from lora_operator.api.adapter import (
+    ArtifactRef,
+    LoRAAdapter,
+    LoRAAdapterStatus,
+    PodCounts,
+    PodFailure,
+)
+from lora_operator.api.artifact import ModelArtifact
+from lora_operator.api.cache import ModelCache
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, with_ready_and_stalled
+from lora_operator.constants import CACHE_MOUNT, Condition, Reason
+from lora_operator.errors import ReasonError
+from lora_operator.plan.admission import admit, yield_name
+from lora_operator.plan.fleet import AdapterLoad, Fleet
+from lora_operator.plan.modules import Decision, Module
+from lora_operator.plan.wants import Credentials, build_artifact
+
+MAX_FAILURES = 5
+SECRET_POLL_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class AdapterObservation:
+    """All that is known when an adapter is planned."""
+
+    adapter: LoRAAdapter
+    deployment: VLLMDeployment | None
+    namespace_labels: Mapping[str, str] | None
+    rivals: tuple[LoRAAdapter, ...]  # admitted adapters of the same deployment with the same served name
+    cache: ModelCache | ReasonError | None
+    base_artifact: str | None  # name of the base model's ModelArtifact; None while the deployment has not been planned
+    credentials: Credentials | ReasonError | None
+    artifacts: Mapping[tuple[str, str], ModelArtifact]
+    fleet: Fleet | None  # None while nothing is known of the pods
+    url: str | None
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """What is to be done and said."""
+
+    decision: Decision
+    artifact: dict[str, Any] | None  # to be applied
+    status: LoRAAdapterStatus | None  # None: nothing is known well enough to change it
+    requeue_after: float | None = None
+
+
+def plan_adapter(seen: AdapterObservation, *, now: datetime) -> AdapterPlan:
+    """Decide on one adapter."""
+    adapter = seen.adapter
+    accepted = admit(adapter, seen.deployment, namespace_labels=seen.namespace_labels)
+    if accepted.status is None:
+        return AdapterPlan(_unknown(adapter), None, None, requeue_after=1.0)
+    if accepted.is_true:
+        accepted = yield_name(adapter, seen.rivals) or accepted
+    if not accepted.is_true or seen.deployment is None:
+        return AdapterPlan(
+            _decision(adapter, accepted=False), None, _status(seen, {Condition.ACCEPTED: accepted}, now=now)
+        )
+    return _plan_accepted(seen, seen.deployment, accepted, now=now)
+
+
+def _plan_accepted(
+    seen: AdapterObservation, deployment: VLLMDeployment, accepted: Verdict, *, now: datetime
+) -> AdapterPlan:
+    adapter = seen.adapter
+    wanted, downloaded = _wanted_artifact(seen)
+    if wanted is None and downloaded is None:  # the base model's artifact is not known yet
+        return AdapterPlan(_unknown(adapter), None, None, requeue_after=1.0)
+    key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"]) if wanted else None
+    artifact = seen.artifacts.get(key) if key else None
+    if downloaded is None:
+        downloaded = _downloaded(artifact, key)
+    ready = downloaded.is_true and artifact is not None
+    if ready and artifact is not None and (artifact.status.rank or 0) > deployment.spec.lora.max_lora_rank:
+        accepted = failing(
+            Reason.RANK_TOO_LARGE,
+            f"the adapter's rank is {artifact.status.rank}, VLLMDeployment {deployment.metadata.namespace}/"
+            f"{deployment.metadata.name} allows {deployment.spec.lora.max_lora_rank}: use an adapter of a smaller "
+            "rank, or raise spec.lora.maxLoraRank there",
+        )
+    module = None
+    if ready and accepted.is_true and artifact is not None:
+        module = Module(
+            name=adapter.served_name,
+            path=f"{CACHE_MOUNT}/{artifact.status.path}",
+            base_model_name=adapter.spec.base_model_name or deployment.spec.model.served_names[0],
+            revision=artifact.status.resolved_revision or "",
+            adapter=f"{adapter.metadata.namespace}/{adapter.metadata.name}",
+            uid=adapter.metadata.uid,
+        )
+    credentials = seen.credentials if isinstance(seen.credentials, tuple) else None
+    decision = _decision(
+        adapter,
+        accepted=True,
+        artifact=key,
+        credentials=credentials,
+        module=module,
+        keep=module is None and accepted.is_true,
+    )
+    if ready and module is not None and seen.fleet is None:
+        # Nothing is known of the pods yet (the operator has just started): what stands in the status stays.
+        return AdapterPlan(decision, wanted, None)
+    verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: downloaded}
+    load = None
+    if module is None:
+        verdicts[Condition.LOADED] = failing(
+            Reason.NOT_DOWNLOADED if accepted.is_true else Reason.NOT_ACCEPTED,
+            "nothing is loaded before the adapter is downloaded" if accepted.is_true else "the adapter is not accepted",
+        )
+    elif seen.fleet is not None:
+        load = seen.fleet.load_of(module)
+        verdicts[Condition.LOADED] = _loaded(seen.fleet, load)
+    status = _status(seen, verdicts, now=now, artifact=artifact, key=key, load=load)
+    waits_for_secret = (
+        adapter.spec.source.hugging_face is not None
+        and not downloaded.is_true
+        and (adapter.spec.source.hugging_face.token_secret_ref is not None)
+    )
+    return AdapterPlan(decision, wanted, status, SECRET_POLL_SECONDS if waits_for_secret else None)
+
+
+def _wanted_artifact(seen: AdapterObservation) -> tuple[dict[str, Any] | None, Verdict | None]:
+    """The artifact to be applied, or why there can't be one; (None, None) where it can't be known yet.
+
+    An adapter whose artifact is Ready keeps it when its Secret is gone: the content was authorised when it was fetched.
+    """
+    status = seen.adapter.status
+    if isinstance(seen.credentials, ReasonError):
+        ref = status.artifact_ref
+        artifact = seen.artifacts.get((ref.namespace, ref.name)) if ref else None
+        unchanged = status.observed_generation == seen.adapter.metadata.generation
+        if artifact is not None and unchanged and is_true(artifact.status.conditions, Condition.READY):
+            return {
+                "apiVersion": artifact.api_version,
+                "kind": artifact.kind,
+                "metadata": {"name": artifact.metadata.name, "namespace": artifact.metadata.namespace},
+                "spec": artifact.spec.to_wire(),
+            }, None
+        return None, failing(seen.credentials.reason, seen.credentials.message)
+    if isinstance(seen.cache, ReasonError):
+        return None, failing(seen.cache.reason, seen.cache.message)
+    if seen.cache is None or seen.base_artifact is None:
+        return None, None
+    return (
+        build_artifact(
+            cache=seen.cache,
+            source=seen.adapter.spec.source,
+            base_artifact=seen.base_artifact,
+            credentials=seen.credentials,
+        ),
+        None,
+    )
+
+
+def _unknown(adapter: LoRAAdapter) -> Decision:
+    return Decision(
+        uid=adapter.metadata.uid, generation=adapter.metadata.generation, accepted=False, keep=True, keep_unknown=True
+    )
+
+
+def _decision(
+    adapter: LoRAAdapter,
+    *,
+    accepted: bool,
+    artifact: tuple[str, str] | None = None,
+    credentials: Credentials | None = None,
+    module: Module | None = None,
+    keep: bool = False,
+) -> Decision:
+    return Decision(
+        uid=adapter.metadata.uid,
+        generation=adapter.metadata.generation,
+        accepted=accepted,
+        artifact=artifact,
+        credentials=credentials,
+        module=module,
+        keep=keep,
+    )
+
+
+def _downloaded(artifact: ModelArtifact | None, key: tuple[str, str] | None) -> Verdict:
+    where = f"ModelArtifact {key[0]}/{key[1]}" if key else "ModelArtifact"
+    ready = find(artifact.status.conditions, Condition.READY) if artifact else None
+    if ready is None:
+        return failing(Reason.QUEUED, f"{where} has not started")
+    if ready.status == "True":
+        return ok(Reason.DOWNLOADED, f"{where}: {ready.message}")
+    return failing(Reason(ready.reason), ready.message)
+
+
+def _loaded(fleet: Fleet, load: AdapterLoad) -> Verdict:
+    if load.wanted == 0:
+        if fleet.replicas == 0:
+            return failing(Reason.SCALED_TO_ZERO, "the deployment is scaled to zero replicas")
+        return failing(Reason.NO_READY_PODS, f"none of the deployment's {len(fleet.pods)} pods is ready")
+    counts = f"{load.loaded} of {load.wanted} ready pods serve it"
+    if load.loaded == load.wanted:
+        return ok(Reason.LOADED, counts)
+    cause = f"; {load.failures[0][0]}: {load.failures[0][1]}" if load.failures else ""
+    if load.refused:
+        return failing(Reason.ENGINE_REFUSED, f"{counts}{cause}")
+    if load.unreachable and load.loaded + load.unreachable == load.wanted:
+        return failing(Reason.ENGINE_UNREACHABLE, f"{counts}{cause}")
+    return failing(Reason.PARTIALLY_LOADED if load.loaded else Reason.LOADING, f"{counts}{cause}")
+
+
+def _status(
+    seen: AdapterObservation,
+    verdicts: dict[Condition, Verdict],
+    *,
+    now: datetime,
+    artifact: ModelArtifact | None = None,
+    key: tuple[str, str] | None = None,
+    load: AdapterLoad | None = None,
+) -> LoRAAdapterStatus:
+    adapter, deployment = seen.adapter, seen.deployment
+    if Condition.DOWNLOADED not in verdicts:
+        verdicts[Condition.DOWNLOADED] = failing(
+            Reason.NOT_ACCEPTED, "nothing is downloaded before the adapter is accepted"
+        )
+    if Condition.LOADED not in verdicts:
+        verdicts[Condition.LOADED] = failing(Reason.NOT_ACCEPTED, "the adapter is not accepted")
+    content = artifact.status if artifact and verdicts[Condition.DOWNLOADED].is_true else None
+    wanted = load.wanted if load else 0
+    loaded = load.loaded if load else 0
+    conditions = with_ready_and_stalled(verdicts, f"{loaded} of {wanted} ready pods serve {adapter.served_name}")
+    return LoRAAdapterStatus(
+        conditions=merge(adapter.status.conditions, conditions, generation=adapter.metadata.generation, now=now),
+        observed_generation=adapter.metadata.generation,
+        served_name=adapter.served_name,
+        base_model_name=adapter.spec.base_model_name or (deployment.spec.model.served_names[0] if deployment else None),
+        url=seen.url,
+        resolved_revision=content.resolved_revision if content else None,
+        revision=content.revision if content else None,
+        digest=content.digest if content else None,
+        size_bytes=content.size_bytes if content else None,
+        size=content.size if content else None,
+        rank=content.rank if content else None,
+        target_modules=content.target_modules if content else None,
+        artifact_ref=ArtifactRef(namespace=key[0], name=key[1]) if key else None,
+        ready_pods=f"{loaded}/{wanted}",
+        pods=PodCounts(wanted=wanted, loaded=loaded),
+        failures=tuple(PodFailure(pod=pod, message=message[:1024]) for pod, message in load.failures[:MAX_FAILURES])
+        if load and load.failures
+        else None,
+    )

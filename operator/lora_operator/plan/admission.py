@@ -1,0 +1,97 @@
+"""Whether a deployment admits an adapter: pure, the same answer for the adapter's status and for the deployment's list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from lora_operator.api.adapter import LoRAAdapter
+from lora_operator.api.common import LabelSelector, LabelSelectorRequirement
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.conditions import Verdict, failing, ok
+from lora_operator.constants import Reason
+
+
+def selector_matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
+    """Whether metav1.LabelSelector selects `labels`; an empty selector selects everything."""
+    return all(labels.get(key) == value for key, value in selector.match_labels.items()) and all(
+        _requirement_matches(requirement, labels) for requirement in selector.match_expressions
+    )
+
+
+def _requirement_matches(requirement: LabelSelectorRequirement, labels: Mapping[str, str]) -> bool:
+    value = labels.get(requirement.key)
+    match requirement.operator:
+        case "In":
+            return value is not None and value in requirement.values
+        case "NotIn":
+            return value is None or value not in requirement.values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+
+
+def namespace_admitted(deployment: VLLMDeployment, namespace: str, labels: Mapping[str, str] | None) -> bool | None:
+    """Whether adapterPolicy.namespaces admits a namespace; None where its labels matter and are not known."""
+    policy = deployment.spec.adapter_policy.namespaces
+    if namespace == deployment.metadata.namespace or policy.from_ == "All":
+        return True
+    if policy.from_ == "Same" or policy.selector is None:
+        return False
+    return None if labels is None else selector_matches(policy.selector, labels)
+
+
+def admit(
+    adapter: LoRAAdapter,
+    deployment: VLLMDeployment | None,
+    *,
+    namespace_labels: Mapping[str, str] | None,
+) -> Verdict:
+    """Whether the deployment admits the adapter, its rivals for the name aside. Unknown only where labels are."""
+    namespace, name = adapter.deployment_key
+    if deployment is None:
+        return failing(
+            Reason.DEPLOYMENT_NOT_FOUND,
+            f"VLLMDeployment {namespace}/{name} does not exist: create it or change vllmDeploymentRef",
+        )
+    own = adapter.metadata.namespace
+    admitted = namespace_admitted(deployment, own, namespace_labels)
+    if admitted is None:
+        return Verdict(None, Reason.NAMESPACE_NOT_ALLOWED, f"labels of namespace {own} are not known yet")
+    if not admitted:
+        return failing(
+            Reason.NAMESPACE_NOT_ALLOWED,
+            f"VLLMDeployment {namespace}/{name} does not admit adapters from namespace {own}: "
+            "ask its owner to admit it by spec.adapterPolicy.namespaces",
+        )
+    served = deployment.spec.model.served_names
+    if adapter.served_name in served:
+        return failing(
+            Reason.NAME_IS_BASE_MODEL,
+            f"servedName {adapter.served_name} is a name of the base model of {namespace}/{name}: choose another",
+        )
+    if adapter.spec.base_model_name is not None and adapter.spec.base_model_name not in served:
+        return failing(
+            Reason.BASE_MODEL_NOT_SERVED,
+            f"baseModelName {adapter.spec.base_model_name} is not served by {namespace}/{name}: "
+            f"use one of {', '.join(served)}",
+        )
+    return ok(Reason.ACCEPTED, f"served by {namespace}/{name} as {adapter.served_name}")
+
+
+def seniority(adapter: LoRAAdapter) -> tuple[str, str]:
+    """Sort key: the older adapter first, by creation and then UID."""
+    created = adapter.metadata.creation_timestamp
+    return (created.isoformat() if created else "~", adapter.metadata.uid)
+
+
+def yield_name(adapter: LoRAAdapter, rivals: Iterable[LoRAAdapter]) -> Verdict | None:
+    """NameConflict where an older of the admitted `rivals` for the same served name exists; says nothing about whose it is."""
+    if all(seniority(adapter) <= seniority(rival) for rival in rivals):
+        return None
+    namespace, name = adapter.deployment_key
+    return failing(
+        Reason.NAME_CONFLICT,
+        f"servedName {adapter.served_name} is taken by an older adapter of {namespace}/{name}: "
+        "choose another; it is taken over should the older one go",
+    )

@@ -1,0 +1,314 @@
+"""What follows for a ModelArtifact: when a Job starts, what its end means, when the next attempt is due, when it may go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from lora_operator.api.artifact import Failure, ModelArtifact, ModelArtifactStatus, Progress
+from lora_operator.api.cache import ModelCache
+from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, with_stalled
+from lora_operator.constants import LABEL_MANAGED_BY, MANAGED_BY, REASONS, Condition, Reason, Retry
+from lora_operator.errors import ReasonError
+from lora_operator.manifest import FetchProgress, FetchResult
+from lora_operator.names import format_size, is_pinned, short_revision
+from lora_operator.plan.fetch_job import JobView
+from lora_operator.plan.wants import Credentials
+
+FIRST_BACKOFF_SECONDS = 10
+MAX_BACKOFF_SECONDS = {Retry.BACKOFF: 300, Retry.OUTSIDE: 600}
+POLL_RUNNING_SECONDS = 1.0
+POLL_SECRET_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class SecretVersion:
+    """The Secret that an attempt would use, as far as its metadata tells."""
+
+    credentials: Credentials
+    version: str  # resourceVersion
+
+
+@dataclass(frozen=True)
+class ArtifactObservation:
+    """All that is known when an artifact is planned."""
+
+    artifact: ModelArtifact
+    cache: ModelCache | None
+    base: ModelArtifact | None  # the base model's, where the spec names one
+    wanted: bool | None  # None: not every adapter and deployment has been looked at yet
+    secret: SecretVersion | ReasonError | None  # None: access is anonymous
+    jobs: tuple[JobView, ...]
+    progress: FetchProgress | None
+
+
+@dataclass(frozen=True)
+class ArtifactPlan:
+    """What is to be done and said."""
+
+    status: ModelArtifactStatus | None
+    start: int | None = None  # the attempt whose Job is to be created, or completed where it was left half made
+    delete_jobs: tuple[str, ...] = ()
+    delete_artifact: bool = False
+    requeue_after: float | None = None
+
+
+def is_by_hand(artifact: ModelArtifact) -> bool:
+    """Whether a user made the artifact: to warm a cache. It is wanted as long as it exists."""
+    return artifact.metadata.labels.get(LABEL_MANAGED_BY) != MANAGED_BY
+
+
+def plan_artifact(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
+    """Decide on one artifact."""
+    artifact = seen.artifact
+    status = artifact.status
+    if seen.wanted is None:
+        return ArtifactPlan(status=None, requeue_after=1.0)
+    if not seen.wanted and not is_by_hand(artifact):
+        return _plan_unwanted(seen, now=now)
+    own_jobs = [job for job in seen.jobs if job.owner_uid == artifact.metadata.uid]
+    finished_attempt = status.finished_attempt or 0
+    delete = tuple(job.name for job in own_jobs if job.attempt <= finished_attempt)
+    current = next((job for job in own_jobs if job.attempt == finished_attempt + 1), None)
+    if current is not None and current.result is not None:
+        return _plan_finished(seen, current, current.result, now=now)
+    if current is not None:
+        return _plan_running(seen, current, delete, now=now)
+    if is_true(status.conditions, Condition.READY):
+        if status.unreferenced_since is not None and not is_pinned(_revision(artifact)):
+            verdict = failing(Reason.QUEUED, f"wanted again: resolves {_revision(artifact)} anew")
+            return ArtifactPlan(_write(seen, verdict, now=now, unreferenced_since=None), None, delete, requeue_after=0)
+        unchanged = status.unreferenced_since is None
+        return ArtifactPlan(None if unchanged else _update(status, unreferenced_since=None), delete_jobs=delete)
+    return _plan_start(seen, delete, now=now)
+
+
+def _plan_unwanted(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
+    status = seen.artifact.status
+    if not is_true(status.conditions, Condition.READY):
+        return ArtifactPlan(status=None, delete_artifact=True)
+    if status.unreferenced_since is not None:
+        return ArtifactPlan(status=None)
+    return ArtifactPlan(_update(status, unreferenced_since=now.replace(microsecond=0)))
+
+
+def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan:
+    status = seen.artifact.status
+    attempt = (status.finished_attempt or 0) + 1
+    waits = _waits_for(seen)
+    if waits is not None:
+        return ArtifactPlan(_write(seen, waits, now=now), delete_jobs=delete, requeue_after=30.0)
+    if isinstance(seen.secret, ReasonError):
+        return ArtifactPlan(
+            _write(
+                seen,
+                failing(seen.secret.reason, f"{seen.secret.message}; looked for every {POLL_SECRET_SECONDS:.0f} s"),
+                now=now,
+            ),
+            delete_jobs=delete,
+            requeue_after=POLL_SECRET_SECONDS,
+        )
+    version = seen.secret.version if seen.secret else None
+    failure = status.last_failure
+    renewed = version is not None and status.credentials_version not in (None, version)
+    if failure is not None and not renewed:
+        if status.next_attempt_time is None:  # permanent
+            return ArtifactPlan(None, delete_jobs=delete)
+        wait = (status.next_attempt_time - now).total_seconds()
+        if wait > 0:
+            poll = (
+                POLL_SECRET_SECONDS
+                if version is not None and REASONS[Reason(failure.reason)].retry is Retry.OUTSIDE
+                else wait
+            )
+            return ArtifactPlan(None, delete_jobs=delete, requeue_after=min(wait, poll))
+    verdict = failing(Reason.QUEUED, f"attempt {attempt}: waits for its Job's pod to start")
+    if failure is not None:  # what the last attempt met stays readable until this one is further
+        verdict = failing(Reason(failure.reason), f"{failure.message}; attempt {attempt} is starting")
+    return ArtifactPlan(
+        _write(seen, verdict, now=now, attempt=attempt, credentials_version=version, progress=None),
+        start=attempt,
+        delete_jobs=delete,
+        requeue_after=POLL_RUNNING_SECONDS,
+    )
+
+
+def _waits_for(seen: ArtifactObservation) -> Verdict | None:
+    spec, namespace = seen.artifact.spec, seen.artifact.metadata.namespace
+    if seen.cache is None:
+        return failing(Reason.CACHE_NOT_READY, f"ModelCache {namespace}/{spec.cache_ref.name} does not exist")
+    if not is_true(seen.cache.status.conditions, Condition.READY):
+        condition = find(seen.cache.status.conditions, Condition.READY)
+        detail = f": {condition.message}" if condition else ""
+        if condition is None or condition.reason != Reason.CACHE_NOT_WRITABLE:
+            return failing(Reason.CACHE_NOT_READY, f"ModelCache {namespace}/{spec.cache_ref.name} is not ready{detail}")
+    if spec.base_model_ref is None:
+        return None
+    if seen.base is None or not is_true(seen.base.status.conditions, Condition.READY):
+        return failing(
+            Reason.QUEUED,
+            f"waits for the base model: ModelArtifact {namespace}/{spec.base_model_ref.name} is not Ready",
+        )
+    return None
+
+
+def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan:
+    status = seen.artifact.status
+    start = job.attempt if job.suspended else None
+    progress = seen.progress
+    if job.waiting is not None:
+        verdict = failing(*job.waiting)
+    elif progress is not None and progress.phase in ("Verifying", "Publishing"):
+        verdict = failing(
+            Reason.VERIFYING, f"{_what(seen.artifact)}: {progress.phase.lower()} {format_size(progress.bytes_total)}"
+        )
+    elif progress is not None and progress.phase == "Downloading":
+        verdict = failing(
+            Reason.DOWNLOADING,
+            f"{_what(seen.artifact)}: {_percent(progress)}% of {format_size(progress.bytes_total)}",
+        )
+    elif job.pod is not None:
+        verdict = failing(Reason.DOWNLOADING, f"{_what(seen.artifact)}: asks the source")
+    elif status.last_failure is not None:
+        verdict = failing(
+            Reason(status.last_failure.reason), f"{status.last_failure.message}; attempt {job.attempt} is starting"
+        )
+    else:
+        verdict = failing(Reason.QUEUED, f"attempt {job.attempt}: waits for its Job's pod to start")
+    shown = (
+        Progress(
+            phase=progress.phase,
+            bytes_done=progress.bytes_done,
+            bytes_total=progress.bytes_total,
+            percent=_percent(progress),
+        )
+        if progress is not None
+        else None
+    )
+    return ArtifactPlan(
+        _write(seen, verdict, now=now, attempt=job.attempt, progress=shown),
+        start=start,
+        delete_jobs=delete,
+        requeue_after=POLL_RUNNING_SECONDS,
+    )
+
+
+def _plan_finished(seen: ArtifactObservation, job: JobView, result: FetchResult, *, now: datetime) -> ArtifactPlan:
+    status = seen.artifact.status
+    if not result.ok:
+        reason = result.reason or Reason.JOB_FAILED
+        return ArtifactPlan(
+            plan_failure(seen.artifact, reason, result.message, attempt=job.attempt, now=now),
+            delete_jobs=(job.name,),
+            requeue_after=0,
+        )
+    size = format_size(result.size_bytes)
+    verdict = ok(Reason.READY, f"{_repo(seen.artifact)}@{short_revision(result.resolved_revision)}, {size}")
+    return ArtifactPlan(
+        ModelArtifactStatus(
+            conditions=_conditions(seen.artifact, verdict, now=now),
+            observed_generation=seen.artifact.metadata.generation,
+            attempt=job.attempt,
+            finished_attempt=job.attempt,
+            failed_attempts=0,
+            credentials_version=status.credentials_version,
+            resolved_revision=result.resolved_revision,
+            revision=short_revision(result.resolved_revision),
+            digest=result.digest,
+            size_bytes=result.size_bytes,
+            size=size,
+            files=result.files,
+            path=result.path,
+            rank=result.rank,
+            target_modules=result.target_modules or None,
+        ),
+        delete_jobs=(job.name,),
+    )
+
+
+def plan_failure(
+    artifact: ModelArtifact, reason: Reason, message: str, *, attempt: int, now: datetime
+) -> ModelArtifactStatus:
+    """The status after an attempt failed: back-off by the reason's class, kept here so that it survives restarts."""
+    status = artifact.status
+    failed = (status.failed_attempts or 0) + 1
+    limit = MAX_BACKOFF_SECONDS.get(REASONS[reason].retry)
+    due = None
+    if limit is not None:
+        delay = min(FIRST_BACKOFF_SECONDS * 2 ** min(failed - 1, 10), limit)
+        due = now.replace(microsecond=0) + timedelta(seconds=delay)
+        shown = f"{message}; attempt {attempt} failed, tried again at {due:%H:%M:%S}Z"
+    else:
+        shown = f"{message}; not tried again until the source or the spec changes"
+    return _update(
+        status,
+        conditions=_conditions(artifact, failing(reason, shown), now=now),
+        observed_generation=artifact.metadata.generation,
+        attempt=attempt,
+        finished_attempt=attempt,
+        failed_attempts=failed,
+        next_attempt_time=due,
+        last_failure=Failure(attempt=attempt, reason=reason, message=message[:2048], time=now.replace(microsecond=0)),
+        progress=None,
+    )
+
+
+def _conditions(artifact: ModelArtifact, verdict: Verdict, *, now: datetime) -> tuple[object, ...]:
+    return merge(
+        artifact.status.conditions,
+        with_stalled({Condition.READY: verdict}),
+        generation=artifact.metadata.generation,
+        now=now,
+    )
+
+
+def _write(seen: ArtifactObservation, verdict: Verdict, *, now: datetime, **changes: object) -> ModelArtifactStatus:
+    return _update(
+        seen.artifact.status,
+        conditions=_conditions(seen.artifact, verdict, now=now),
+        observed_generation=seen.artifact.metadata.generation,
+        **changes,
+    )
+
+
+def _update(status: ModelArtifactStatus, **changes: object) -> ModelArtifactStatus:
+    return status.model_copy(update=changes)
+
+
+def _repo(artifact: ModelArtifact) -> str:
+    source = artifact.spec.source.hugging_face
+    return source.repo if source else ""
+
+
+def _revision(artifact: ModelArtifact) -> str:
+    source = artifact.spec.source.hugging_face
+    return source.revision if source else ""
+
+
+def _what(artifact: ModelArtifact) -> str:
+    return f"downloading {_repo(artifact)}@{_revision(artifact)}"
+
+
+def _percent(progress: FetchProgress) -> int:
+    return min(100, progress.bytes_done * 100 // progress.bytes_total) if progress.bytes_total else 0
+
+
+def wanters_credentials(
+    artifact: ModelArtifact, offered: Mapping[Credentials, object]
+) -> Credentials | ReasonError | None:
+    """Which Secret an attempt may use: one that a live, accepted wanter offers, or for a hand-made artifact one beside it."""
+    source = artifact.spec.source.hugging_face
+    identity = artifact.spec.credentials
+    if identity is not None:
+        credentials = (identity.namespace, identity.name, identity.key, identity.uid)
+        if credentials in offered:
+            return credentials
+        return ReasonError(
+            Reason.CREDENTIALS_FORBIDDEN,
+            f"no accepted LoRAAdapter or VLLMDeployment of namespace {identity.namespace} asks for this content with Secret "
+            f"{identity.name}: credentials of another namespace come only through such an object",
+        )
+    if source is not None and source.token_secret_ref is not None:
+        return (artifact.metadata.namespace, source.token_secret_ref.name, source.token_secret_ref.key, "")
+    return None

@@ -1,0 +1,120 @@
+"""Reading a download Job and its pods: what happened, as a value. Everything in a pod's status is data from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from lora_operator.constants import ANNOTATION_ATTEMPT, Reason
+from lora_operator.manifest import FetchResult
+
+IMAGE_PROBLEMS = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "CreateContainerConfigError",
+)
+
+
+@dataclass(frozen=True)
+class JobView:
+    """One attempt's Job."""
+
+    name: str
+    uid: str
+    attempt: int
+    owner_uid: str
+    suspended: bool
+    finished: bool
+    result: FetchResult | None  # when finished; never None then
+    pod: str | None  # a pod whose log can be read
+    waiting: tuple[Reason, str] | None  # why the pod has not started, where Kubernetes says so
+
+
+def view_job(job: dict[str, Any], pods: Iterable[dict[str, Any]]) -> JobView:
+    """What the Job and its pods say."""
+    metadata, status = job["metadata"], job.get("status") or {}
+    conditions = {c["type"]: c for c in status.get("conditions") or () if c.get("status") == "True"}
+    failed, complete = conditions.get("Failed"), conditions.get("Complete")
+    mine = [pod for pod in pods if _owner_uid(pod) == metadata["uid"]]
+    container = next((state for pod in mine if (state := _container_status(pod))), None)
+    finished = failed is not None or complete is not None
+    started = [pod for pod in mine if _container_state(pod, "running") or _container_state(pod, "terminated")]
+    return JobView(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        attempt=_attempt(job),
+        owner_uid=_owner_uid(job) or "",
+        suspended=bool(job["spec"].get("suspend")),
+        finished=finished,
+        result=_result(container, failed) if finished else None,
+        pod=started[0]["metadata"]["name"] if started else None,
+        waiting=None if finished else _waiting(mine),
+    )
+
+
+def _attempt(job: dict[str, Any]) -> int:
+    text = (job["metadata"].get("annotations") or {}).get(ANNOTATION_ATTEMPT, "")
+    return int(text) if text.isdecimal() else 0
+
+
+def _owner_uid(obj: dict[str, Any]) -> str | None:
+    return next((o["uid"] for o in obj["metadata"].get("ownerReferences") or () if o.get("controller")), None)
+
+
+def _container_status(pod: dict[str, Any]) -> dict[str, Any] | None:
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return statuses[0] if statuses else None
+
+
+def _container_state(pod: dict[str, Any], state: str) -> dict[str, Any] | None:
+    container = _container_status(pod)
+    return ((container or {}).get("state") or {}).get(state)
+
+
+def _result(container: dict[str, Any] | None, failed: dict[str, Any] | None) -> FetchResult:
+    terminated = ((container or {}).get("state") or {}).get("terminated") or {}
+    message = terminated.get("message") or ""
+    try:
+        return FetchResult.model_validate_json(message)
+    except ValidationError:
+        pass
+    if failed is not None and failed.get("reason") == "DeadlineExceeded":
+        return FetchResult(ok=False, reason=Reason.JOB_TIMEOUT, message="the Job took longer than its deadline")
+    if terminated.get("reason") == "OOMKilled":
+        return FetchResult(
+            ok=False,
+            reason=Reason.JOB_OUT_OF_MEMORY,
+            message="the Job's pod was killed for its memory use: raise its limit",
+        )
+    if not terminated:
+        return FetchResult(
+            ok=False,
+            reason=Reason.JOB_FAILED,
+            message="the Job's pod is gone and left no result: evicted, deleted, or its node was lost",
+        )
+    code = terminated.get("exitCode")
+    tail = " ".join(message.split())[-600:]
+    return FetchResult(
+        ok=False,
+        reason=Reason.JOB_FAILED,
+        message=f"the Job exited with code {code} and no result; last lines: {tail or 'none'}",
+    )
+
+
+def _waiting(pods: list[dict[str, Any]]) -> tuple[Reason, str] | None:
+    for pod in pods:
+        waiting = _container_state(pod, "waiting") or {}
+        if waiting.get("reason") in IMAGE_PROBLEMS:
+            return (
+                Reason.JOB_IMAGE_PULL,
+                f"pod {pod['metadata']['name']}: {waiting['reason']}: {waiting.get('message', '')}",
+            )
+        for condition in (pod.get("status") or {}).get("conditions") or ():
+            if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+                return Reason.JOB_UNSCHEDULABLE, f"pod {pod['metadata']['name']}: {condition.get('message', '')}"
+    return None

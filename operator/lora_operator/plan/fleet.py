@@ -1,0 +1,89 @@
+"""What is known of a deployment's pods, as values: one view per pod, and what each adapter may conclude from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lora_operator.plan.modules import Module
+
+
+@dataclass(frozen=True)
+class Served:
+    """One name that a pod's engine lists in /v1/models, under its public name."""
+
+    path: str
+    parent: str | None
+    internal_name: str
+
+
+@dataclass(frozen=True)
+class PodView:
+    """What one look at a pod's engine showed. A pod that can't be asked has `error` and nothing else."""
+
+    uid: str
+    container_id: str
+    error: str | None = None
+    gate_closed: bool = False
+    version: str | None = None
+    too_old: bool = False
+    list_generation: int | None = None
+    settled: bool = False
+    served: Mapping[str, Served] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)  # served name -> what the engine or the checks said
+    orphans: tuple[str, ...] = ()  # names that the engine lists and its kit does not know
+    atomic_swap: bool = True
+
+
+@dataclass(frozen=True)
+class FleetPod:
+    """One pod of the deployment, and the last look at its engine if there was one for this container."""
+
+    name: str
+    ready: bool
+    view: PodView | None
+
+
+@dataclass(frozen=True)
+class AdapterLoad:
+    """How one module stands on the fleet's ready pods."""
+
+    wanted: int
+    loaded: int
+    unreachable: int
+    refused: bool
+    failures: tuple[tuple[str, str], ...]  # (pod, message)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The pods of a deployment at one moment."""
+
+    replicas: int
+    pods: tuple[FleetPod, ...]
+
+    def load_of(self, module: Module) -> AdapterLoad:
+        """Count the ready pods that serve exactly this module: name, path and lineage."""
+        wanted = loaded = unreachable = 0
+        refused = False
+        failures: list[tuple[str, str]] = []
+        for pod in self.pods:
+            if not pod.ready:
+                continue
+            wanted += 1
+            view = pod.view
+            if view is None or view.error is not None or not view.gate_closed:
+                unreachable += 1
+                failures.append((pod.name, view.error or "its gate is missing" if view else "not asked yet"))
+            elif serves(view, module):
+                loaded += 1
+            elif module.name in view.failures:
+                refused = True
+                failures.append((pod.name, view.failures[module.name]))
+        return AdapterLoad(wanted, loaded, unreachable, refused, tuple(failures))
+
+
+def serves(view: PodView, module: Module) -> bool:
+    """Whether the pod answers the module's name with the module's content and lineage."""
+    served = view.served.get(module.name)
+    return served is not None and served.path == module.path and served.parent == module.base_model_name

@@ -1,0 +1,125 @@
+"""The module list of a deployment: which adapters its engines serve, from which path, with which lineage.
+
+The list is what pods are told and boot from. It only ever grows in generation, and an adapter about which nothing is known
+yet keeps the entry that it has: unknown is not empty.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+LIST_VERSION: Final = 1
+
+
+@dataclass(frozen=True, order=True)
+class Module:
+    """One adapter as engines are told of it."""
+
+    name: str
+    path: str
+    base_model_name: str
+    revision: str
+    adapter: str  # <namespace>/<name> of the LoRAAdapter
+    uid: str  # of the LoRAAdapter
+
+
+@dataclass(frozen=True)
+class ModuleList:
+    """All adapters of a deployment, sorted by name, at a generation."""
+
+    deployment: str  # <namespace>/<name>
+    generation: int
+    modules: tuple[Module, ...]
+
+    def by_name(self) -> dict[str, Module]:
+        """Modules by served name."""
+        return {module.name: module for module in self.modules}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an adapter's reconcile found.
+
+    `keep`: leave the adapter's present entry as it is. `keep_unknown`: not even the wanted artifact is known.
+    """
+
+    uid: str
+    generation: int
+    accepted: bool
+    artifact: tuple[str, str] | None = None  # (namespace, name) of the wanted ModelArtifact
+    credentials: tuple[str, str, str, str] | None = None  # namespace, name, key, uid of the Secret
+    module: Module | None = None
+    keep: bool = False
+    keep_unknown: bool = False
+
+
+def plan_list(
+    previous: ModuleList | None, decisions: Iterable[Decision], *, deployment: str, above: int = 0
+) -> ModuleList:
+    """The list that `decisions` lead to; the previous one itself when nothing changed.
+
+    `above` is the highest generation that any pod holds: a new list's generation is always higher, also when the
+    ConfigMap with the previous one was lost.
+    """
+    present = {module.uid: module for module in previous.modules} if previous else {}
+    wanted: dict[str, Module] = {}
+    for decision in decisions:
+        module = present.get(decision.uid) if decision.keep else decision.module
+        if module is not None:
+            wanted.setdefault(module.name, module)
+    modules = tuple(sorted(wanted.values()))
+    if previous is not None and previous.modules == modules and previous.generation >= above:
+        return previous
+    generation = max(previous.generation if previous else 0, above) + 1
+    return ModuleList(deployment=deployment, generation=generation, modules=modules)
+
+
+def encode(modules: ModuleList) -> bytes:
+    """The list as engines' kits read it: canonical JSON."""
+    body: dict[str, Any] = {
+        "version": LIST_VERSION,
+        "deployment": modules.deployment,
+        "generation": modules.generation,
+        "modules": [
+            {
+                "name": module.name,
+                "path": module.path,
+                "baseModelName": module.base_model_name,
+                "revision": module.revision,
+                "adapter": module.adapter,
+                "uid": module.uid,
+            }
+            for module in modules.modules
+        ],
+    }
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def encode_for_config_map(modules: ModuleList) -> str:
+    """The list as a ConfigMap's binaryData holds it: base64 of reproducible gzip of the JSON."""
+    return base64.b64encode(gzip.compress(encode(modules), mtime=0)).decode()
+
+
+def decode_from_config_map(data: str) -> ModuleList | None:
+    """The list in a ConfigMap's binaryData; None where it is not one (a user's edit, say)."""
+    try:
+        body = json.loads(gzip.decompress(base64.b64decode(data, validate=True)))
+        modules = tuple(
+            Module(
+                name=str(item["name"]),
+                path=str(item["path"]),
+                base_model_name=str(item["baseModelName"]),
+                revision=str(item["revision"]),
+                adapter=str(item["adapter"]),
+                uid=str(item["uid"]),
+            )
+            for item in body["modules"]
+        )
+        return ModuleList(deployment=str(body["deployment"]), generation=int(body["generation"]), modules=modules)
+    except (ValueError, KeyError, TypeError, OSError, EOFError):
+        return None

@@ -1,0 +1,103 @@
+"""One LoRAAdapter: observe, plan, make sure that its artifact exists, publish the decision, write the status."""
+
+from __future__ import annotations
+
+from lora_operator.api.adapter import LoRAAdapter
+from lora_operator.api.cache import ModelCache
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.errors import ReasonError
+from lora_operator.kube import LORA_ADAPTERS
+from lora_operator.plan.adapter import AdapterObservation, plan_adapter
+from lora_operator.plan.admission import admit
+from lora_operator.plan.deployment import service_url
+from lora_operator.plan.wants import Credentials, find_cache
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.fleet import observe_fleet
+from lora_operator.reconcile.store import Key, Kind
+
+
+async def reconcile_adapter(context: Context, key: Key) -> float | None:
+    """Bring one adapter to what its spec says. Returns after how many seconds to look again by itself."""
+    place = (key.namespace, key.name)
+    adapter = context.store.adapters.get(place)
+    registry = context.registry
+    if adapter is None:
+        for artifact in registry.withdraw_decision(place):
+            context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
+        return None
+    plan = plan_adapter(await _observe(context, adapter), now=context.now())
+    if plan.artifact is not None:
+        metadata = plan.artifact["metadata"]
+        if (metadata["namespace"], metadata["name"]) not in context.store.artifacts:
+            context.take(Kind.MODEL_ARTIFACT, await context.kube.apply(plan.artifact))
+            context.enqueue(Key(Kind.MODEL_ARTIFACT, metadata["namespace"], metadata["name"]))
+    changed = registry.publish_decision(place, plan.decision)
+    if changed is not None:
+        context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key))
+        for artifact in changed:
+            context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
+    if plan.status is not None:
+        await context.write_status(LORA_ADAPTERS, Kind.LORA_ADAPTER, adapter, plan.status)
+    return plan.requeue_after
+
+
+async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation:
+    store = context.store
+    deployment = store.deployments.get(adapter.deployment_key)
+    labels = namespace_labels(context, adapter.metadata.namespace)
+    admitted = admit(adapter, deployment, namespace_labels=labels).is_true
+    want = context.registry.model_want(adapter.deployment_key)
+    return AdapterObservation(
+        adapter=adapter,
+        deployment=deployment,
+        namespace_labels=labels,
+        rivals=_rivals(context, adapter, deployment) if admitted else (),
+        cache=_cache(context, deployment) if admitted else None,
+        base_artifact=want.artifact[1] if want and want.artifact else None,
+        credentials=await _credentials(context, adapter) if admitted else None,
+        artifacts=store.artifacts,
+        fleet=observe_fleet(context, deployment) if deployment else None,
+        url=service_url(deployment) if deployment and admitted else None,
+    )
+
+
+def namespace_labels(context: Context, namespace: str) -> dict[str, str] | None:
+    """A namespace's labels; None where the namespace is not known."""
+    body = context.store.namespaces.get(("", namespace))
+    return None if body is None else body["metadata"].get("labels") or {}
+
+
+def _rivals(context: Context, adapter: LoRAAdapter, deployment: VLLMDeployment | None) -> tuple[LoRAAdapter, ...]:
+    return tuple(
+        other
+        for other in context.store.adapters_named(adapter.deployment_key, adapter.served_name)
+        if other.key != adapter.key
+        and admit(other, deployment, namespace_labels=namespace_labels(context, other.metadata.namespace)).is_true
+    )
+
+
+def _cache(context: Context, deployment: VLLMDeployment | None) -> ModelCache | ReasonError | None:
+    return None if deployment is None else cache_of(context, deployment)
+
+
+def cache_of(context: Context, deployment: VLLMDeployment) -> ModelCache | ReasonError:
+    """A deployment's cache, or why there is none."""
+    metadata = deployment.metadata
+    ref = deployment.spec.cache_ref
+    try:
+        return find_cache(
+            context.store.caches,
+            namespace=metadata.namespace,
+            ref=ref.name if ref else None,
+            used_by=f"VLLMDeployment {metadata.namespace}/{metadata.name}",
+        )
+    except ReasonError as error:
+        return error
+
+
+async def _credentials(context: Context, adapter: LoRAAdapter) -> Credentials | ReasonError | None:
+    source = adapter.spec.source.hugging_face
+    ref = source.token_secret_ref if source else None
+    if ref is None:
+        return None
+    return await context.credentials(adapter.metadata.namespace, ref.name, ref.key)

@@ -1,0 +1,187 @@
+"""One ModelArtifact: its Jobs, their Secrets and logs, its status; the only place where a token's value is held, for a moment."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from lora_operator.api.artifact import ModelArtifact
+from lora_operator.conditions import find
+from lora_operator.constants import FETCH_CONTAINER, Condition, Reason
+from lora_operator.desired.job import build_job, build_request, build_token_secret
+from lora_operator.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidObjectError,
+    KubeError,
+    NotFoundError,
+    ReasonError,
+)
+from lora_operator.kube import JOBS, MODEL_ARTIFACTS, SECRETS
+from lora_operator.manifest import FetchProgress
+from lora_operator.names import job_name
+from lora_operator.plan.artifact import (
+    ArtifactObservation,
+    SecretVersion,
+    is_by_hand,
+    plan_artifact,
+    plan_failure,
+    wanters_credentials,
+)
+from lora_operator.plan.fetch_job import JobView, view_job
+from lora_operator.plan.wants import Credentials
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.store import Body, Key, Kind
+
+LOG_LINES = 20
+
+
+async def reconcile_artifact(context: Context, key: Key) -> float | None:
+    """Bring one artifact to what its spec says. Returns after how many seconds to look again by itself."""
+    place = (key.namespace, key.name)
+    artifact = context.store.artifacts.get(place)
+    if artifact is None:
+        context.registry.announced.pop(place, None)
+        context.enqueue_all(context.registry.wanters(place))
+        return None
+    credentials = _credentials(context, artifact)
+    plan = plan_artifact(await _observe(context, artifact, credentials), now=context.now())
+    if plan.delete_artifact:
+        await context.kube.delete(MODEL_ARTIFACTS, *place, uid=artifact.metadata.uid)
+        return None
+    status = plan.status
+    if plan.start is not None:
+        try:
+            await _start(context, artifact, plan.start, credentials)
+        except ReasonError as error:
+            status = plan_failure(artifact, error.reason, error.message, attempt=plan.start, now=context.now())
+    if status is not None:
+        await context.write_status(MODEL_ARTIFACTS, Kind.MODEL_ARTIFACT, artifact, status)
+    for name in plan.delete_jobs:
+        await context.kube.delete(JOBS, key.namespace, name)
+    _announce(context, key)
+    return plan.requeue_after
+
+
+def _announce(context: Context, key: Key) -> None:
+    """Wake who wants the artifact, where what they go by has changed."""
+    place = (key.namespace, key.name)
+    artifact = context.store.artifacts.get(place)
+    if artifact is None:
+        return
+    ready = find(artifact.status.conditions, Condition.READY)
+    news = (ready and (ready.status, ready.reason, ready.message), artifact.status.path, artifact.status.digest)
+    if context.registry.announced.get(place) != news:
+        context.registry.announced[place] = news
+        context.enqueue_all(context.registry.wanters(place))
+
+
+def _credentials(context: Context, artifact: ModelArtifact) -> Credentials | ReasonError | None:
+    offered = {lent: None for lent in context.registry.wanters(artifact.key).values() if lent is not None}
+    return wanters_credentials(artifact, offered)
+
+
+async def _observe(
+    context: Context, artifact: ModelArtifact, credentials: Credentials | ReasonError | None
+) -> ArtifactObservation:
+    store, namespace = context.store, artifact.metadata.namespace
+    pods = store.pods_of_artifact(artifact.key)
+    jobs = tuple(view_job(job, pods) for job in store.jobs_of_artifact(artifact.key))
+    running = next((job for job in jobs if not job.finished and job.owner_uid == artifact.metadata.uid), None)
+    wanted: bool | None = bool(context.registry.wanters(artifact.key)) or is_by_hand(artifact)
+    if not wanted and not context.registry.all_decided(store):
+        wanted = None
+    base_ref = artifact.spec.base_model_ref
+    secret: SecretVersion | ReasonError | None = credentials if isinstance(credentials, ReasonError) else None
+    ready = find(artifact.status.conditions, Condition.READY)
+    idle = running is None and not (ready and ready.status == "True")
+    if isinstance(credentials, tuple) and idle:
+        secret = await _secret_version(context, credentials)
+    return ArtifactObservation(
+        artifact=artifact,
+        cache=store.caches.get((namespace, artifact.spec.cache_ref.name)),
+        base=store.artifacts.get((namespace, base_ref.name)) if base_ref else None,
+        wanted=wanted,
+        secret=secret,
+        jobs=jobs,
+        progress=await _progress(context, namespace, running) if running else None,
+    )
+
+
+async def _secret_version(context: Context, credentials: Credentials) -> SecretVersion | ReasonError:
+    found = await context.credentials(*credentials[:3])
+    if isinstance(found, ReasonError):
+        return found
+    try:
+        metadata = await context.kube.get_metadata(SECRETS, credentials[0], credentials[1])
+    except NotFoundError:
+        return ReasonError(
+            Reason.CREDENTIALS_NOT_FOUND, f"Secret {credentials[0]}/{credentials[1]} does not exist: create it"
+        )
+    return SecretVersion(credentials=credentials, version=metadata["metadata"]["resourceVersion"])
+
+
+async def _progress(context: Context, namespace: str, job: JobView) -> FetchProgress | None:
+    """The last progress line in the log of the Job's pod; None where there is none yet or the log can't be had."""
+    if job.pod is None:
+        return None
+    try:
+        text = await context.kube.pod_log(namespace, job.pod, container=FETCH_CONTAINER, tail_lines=LOG_LINES)
+    except KubeError:
+        return None
+    for line in reversed(text.splitlines()):
+        try:
+            return FetchProgress.model_validate_json(line)
+        except ValidationError:
+            continue
+    return None
+
+
+async def _start(
+    context: Context, artifact: ModelArtifact, attempt: int, credentials: Credentials | ReasonError | None
+) -> None:
+    """Create the attempt's Job; with a token: suspended, then its Secret, then let it go. Repeatable at every step."""
+    if isinstance(credentials, ReasonError):
+        raise credentials
+    token = (await context.secret_value(credentials))[0] if credentials else None
+    job = await _create_job(context, artifact, attempt, with_token=token is not None)
+    if job is None or token is None:
+        return
+    await context.kube.apply(build_token_secret(artifact, job=job, token=token))
+    if job["spec"].get("suspend"):
+        patched = await context.kube.patch(
+            JOBS, artifact.metadata.namespace, job["metadata"]["name"], {"spec": {"suspend": False}}
+        )
+        context.take(Kind.JOB, patched)
+
+
+async def _create_job(context: Context, artifact: ModelArtifact, attempt: int, *, with_token: bool) -> Body | None:
+    """The attempt's Job, made now or before; None while a Job of an earlier artifact of this name is still going."""
+    namespace = artifact.metadata.namespace
+    cache = context.store.caches[(namespace, artifact.spec.cache_ref.name)]
+    base_ref = artifact.spec.base_model_ref
+    base = context.store.artifacts.get((namespace, base_ref.name)) if base_ref else None
+    request = build_request(artifact, cache, base_model_path=base.status.path if base else None, with_token=with_token)
+    settings = context.settings
+    manifest = build_job(
+        artifact,
+        cache,
+        request,
+        attempt=attempt,
+        image=settings.operator_image,
+        image_pull_policy=settings.operator_image_pull_policy,
+        deadline_seconds=settings.job_deadline_seconds,
+        resources=dict(settings.job_resources),
+    )
+    try:
+        job = await context.kube.create(manifest)
+    except ConflictError:
+        job = await context.kube.get(JOBS, namespace, job_name(artifact.metadata.name, attempt))
+        owners = job["metadata"].get("ownerReferences") or ()
+        if not any(owner["uid"] == artifact.metadata.uid for owner in owners):
+            return None
+    except ForbiddenError as error:
+        raise ReasonError(Reason.JOB_UNSCHEDULABLE, f"the download Job was refused: {error}") from error
+    except InvalidObjectError as error:
+        raise ReasonError(Reason.JOB_FAILED, f"the download Job was not accepted: {error}") from error
+    context.take(Kind.JOB, job)
+    return job

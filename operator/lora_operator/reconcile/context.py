@@ -1,0 +1,200 @@
+"""What every reconciler is given, and the few I/O steps that several share: writing a status, applying a child, Secrets."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any, Final
+
+from lora_operator.api.common import ApiModel, Resource, StatusCondition
+from lora_operator.conditions import find
+from lora_operator.constants import API_VERSION, Condition, Reason
+from lora_operator.errors import ConflictError, ForbiddenError, NotFoundError, ReasonError
+from lora_operator.kube import SECRETS, Kube, ResourceType
+from lora_operator.names import short_hash
+from lora_operator.plan.wants import Credentials
+from lora_operator.reconcile.registry import Registry
+from lora_operator.reconcile.store import Body, Key, Kind, Store
+from lora_operator.settings import Settings
+from lora_operator.vllm import Engines
+
+MASTER_KEY_SECRET: Final = "lora-operator-key"  # noqa: S105  a name
+# Children and the kinds that they are watched as; Secrets are not.
+_CHILD_KINDS: Final[Mapping[str, Kind | None]] = {
+    "Deployment": Kind.DEPLOYMENT,
+    "ConfigMap": Kind.CONFIG_MAP,
+    "Service": Kind.SERVICE,
+    "Secret": None,
+}
+
+
+@dataclass
+class Context:
+    """Shared by all reconcilers of one process."""
+
+    kube: Kube
+    engines: Engines
+    store: Store
+    settings: Settings
+    enqueue: Callable[..., None]
+    registry: Registry = field(default_factory=Registry)
+    kit_files: Mapping[str, str] = field(default_factory=dict)
+    _master_key: bytes | None = None
+    _applied: dict[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
+
+    def now(self) -> datetime:
+        """The time, for plans."""
+        return datetime.now(UTC)
+
+    def enqueue_all(self, keys: Iterable[Key]) -> None:
+        """Put keys on the work queue."""
+        for key in keys:
+            self.enqueue(key)
+
+    async def master_key(self) -> bytes:
+        """The key that gate tokens are derived from: a Secret in the operator's namespace, made at first use."""
+        if self._master_key is None:
+            namespace = self.settings.operator_namespace
+            try:
+                secret = await self.kube.get(SECRETS, namespace, MASTER_KEY_SECRET)
+            except NotFoundError:
+                body = {
+                    "apiVersion": "v1",
+                    "kind": "Secret",
+                    "metadata": {"name": MASTER_KEY_SECRET, "namespace": namespace},
+                    "data": {"key": base64.b64encode(secrets.token_bytes(32)).decode()},
+                }
+                try:
+                    secret = await self.kube.create(body)
+                except ConflictError:
+                    secret = await self.kube.get(SECRETS, namespace, MASTER_KEY_SECRET)
+            self._master_key = base64.b64decode(secret["data"]["key"])
+        return self._master_key
+
+    async def credentials(self, namespace: str, name: str, key: str) -> Credentials | ReasonError:
+        """The identity of a Secret, by its metadata alone; or why it can't be used."""
+        try:
+            secret = await self.kube.get_metadata(SECRETS, namespace, name)
+        except NotFoundError:
+            return _secret_missing(namespace, name)
+        except ForbiddenError:
+            return _secret_forbidden(namespace, name)
+        return (namespace, name, key, secret["metadata"]["uid"])
+
+    async def secret_value(self, credentials: Credentials) -> tuple[bytes, str]:
+        """One key's value and the Secret's resourceVersion. Raises ReasonError; the value goes into a Job's Secret only."""
+        namespace, name, key, uid = credentials
+        try:
+            secret = await self.kube.get(SECRETS, namespace, name)
+        except NotFoundError:
+            raise _secret_missing(namespace, name) from None
+        except ForbiddenError:
+            raise _secret_forbidden(namespace, name) from None
+        if uid and secret["metadata"]["uid"] != uid:
+            raise ReasonError(
+                Reason.CREDENTIALS_NOT_FOUND, f"Secret {namespace}/{name} was replaced by another of the same name"
+            )
+        try:
+            value = base64.b64decode((secret.get("data") or {}).get(key, ""), validate=True).strip()
+        except binascii.Error:
+            value = b""
+        if not value:
+            raise ReasonError(
+                Reason.CREDENTIALS_KEY_MISSING, f"Secret {namespace}/{name} has no key {key}, or it is empty: add it"
+            )
+        return value, secret["metadata"]["resourceVersion"]
+
+    async def write_status(self, rt: ResourceType, kind: Kind, resource: Resource, status: ApiModel) -> bool:
+        """Write a status where it changed, then post an Event where Ready did. Returns whether it was written."""
+        old: Any = resource.status  # type: ignore[attr-defined]
+        if status == old:
+            return False
+        metadata = resource.metadata
+        try:
+            body = await self.kube.apply_status(
+                rt, metadata.namespace, metadata.name, status.to_wire(), uid=metadata.uid
+            )
+        except (NotFoundError, ConflictError):
+            return False  # it is gone, or another one by now: nothing of it is to be said
+        self.take(kind, body)
+        before: StatusCondition | None = find(old.conditions, Condition.READY)
+        after: StatusCondition | None = find(status.conditions, Condition.READY)  # type: ignore[attr-defined]
+        if after is not None and (before is None or (before.status, before.reason) != (after.status, after.reason)):
+            warning = after.status != "True" and find(status.conditions, Condition.STALLED) is not None  # type: ignore[attr-defined]
+            await self.kube.event(
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": kind.value,
+                    "name": metadata.name,
+                    "namespace": metadata.namespace,
+                    "uid": metadata.uid,
+                },
+                type="Warning" if warning else "Normal",
+                reason=after.reason,
+                message=after.message[:1000],
+            )
+        return True
+
+    async def apply_child(self, obj: dict[str, Any], live: Body | None) -> Body:
+        """Apply a child unless it is known to be as applied. `live` is what the store has of it; Secrets are not watched."""
+        kind = _CHILD_KINDS[obj["kind"]]
+        place = (obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
+        digest = short_hash(obj, 32)
+        known = self._applied.get(place)
+        if known is not None and known[0] == digest:
+            if kind is None:
+                return obj
+            if live is not None and known[1] == child_version(live):
+                return live
+        result = await self.kube.apply(obj)
+        self._applied[place] = (digest, child_version(result))
+        if kind is not None:
+            self.take(kind, result)
+        return result
+
+    def adopt_child(self, live: Body) -> bool:
+        """For a child that must not be re-applied for its own sake: whether it is as it was when first seen or last applied."""
+        place = (live["kind"], live["metadata"]["namespace"], live["metadata"]["name"])
+        known = self._applied.setdefault(place, ("", child_version(live)))
+        return known[1] == child_version(live)
+
+    def note_child(self, applied: Body) -> None:
+        """Record the API server's answer to a write of a child that `adopt_child` judges."""
+        place = (applied["kind"], applied["metadata"]["namespace"], applied["metadata"]["name"])
+        self._applied[place] = ("", child_version(applied))
+        kind = _CHILD_KINDS[applied["kind"]]
+        if kind is not None:
+            self.take(kind, applied)
+
+    def take(self, kind: Kind, body: Body) -> None:
+        """Put the API server's answer to a write into the store: the watch will say the same later."""
+        self.store.upsert(kind, body)
+
+
+def child_version(obj: Body) -> str:
+    """What changes when somebody changes the object: its generation where it has one, else its resourceVersion."""
+    metadata = obj["metadata"]
+    return f"{metadata.get('uid')}/{metadata.get('generation') or metadata.get('resourceVersion')}"
+
+
+def load_kit_files() -> dict[str, str]:
+    """The engine kit's files by name, as shipped in this operator."""
+    package = resources.files("lora_operator.engine_kit")
+    return {item.name: item.read_text() for item in package.iterdir() if item.name.endswith(".py")}
+
+
+def _secret_missing(namespace: str, name: str) -> ReasonError:
+    return ReasonError(Reason.CREDENTIALS_NOT_FOUND, f"Secret {namespace}/{name} does not exist: create it")
+
+
+def _secret_forbidden(namespace: str, name: str) -> ReasonError:
+    return ReasonError(
+        Reason.CREDENTIALS_FORBIDDEN,
+        f"the operator may not get Secret {namespace}/{name}: bind a Role in {namespace} that allows it to the operator's "
+        "service account, or add the namespace to the chart's secretNamespaces",
+    )

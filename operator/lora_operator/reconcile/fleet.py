@@ -1,0 +1,70 @@
+"""Which pods are a deployment's own, by their owners and not by labels that anybody can set, and what they showed last."""
+
+from __future__ import annotations
+
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.errors import NotFoundError
+from lora_operator.kube import REPLICA_SETS
+from lora_operator.plan.deployment import replicas_wanted
+from lora_operator.plan.fleet import Fleet, FleetPod
+from lora_operator.plan.pods import controller, is_ready, running_container
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.store import Body, ObjectKey
+
+
+async def learn_owners(context: Context, pods: list[Body]) -> None:
+    """Ask for the owner of every ReplicaSet that is not known yet; it never changes."""
+    owners = context.registry.replica_set_owners
+    for pod in pods:
+        owner = controller(pod)
+        if owner is None or owner[0] != "ReplicaSet" or owner[2] in owners:
+            continue
+        try:
+            replica_set = await context.kube.get(REPLICA_SETS, pod["metadata"]["namespace"], owner[1])
+        except NotFoundError:
+            owners[owner[2]] = None
+            continue
+        above = controller(replica_set)
+        known = replica_set["metadata"]["uid"] == owner[2] and above is not None and above[0] == "Deployment"
+        owners[owner[2]] = above[2] if known and above is not None else None
+
+
+def own_pods(context: Context, deployment: VLLMDeployment) -> list[Body]:
+    """Live pods of the deployment's Deployment, by owner chain: pod → ReplicaSet → Deployment → VLLMDeployment."""
+    workload = context.store.workloads.get(deployment.key)
+    if workload is None:
+        return []
+    above = controller(workload)
+    if above is None or above[2] != deployment.metadata.uid:
+        return []
+    owners = context.registry.replica_set_owners
+    found = []
+    for pod in context.store.pods_of_deployment(deployment.key):
+        owner = controller(pod)
+        ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+        if owner is not None and not ended and owners.get(owner[2]) == workload["metadata"]["uid"]:
+            found.append(pod)
+    return found
+
+
+def observe_fleet(context: Context, deployment: VLLMDeployment) -> Fleet | None:
+    """The pods as last seen; None while a pod's owner is not known, or a ready pod was not asked since this operator started."""
+    workload = context.store.workloads.get(deployment.key)
+    for pod in context.store.pods_of_deployment(deployment.key):
+        owner = controller(pod)
+        if owner is not None and owner[0] == "ReplicaSet" and owner[2] not in context.registry.replica_set_owners:
+            return None
+    pods = []
+    for pod in own_pods(context, deployment):
+        metadata = pod["metadata"]
+        if metadata.get("deletionTimestamp"):
+            continue
+        place: ObjectKey = (metadata["namespace"], metadata["name"])
+        view = context.registry.views.get(place)
+        if view is not None and (view.uid != metadata["uid"] or view.container_id != running_container(pod)):
+            view = None
+        ready = is_ready(pod)
+        if ready and place not in context.registry.asked:
+            return None
+        pods.append(FleetPod(name=metadata["name"], ready=ready, view=view))
+    return Fleet(replicas=replicas_wanted(deployment, workload), pods=tuple(pods))

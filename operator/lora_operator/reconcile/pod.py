@@ -1,0 +1,189 @@
+"""One engine pod: push the module list to its kit, look at what its engine serves, and publish the view.
+
+A pod that does not answer keeps only its own worker busy. The gate's token is sent to a container only after that container
+was seen to refuse an unauthenticated load.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Final
+
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.constants import LABEL_DEPLOYMENT
+from lora_operator.desired.children import gate_token
+from lora_operator.errors import EngineError, EngineUnreachable, StaleList
+from lora_operator.names import label_value
+from lora_operator.plan.fleet import PodView, Served
+from lora_operator.plan.modules import ModuleList, encode
+from lora_operator.plan.pods import is_ready, pod_ip, running_container
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.fleet import learn_owners, own_pods
+from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.vllm import MINIMUM_HOT_LOAD, KitState, ServedModel, parse_version
+
+SETTLE_SECONDS: Final = 2.0  # how long a kit may hold the answer to a new list back while it loads
+POLL_STARTING: Final = 1.0
+POLL_UNSETTLED: Final = 0.5
+POLL_FAILING: Final = 3.0
+POLL_IDLE: Final = 30.0
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """Where and how one container's engine is asked."""
+
+    pod: ObjectKey
+    url: str
+    token: str
+    container: str
+    uid: str
+    ready: bool
+
+
+async def reconcile_pod(context: Context, key: Key) -> float | None:
+    """Look at one pod's engine once. Returns after how many seconds to look again by itself."""
+    place = (key.namespace, key.name)
+    pod = context.store.pods.get(place)
+    deployment = _deployment(context, pod) if pod else None
+    if pod is None or deployment is None:
+        context.registry.asked.discard(place)
+        context.registry.views.pop(place, None)
+        return None
+    await learn_owners(context, [pod])
+    if pod not in own_pods(context, deployment):
+        context.registry.asked.discard(place)
+        context.registry.views.pop(place, None)
+        context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
+        return None
+    container, address = running_container(pod), pod_ip(pod)
+    if container is None or address is None:
+        _publish(context, deployment, place, None)
+        return None
+    host = f"[{address}]" if ":" in address else address
+    engine = _Engine(
+        pod=place,
+        url=f"http://{host}:{deployment.spec.engine.port}",
+        token=gate_token(await context.master_key(), deployment),
+        container=container,
+        uid=pod["metadata"]["uid"],
+        ready=is_ready(pod),
+    )
+    return await _look(context, deployment, engine)
+
+
+def _deployment(context: Context, pod: Body) -> VLLMDeployment | None:
+    label = pod["metadata"].get("labels", {}).get(LABEL_DEPLOYMENT)
+    namespace = pod["metadata"]["namespace"]
+    found = context.store.deployments.get((namespace, label or ""))
+    if found is not None or label is None:
+        return found
+    return next(
+        (d for d in context.store.deployments.values() if d.key[0] == namespace and label_value(d.key[1]) == label),
+        None,
+    )
+
+
+async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -> float:
+    registry = context.registry
+    modules = registry.lists.get(deployment.key)
+    known = registry.views.get(engine.pod)
+    if known is not None and known.container_id != engine.container:
+        known = None
+    try:
+        if not (known is not None and known.gate_closed) and not await context.engines.gate_is_closed(engine.url):
+            _publish(context, deployment, engine.pod, PodView(uid=engine.uid, container_id=engine.container))
+            return POLL_FAILING
+        state = await _exchange(context, engine, known, modules)
+        models = await context.engines.models(engine.url, engine.token)
+    except StaleList as error:
+        registry.held[deployment.key] = max(registry.held.get(deployment.key, 0), error.state.list_generation or 0)
+        context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
+        return POLL_UNSETTLED
+    except EngineError as error:
+        if not engine.ready and isinstance(error, EngineUnreachable):
+            return POLL_STARTING  # an engine that loads its model does not listen yet
+        failed = PodView(
+            uid=engine.uid,
+            container_id=engine.container,
+            error=str(error),
+            gate_closed=known is not None and known.gate_closed,
+        )
+        _publish(context, deployment, engine.pod, failed)
+        return POLL_FAILING
+    view = build_view(engine.uid, engine.container, state, models, served_names=deployment.spec.model.served_names)
+    _publish(context, deployment, engine.pod, view)
+    if modules is not None and state.list_generation == modules.generation and state.settled:
+        return POLL_IDLE * random.uniform(0.8, 1.2)  # noqa: S311  spreads load
+    return POLL_UNSETTLED if modules is not None else POLL_STARTING
+
+
+async def _exchange(context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None) -> KitState:
+    """Push the list where the pod is not known to hold it, else only ask."""
+    if modules is None or (known is not None and known.list_generation == modules.generation):
+        state = await context.engines.state(engine.url, engine.token)
+        if modules is None or state.list_generation == modules.generation:
+            return state
+    return await context.engines.put_modules(engine.url, engine.token, encode(modules), wait=SETTLE_SECONDS)
+
+
+def build_view(
+    uid: str,
+    container: str,
+    state: KitState,
+    models: tuple[ServedModel, ...],
+    *,
+    served_names: tuple[str, ...],
+) -> PodView:
+    """What an engine serves, from /v1/models, with the public names that its kit tells."""
+    listed = {model.id: model for model in models if model.id not in served_names}
+    served = {}
+    for module in state.loaded:
+        model = listed.pop(module.internal_name, None)
+        if model is not None:
+            served[module.name] = Served(path=model.root or "", parent=model.parent, internal_name=module.internal_name)
+    version = parse_version(state.vllm_version)
+    return PodView(
+        uid=uid,
+        container_id=container,
+        gate_closed=True,
+        version=state.vllm_version,
+        too_old=version is not None and version < MINIMUM_HOT_LOAD,
+        list_generation=state.list_generation,
+        settled=state.settled,
+        served=served,
+        failures={failure.name: failure.message for failure in state.failures},
+        orphans=tuple(sorted(listed)),
+        atomic_swap=state.atomic_swap,
+    )
+
+
+def _publish(context: Context, deployment: VLLMDeployment, pod: ObjectKey, view: PodView | None) -> None:
+    registry = context.registry
+    old = registry.views.get(pod)
+    first = pod not in registry.asked
+    registry.asked.add(pod)
+    if view is None:
+        registry.views.pop(pod, None)
+    else:
+        registry.views[pod] = view
+    if old == view and not first:
+        return
+    context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
+    names = None if first else _changed_names(old, view)
+    for adapter in context.store.adapters_of(deployment.key):
+        if names is None or adapter.served_name in names:
+            context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
+
+
+def _changed_names(old: PodView | None, new: PodView | None) -> set[str] | None:
+    """Served names about which the two views differ; None: about all."""
+    if old is None or new is None or old.error != new.error or old.gate_closed != new.gate_closed:
+        return None
+    names = set(old.served) | set(new.served) | set(old.failures) | set(new.failures)
+    return {
+        name
+        for name in names
+        if old.served.get(name) != new.served.get(name) or old.failures.get(name) != new.failures.get(name)
+    }

@@ -1,0 +1,111 @@
+"""What reconcilers have found and tell one another, in memory: decisions on adapters, wants of deployments, looks at engines.
+
+All of it is found again after a restart; until then it is unknown, and nothing destructive follows from what is unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lora_operator.plan.fleet import PodView
+from lora_operator.plan.modules import Decision, ModuleList
+from lora_operator.plan.wants import Credentials
+from lora_operator.reconcile.store import Key, Kind, ObjectKey, Store
+
+
+@dataclass(frozen=True)
+class ModelWant:
+    """The base model's artifact that a deployment wants; None while its cache or credentials don't allow one."""
+
+    uid: str
+    generation: int
+    artifact: ObjectKey | None
+    credentials: Credentials | None
+
+
+class Registry:
+    """The shared findings. Methods return what has to be looked at again where that follows from the change alone."""
+
+    def __init__(self) -> None:
+        self._decisions: dict[ObjectKey, Decision] = {}
+        self._model_wants: dict[ObjectKey, ModelWant] = {}
+        self._wanters: dict[ObjectKey, dict[Key, Credentials | None]] = {}
+        self.lists: dict[ObjectKey, ModuleList] = {}
+        self.held: dict[ObjectKey, int] = {}  # the highest list generation that any pod of a deployment reported
+        self.views: dict[ObjectKey, PodView] = {}
+        self.asked: set[ObjectKey] = set()  # pods that were asked, or tried, since this operator started
+        self.replica_set_owners: dict[str, str | None] = {}  # ReplicaSet UID → its Deployment's UID
+        self.announced: dict[ObjectKey, object] = {}  # what an artifact's wanters were last told of
+
+    def decision(self, adapter: ObjectKey) -> Decision | None:
+        """What was last decided on an adapter."""
+        return self._decisions.get(adapter)
+
+    def model_want(self, deployment: ObjectKey) -> ModelWant | None:
+        """What a deployment was last found to want."""
+        return self._model_wants.get(deployment)
+
+    def publish_decision(self, adapter: ObjectKey, decision: Decision) -> set[ObjectKey] | None:
+        """Record a decision. Returns the artifacts whose wanters changed; None when it says nothing new."""
+        old = self._decisions.get(adapter)
+        if old == decision:
+            return None
+        self._decisions[adapter] = decision
+        key = Key(Kind.LORA_ADAPTER, *adapter)
+        return self._rewire(key, old.artifact if old else None, decision.artifact, decision.credentials)
+
+    def withdraw_decision(self, adapter: ObjectKey) -> set[ObjectKey]:
+        """Forget an adapter that is gone. Returns the artifacts whose wanters changed."""
+        old = self._decisions.pop(adapter, None)
+        return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), old.artifact if old else None, None, None)
+
+    def publish_model_want(self, deployment: ObjectKey, want: ModelWant) -> set[ObjectKey] | None:
+        """Record a deployment's want. Returns the artifacts whose wanters changed; None when it says nothing new."""
+        old = self._model_wants.get(deployment)
+        if old == want:
+            return None
+        self._model_wants[deployment] = want
+        key = Key(Kind.VLLM_DEPLOYMENT, *deployment)
+        return self._rewire(key, old.artifact if old else None, want.artifact, want.credentials)
+
+    def withdraw_deployment(self, deployment: ObjectKey) -> set[ObjectKey]:
+        """Forget a deployment that is gone. Returns the artifacts whose wanters changed."""
+        self.lists.pop(deployment, None)
+        self.held.pop(deployment, None)
+        old = self._model_wants.pop(deployment, None)
+        return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), old.artifact if old else None, None, None)
+
+    def wanters(self, artifact: ObjectKey) -> dict[Key, Credentials | None]:
+        """Who wants an artifact, with the credentials that each lends to it."""
+        return self._wanters.get(artifact, {})
+
+    def all_decided(self, store: Store) -> bool:
+        """Whether every adapter and deployment has been looked at in its present form: only then is unwanted known."""
+        return (
+            all(
+                (decision := self._decisions.get(key)) is not None
+                and decision.uid == adapter.metadata.uid
+                and decision.generation == adapter.metadata.generation
+                and not decision.keep_unknown
+                for key, adapter in store.adapters.items()
+            )
+            and all(
+                (want := self._model_wants.get(key)) is not None
+                and want.uid == deployment.metadata.uid
+                and want.generation == deployment.metadata.generation
+                for key, deployment in store.deployments.items()
+            )
+            and not any(key.kind in (Kind.LORA_ADAPTER, Kind.VLLM_DEPLOYMENT) for key in store.invalid)
+        )
+
+    def _rewire(
+        self, wanter: Key, old: ObjectKey | None, new: ObjectKey | None, credentials: Credentials | None
+    ) -> set[ObjectKey]:
+        if old is not None and old != new:
+            present = self._wanters.get(old, {})
+            present.pop(wanter, None)
+            if not present:
+                self._wanters.pop(old, None)
+        if new is not None:
+            self._wanters.setdefault(new, {})[wanter] = credentials
+        return {key for key in (old, new) if key is not None}

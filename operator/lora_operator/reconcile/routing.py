@@ -1,0 +1,113 @@
+"""Which keys have to be looked at after a change of the store: pure, and wider rather than narrower than needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lora_operator.api import LoRAAdapter, ModelArtifact, VLLMDeployment
+from lora_operator.conditions import is_true
+from lora_operator.constants import COMPONENT_ENGINE, LABEL_COMPONENT, Condition
+from lora_operator.plan.pods import controller
+from lora_operator.reconcile.store import Change, Key, Kind, Store
+
+
+def keys_for(change: Change, store: Store) -> set[Key]:
+    """Keys whose reconcile may find something new."""
+    match change.kind:
+        case Kind.LORA_ADAPTER:
+            return {change.key, *_for_adapter(change.old, change.new, store)}
+        case Kind.VLLM_DEPLOYMENT:
+            return {change.key, *_for_deployment(change, store)}
+        case Kind.MODEL_CACHE:
+            return {change.key, *_for_cache(change.key, store)}
+        case Kind.MODEL_ARTIFACT:
+            return {change.key, *_for_artifact(change, store)}
+        case Kind.JOB:
+            return _owner(change, "ModelArtifact", Kind.MODEL_ARTIFACT)
+        case Kind.POD:
+            return set(_for_pod(change, store))
+        case Kind.DEPLOYMENT | Kind.CONFIG_MAP | Kind.SERVICE:
+            return _owner(change, "VLLMDeployment", Kind.VLLM_DEPLOYMENT)
+        case Kind.NAMESPACE:
+            return set(_for_namespace(change, store))
+
+
+def _form(obj: LoRAAdapter | VLLMDeployment | None) -> tuple[str, int] | None:
+    return None if obj is None else (obj.metadata.uid, obj.metadata.generation)
+
+
+def _for_adapter(old: LoRAAdapter | None, new: LoRAAdapter | None, store: Store) -> Iterator[Key]:
+    if _form(old) == _form(new):
+        return
+    for adapter in (old, new):
+        if adapter is None:
+            continue
+        yield Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key)
+        for rival in store.adapters_named(adapter.deployment_key, adapter.served_name):
+            yield Key(Kind.LORA_ADAPTER, *rival.key)
+
+
+def _for_deployment(change: Change, store: Store) -> Iterator[Key]:
+    if _form(change.old) != _form(change.new):
+        for adapter in store.adapters_of((change.key.namespace, change.key.name)):
+            yield Key(Kind.LORA_ADAPTER, *adapter.key)
+
+
+def _for_cache(key: Key, store: Store) -> Iterator[Key]:
+    for artifact in store.artifacts_of((key.namespace, key.name)):
+        yield Key(Kind.MODEL_ARTIFACT, *artifact.key)
+    for deployment in store.deployments.values():
+        if deployment.metadata.namespace == key.namespace:
+            yield Key(Kind.VLLM_DEPLOYMENT, *deployment.key)
+            for adapter in store.adapters_of(deployment.key):
+                yield Key(Kind.LORA_ADAPTER, *adapter.key)
+
+
+def _for_artifact(change: Change, store: Store) -> Iterator[Key]:
+    old: ModelArtifact | None = change.old
+    new: ModelArtifact | None = change.new
+    was, now = (
+        artifact is not None and is_true(artifact.status.conditions, Condition.READY) for artifact in (old, new)
+    )
+    failed = [a.status.last_failure for a in (old, new) if a is not None]
+    if was != now or len(set(failed)) == 2:
+        cache = (new or old).spec.cache_ref.name if new or old else ""  # type: ignore[union-attr]
+        yield Key(Kind.MODEL_CACHE, change.key.namespace, cache)
+    if was != now and (artifact := new or old) is not None and artifact.spec.type == "BaseModel":
+        for other in store.artifacts_of((change.key.namespace, artifact.spec.cache_ref.name)):
+            if other.spec.base_model_ref is not None and other.spec.base_model_ref.name == change.key.name:
+                yield Key(Kind.MODEL_ARTIFACT, *other.key)
+
+
+def _owner(change: Change, owner_kind: str, kind: Kind) -> set[Key]:
+    found = set()
+    for body in (change.old, change.new):
+        owner = controller(body) if body is not None else None
+        if owner is not None and owner[0] == owner_kind:
+            found.add(Key(kind, change.key.namespace, owner[1]))
+    return found
+
+
+def _for_pod(change: Change, store: Store) -> Iterator[Key]:
+    body: dict[str, Any] = change.new or change.old or {"metadata": {}}
+    if body["metadata"].get("labels", {}).get(LABEL_COMPONENT) == COMPONENT_ENGINE:
+        yield change.key
+        for deployment in store.deployments.values():
+            if deployment.metadata.namespace == change.key.namespace:
+                yield Key(Kind.VLLM_DEPLOYMENT, *deployment.key)
+        return
+    owner = controller(body)
+    job = store.jobs.get((change.key.namespace, owner[1])) if owner else None
+    above = controller(job) if job else None
+    if above is not None:
+        yield Key(Kind.MODEL_ARTIFACT, change.key.namespace, above[1])
+
+
+def _for_namespace(change: Change, store: Store) -> Iterator[Key]:
+    old, new = ((body or {"metadata": {}})["metadata"].get("labels") for body in (change.old, change.new))
+    if old == new:
+        return
+    for adapter in store.adapters.values():
+        if adapter.metadata.namespace == change.key.name:
+            yield Key(Kind.LORA_ADAPTER, *adapter.key)

@@ -1,0 +1,283 @@
+"""What the API server last said: one in-memory copy of every object that the operator works with, indexed for 5,000 adapters.
+
+Both kopf's watches and our own lists write here, in any order; resource versions decide which word is the newer. Objects of our
+own kinds are parsed once, here. An object that does not fit its model is in `invalid`, not gone: it may still be wanted.
+The store must never do I/O, and must never let an old word bring back what is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from pydantic import ValidationError
+
+from lora_operator.api import LoRAAdapter, ModelArtifact, ModelCache, VLLMDeployment
+from lora_operator.api.common import Resource
+from lora_operator.constants import LABEL_ARTIFACT, LABEL_DEPLOYMENT
+from lora_operator.names import label_value
+from lora_operator.reconcile.index import Index
+
+MAX_TOMBSTONES: Final = 20_000
+MAX_INVALID_MESSAGE: Final = 1000
+
+ObjectKey = tuple[str, str]  # (namespace, name); the namespace is "" for what has none
+Body = dict[str, Any]
+
+
+class Kind(StrEnum):
+    """The kinds that are watched."""
+
+    LORA_ADAPTER = "LoRAAdapter"
+    VLLM_DEPLOYMENT = "VLLMDeployment"
+    MODEL_CACHE = "ModelCache"
+    MODEL_ARTIFACT = "ModelArtifact"
+    JOB = "Job"
+    POD = "Pod"
+    DEPLOYMENT = "Deployment"
+    NAMESPACE = "Namespace"
+    CONFIG_MAP = "ConfigMap"
+    SERVICE = "Service"
+
+
+OWN_KINDS: Final = (Kind.LORA_ADAPTER, Kind.VLLM_DEPLOYMENT, Kind.MODEL_CACHE, Kind.MODEL_ARTIFACT)
+
+_MODELS: Final[Mapping[Kind, type[Resource]]] = {
+    Kind.LORA_ADAPTER: LoRAAdapter,
+    Kind.VLLM_DEPLOYMENT: VLLMDeployment,
+    Kind.MODEL_CACHE: ModelCache,
+    Kind.MODEL_ARTIFACT: ModelArtifact,
+}
+
+
+class Key(NamedTuple):
+    """Names one object, in the store and on the work queue."""
+
+    kind: Kind
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} {self.namespace}/{self.name}" if self.namespace else f"{self.kind.value} {self.name}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a write changed: `old` and `new` are a model for our own kinds, else the raw object; None when absent or invalid."""
+
+    kind: Kind
+    key: Key
+    old: Any | None
+    new: Any | None
+
+
+class _Version(NamedTuple):
+    uid: str
+    number: int
+
+
+def _version_number(text: Any) -> int:
+    """A resourceVersion as a number: the API server's are decimal and grow (KEP-5504 makes that official); 0 when absent."""
+    return int(text) if isinstance(text, str) and text.isdecimal() else 0
+
+
+class Store:
+    """Latest known objects. All methods are for one event loop; none of them awaits, but `wait_synced`."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Kind, dict[ObjectKey, Any]] = {kind: {} for kind in Kind}
+        self._versions: dict[Key, _Version] = {}
+        self._gone: OrderedDict[str, int] = OrderedDict()  # uid → resourceVersion at which it went
+        self._invalid: dict[Key, str] = {}
+        self._synced: set[Kind] = set()
+        self._all_synced = asyncio.Event()
+        self._adapters_by_deployment: Index[ObjectKey] = Index()
+        self._adapters_by_name: Index[tuple[ObjectKey, str]] = Index()
+        self._artifacts_by_cache: Index[ObjectKey] = Index()
+        self._pods_by_deployment: Index[ObjectKey] = Index()
+        self._pods_by_artifact: Index[ObjectKey] = Index()
+        self._jobs_by_artifact: Index[ObjectKey] = Index()
+        self.adapters: Mapping[ObjectKey, LoRAAdapter] = MappingProxyType(self._objects[Kind.LORA_ADAPTER])
+        self.deployments: Mapping[ObjectKey, VLLMDeployment] = MappingProxyType(self._objects[Kind.VLLM_DEPLOYMENT])
+        self.caches: Mapping[ObjectKey, ModelCache] = MappingProxyType(self._objects[Kind.MODEL_CACHE])
+        self.artifacts: Mapping[ObjectKey, ModelArtifact] = MappingProxyType(self._objects[Kind.MODEL_ARTIFACT])
+        self.jobs: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.JOB])
+        self.pods: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.POD])
+        self.workloads: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.DEPLOYMENT])
+        self.namespaces: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.NAMESPACE])
+        self.config_maps: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.CONFIG_MAP])
+        self.services: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.SERVICE])
+        self.invalid: Mapping[Key, str] = MappingProxyType(self._invalid)
+
+    # Reading by relation
+
+    def adapters_of(self, deployment: ObjectKey) -> list[LoRAAdapter]:
+        """Adapters that name the VLLMDeployment, whether it admits them or not; by (namespace, name)."""
+        return [self.adapters[key] for key in self._adapters_by_deployment.keys_of(deployment)]
+
+    def adapters_named(self, deployment: ObjectKey, served_name: str) -> list[LoRAAdapter]:
+        """Adapters that ask the VLLMDeployment for the same served name; by (namespace, name)."""
+        return [self.adapters[key] for key in self._adapters_by_name.keys_of((deployment, served_name))]
+
+    def artifacts_of(self, cache: ObjectKey) -> list[ModelArtifact]:
+        """Artifacts in the ModelCache; by name."""
+        return [self.artifacts[key] for key in self._artifacts_by_cache.keys_of(cache)]
+
+    def pods_of_deployment(self, deployment: ObjectKey) -> list[Body]:
+        """Pods labelled as the VLLMDeployment's; by name. Labels can be set by anybody: check the owners too."""
+        group = (deployment[0], label_value(deployment[1]))
+        return [self.pods[key] for key in self._pods_by_deployment.keys_of(group)]
+
+    def pods_of_artifact(self, artifact: ObjectKey) -> list[Body]:
+        """Pods labelled as the ModelArtifact's download Jobs'; by name."""
+        group = (artifact[0], label_value(artifact[1]))
+        return [self.pods[key] for key in self._pods_by_artifact.keys_of(group)]
+
+    def jobs_of_artifact(self, artifact: ObjectKey) -> list[Body]:
+        """Jobs labelled as the ModelArtifact's; by name."""
+        group = (artifact[0], label_value(artifact[1]))
+        return [self.jobs[key] for key in self._jobs_by_artifact.keys_of(group)]
+
+    def keys(self, kind: Kind) -> list[Key]:
+        """Keys of all objects of the kind, those that don't fit their model too."""
+        valid = [Key(kind, *key) for key in self._objects[kind]]
+        return valid + [key for key in self._invalid if key.kind is kind]
+
+    # Writing
+
+    def upsert(self, kind: Kind, body: Mapping[str, Any]) -> Change | None:
+        """Takes a word on an object; None when it is no news: the same or older than what is known, or of what is gone.
+
+        The body becomes the store's: its managedFields are dropped, and it must not be changed afterwards.
+        """
+        metadata = body.get("metadata") or {}
+        key = Key(kind, metadata.get("namespace") or "", metadata.get("name") or "")
+        version = _Version(metadata.get("uid") or "", _version_number(metadata.get("resourceVersion")))
+        known = self._versions.get(key)
+        newer_than = max(known.number if known is not None else 0, self._gone.get(version.uid, 0))
+        if version.number and version.number <= newer_than:
+            return None
+        self._versions[key] = version
+        return self._put(key, self._parse(key, body))
+
+    def remove(
+        self, kind: Kind, namespace: str | None, name: str, uid: str | None = None, resource_version: str = ""
+    ) -> Change | None:
+        """Takes the word that an object is gone; None when it is no news, or when another one of that name is known by now.
+
+        `resource_version` is the one of the deletion; the word is older than a stored object with a newer one.
+        """
+        key = Key(kind, namespace or "", name)
+        known = self._versions.get(key)
+        number = _version_number(resource_version)
+        if uid:
+            self._bury(uid, max(number, known.number if known is not None and known.uid == uid else 0))
+        if known is None or (uid and known.uid != uid) or (number and number < known.number):
+            return None
+        self._bury(known.uid, max(number, known.number))
+        return self._drop(key)
+
+    def replace(self, kind: Kind, items: Iterable[Mapping[str, Any]], list_resource_version: str) -> list[Change]:
+        """Takes a complete list of a kind: known objects that it lacks are gone, unless they are newer than the list."""
+        changes: list[Change] = []
+        present: set[ObjectKey] = set()
+        for item in items:
+            metadata = item.get("metadata") or {}
+            present.add((metadata.get("namespace") or "", metadata.get("name") or ""))
+            if (change := self.upsert(kind, item)) is not None:
+                changes.append(change)
+        number = _version_number(list_resource_version)
+        for key in self.keys(kind):
+            known = self._versions[key]
+            if (key.namespace, key.name) not in present and known.number <= number:
+                self._bury(known.uid, number)
+                changes.append(self._drop(key))
+        return changes
+
+    # The barrier: nothing destructive before every kind was listed
+
+    def mark_synced(self, kind: Kind) -> None:
+        """Notes that the kind was listed completely at least once."""
+        self._synced.add(kind)
+        if self.all_synced:
+            self._all_synced.set()
+
+    def is_synced(self, kind: Kind) -> bool:
+        """Whether the kind was listed completely at least once."""
+        return kind in self._synced
+
+    @property
+    def all_synced(self) -> bool:
+        """Whether every kind was listed completely at least once."""
+        return len(self._synced) == len(Kind)
+
+    async def wait_synced(self) -> None:
+        """Returns once every kind was listed completely."""
+        await self._all_synced.wait()
+
+    # Inside
+
+    def _parse(self, key: Key, body: Mapping[str, Any]) -> Any | None:
+        model = _MODELS.get(key.kind)
+        metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+        if model is None:
+            self._invalid.pop(key, None)
+            return {**body, "metadata": metadata}
+        try:
+            parsed = model.model_validate({**body, "metadata": metadata})
+        except ValidationError as error:
+            self._invalid[key] = _describe(error)
+            return None
+        self._invalid.pop(key, None)
+        return parsed
+
+    def _put(self, key: Key, new: Any | None) -> Change:
+        objects, place = self._objects[key.kind], (key.namespace, key.name)
+        old = objects.pop(place, None) if new is None else objects.get(place)
+        if new is not None:
+            objects[place] = new
+        self._index(key.kind, place, new)
+        return Change(key.kind, key, old, new)
+
+    def _drop(self, key: Key) -> Change:
+        self._versions.pop(key, None)
+        self._invalid.pop(key, None)
+        return self._put(key, None)
+
+    def _bury(self, uid: str, number: int) -> None:
+        if not uid:
+            return
+        self._gone[uid] = max(number, self._gone.pop(uid, 0))
+        while len(self._gone) > MAX_TOMBSTONES:
+            self._gone.popitem(last=False)
+
+    def _index(self, kind: Kind, place: ObjectKey, new: Any | None) -> None:
+        if kind is Kind.LORA_ADAPTER:
+            self._adapters_by_deployment.assign(place, None if new is None else new.deployment_key)
+            self._adapters_by_name.assign(place, None if new is None else (new.deployment_key, new.served_name))
+        elif kind is Kind.MODEL_ARTIFACT:
+            cache = None if new is None else (place[0], new.spec.cache_ref.name)
+            self._artifacts_by_cache.assign(place, cache)
+        elif kind is Kind.POD:
+            self._pods_by_deployment.assign(place, _labelled(place, new, LABEL_DEPLOYMENT))
+            self._pods_by_artifact.assign(place, _labelled(place, new, LABEL_ARTIFACT))
+        elif kind is Kind.JOB:
+            self._jobs_by_artifact.assign(place, _labelled(place, new, LABEL_ARTIFACT))
+
+
+def _labelled(place: ObjectKey, body: Body | None, label: str) -> ObjectKey | None:
+    value = ((body or {}).get("metadata") or {}).get("labels", {}).get(label)
+    return None if value is None else (place[0], value)
+
+
+def _describe(error: ValidationError) -> str:
+    """The fields that don't fit and why, without the values: a status is read by others than a spec."""
+    parts = [
+        f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors(include_input=False)
+    ]
+    return "; ".join(parts)[:MAX_INVALID_MESSAGE]

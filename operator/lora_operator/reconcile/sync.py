@@ -1,0 +1,141 @@
+"""The sync barrier: complete lists of every kind, by ourselves, into the store. Unknown is not empty, and gone is gone.
+
+kopf's watches keep the store fresh, but say neither when a kind is known completely nor what vanished while they were cut off.
+So every kind is listed at the start, whenever kopf lists it (start, reconnect after a 410), and every five minutes. Each kind has
+a loop of its own: one that can't be listed holds back all reconciling, but never another kind's list. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from lora_operator.constants import LABEL_MANAGED_BY, MANAGED_BY
+from lora_operator.errors import KubeError
+from lora_operator.kube import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    JOBS,
+    LORA_ADAPTERS,
+    MODEL_ARTIFACTS,
+    MODEL_CACHES,
+    NAMESPACES,
+    PODS,
+    SERVICES,
+    VLLM_DEPLOYMENTS,
+    Kube,
+    ResourceType,
+)
+from lora_operator.reconcile.store import Change, Kind, Store
+
+log = logging.getLogger(__name__)
+
+INTERVAL: Final = 300.0
+PAUSE: Final = 1.0  # between two lists of a kind, however often kopf reconnects
+FIRST_RETRY: Final = 0.5
+LONGEST_RETRY: Final = 30.0
+
+_OURS: Final = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is listed and watched of a kind."""
+
+    rt: ResourceType
+    label_selector: str | None = None
+
+
+WATCHED: Final[Mapping[Kind, Watched]] = MappingProxyType(
+    {
+        Kind.LORA_ADAPTER: Watched(LORA_ADAPTERS),
+        Kind.VLLM_DEPLOYMENT: Watched(VLLM_DEPLOYMENTS),
+        Kind.MODEL_CACHE: Watched(MODEL_CACHES),
+        Kind.MODEL_ARTIFACT: Watched(MODEL_ARTIFACTS),
+        Kind.NAMESPACE: Watched(NAMESPACES),
+        Kind.JOB: Watched(JOBS, _OURS),
+        Kind.POD: Watched(PODS, _OURS),
+        Kind.DEPLOYMENT: Watched(DEPLOYMENTS, _OURS),
+        Kind.CONFIG_MAP: Watched(CONFIG_MAPS, _OURS),
+        Kind.SERVICE: Watched(SERVICES, _OURS),
+    }
+)
+KIND_BY_PATH: Final[Mapping[str, Kind]] = MappingProxyType(
+    {watched.rt.path(): kind for kind, watched in WATCHED.items()}
+)
+
+
+class Sync:
+    """Lists every kind into the store; `changed` hears of each difference."""
+
+    def __init__(
+        self, kube: Kube, store: Store, changed: Callable[[Change], None], *, interval: float = INTERVAL
+    ) -> None:
+        self._kube = kube
+        self._store = store
+        self._changed = changed
+        self._interval = interval
+        self._wanted = {kind: asyncio.Event() for kind in Kind}
+        self._errors: dict[Kind, str] = {}
+
+    def request(self, kind: Kind) -> None:
+        """Has the kind listed again soon."""
+        self._wanted[kind].set()
+
+    def missing(self) -> dict[Kind, str]:
+        """Kinds that were never listed completely, with what the last attempt met."""
+        return {kind: self._errors.get(kind, "being listed") for kind in Kind if not self._store.is_synced(kind)}
+
+    async def run(self) -> None:
+        """Lists until cancelled; API failures are retried, anything else is raised."""
+        async with asyncio.TaskGroup() as group:
+            for kind in Kind:
+                group.create_task(self._keep(kind), name=f"sync {kind}")
+
+    async def _keep(self, kind: Kind) -> None:
+        failures = 0
+        while True:
+            self._wanted[kind].clear()
+            if await self._list(kind):
+                failures = 0
+                await self._wait(kind)
+            else:
+                failures += 1
+                delay = min(FIRST_RETRY * 2.0 ** min(failures - 1, 10), LONGEST_RETRY)
+                await asyncio.sleep(delay * random.uniform(0.75, 1.0))  # noqa: S311 - no secret
+
+    async def _list(self, kind: Kind) -> bool:
+        watched = WATCHED[kind]
+        try:
+            items, resource_version = await self._kube.list(watched.rt, label_selector=watched.label_selector)
+        except KubeError as error:
+            known = self._errors.get(kind)
+            self._errors[kind] = str(error)
+            log.log(
+                logging.DEBUG if known == str(error) else logging.WARNING,
+                "%s could not be listed%s: %s",
+                kind.value,
+                "" if self._store.is_synced(kind) else "; nothing is done before it was",
+                error,
+            )
+            return False
+        for change in self._store.replace(kind, items, resource_version):
+            self._changed(change)
+        if self._errors.pop(kind, None) is not None or not self._store.is_synced(kind):
+            log.info("%s: %d listed", kind.value, len(items))
+        self._store.mark_synced(kind)
+        return True
+
+    async def _wait(self, kind: Kind) -> None:
+        """Until the next list is due: asked for, or the interval is over (give or take, so that kinds take turns)."""
+        await asyncio.sleep(PAUSE)
+        try:
+            async with asyncio.timeout(self._interval * random.uniform(0.9, 1.1)):  # noqa: S311 - no secret
+                await self._wanted[kind].wait()
+        except TimeoutError:
+            pass
