@@ -1,7 +1,7 @@
 """Container images without a registry: a pause image, a Debian base with Python, and the operator's own.
 
-buildah makes them (vfs storage, chroot isolation: no overlay, no user namespace needed) from a staging folder that holds
-nothing but the files hashed into the image's name. Each function returns the path of a docker archive in the cache.
+buildah makes them (chroot isolation: no user namespace needed) from a staging folder that holds nothing but the files
+hashed into the image's name. Each function returns the path of a docker archive in the cache.
 What the machine needs to reach a package index (pip's configuration, certificate authorities) enters a build only as a
 secret mount: it is in no image.
 """
@@ -102,7 +102,7 @@ def operator_image() -> Image:
             env=_ENV,
         )
         _save(image.name, image.archive)
-        _forget_older("operator-*.tar", keep=image.archive)
+        _forget_older(image.archive.parent)
     return image
 
 
@@ -111,7 +111,8 @@ _ENV = {"BUILDAH_ISOLATION": "chroot", "TMPDIR": "/var/tmp"}
 
 def _buildah(*words: str | Path) -> list[str | Path]:
     storage = paths.cache_dir("buildah")
-    return ["buildah", "--storage-driver=overlay", "--root", storage / "root", "--runroot", storage / "run", *words]
+    driver = "overlay" if paths.overlay_works() else "vfs"
+    return ["buildah", f"--storage-driver={driver}", "--root", storage / "root", "--runroot", storage / "run", *words]
 
 
 def _has_image(name: str) -> bool:
@@ -150,12 +151,14 @@ def _save(image: str, archive: Path) -> None:
     unfinished.rename(archive)
 
 
-def _forget_older(pattern: str, *, keep: Path) -> None:
-    """Remove all but the five newest archives of a kind: each build of the operator makes one."""
-    archives = sorted(keep.parent.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+def _forget_older(folder: Path) -> None:
+    """Remove all but the five newest of the operator's images: each change of its code makes one."""
+    archives = sorted(folder.glob("operator-*.tar"), key=lambda path: path.stat().st_mtime, reverse=True)
     for archive in archives[5:]:
         say(f"forgetting {archive.name}")
         archive.unlink()
+        name = f"{_OPERATOR_REPOSITORY}:{archive.stem.removeprefix('operator-')}"
+        subprocess.run([str(word) for word in _buildah("rmi", name)], capture_output=True, check=False, timeout=120)
 
 
 def _stage(source: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2e.cluster import paths
 from e2e.cluster.controlplane import ControlPlane, require_free
 from e2e.cluster.processes import Daemon
 from e2e.cluster.images import PAUSE_IMAGE
@@ -43,6 +44,8 @@ disabled_plugins = [
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{cni}"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "{snapshotter}"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
@@ -100,6 +103,7 @@ class Node:
                 socket=self.socket,
                 pause=PAUSE_IMAGE,
                 cni=cni,
+                snapshotter=self._snapshotter,
             )
         )
         containerd = self.daemon("containerd")
@@ -150,7 +154,11 @@ class Node:
 
     def import_image(self, archive: Path) -> None:
         """Import a docker or OCI archive, so that pods with `imagePullPolicy: IfNotPresent` find it."""
-        self.ctr("images", "import", archive)
+        self.ctr("images", "import", "--snapshotter", self._snapshotter, archive)
+
+    @property
+    def _snapshotter(self) -> str:
+        return "overlayfs" if paths.overlay_works() else "native"
 
     def _answers(self) -> bool:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def cache_dir(name: str) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o755)
     return path
+
+
+def overlay_works() -> bool:
+    """Whether overlay mounts can lie on the cache's file system; on another overlay (inside a container) they can't."""
+    kind = subprocess.run(["stat", "-fc", "%T", str(cache_root())], capture_output=True, text=True, check=True, timeout=30)
+    return kind.stdout.strip() not in {"overlayfs", "UNKNOWN (0x794c7630)"}
 
 
 def content_key(*parts: str | Path, relative_to: Path = REPO) -> str:

@@ -13,11 +13,12 @@ from typing import Final
 from aiohttp import web
 
 from lora_operator.reconcile.queue import RUN_TIME_LIMIT, WorkQueue
+from lora_operator.reconcile.store import Kind
 
 HANGING_AFTER: Final = RUN_TIME_LIMIT + 60.0
 
 
-def health_app(queue: WorkQueue, missing: Callable[[], Mapping[str, str]]) -> web.Application:
+def health_app(queue: WorkQueue, missing: Callable[[], Mapping[Kind, str]]) -> web.Application:
     """The two routes; `missing` has the kinds that were not listed yet, and why."""
 
     async def healthz(_: web.Request) -> web.Response:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 import kopf
 
@@ -64,8 +64,9 @@ class Operator:
         refresh = asyncio.create_task(self._refresh(), name="refresh")
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         parts: list[asyncio.Task[None]] = [work, refresh, sync, watch]
+        ends: list[asyncio.Future[Any]] = [*parts, stop, self._fault]
         try:
-            await asyncio.wait([*parts, stop, self._fault], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not self._stop.is_set():
                 self._raise_fault(parts)
             log.info("stopping")
@@ -138,22 +139,24 @@ async def operate(settings: Settings, *, stop: asyncio.Event | None = None) -> N
     set_on_signals(stop)
     store = Store()
     async with Kube(await load_configuration()) as kube, Engines() as engines:
-        queue = WorkQueue(lambda key: dispatcher(key))
+        queue = WorkQueue(lambda key: dispatcher(key), workers=64)
         dispatcher = Dispatcher(kube, engines, store, settings, queue.add)
         operator = Operator(kube, store, queue, stop)
         async with serve_health(health_app(queue, operator.sync.missing), port=settings.health_port):
             await operator.run()
 
 
-def run() -> None:
-    """Entry point of `lora-operator run`; exits 0 when told to stop, 1 on any failure."""
+def run() -> int:
+    """Entry point of `lora-operator run`; the exit status: 0 when told to stop, 1 on any failure."""
     try:
         settings = read_settings(os.environ)
     except OperatorError as error:
-        sys.exit(f"lora-operator: {error}")
+        print(f"lora-operator: {error}", file=sys.stderr)
+        return 1
     set_up_logging(settings.log_level, settings.log_format)
     try:
         asyncio.run(operate(settings))
     except Exception:
         log.critical("the operator ends", exc_info=True)
-        sys.exit(1)
+        return 1
+    return 0

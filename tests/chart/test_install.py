@@ -33,13 +33,13 @@ class Installed:
         return done.stdout
 
     def may(self, verb: str, resource: str, *, namespace: str = "team-a", name: str = "") -> bool:
-        """Whether the operator's service account may do that, by the API server's own word."""
-        group, _, rest = resource.partition("/") if resource.count("/") else ("", "", resource)
-        resource_name, _, subresource = rest.partition(":")
+        """Whether the operator's service account may, in the API server's own words; `resource` is name.group/subresource."""
+        full, _, subresource = resource.partition("/")
+        plural, _, group = full.partition(".")
         attributes = {
             "verb": verb,
             "group": group,
-            "resource": resource_name,
+            "resource": plural,
             "subresource": subresource,
             "namespace": namespace,
             "name": name,
@@ -113,13 +113,13 @@ def test_the_operators_pod_is_admitted_at_the_restricted_level(installed: Instal
 @pytest.mark.parametrize(
     ("sentence", "verb", "resource", "where", "expected"),
     [
-        ("reads adapters anywhere", "list", f"{GROUP}/loraadapters", {}, True),
-        ("never writes an adapter's spec", "patch", f"{GROUP}/loraadapters", {}, False),
-        ("writes an adapter's status", "patch", f"{GROUP}/loraadapters:status", {}, True),
-        ("makes Jobs", "create", "batch/jobs", {}, True),
-        ("reads a pod's log", "get", "pods:log", {}, True),
+        ("reads adapters anywhere", "list", f"loraadapters.{GROUP}", {}, True),
+        ("never writes an adapter's spec", "patch", f"loraadapters.{GROUP}", {}, False),
+        ("writes an adapter's status", "patch", f"loraadapters.{GROUP}/status", {}, True),
+        ("makes Jobs", "create", "jobs.batch", {}, True),
+        ("reads a pod's log", "get", "pods/log", {}, True),
         ("never makes pods", "create", "pods", {}, False),
-        ("never runs anything in pods", "create", "pods:exec", {}, False),
+        ("never runs anything in pods", "create", "pods/exec", {}, False),
         ("reads a Secret that an example's Role gives", "get", "secrets", {"name": "hf"}, True),
         ("reads no other Secret beside it", "get", "secrets", {"name": "other"}, False),
         ("never lists Secrets", "list", "secrets", {}, False),
@@ -127,7 +127,7 @@ def test_the_operators_pod_is_admitted_at_the_restricted_level(installed: Instal
         ("reads no other Secret at home", "get", "secrets", {"namespace": "lora-operator", "name": "other"}, False),
         ("reads no such key elsewhere", "get", "secrets", {"name": "lora-operator-key"}, False),
         ("never removes a claim", "delete", "persistentvolumeclaims", {}, False),
-        ("never makes roles", "create", "rbac.authorization.k8s.io/rolebindings", {}, False),
+        ("never makes roles", "create", "rolebindings.rbac.authorization.k8s.io", {}, False),
     ],
 )
 def test_the_operator(

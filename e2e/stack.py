@@ -1,0 +1,428 @@
+"""The product on the test cluster: the operator by its chart, volumes, a serving namespace, manifests, and looking at all of it.
+
+Shared by `make demo` and the end-to-end tests. Nothing here knows the operator's code: it uses kubectl, Helm and HTTP as a user does.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from e2e.cluster import Cluster, paths, tools
+from e2e.cluster.steps import step
+
+OPERATOR_NAMESPACE = "lora-system"
+RELEASE = "lora-operator"
+SERVED_NAMES = ("tiny/base", "tiny/alias")
+CACHE_GROUP = 5000
+RESTRICTED = {
+    "pod-security.kubernetes.io/enforce": "restricted",
+    "pod-security.kubernetes.io/enforce-version": "latest",
+}
+ENGINE_USER = 10001
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+def tiny_fixtures() -> Path:
+    """The tiny base model and its adapters, made on the fly by transformers and peft; kept until their recipe changes."""
+    recipe = paths.REPO / "e2e" / "fixtures" / "tiny.py"
+    out = paths.cache_dir("fixtures") / f"tiny-{paths.content_key(recipe, paths.REPO / 'requirements' / 'engine.txt')}"
+    if not (out / ".complete").exists():
+        python = tools.engine_venv() / "bin" / "python"
+        with step("making the tiny model and its adapters"):
+            shutil.rmtree(out, ignore_errors=True)
+            subprocess.run(
+                [python, "-m", "e2e.fixtures.tiny", "make", "--out", out],
+                cwd=paths.REPO,
+                check=True,
+                capture_output=True,
+                timeout=600,
+            )
+            (out / ".complete").touch()
+    return out
+
+
+@dataclass
+class Stack:
+    """A cluster with the operator on it."""
+
+    cluster: Cluster
+    hub_url: str
+
+    # Seeing and changing objects, as a user does
+
+    def apply(self, *manifests: Json) -> str:
+        """kubectl apply."""
+        return self.cluster.kubectl(
+            "apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
+        )
+
+    def get(self, kind: str, name: str, namespace: str) -> Json | None:
+        """The object, None where it does not exist."""
+        text = self.cluster.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
+        return json.loads(text) if text.strip() else None
+
+    def items(self, kind: str, namespace: str, selector: str = "") -> list[Json]:
+        """The objects of a kind in a namespace."""
+        words = ["get", kind, "-n", namespace, "-o", "json", *(["-l", selector] if selector else [])]
+        items: list[Json] = json.loads(self.cluster.kubectl(*words))["items"]
+        return items
+
+    def delete(self, kind: str, name: str, namespace: str, *, wait: bool = True, timeout: float = 60) -> None:
+        """kubectl delete."""
+        self.cluster.kubectl("delete", kind, name, "-n", namespace, f"--wait={str(wait).lower()}", timeout=timeout)
+
+    def condition(self, kind: str, name: str, namespace: str, type_: str = "Ready") -> Json:
+        """A condition of an object, {} where there is none."""
+        obj = self.get(kind, name, namespace) or {}
+        conditions = obj.get("status", {}).get("conditions", [])
+        return next((c for c in conditions if c["type"] == type_), {})
+
+    def wait_condition(
+        self,
+        kind: str,
+        name: str,
+        namespace: str,
+        *,
+        type_: str = "Ready",
+        status: str = "True",
+        reason: str | None = None,
+        timeout: float = 120,
+    ) -> Json:
+        """Wait until a condition has a status (and reason), for the object's present generation; returns the object."""
+
+        def look() -> Json | None:
+            obj = self.get(kind, name, namespace) or {}
+            for found in obj.get("status", {}).get("conditions", []):
+                if found["type"] == type_ and found["status"] == status and reason in (None, found["reason"]):
+                    return obj if found.get("observedGeneration") == obj["metadata"]["generation"] else None
+            return None
+
+        def describe() -> str:
+            obj = self.get(kind, name, namespace) or {}
+            return json.dumps(obj.get("status", {}), indent=1)
+
+        what = f"{kind} {namespace}/{name} {type_}={status} {reason or ''}"
+        return eventually(look, what=what, timeout=timeout, describe=describe)
+
+    # Engines
+
+    def pods(self, namespace: str, deployment: str) -> list[Json]:
+        """The engine pods of a VLLMDeployment that are not being deleted."""
+        found = self.items(
+            "pods", namespace, f"lora-operator.dev/vllmdeployment={deployment},app.kubernetes.io/component=engine"
+        )
+        return [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
+
+    def engine_urls(self, namespace: str, deployment: str) -> dict[str, str]:
+        """Address of every ready engine pod, by pod name."""
+        urls = {}
+        for pod in self.pods(namespace, deployment):
+            ready = any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+            if ready:
+                urls[pod["metadata"]["name"]] = f"http://{pod['status']['podIP']}:8000"
+        return urls
+
+    def gate_token(self, namespace: str, deployment: str) -> str:
+        """The gate's token, read as the cluster's administrator."""
+        secret = self.get("secret", f"{deployment}-gate", namespace)
+        assert secret is not None, f"no gate Secret of {namespace}/{deployment}"
+        return base64.b64decode(secret["data"]["token"]).decode()
+
+    # The operator
+
+    def install_operator(self, *, values: Json | None = None) -> None:
+        """helm upgrade --install from the chart, with the image built from the Dockerfile; waits until it is ready."""
+        image = tools.operator_image()
+        self.cluster.import_image(image.archive)
+        repository, _, tag = image.name.rpartition(":")
+        self.apply(namespace(OPERATOR_NAMESPACE, RESTRICTED))
+        merged = {"image": {"repository": repository, "tag": tag}, **(values or {})}
+        with step("installing the operator by Helm"):
+            self.cluster.helm(
+                "upgrade",
+                "--install",
+                RELEASE,
+                paths.REPO / "charts" / "lora-operator",
+                "-n",
+                OPERATOR_NAMESPACE,
+                "--wait",
+                "--timeout",
+                "3m",
+                "-f",
+                "-",
+                input=json.dumps(merged),
+            )
+
+    def scale_operator(self, replicas: int) -> None:
+        """Scale the operator and wait until its pods are there, or gone."""
+        self.cluster.kubectl("scale", "deployment", RELEASE, "-n", OPERATOR_NAMESPACE, f"--replicas={replicas}")
+        if replicas:
+            self.cluster.kubectl(
+                "rollout", "status", f"deployment/{RELEASE}", "-n", OPERATOR_NAMESPACE, "--timeout=120s"
+            )
+        else:
+            eventually(lambda: not self.operator_pods(), what="the operator's pod is gone", timeout=60)
+
+    def operator_pods(self) -> list[Json]:
+        """The operator's pods."""
+        return self.items("pods", OPERATOR_NAMESPACE, f"app.kubernetes.io/instance={RELEASE}")
+
+    # Namespaces and volumes
+
+    def make_serving_namespace(self, name: str) -> None:
+        """A namespace with restricted pod security, an empty cache volume, the engine's venv, and a default ModelCache."""
+        folder = paths.cache_root() / "cluster" / "volumes" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        os.chown(folder, 0, CACHE_GROUP)
+        folder.chmod(0o2775)
+        venv = tools.engine_venv()
+        self.apply(
+            namespace(name, RESTRICTED),
+            *volume(name, "cache", folder, read_only=False),
+            *volume(name, "engine-venv", venv, read_only=True),
+            {
+                "apiVersion": "lora-operator.dev/v1alpha1",
+                "kind": "ModelCache",
+                "metadata": {
+                    "name": "default",
+                    "namespace": name,
+                    "annotations": {"lora-operator.dev/is-default-cache": "true"},
+                },
+                "spec": {
+                    "storage": {"existingClaim": "cache"},
+                    "huggingFace": {"endpoint": self.hub_url},
+                    "securityContext": {"supplementalGroups": [CACHE_GROUP]},
+                },
+            },
+        )
+
+    def cache_folder(self, name: str) -> Path:
+        """Where the cache volume of a serving namespace lies on the node."""
+        return paths.cache_root() / "cluster" / "volumes" / name
+
+
+def namespace(name: str, labels: dict[str, str] | None = None) -> Json:
+    """A Namespace."""
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels or {}}}
+
+
+def volume(namespace_: str, name: str, folder: Path, *, read_only: bool) -> list[Json]:
+    """A hostPath PersistentVolume and the claim that is bound to it."""
+    modes = ["ReadOnlyMany"] if read_only else ["ReadWriteMany"]
+    pv = f"{namespace_}-{name}"
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": pv},
+            "spec": {
+                "capacity": {"storage": "10Gi"},
+                "accessModes": modes,
+                "storageClassName": "",
+                "persistentVolumeReclaimPolicy": "Retain",
+                "hostPath": {"path": str(folder), "type": "Directory"},
+                "claimRef": {
+                    "namespace": namespace_,
+                    "name": name,
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolumeClaim",
+                },
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": name, "namespace": namespace_},
+            "spec": {
+                "accessModes": modes,
+                "storageClassName": "",
+                "volumeName": pv,
+                "resources": {"requests": {"storage": "10Gi"}},
+            },
+        },
+    ]
+
+
+def vllm_deployment(
+    name: str,
+    namespace_: str,
+    *,
+    repo: str,
+    replicas: int = 1,
+    token_secret: str | None = None,
+    policy: Json | None = None,
+    lora: Json | None = None,
+    served_names: tuple[str, ...] = SERVED_NAMES,
+    max_model_len: int = 8192,
+) -> Json:
+    """A VLLMDeployment of the real engine on CPU: the Debian image with the engine's venv mounted by podTemplate."""
+    venv = tools.engine_venv()
+    huggingface: Json = {"repo": repo}
+    if token_secret:
+        huggingface["tokenSecretRef"] = {"name": token_secret, "key": "token"}
+    return {
+        "apiVersion": "lora-operator.dev/v1alpha1",
+        "kind": "VLLMDeployment",
+        "metadata": {"name": name, "namespace": namespace_},
+        "spec": {
+            "replicas": replicas,
+            "model": {
+                "source": {"huggingFace": huggingface},
+                "servedNames": list(served_names),
+                "dtype": "float32",
+                "maxModelLen": max_model_len,
+            },
+            "lora": {"maxLoras": 2, "maxCpuLoras": 16, "maxLoraRank": 16} | (lora or {}),
+            "adapterPolicy": {"namespaces": policy or {"from": "All"}},
+            "engine": {
+                "image": tools.BASE_IMAGE,
+                "command": [f"{venv}/bin/python", "-m", "vllm.entrypoints.openai.api_server"],
+                "args": ["--enforce-eager", "--max-num-seqs", "8"],
+                "env": [
+                    {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
+                    {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
+                    {"name": "OMP_NUM_THREADS", "value": "2"},
+                ],
+            },
+            "podTemplate": {
+                "spec": {
+                    "securityContext": {"runAsNonRoot": True, "runAsUser": ENGINE_USER, "runAsGroup": ENGINE_USER},
+                    "containers": [
+                        {
+                            "name": "vllm",
+                            "volumeMounts": [{"name": "engine-venv", "mountPath": str(venv), "readOnly": True}],
+                        }
+                    ],
+                    "volumes": [
+                        {"name": "engine-venv", "persistentVolumeClaim": {"claimName": "engine-venv", "readOnly": True}}
+                    ],
+                }
+            },
+        },
+    }
+
+
+def lora_adapter(
+    name: str,
+    namespace_: str,
+    *,
+    repo: str,
+    deployment: tuple[str, str],
+    revision: str | None = None,
+    token_secret: str | None = None,
+    **spec: Any,
+) -> Json:
+    """A LoRAAdapter; `deployment` is (namespace, name)."""
+    huggingface: Json = {"repo": repo}
+    if revision:
+        huggingface["revision"] = revision
+    if token_secret:
+        huggingface["tokenSecretRef"] = {"name": token_secret, "key": "token"}
+    return {
+        "apiVersion": "lora-operator.dev/v1alpha1",
+        "kind": "LoRAAdapter",
+        "metadata": {"name": name, "namespace": namespace_},
+        "spec": {
+            "source": {"huggingFace": huggingface},
+            "vllmDeploymentRef": {"namespace": deployment[0], "name": deployment[1]},
+            **spec,
+        },
+    }
+
+
+def token_secret(name: str, namespace_: str, token: str) -> list[Json]:
+    """A Secret with a Hub token, and the tenant's own permission for the operator to read just this Secret."""
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name, "namespace": namespace_},
+            "stringData": {"token": token},
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": {"name": f"lora-operator-{name}", "namespace": namespace_},
+            "rules": [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": [name], "verbs": ["get"]}],
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": f"lora-operator-{name}", "namespace": namespace_},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": f"lora-operator-{name}"},
+            "subjects": [{"kind": "ServiceAccount", "name": RELEASE, "namespace": OPERATOR_NAMESPACE}],
+        },
+    ]
+
+
+def eventually(
+    look: Callable[[], T | None],
+    *,
+    what: str,
+    timeout: float,
+    describe: Callable[[], str] | None = None,
+    interval: float = 0.2,
+) -> T:
+    """Wait until `look` returns something true; AssertionError with what was waited for, and what there is instead."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = look()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:.0f} s: {what}\n{describe() if describe else ''}")
+        time.sleep(interval)
+
+
+def http(
+    method: str, url: str, body: Any = None, *, headers: dict[str, str] | None = None, timeout: float = 60
+) -> tuple[int, Any]:
+    """One HTTP request: (status, parsed JSON or text); status 0 and the error where there is no answer."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+        url, data=data, method=method, headers={"Content-Type": "application/json", **(headers or {})}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            status, text = response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        status, text = error.code, error.read().decode()
+    except OSError as error:
+        return 0, str(error)
+    try:
+        return status, json.loads(text)
+    except ValueError:
+        return status, text
+
+
+def token_ids(url: str, model: str, prompt: str | list[Json], *, tokens: int = 32) -> list[int]:
+    """Greedy token ids for a completion (text) or a chat (messages)."""
+    body: Json = {"model": model, "temperature": 0, "max_tokens": tokens, "ignore_eos": True, "return_token_ids": True}
+    if isinstance(prompt, str):
+        status, answer = http("POST", f"{url}/v1/completions", body | {"prompt": prompt})
+    else:
+        status, answer = http("POST", f"{url}/v1/chat/completions", body | {"messages": prompt})
+    assert status == 200, f"{model} at {url}: {status} {answer}"
+    ids: list[int] = answer["choices"][0]["token_ids"]
+    return ids
+
+
+def models(url: str) -> dict[str, Json]:
+    """The entries of /v1/models by id."""
+    status, answer = http("GET", f"{url}/v1/models")
+    assert status == 200, f"{url}/v1/models: {status} {answer}"
+    return {model["id"]: model for model in answer["data"]}
