@@ -11,8 +11,6 @@ import os
 import shutil
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ OPERATOR_NAMESPACE = "lora-system"
 RELEASE = "lora-operator"
 SERVED_NAMES = ("tiny/base", "tiny/alias")
 CACHE_GROUP = 5000
+OWNED = "lora-operator.test/owned"  # label of what a run makes, so that the next one can clear it
 RESTRICTED = {
     "pod-security.kubernetes.io/enforce": "restricted",
     "pod-security.kubernetes.io/enforce-version": "latest",
@@ -180,6 +179,13 @@ class Stack:
         """The operator's pods."""
         return self.items("pods", OPERATOR_NAMESPACE, f"app.kubernetes.io/instance={RELEASE}")
 
+    def sweep(self) -> None:
+        """Clear what an earlier run, killed or not, left on the cluster: namespaces with all in them, and volumes."""
+        for kind in ("namespace", "persistentvolume"):
+            if self.cluster.kubectl("get", kind, "-l", OWNED, "-o", "name").strip():
+                with step(f"clearing an earlier run's {kind}s"):
+                    self.cluster.kubectl("delete", kind, "-l", OWNED, "--wait=true", timeout=290)
+
     # Namespaces and volumes
 
     def make_serving_namespace(self, name: str) -> None:
@@ -216,8 +222,9 @@ class Stack:
 
 
 def namespace(name: str, labels: dict[str, str] | None = None) -> Json:
-    """A Namespace."""
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels or {}}}
+    """A Namespace that a later run may clear away."""
+    metadata = {"name": name, "labels": {OWNED: "true", **(labels or {})}}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
 
 
 def volume(namespace_: str, name: str, folder: Path, *, read_only: bool) -> list[Json]:
@@ -228,7 +235,7 @@ def volume(namespace_: str, name: str, folder: Path, *, read_only: bool) -> list
         {
             "apiVersion": "v1",
             "kind": "PersistentVolume",
-            "metadata": {"name": pv},
+            "metadata": {"name": pv, "labels": {OWNED: "true"}},
             "spec": {
                 "capacity": {"storage": "10Gi"},
                 "accessModes": modes,
@@ -386,43 +393,3 @@ def eventually(
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:.0f} s: {what}\n{describe() if describe else ''}")
         time.sleep(interval)
-
-
-def http(
-    method: str, url: str, body: Any = None, *, headers: dict[str, str] | None = None, timeout: float = 60
-) -> tuple[int, Any]:
-    """One HTTP request: (status, parsed JSON or text); status 0 and the error where there is no answer."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(
-        url, data=data, method=method, headers={"Content-Type": "application/json", **(headers or {})}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            status, text = response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        status, text = error.code, error.read().decode()
-    except OSError as error:
-        return 0, str(error)
-    try:
-        return status, json.loads(text)
-    except ValueError:
-        return status, text
-
-
-def token_ids(url: str, model: str, prompt: str | list[Json], *, tokens: int = 32) -> list[int]:
-    """Greedy token ids for a completion (text) or a chat (messages)."""
-    body: Json = {"model": model, "temperature": 0, "max_tokens": tokens, "ignore_eos": True, "return_token_ids": True}
-    if isinstance(prompt, str):
-        status, answer = http("POST", f"{url}/v1/completions", body | {"prompt": prompt})
-    else:
-        status, answer = http("POST", f"{url}/v1/chat/completions", body | {"messages": prompt})
-    assert status == 200, f"{model} at {url}: {status} {answer}"
-    ids: list[int] = answer["choices"][0]["token_ids"]
-    return ids
-
-
-def models(url: str) -> dict[str, Json]:
-    """The entries of /v1/models by id."""
-    status, answer = http("GET", f"{url}/v1/models")
-    assert status == 200, f"{url}/v1/models: {status} {answer}"
-    return {model["id"]: model for model in answer["data"]}

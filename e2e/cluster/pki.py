@@ -61,7 +61,19 @@ def make_pki(folder: Path, *, addresses: list[str], names: list[str]) -> Pki:
     ca_key = folder / "ca.key"
     _new_key(ca_key)
     _openssl(
-        ["req", "-x509", "-new", "-key", ca_key, "-subj", "/CN=lora-operator test cluster", "-days", _DAYS, "-out", pki.ca],
+        [
+            "req",
+            "-x509",
+            "-new",
+            "-key",
+            ca_key,
+            "-subj",
+            "/CN=lora-operator test cluster",
+            "-days",
+            _DAYS,
+            "-out",
+            pki.ca,
+        ],
         ["-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature"],
     )
     alternatives = [f"IP:{address}" for address in addresses] + [f"DNS:{name}" for name in names]

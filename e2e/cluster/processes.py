@@ -6,6 +6,7 @@ Must never signal anything by name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -46,10 +47,7 @@ def kill_and_wait(pid: int, started: int | None, *, grace: float) -> None:
     """SIGTERM, after `grace` seconds SIGKILL, until the process that began at `started` is gone."""
 
     def gone() -> bool:
-        try:
-            os.waitpid(pid, os.WNOHANG)  # reaps it when it is this program's own child
-        except ChildProcessError:
-            pass
+        _reap(pid)
         return start_time(pid) != started
 
     if started is None or gone():
@@ -64,6 +62,12 @@ def kill_and_wait(pid: int, started: int | None, *, grace: float) -> None:
         if wait_until(gone, timeout=patience, interval=0.02):
             return
     raise ToolingError(f"process {pid} did not end after SIGKILL")
+
+
+def _reap(pid: int) -> None:
+    """Take the exit status of a process that ended, when it is this program's own child."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,4 @@ class Daemon:
         """Take the exit status of a dead child, so that it does not stay a zombie."""
         record = self._read()
         if record:
-            try:
-                os.waitpid(record[0], os.WNOHANG)
-            except ChildProcessError:
-                pass
+            _reap(record[0])

@@ -33,7 +33,9 @@ _MNT_DETACH = 2
 
 
 def clear(node: Node) -> None:
-    """End everything of the cluster in `node.dir` and remove the folder."""
+    """End everything of the cluster in `node.dir` and remove the folder; without that folder nothing is ours to end."""
+    if not node.dir.exists():
+        return
     for name in COMPONENTS:
         if name == "containerd":
             _end_containers(node)
@@ -42,11 +44,10 @@ def clear(node: Node) -> None:
     _unlink_shim_sockets(node)
     _unmount_below(node.dir)
     _remove_network(node)
-    if node.dir.exists():
-        if mounts := list(_mounts_below(node.dir)):  # removing through a bind mount would remove what is behind it
-            raise ToolingError(f"still mounted, not removing {node.dir}: {', '.join(mounts[:5])}")
-        shutil.rmtree(node.dir)
     _remove_log_links(node)
+    if mounts := list(_mounts_below(node.dir)):  # removing through a bind mount would remove what is behind it
+        raise ToolingError(f"still mounted, not removing {node.dir}: {', '.join(mounts[:5])}")
+    shutil.rmtree(node.dir)
 
 
 def _end_containers(node: Node) -> None:

@@ -28,10 +28,10 @@ def engine_venv() -> Path:
         with step(f"installing vLLM, torch and peft into {venv}"):
             logs = paths.cache_dir("logs")
             run_logged([binaries.uv(), "venv", "--clear", "--python", _PYTHON, venv], log=logs / "engine-venv.log")
-            install = [binaries.uv(), "pip", "install", "--python", venv / "bin" / "python", "--no-deps"]
+            install = [str(binaries.uv()), "pip", "install", "--python", f"{venv}/bin/python", "--no-deps"]
             # Pods mount it read-only and could not keep compiled modules: without them each start takes 4 s longer.
             install.append("--compile-bytecode")
-            run_logged([*install, "--require-hashes", "-r", requirements], log=logs / "engine-install.log")
+            run_logged([*install, "--require-hashes", "-r", str(requirements)], log=logs / "engine-install.log")
             done.touch()
     _require_searchable(venv)
     return venv

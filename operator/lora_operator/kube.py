@@ -79,6 +79,7 @@ REQUEST_TIMEOUT: Final = 15.0
 CONNECTIONS: Final = 64
 LIST_CHUNK: Final = 500
 MAX_EVENT_MESSAGE: Final = 1024
+STATUS_ATTEMPTS: Final = 3
 MAX_LOG_BYTES: Final = 2**20
 SERVICE_ACCOUNT_TOKEN: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -184,16 +185,32 @@ class Kube:
         self, rt: ResourceType, namespace: str, name: str, status: Mapping[str, Any], *, uid: str | None = None
     ) -> Body:
         """Server-side apply of the whole status; raises NotFoundError (an object is never made by it), and with `uid`
-        ConflictError when another object has the name by now.
+        ConflictError when another object has the name by now, or the object changes too often to be sure.
         """
+        if uid is None:
+            return await self._apply_status(rt, namespace, name, status)
+        # The API server ignores a uid in a custom resource's status (tried with 1.34); a resourceVersion it does check.
+        for attempts_left in reversed(range(STATUS_ATTEMPTS)):
+            metadata = (await self.get_metadata(rt, namespace, name))["metadata"]
+            if metadata["uid"] != uid:
+                raise ConflictError(
+                    f"{_what('apply status of', rt, namespace, name)}: another object has this name now"
+                )
+            try:
+                return await self._apply_status(rt, namespace, name, status, metadata["resourceVersion"])
+            except ConflictError:
+                if not attempts_left:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _apply_status(
+        self, rt: ResourceType, namespace: str, name: str, status: Mapping[str, Any], resource_version: str = ""
+    ) -> Body:
+        metadata = {"name": name, "namespace": namespace, "resourceVersion": resource_version}
         body = {
             "apiVersion": rt.api_version,
             "kind": rt.kind,
-            "metadata": {
-                "name": name,
-                **({"namespace": namespace} if rt.namespaced else {}),
-                **({"uid": uid} if uid else {}),
-            },
+            "metadata": {key: value for key, value in metadata.items() if value},
             "status": status,
         }
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}

@@ -111,6 +111,7 @@ class Operator:
         tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=kopf_settings(),
+            identity=kopf_identity(),
             standalone=True,
             clusterwide=True,
             stop_flag=self._stop_kopf,
@@ -124,6 +125,11 @@ class Operator:
 
     def _own_keys(self) -> list[Key]:
         return [key for kind in OWN_KINDS for key in self._store.keys(kind)]
+
+
+def kopf_identity() -> Any:
+    """The name that kopf would else make of the user's, which an arbitrary user id in a container does not have."""
+    return os.environ.get("HOSTNAME", "lora-operator")
 
 
 def set_on_signals(event: asyncio.Event) -> None:

@@ -6,7 +6,6 @@ import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,25 +31,17 @@ class Installed:
         assert not check or done.returncode == 0, done.stderr
         return done.stdout
 
-    def may(self, verb: str, resource: str, *, namespace: str = "team-a", name: str = "") -> bool:
-        """Whether the operator's service account may, in the API server's own words; `resource` is name.group/subresource."""
-        full, _, subresource = resource.partition("/")
-        plural, _, group = full.partition(".")
-        attributes = {
-            "verb": verb,
-            "group": group,
-            "resource": plural,
-            "subresource": subresource,
-            "namespace": namespace,
-            "name": name,
-        }
-        review = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SubjectAccessReview",
-            "spec": {"user": ACCOUNT, "groups": ["system:serviceaccounts"], "resourceAttributes": attributes},
-        }
-        answer = json.loads(self.kubectl("create", "-o", "json", "-f", "-", stdin=json.dumps(review)))
-        return bool(answer["status"]["allowed"])
+
+def review(verb: str, resource: str, where: dict[str, str]) -> dict[str, Any]:
+    """The question whether the operator's service account may; `resource` is name.group/subresource."""
+    full, _, subresource = resource.partition("/")
+    plural, _, group = full.partition(".")
+    attributes = {"verb": verb, "group": group, "resource": plural, "subresource": subresource, "namespace": "team-a"}
+    return {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": ACCOUNT, "groups": ["system:serviceaccounts"], "resourceAttributes": attributes | where},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -110,33 +101,43 @@ def test_the_operators_pod_is_admitted_at_the_restricted_level(installed: Instal
     )
 
 
-@pytest.mark.parametrize(
-    ("sentence", "verb", "resource", "where", "expected"),
-    [
-        ("reads adapters anywhere", "list", f"loraadapters.{GROUP}", {}, True),
-        ("never writes an adapter's spec", "patch", f"loraadapters.{GROUP}", {}, False),
-        ("writes an adapter's status", "patch", f"loraadapters.{GROUP}/status", {}, True),
-        ("makes Jobs", "create", "jobs.batch", {}, True),
-        ("reads a pod's log", "get", "pods/log", {}, True),
-        ("never makes pods", "create", "pods", {}, False),
-        ("never runs anything in pods", "create", "pods/exec", {}, False),
-        ("reads a Secret that an example's Role gives", "get", "secrets", {"name": "hf"}, True),
-        ("reads no other Secret beside it", "get", "secrets", {"name": "other"}, False),
-        ("never lists Secrets", "list", "secrets", {}, False),
-        ("reads its own key", "get", "secrets", {"namespace": "lora-operator", "name": "lora-operator-key"}, True),
-        ("reads no other Secret at home", "get", "secrets", {"namespace": "lora-operator", "name": "other"}, False),
-        ("reads no such key elsewhere", "get", "secrets", {"name": "lora-operator-key"}, False),
-        ("never removes a claim", "delete", "persistentvolumeclaims", {}, False),
-        ("never makes roles", "create", "rolebindings.rbac.authorization.k8s.io", {}, False),
-    ],
-)
-def test_the_operator(
-    installed: Installed, sentence: str, verb: str, resource: str, where: dict[str, str], expected: bool
-) -> None:
-    assert installed.may(verb, resource, **where) is expected, sentence
+RIGHTS: list[tuple[str, str, str, dict[str, str], bool]] = [
+    ("reads adapters anywhere", "list", f"loraadapters.{GROUP}", {}, True),
+    ("never writes an adapter's spec", "patch", f"loraadapters.{GROUP}", {}, False),
+    ("writes an adapter's status", "patch", f"loraadapters.{GROUP}/status", {}, True),
+    ("makes Jobs", "create", "jobs.batch", {}, True),
+    ("reads a pod's log", "get", "pods/log", {}, True),
+    ("never makes pods", "create", "pods", {}, False),
+    ("never runs anything in pods", "create", "pods/exec", {}, False),
+    ("reads a Secret that an example's Role gives", "get", "secrets", {"name": "hf"}, True),
+    ("reads no other Secret beside it", "get", "secrets", {"name": "other"}, False),
+    ("never lists Secrets", "list", "secrets", {}, False),
+    ("reads its own key", "get", "secrets", {"namespace": "lora-operator", "name": "lora-operator-key"}, True),
+    ("reads no other Secret at home", "get", "secrets", {"namespace": "lora-operator", "name": "other"}, False),
+    ("reads no such key elsewhere", "get", "secrets", {"name": "lora-operator-key"}, False),
+    ("never removes a Secret", "delete", "secrets", {}, False),
+    ("never removes a Deployment", "delete", "deployments.apps", {}, False),
+    ("never removes a claim", "delete", "persistentvolumeclaims", {}, False),
+    ("never makes roles", "create", "rolebindings.rbac.authorization.k8s.io", {}, False),
+]
 
 
-def test_the_crds_stay_when_the_chart_goes(installed: Installed, helm: Helm, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def answers(installed: Installed) -> list[bool]:
+    """The API server's word on each of RIGHTS, asked for at once."""
+    questions = [review(verb, resource, where) for _, verb, resource, where, _ in RIGHTS]
+    asked = {"apiVersion": "v1", "kind": "List", "items": questions}
+    words = installed.kubectl("create", "-o", 'jsonpath={.status.allowed}{" "}', "-f", "-", stdin=json.dumps(asked))
+    return [word == "true" for word in words.split()]
+
+
+@pytest.mark.parametrize("number", range(len(RIGHTS)), ids=[sentence for sentence, *_ in RIGHTS])
+def test_the_operator(answers: list[bool], number: int) -> None:
+    sentence, *_, expected = RIGHTS[number]
+    assert answers[number] is expected, f"the operator {sentence}"
+
+
+def test_the_crds_stay_when_the_chart_goes(installed: Installed, helm: Helm) -> None:
     """Last, since it uninstalls; installing again must work on what stayed."""
     home = ("--namespace=lora-operator", f"--kubeconfig={installed.plane.kubeconfig}")
     done = helm.run("uninstall", "lora-operator", *home)

@@ -16,7 +16,7 @@ Render = Callable[..., Rendered]
 Rights = dict[str, set[str]]
 
 READ = {"get", "list", "watch"}
-OWN = {"create", "patch", "delete"}
+MAKE = {"create", "patch"}
 KINDS = {f"{info.plural}.{GROUP}" for info in RESOURCES}
 EVERY_WRITE = {"create", "update", "patch", "delete", "deletecollection"}
 
@@ -36,16 +36,16 @@ def rights(role: dict[str, Any]) -> Rights:
 def test_the_operator_has_these_cluster_wide_rights_and_no_other(render: Render) -> None:
     expected: Rights = {kind: set(READ) for kind in KINDS}
     expected |= {f"{info.plural}/status.{GROUP}": {"patch"} for info in RESOURCES}
-    expected[f"modelartifacts.{GROUP}"] |= OWN
+    expected[f"modelartifacts.{GROUP}"] |= MAKE | {"delete"}
     expected |= {
-        "jobs.batch": READ | OWN,
+        "jobs.batch": READ | MAKE | {"delete"},
         "pods": READ,
         "pods/log": {"get"},
-        "deployments.apps": READ | OWN,
+        "deployments.apps": READ | MAKE,
         "replicasets.apps": {"get"},
-        "services": READ | OWN,
-        "configmaps": READ | OWN,
-        "secrets": OWN,
+        "services": READ | MAKE,
+        "configmaps": READ | MAKE,
+        "secrets": MAKE,
         "persistentvolumeclaims": {"get"},
         "namespaces": READ,
         "events": {"get", "create", "patch"},

@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class Fetcher:
         token: str | None = None,
         artifact: str | None = None,
         path: str = "",
+        groups: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
         **source: Any,
     ) -> Job:
@@ -132,7 +133,7 @@ class Fetcher:
         (folder / "termination-log").chmod(0o666)
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-m", "lora_operator.cli", "fetch"],
+                [*self._as_user(groups), sys.executable, "-m", "lora_operator.cli", "fetch"],
                 env={
                     "PATH": os.environ["PATH"],
                     "PYTHONPATH": str(ROOT / "operator"),
@@ -146,11 +147,20 @@ class Fetcher:
                 stdout=out,
                 stderr=err,
                 cwd="/",
-                user=self.user,
-                group=self.user,
-                extra_groups=None if self.user is None else [],
             )
         return Job(process, folder)
+
+    def _as_user(self, groups: Sequence[int]) -> list[str]:
+        """Another user who may read everything (the interpreter may lie in a private home), but write only what modes allow."""
+        if self.user is None:
+            return []
+        sets = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
+        may_read = [
+            "--inh-caps=+dac_read_search",
+            "--ambient-caps=+dac_read_search",
+            "--bounding-set=-all,+dac_read_search",
+        ]
+        return ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", sets, *may_read]
 
     def run(self, repo: str, **options: Any) -> Job:
         """Starts a program and waits for its end."""
@@ -211,7 +221,7 @@ def make_base(folder: Path, *, vocab: int = VOCAB) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text("{}")
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 512}')
     (folder / "README.md").write_text("# base\n")
     return folder
 

@@ -102,7 +102,10 @@ def test_a_folder_of_the_repository_becomes_the_root_of_the_view(hub: HubServer,
     hub.commit("org/adapter", files | {"README.md": b"x"})
     result = ready.run("org/adapter", path="checkpoint-5").ok
     assert [file.path for file in ready.manifest(result).files] == ["adapter_config.json", "adapter_model.safetensors"]
-    assert bodies(hub, "org/adapter") == {"checkpoint-5/adapter_config.json": 1, "checkpoint-5/adapter_model.safetensors": 1}
+    assert bodies(hub, "org/adapter") == {
+        "checkpoint-5/adapter_config.json": 1,
+        "checkpoint-5/adapter_model.safetensors": 1,
+    }
 
 
 def test_patterns_choose_and_names_with_pattern_characters_are_taken_literally(
@@ -399,7 +402,9 @@ def test_a_killed_download_goes_on_in_the_next_attempt(hub: HubServer, fetcher: 
     assert fetcher.leaked() == []
 
 
-def test_what_a_killed_library_download_left_is_used_and_removed(hub: HubServer, fetcher: Fetcher, content: Path) -> None:
+def test_what_a_killed_library_download_left_is_used_and_removed(
+    hub: HubServer, fetcher: Fetcher, content: Path
+) -> None:
     blobs = fetcher.cache / "hub/models--org--big/blobs"
     blobs.mkdir(parents=True)
     data = (content / "big" / BIG).read_bytes()
@@ -519,7 +524,9 @@ def test_a_full_volume(hub: HubServer, fetcher: Fetcher) -> None:
 @pytest.fixture
 def elsewhere(hub: HubServer) -> Iterator[Fetcher]:
     """A fetcher in a place that other users can reach."""
-    folder = Path(subprocess.run(["mktemp", "-d", "/tmp/fetch-XXXXXX"], capture_output=True, check=True, text=True).stdout.strip())
+    folder = Path(
+        subprocess.run(["mktemp", "-d", "/tmp/fetch-XXXXXX"], capture_output=True, check=True, text=True).stdout.strip()
+    )
     folder.chmod(0o755)
     (folder / "cache").mkdir(mode=0o755)
     (folder / "jobs").mkdir(mode=0o755)
@@ -550,7 +557,9 @@ def test_users_of_the_volumes_group_share_it_and_others_can_read(hub: HubServer,
     for path in (view, *view.iterdir()):
         mode = path.stat().st_mode & 0o777
         assert mode & 0o444 == 0o444, path
-    reader = subprocess.run(["cat", str(view / "model.safetensors")], user=10003, group=10003, extra_groups=[], capture_output=True)
+    reader = subprocess.run(
+        ["cat", str(view / "model.safetensors")], user=10003, group=10003, extra_groups=[], capture_output=True
+    )
     assert reader.returncode == 0
 
 

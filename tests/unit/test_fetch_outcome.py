@@ -57,7 +57,9 @@ def test_a_result_that_fits_is_whole() -> None:
 
 
 def test_target_modules_go_first_when_a_result_is_too_long() -> None:
-    result = FetchResult(ok=True, path="artifacts/a-b", rank=8, target_modules=tuple(f"layers.{n}.q_proj" for n in range(5000)))
+    result = FetchResult(
+        ok=True, path="artifacts/a-b", rank=8, target_modules=tuple(f"layers.{n}.q_proj" for n in range(5000))
+    )
     data = outcome.encode(result)
     assert len(data) <= TERMINATION_LOG_BYTES
     found = FetchResult.model_validate_json(data)

@@ -13,7 +13,9 @@ from lora_operator.fetch.progress import Reporter, measure_blobs
 
 
 def test_bytes_are_finished_and_unfinished_blobs_of_the_wanted_files(tmp_path: Path) -> None:
-    files = [RemoteFile(name, 100, oid * 40, None) for name, oid in (("x", "a"), ("same as x", "a"), ("y", "b"), ("z", "c"))]
+    files = [
+        RemoteFile(name, 100, oid * 40, None) for name, oid in (("x", "a"), ("same as x", "a"), ("y", "b"), ("z", "c"))
+    ]
     measure = measure_blobs(tmp_path, files)
     assert measure() == (0, 0)
     (tmp_path / ("a" * 40)).write_bytes(b"1" * 100)

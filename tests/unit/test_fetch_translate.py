@@ -20,7 +20,9 @@ SUBJECT = Subject(HuggingFaceRequest(repo="org/name", revision="v9", endpoint=EN
 ANONYMOUS = Subject(SUBJECT.source, authenticated=False)
 
 
-def answer(status: int, code: str = "", *, said: str = "", url: str = f"{ENDPOINT}/api/models/org/name", **headers: str) -> Exception:
+def answer(
+    status: int, code: str = "", *, said: str = "", url: str = f"{ENDPOINT}/api/models/org/name", **headers: str
+) -> Exception:
     if code:
         headers["X-Error-Code"] = code
     if said:

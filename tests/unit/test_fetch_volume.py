@@ -31,7 +31,9 @@ def request_for(root: Path, token_file: Path | None = None) -> FetchRequest:
 
 def test_ambient_identities_and_modes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    os.environ.update(HF_TOKEN="x", HUGGING_FACE_HUB_TOKEN="x", HF_HUB_OFFLINE="1", NETRC="/n", XDG_CACHE_HOME="/c", HTTP_PROXY="p")
+    os.environ.update(
+        HF_TOKEN="x", HUGGING_FACE_HUB_TOKEN="x", HF_HUB_OFFLINE="1", NETRC="/n", XDG_CACHE_HOME="/c", HTTP_PROXY="p"
+    )
     before = os.umask(0o077)
     try:
         environment.prepare(request_for(tmp_path), home=tmp_path)
@@ -125,7 +127,9 @@ def test_verify(lfs: bool, tmp_path: Path) -> None:
     short.write_bytes(content[:-1])
     flipped.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     meter = verify.Meter()
-    found = verify.verify({path: remote(content, lfs=lfs) for path in (good, short, flipped, gone, tmp_path)}, count=meter.add)
+    found = verify.verify(
+        {path: remote(content, lfs=lfs) for path in (good, short, flipped, gone, tmp_path)}, count=meter.add
+    )
     assert found[good] == verify.Verdict(len(content), hashlib.sha256(content).hexdigest())
     assert "bytes, the source declares" in found[short].fault
     assert ("sha256" if lfs else "git blob id") in found[flipped].fault

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+
 from lora_operator.constants import LABEL_ARTIFACT, LABEL_DEPLOYMENT
 from lora_operator.names import label_value
 from lora_operator.reconcile.store import Key, Kind, Store
@@ -61,6 +62,7 @@ def test_an_upsert_says_what_was_and_what_is() -> None:
     assert first.new == store.adapters[SQL]
     second = store.upsert(Kind.LORA_ADAPTER, adapter("sql", 6, servedName="other"))
     assert second is not None
+    assert second.new is not None
     assert second.old == first.new
     assert second.new.served_name == "other"
 

@@ -63,8 +63,11 @@ RESERVED_ENV = (
 )
 
 _FLAG_LIST = "[" + ", ".join(f"'{flag}'" for flag in RESERVED_FLAGS) + "]"
-_FLAG = "self.split('=')[0].split('.')[0].replace('_', '-')"
-_ARG_RULE = f"!self.startsWith('-') || size({_FLAG}) < 3 || !{_FLAG_LIST}.exists(f, f.startsWith({_FLAG}))"
+# The list of one element binds the flag's name to f: said twice it would cost too much for the API server's budget.
+_ARG_RULE = (
+    "!self.startsWith('-') || ![self.split('=')[0].split('.')[0].replace('_', '-')]"
+    f".exists(f, size(f) > 2 && {_FLAG_LIST}.exists(r, r.startsWith(f)))"
+)
 _ENV_RULE = "!self.startsWith('LORA_OPERATOR_') && !(self in [" + ", ".join(f"'{name}'" for name in RESERVED_ENV) + "])"
 
 Argument = Annotated[
@@ -74,8 +77,8 @@ Argument = Annotated[
         json_schema_extra=cel(
             (
                 _ARG_RULE,
-                "args must not hold flags that the operator sets, nor beginnings of them; use the fields of the spec. "
-                "They are " + ", ".join(RESERVED_FLAGS),
+                "this is a flag that the operator sets, or the beginning of one: use the fields of the spec instead "
+                "(kubectl explain vllm.spec.engine.args lists them)",
             )
         ),
     ),
@@ -172,7 +175,7 @@ class EngineSpec(ApiModel):
     )
     args: tuple[Argument, ...] = Field(
         default=(),
-        description="Further flags for vLLM. Those that follow from other fields are refused.",
+        description="Further flags for vLLM, without those that the operator sets: " + ", ".join(RESERVED_FLAGS) + ".",
         max_length=64,
     )
     env: tuple[EnvVar, ...] = Field(
@@ -200,7 +203,13 @@ class VLLMDeploymentSpec(ApiModel):
     lora: LoraSpec = Field(
         default=LoraSpec(),
         description="How adapters are held by each engine.",
-        json_schema_extra=cel(("self.maxCpuLoras >= self.maxLoras", "maxCpuLoras must be at least maxLoras")),
+        json_schema_extra=cel(
+            (
+                # has(): the API server tries the rule on the default {} too, before it fills that in
+                "!has(self.maxCpuLoras) || !has(self.maxLoras) || self.maxCpuLoras >= self.maxLoras",
+                "maxCpuLoras must be at least maxLoras",
+            )
+        ),
     )
     adapter_policy: AdapterPolicy = Field(default=AdapterPolicy(), description="Who may have adapters served here.")
     engine: EngineSpec = Field(description="The engine's container.")

@@ -19,6 +19,7 @@ from lora_operator.kube import SECRETS, Kube, ResourceType
 from lora_operator.names import short_hash
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.registry import Registry
+from lora_operator.reconcile.routing import keys_for
 from lora_operator.reconcile.store import Body, Key, Kind, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
@@ -172,8 +173,10 @@ class Context:
             self.take(kind, applied)
 
     def take(self, kind: Kind, body: Body) -> None:
-        """Put the API server's answer to a write into the store: the watch will say the same later."""
-        self.store.upsert(kind, body)
+        """Put the API server's answer to a write into the store: the watch will say the same later, and then it is no news."""
+        change = self.store.upsert(kind, body)
+        if change is not None:
+            self.enqueue_all(keys_for(change, self.store))
 
 
 def child_version(obj: Body) -> str:

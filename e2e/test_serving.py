@@ -1,0 +1,147 @@
+"""The main path: from `kubectl apply` to answering, with the base model first, right tokens, and the right lineage."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from e2e.cluster import ToolingError
+from e2e.conftest import DEPLOYMENT, FLEET, SERVING, TEAM_A, TEAM_B, Fleet
+from e2e.engine_client import models, token_ids
+from e2e.stack import SERVED_NAMES, Stack, eventually, lora_adapter
+
+ADAPTERS = {"sql": ("one", TEAM_A), "chat": ("two", TEAM_B)}
+LINEAGE = SERVED_NAMES[1]
+
+
+@pytest.fixture(scope="module")
+def adapters(stack: Stack, fleet: Fleet) -> Any:
+    """Two adapters of two teams, with the deployment's second served name as their lineage."""
+    for name, (repo, team) in ADAPTERS.items():
+        stack.apply(lora_adapter(name, team, repo=f"tiny/{repo}", deployment=DEPLOYMENT, baseModelName=LINEAGE))
+    yield {name: stack.wait_condition("lora", name, team, timeout=90) for name, (_, team) in ADAPTERS.items()}
+    for name, (_, team) in ADAPTERS.items():
+        stack.delete("lora", name, team)
+
+
+def test_no_engine_pod_exists_before_the_model_is_in_the_cache(fleet: Fleet) -> None:
+    ready = [
+        when
+        for when, event in fleet.artifacts
+        for condition in event["object"].get("status", {}).get("conditions", [])
+        if condition["type"] == "Ready" and condition["status"] == "True"
+    ]
+    engines = [
+        when
+        for when, event in fleet.pods
+        if event["object"]["metadata"].get("labels", {}).get("app.kubernetes.io/component") == "engine"
+    ]
+    assert ready, "no watch event shows the artifact Ready"
+    assert engines, "no watch event shows an engine pod"
+    assert min(ready) - fleet.asked >= 20, "the Hub was to be slow enough that the model takes 20 s"
+    assert min(engines) >= min(ready)
+
+
+def test_kubectl_get_says_what_the_deployment_waits_for(fleet: Fleet) -> None:
+    shown = [line for line in fleet.waiting if "downloading tiny/base@main" in line]
+    percentages = [int(line.partition("main: ")[2].partition("%")[0]) for line in shown]
+    assert len(set(percentages)) >= 3, fleet.waiting
+    assert percentages == sorted(percentages)
+
+
+def test_answers_equal_those_of_transformers_and_peft(stack: Stack, adapters: Any, reference: Any) -> None:
+    expected = reference()
+    first_answers = {}
+    for url in stack.engine_urls(SERVING, FLEET).values():
+        for model, source in ((SERVED_NAMES[0], "base"), ("sql", "one"), ("chat", "two")):
+            answers = expected[source]
+            for case in answers["completions"]:
+                assert case["min_gap"] > 1e-4
+                assert token_ids(url, model, case["prompt"]) == case["token_ids"]
+            for case in answers["chat"]:
+                assert case["min_gap"] > 1e-4
+                assert token_ids(url, model, case["messages"]) == case["token_ids"]
+            first_answers[source] = (answers["completions"][0]["token_ids"], answers["chat"][0]["token_ids"])
+    for kind in (0, 1):
+        assert len({tuple(answer[kind]) for answer in first_answers.values()}) == 3
+
+
+def assert_lineage(stack: Stack, url: str, adapters: Any) -> None:
+    deployment = stack.get("vllm", FLEET, SERVING)
+    assert deployment is not None
+    model_path = deployment["status"]["modelPath"]
+    listed = models(url)
+    for name in SERVED_NAMES:
+        assert listed[name]["parent"] is None
+        assert listed[name]["root"] == model_path
+    for name, adapter in adapters.items():
+        status = adapter["status"]
+        artifact = stack.get("mart", status["artifactRef"]["name"], status["artifactRef"]["namespace"])
+        assert artifact is not None
+        assert listed[name]["parent"] == LINEAGE == status["baseModelName"]
+        assert listed[name]["root"] == f"/model-cache/{artifact['status']['path']}"
+        assert artifact["status"]["resolvedRevision"] == status["resolvedRevision"]
+
+
+def test_lineage_is_right_hot_loaded_and_after_a_restart(stack: Stack, adapters: Any) -> None:
+    urls = stack.engine_urls(SERVING, FLEET)
+    assert len(urls) == 2
+    for url in urls.values():
+        assert_lineage(stack, url, adapters)
+    name = sorted(urls)[0]
+    stack.delete("pod", name, SERVING, wait=False)
+    eventually(
+        lambda: name not in stack.engine_urls(SERVING, FLEET) and len(stack.engine_urls(SERVING, FLEET)) == 2,
+        what="another pod is Ready",
+        timeout=240,
+    )
+    (new,) = set(stack.engine_urls(SERVING, FLEET)) - set(urls)
+    assert_lineage(stack, stack.engine_urls(SERVING, FLEET)[new], adapters)
+    stack.wait_condition("vllm", FLEET, SERVING, timeout=60)
+
+
+def test_status_tells_the_truth_about_the_pods(stack: Stack, adapters: Any) -> None:
+    def agreed() -> bool:
+        deployment = stack.get("vllm", FLEET, SERVING)
+        assert deployment is not None
+        status = deployment["status"]
+        return (
+            status["readyReplicas"] == 2
+            and all(pod["listGeneration"] == status["listGeneration"] and pod["loaded"] == 2 for pod in status["pods"])
+            and {pod["name"] for pod in status["pods"]} == set(stack.engine_urls(SERVING, FLEET))
+        )
+
+    eventually(agreed, what="the deployment's status agrees with its pods", timeout=30)
+    for name, (_, team) in ADAPTERS.items():
+        adapter = stack.wait_condition("lora", name, team, timeout=30)
+        assert adapter["status"]["pods"] == {"wanted": 2, "loaded": 2}
+        assert adapter["status"]["url"] == f"http://{FLEET}.{SERVING}.svc:8000"
+        assert adapter["status"]["digest"].startswith("sha256:")
+        assert adapter["status"]["rank"] in (8, 16)
+
+
+def test_kubectl_wait_and_the_columns(stack: Stack, adapters: Any) -> None:
+    stack.cluster.kubectl("wait", "--for=condition=Ready", "lora", "--all", "-A", "--timeout=60s")
+    header, row = stack.cluster.kubectl("get", "lora", "sql", "-n", TEAM_A).splitlines()
+    assert header.split() == ["NAME", "BASE", "READY", "REVISION", "SIZE", "REASON", "AGE"]
+    revision = adapters["sql"]["status"]["resolvedRevision"][:8]
+    assert row.split()[:6] == ["sql", LINEAGE, "2/2", revision, adapters["sql"]["status"]["size"], "Ready"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        pytest.param(lambda spec: spec.update(servedNames="x"), 'unknown field "spec.servedNames"', id="a typo"),
+        pytest.param(
+            lambda spec: spec["source"].update(git={}), 'unknown field "spec.source.git"', id="an unknown source"
+        ),
+        pytest.param(lambda spec: spec["source"].pop("huggingFace"), "spec.source", id="an empty source"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_by_the_field(stack: Stack, change: Any, named: str) -> None:
+    manifest = json.loads(json.dumps(lora_adapter("wrong", TEAM_A, repo="tiny/one", deployment=DEPLOYMENT)))
+    change(manifest["spec"])
+    with pytest.raises(ToolingError, match=named.replace(".", r"\.")):
+        stack.cluster.kubectl("apply", "-f", "-", input=json.dumps(manifest))

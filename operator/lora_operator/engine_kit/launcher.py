@@ -1,0 +1,177 @@
+"""The engine container's entry point: chooses the adapters that the engine starts with, and becomes the engine.
+
+    python -m lora_operator_kit.launcher vllm serve /model-cache/… --enable-lora …
+
+One bad `--lora-modules` entry ends the whole engine, so this passes what the checks accept and the engine has not refused before.
+When a start with entries did not get up all the same, the next one passes none, and the kit loads them afterwards. Nothing that
+goes wrong here may keep the engine from starting: it starts with less, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from .checks import AdapterProblem, BaseModel, check_adapter, read_base_model
+from .modules import (
+    MARKER_FILE,
+    REFUSED_FILE,
+    REPORT_FILE,
+    Module,
+    Settings,
+    newest_list,
+    read_refused,
+    write_file,
+    write_report,
+)
+from .tensors import is_inside, kind_of
+from .text import clean
+
+_ARGUMENT_BYTES: Final = 1 << 19  # of all entries; the kernel's limit is about 2 MiB with the environment
+
+
+@dataclass
+class Plan:
+    """What an engine is started with, and why not with the rest."""
+
+    generation: int | None = None
+    static: list[Module] = field(default_factory=list)
+    dropped: list[tuple[Module, str]] = field(default_factory=list)
+    later: int = 0  # good entries beyond what the engine keeps in memory; the kit loads them
+    note: str = ""
+
+    def report(self) -> dict[str, Any]:
+        """The plan as launcher.json holds it."""
+        return {
+            "version": 1,
+            "listGeneration": self.generation,
+            "static": [{"name": module.name, "path": module.path} for module in self.static],
+            "dropped": [
+                {"name": clean(module.name), "path": clean(module.path), "stage": "checks", "message": message}
+                for module, message in self.dropped
+            ],
+            "later": self.later,
+            "note": self.note,
+        }
+
+
+def plan_start(settings: Settings) -> Plan:
+    """Choose the static entries; reads files only."""
+    modules = newest_list(settings.list_file, settings.modules_file, served_names=settings.served_names)
+    if modules is None:
+        return Plan(note="there is no module list yet")
+    plan = Plan(generation=modules.generation, dropped=list(modules.problems))
+    if kind_of(settings.state_dir / MARKER_FILE):
+        plan.note = "the last start with static entries did not get up: none this time, the kit loads them"
+        return plan
+    refused = read_refused(settings.state_dir / REFUSED_FILE)
+    base = _base_model(settings)
+    room = _ARGUMENT_BYTES
+    for module in modules.modules:
+        problem = refused.get((module.name, module.path)) or check_module(module, settings=settings, base=base)
+        if problem is not None:
+            plan.dropped.append((module, clean(problem)))
+        elif len(plan.static) < settings.max_cpu_loras and len(argument := build_argument(module)) < room:
+            room -= len(argument)
+            plan.static.append(module)
+        else:
+            plan.later += 1
+    return plan
+
+
+def check_module(module: Module, *, settings: Settings, base: BaseModel | None) -> str | None:
+    """Why an entry of the list can't be served; None when nothing speaks against it."""
+    if not is_inside(Path(os.path.realpath(module.path)), settings.cache_root):
+        return "the path leads out of the cache"
+    try:
+        check_adapter(module.path, base=base, max_rank=settings.max_lora_rank, root=settings.cache_root)
+    except AdapterProblem as problem:
+        return problem.message
+    except OSError as error:
+        return clean(f"the files can't be read: {error.strerror}")
+    return None
+
+
+def _base_model(settings: Settings) -> BaseModel | None:
+    """The base model's modules; None when they can't be read, which is the engine's to judge."""
+    if settings.model_path is None:
+        return None
+    try:
+        return read_base_model(settings.model_path)
+    except (AdapterProblem, OSError, ValueError):
+        return None
+
+
+def build_argument(module: Module) -> str:
+    """One adapter as vLLM takes it, in ASCII."""
+    entry = {"name": module.name, "path": module.path}
+    if module.base_model_name is not None:
+        entry["base_model_name"] = module.base_model_name
+    return json.dumps(entry)
+
+
+def build_arguments(plan: Plan) -> list[str]:
+    """The flag that is added to the engine's command line: one JSON object per argument, for of repeated flags the last wins alone."""
+    return ["--lora-modules", *map(build_argument, plan.static)] if plan.static else []
+
+
+def prepare(settings: Settings) -> list[str]:
+    """Plan, leave the marker and the report, and return the arguments to add. Entries without a marker are never passed."""
+    try:
+        plan = plan_start(settings)
+    except Exception as error:
+        plan = Plan(note=f"planning failed: {clean(f'{type(error).__name__}: {error}')}")
+    if plan.static:
+        marker = {"version": 1, "listGeneration": plan.generation, "static": len(plan.static)}
+        try:
+            write_file(settings.state_dir / MARKER_FILE, json.dumps(marker).encode())
+        except OSError as error:
+            plan = Plan(plan.generation, [], plan.dropped, note=f"the state folder can't be written: {error.strerror}")
+    write_report(settings.state_dir / REPORT_FILE, plan.report())
+    _say(plan)
+    return build_arguments(plan)
+
+
+def _say(plan: Plan) -> None:
+    for module, message in plan.dropped:
+        _log(f"not passed to the engine: {clean(module.name, limit=120)}: {message}")
+    note = f" ({plan.note})" if plan.note else ""
+    _log(
+        f"list generation {plan.generation}: {len(plan.static)} static adapters, {plan.later} to be loaded later{note}"
+    )
+
+
+def _log(text: str) -> None:
+    print(f"lora-operator launcher: {text}", file=sys.stderr, flush=True)
+
+
+def build_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The engine's environment: the kit's package can be imported by it."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = env.get("PYTHONPATH", "").split(os.pathsep) if env.get("PYTHONPATH") else []
+    if root not in paths:
+        paths.insert(0, root)
+    return {**env, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Become the engine; ends with status 2 without a command, 127 when it can't be run."""
+    command = list(sys.argv[1:] if argv is None else argv)
+    if not command:
+        _log("no command was given")
+        raise SystemExit(2)
+    command += prepare(Settings.read(os.environ))
+    try:
+        os.execvpe(command[0], command, build_environment(os.environ))  # noqa: S606 - becoming another program is the purpose
+    except OSError as error:
+        _log(f"{clean(command[0])} can't be run: {error.strerror}")
+        raise SystemExit(127) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Every CEL rule of the CRDs, on a real API server: a manifest that it accepts, one that it refuses, and the message read.
+
+The table is compared with the generated CRDs, so a rule without both fails the test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from lora_operator.api import RESOURCES
+from lora_operator.api.deployment import RESERVED_ENV, RESERVED_FLAGS
+from lora_operator.crdgen import build_crd
+from tests.component.conftest import Kubectl
+from tests.component.manifests import DELETE, manifest, rules_of
+
+
+@dataclass(frozen=True)
+class Case:
+    """A manifest for one rule; `refused_at` is the field that the message must name, None where it is accepted."""
+
+    kind: str
+    rule_path: str
+    message: str
+    changes: dict[str, Any]
+    refused_at: str | None = None
+    name: str = "example"
+    update: bool = False  # the unchanged manifest is there before
+
+    def __str__(self) -> str:
+        verb = "refuses" if self.refused_at is not None else "accepts"
+        what = ", ".join(
+            f"{path}={'(none)' if value is DELETE else value!r:.40}" for path, value in self.changes.items()
+        )
+        return f"{self.kind} {verb} {what or 'name of ' + str(len(self.name)) + ' characters'}"
+
+
+def both(
+    kind: str, path: str, message: str, *, accepted: list[dict[str, Any]], refused: list[dict[str, Any]], at: str = ""
+) -> Iterator[Case]:
+    """Cases of one rule; `at` is where the refusal is reported, when that is not the rule's own path."""
+    for changes in accepted:
+        yield Case(kind, path, message, changes)
+    for changes in refused:
+        yield Case(kind, path, message, changes, refused_at=at or path)
+
+
+def values(path: str, items: list[Any]) -> list[dict[str, Any]]:
+    """One change per value of a field."""
+    return [{path: item} for item in items]
+
+
+def source_cases() -> Iterator[Case]:
+    for kind, at in (
+        ("LoRAAdapter", "spec.source"),
+        ("VLLMDeployment", "spec.model.source"),
+        ("ModelArtifact", "spec.source"),
+    ):
+        hub = f"{at}.huggingFace"
+        yield from both(
+            kind,
+            at,
+            "source must have exactly one of: huggingFace",
+            accepted=[{f"{at}.path": "checkpoint-500"}],
+            refused=[{at: {}}, {at: {"path": "checkpoint-500"}}],
+        )
+        yield from both(
+            kind,
+            f"{at}.path",
+            "path must be a folder inside the source: relative, without '.' and '..' parts",
+            accepted=values(f"{at}.path", ["", "checkpoint-500", "a/b", "a/b/", "..a", "a b"]),
+            refused=values(f"{at}.path", ["/etc", "..", "a/../../b", "./a", "a/."]),
+        )
+        yield from both(
+            kind,
+            f"{hub}.repo",
+            "repo must be a repository id like organisation/name",
+            accepted=values(f"{hub}.repo", ["org/name", "gpt2", "Org_1/na.me-1"]),
+            refused=values(f"{hub}.repo", ["/name", "org/", "a/b/c", "https://hub.example/org/name", "org/na me"]),
+        )
+        yield from both(
+            kind,
+            f"{hub}.repo",
+            "repo must be a repository id without '--', '..' or a trailing '.git'",
+            accepted=values(f"{hub}.repo", ["org/a-b.c"]),
+            refused=values(f"{hub}.repo", ["org/a--b", "org/a..b", "org/a.git"]),
+        )
+        yield from both(
+            kind,
+            f"{hub}.revision",
+            "revision must be a branch, tag or commit",
+            accepted=values(f"{hub}.revision", ["v1.0", "refs/pr/1", "0123456789abcdef0123456789abcdef01234567"]),
+            refused=values(f"{hub}.revision", ["-x", "a b", "/main", "a@{1}", "a?b"]),
+        )
+        yield from both(
+            kind,
+            f"{hub}.revision",
+            "revision must be a branch, tag or commit, without '..'",
+            accepted=values(f"{hub}.revision", ["release.1"]),
+            refused=values(f"{hub}.revision", ["a/../b"]),
+        )
+
+
+SERVED_NAME = (
+    "a served name begins with a letter, digit or '_' and holds only letters, digits and '.', '_', '-', ':', '/'"
+)
+GOOD_NAMES = ["sql", "team-a/sql:v1.2", "Org_1/X", "7b"]
+BAD_NAMES = ["a,b", "sql@abc", "-sql", "a b", ".a", "a\n", "naïve"]
+
+
+def adapter_cases() -> Iterator[Case]:
+    for field in ("spec.servedName", "spec.baseModelName"):
+        yield from both(
+            "LoRAAdapter",
+            field,
+            SERVED_NAME,
+            accepted=values(field, GOOD_NAMES),
+            refused=values(field, BAD_NAMES),
+        )
+    message = "metadata.name is longer than the 128 characters of a served name: set spec.servedName"
+    yield Case("LoRAAdapter", "", message, {}, name="a" * 128)
+    yield Case("LoRAAdapter", "", message, {"spec.servedName": "sql"}, name="a" * 200)
+    yield Case("LoRAAdapter", "", message, {}, refused_at="", name="a" * 129)
+
+
+def artifact_cases() -> Iterator[Case]:
+    kind = "ModelArtifact"
+    immutable = "spec is immutable: another source or revision is another ModelArtifact"
+    yield Case(kind, "spec", immutable, {"metadata.labels": {"a": "b"}}, update=True)
+    yield Case(kind, "spec", immutable, {"spec.source.huggingFace.revision": "main"}, update=True)  # the default
+    for change in (
+        {"spec.source.huggingFace.revision": "v2"},
+        {"spec.source.path": "a"},
+        {"spec.type": "BaseModel"},
+    ):
+        yield Case(kind, "spec", immutable, change, refused_at="spec", update=True)
+    yield from both(
+        kind,
+        "spec",
+        "baseModelRef is only for type: Adapter",
+        accepted=[{"spec.baseModelRef": {"name": "base"}}, {"spec.type": "BaseModel"}],
+        refused=[{"spec.baseModelRef": {"name": "base"}, "spec.type": "BaseModel"}],
+    )
+    credentials = {"namespace": "team-a", "name": "hf", "key": "token", "uid": "1"}
+    token = "spec.source.huggingFace.tokenSecretRef"
+    yield from both(
+        kind,
+        "spec",
+        "credentials and source.huggingFace.tokenSecretRef exclude each other",
+        accepted=[{"spec.credentials": credentials}, {token: {"name": "hf"}}],
+        refused=[{"spec.credentials": credentials, token: {"name": "hf"}}],
+    )
+
+
+GOOD_ARGS = [
+    "--enforce-eager",
+    "--max-num-seqs 4",
+    "--max-num-seqs=4",
+    "--tensor-parallel-size=2",
+    "-tp",
+    "-O3",
+    "-1",
+    "-",
+    "--",
+    "4",
+    "",
+    "model",
+    "--gpu-memory-utilization=0.9",
+    "--lora-dtype=auto",
+    "--hf-overrides.rope_theta=1",
+    "--enable-prefix-caching",
+    "--root-paths",
+]
+BAD_ARGS = [
+    *RESERVED_FLAGS,
+    "--lora_modules=x",
+    "--lora-modules=a=/b",
+    "--max-lora",
+    "--max_cpu_lor",
+    "--ho",
+    "--dt=float16",
+    "--lora-modules.a=1",
+    "--model=/x",
+    "--served_model_name",
+    "--api",
+    "--middle=x.Y",
+    "--no-enable-lo",
+    "-as",
+]
+
+
+def deployment_cases() -> Iterator[Case]:
+    kind = "VLLMDeployment"
+    message = "metadata.name is the name of a Service too: at most 63 of a-z, 0-9 and '-', beginning with a letter"
+    for name in ("llama-3", "a" * 63):
+        yield Case(kind, "", message, {}, name=name)
+    for name in ("3-llama", "llama.3", "a" * 64):
+        yield Case(kind, "", message, {}, name=name, refused_at="")
+    for path, at, names in (("spec.model.servedNames[]", "spec.model.servedNames[1]", "spec.model.servedNames"),):
+        yield from both(
+            kind,
+            path,
+            SERVED_NAME,
+            accepted=[{names: GOOD_NAMES}],
+            refused=values(names, [["good", name] for name in BAD_NAMES]),
+            at=at,
+        )
+    yield from both(
+        kind,
+        "spec.lora",
+        "maxCpuLoras must be at least maxLoras",
+        accepted=[{"spec.lora": {"maxLoras": 4, "maxCpuLoras": 4}}, {"spec.lora": {"maxLoras": 64}}],
+        refused=[{"spec.lora": {"maxLoras": 5, "maxCpuLoras": 4}}, {"spec.lora": {"maxLoras": 65}}],
+    )
+    yield from policy_cases(kind)
+    yield from both(
+        kind,
+        "spec.engine.args[]",
+        "this is a flag that the operator sets, or the beginning of one: use the fields of the spec instead "
+        "(kubectl explain vllm.spec.engine.args lists them)",
+        accepted=[{"spec.engine.args": GOOD_ARGS}, {"spec.engine.args": ["--enforce-eager"] * 64}],
+        refused=values("spec.engine.args", [["--enforce-eager", flag] for flag in BAD_ARGS]),
+        at="spec.engine.args[1]",
+    )
+    variables = ["LORA_OPERATOR_STATE", "LORA_OPERATOR_", *RESERVED_ENV]
+    yield from both(
+        kind,
+        "spec.engine.env[].name",
+        f"env must not set LORA_OPERATOR_* nor {', '.join(RESERVED_ENV)}: the operator does",
+        accepted=[{"spec.engine.env": [{"name": "OMP_NUM_THREADS", "value": "2"}, {"name": "PYTHONPATH"}]}],
+        refused=values("spec.engine.env", [[{"name": name, "value": "x"}] for name in variables]),
+        at="spec.engine.env[0].name",
+    )
+
+
+def policy_cases(kind: str) -> Iterator[Case]:
+    at = "spec.adapterPolicy.namespaces"
+    yield from both(
+        kind,
+        at,
+        "selector is required with from: Selector, and not allowed otherwise",
+        accepted=[
+            *values(at, [{}, {"from": "All"}, {"from": "Selector", "selector": {}}]),
+            {at: {"from": "Selector", "selector": {"matchLabels": {"team": "a"}}}},
+        ],
+        refused=values(at, [{"from": "Selector"}, {"selector": {}}, {"from": "All", "selector": {}}]),
+    )
+
+    def select(operator: str, items: list[str] | None) -> dict[str, Any]:
+        requirement: dict[str, Any] = {"key": "team", "operator": operator}
+        if items is not None:
+            requirement["values"] = items
+        return {at: {"from": "Selector", "selector": {"matchExpressions": [requirement]}}}
+
+    yield from both(
+        kind,
+        f"{at}.selector.matchExpressions[]",
+        "values are required with operator In or NotIn, and not allowed with Exists or DoesNotExist",
+        accepted=[select("In", ["a"]), select("NotIn", ["a", "b"]), select("Exists", None), select("DoesNotExist", [])],
+        refused=[select("In", None), select("NotIn", []), select("Exists", ["a"])],
+        at=f"{at}.selector.matchExpressions[0]",
+    )
+
+
+CASES = [*source_cases(), *adapter_cases(), *artifact_cases(), *deployment_cases()]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_api_server(case: Case, kubectl: Kubectl, request: pytest.FixtureRequest) -> None:
+    namespace = request.getfixturevalue("namespace") if case.update else "default"
+    if case.update:
+        assert kubectl.apply(manifest(case.kind, name=case.name, namespace=namespace)).ok
+
+    asked = manifest(case.kind, case.changes, name=case.name, namespace=namespace)
+    answer = kubectl.apply(asked, "--dry-run=server")
+
+    assert answer.ok == (case.refused_at is None), answer.error
+    if case.refused_at is not None:
+        complaints = re.findall(r"(?:is invalid: |^\* )(.*?): Invalid value: .*?: (.*)$", answer.error, re.MULTILINE)
+        assert (case.refused_at or "<nil>", case.message) in complaints, answer.error
+
+
+def test_every_rule_of_the_crds_has_an_accepted_and_a_refused_manifest() -> None:
+    rules = {
+        (info.kind, path, message)
+        for info in RESOURCES
+        for path, message in rules_of(
+            build_crd(info)["spec"]["versions"][0]["schema"]["openAPIV3Schema"],
+        )
+    }
+    keys = [((case.kind, case.rule_path, case.message), case.refused_at is not None) for case in CASES]
+    assert rules == {key for key, _ in keys}
+    for rule in rules:
+        assert (rule, True) in keys, f"no refused manifest for {rule}"
+        assert (rule, False) in keys, f"no accepted manifest for {rule}"
