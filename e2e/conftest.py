@@ -137,7 +137,9 @@ def stack(cluster: Cluster, hub: HubServer) -> Iterator[Stack]:
         namespace(OUTSIDER),
         *token_secret("hub", TEAM_A, TOKEN_A),
         *token_secret("hub", TEAM_B, TOKEN_B),
-        *token_secret("wrong", TEAM_B, TOKEN_NO_GRANT),
+        *token_secret("wrong", TEAM_B, "hf_0000000000000000"),
+        *token_secret("no-grant", TEAM_B, TOKEN_NO_GRANT),
+        *token_secret("absent", TEAM_B, "")[1:],  # the right to read a Secret that does not exist
         *token_secret("hub", OUTSIDER, TOKEN_A),
     )
     yield stack

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 from urllib.parse import urlencode
 
 import aiohttp
@@ -118,7 +118,7 @@ class Kube:
         self._request_timeout = request_timeout
         self._client: ApiClient | None = None
 
-    async def __aenter__(self) -> Kube:
+    async def __aenter__(self) -> Self:
         if self._configuration is None:
             self._configuration = await load_configuration()
         self._client = ApiClient(self._configuration)

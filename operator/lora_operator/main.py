@@ -25,7 +25,7 @@ from lora_operator.logs import set_up_logging
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.queue import WorkQueue
 from lora_operator.reconcile.routing import keys_for
-from lora_operator.reconcile.store import OWN_KINDS, Change, Key, Store
+from lora_operator.reconcile.store import OWN_KINDS, Change, Key, Kind, Store
 from lora_operator.reconcile.sync import Sync
 from lora_operator.settings import Settings, read_settings
 from lora_operator.vllm import Engines
@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 REFRESH_INTERVAL: Final = 600.0
 REFRESH_SPREAD: Final = 120.0
-STOP_STEP: Final = 1.5  # seconds for each of the steps of stopping; Kubernetes must not have to kill the operator
+WATCH_DEADLINE: Final = 120.0
+STOP_STEP: Final = 1.0  # seconds for each of the steps of stopping; Kubernetes must not have to kill the operator
 
 Reconcile = Callable[[Key], Awaitable[float | None]]
 
@@ -49,6 +50,8 @@ class Operator:
         self._stop = stop
         self._stop_kopf = asyncio.Event()
         self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watched: set[Kind] = set()
+        self._all_watched = asyncio.Event()
         self.sync = Sync(kube, store, self.take)
 
     def take(self, change: Change) -> None:
@@ -56,14 +59,22 @@ class Operator:
         for key in keys_for(change, self._store):
             self._queue.add(key)
 
+    def listed_by_kopf(self, kind: Kind) -> None:
+        """kopf watches a kind from now on: what changed before, between our list and kopf's, is found by another of ours."""
+        self._watched.add(kind)
+        if len(self._watched) == len(Kind):
+            self._all_watched.set()
+        self.sync.request(kind)
+
     async def run(self) -> None:
         """Works until `stop` is set, then stops in order; raises what ended a part, for the process must not live without it."""
         sync = asyncio.create_task(self.sync.run(), name="sync")
         watch = asyncio.create_task(self._watch(), name="watch")
         work = asyncio.create_task(self._work(), name="work")
         refresh = asyncio.create_task(self._refresh(), name="refresh")
+        guard = asyncio.create_task(self._guard_watch(), name="watch guard")
         stop = asyncio.create_task(self._stop.wait(), name="stop")
-        parts: list[asyncio.Task[None]] = [work, refresh, sync, watch]
+        parts: list[asyncio.Task[None]] = [work, refresh, guard, sync, watch]
         ends: list[asyncio.Future[Any]] = [*parts, stop, self._fault]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -72,12 +83,13 @@ class Operator:
             log.info("stopping")
         finally:
             stop.cancel()
-            for part in (work, refresh, sync):
+            for part in (work, refresh, guard, sync):
                 part.cancel()
-                await asyncio.wait([part], timeout=STOP_STEP)
+            await asyncio.wait([work, refresh, guard, sync], timeout=STOP_STEP)
             self._stop_kopf.set()
             await asyncio.wait([watch], timeout=STOP_STEP)
             watch.cancel()
+            await asyncio.wait([watch], timeout=STOP_STEP)
 
     def _raise_fault(self, parts: list[asyncio.Task[None]]) -> None:
         if self._fault.done():
@@ -105,7 +117,7 @@ class Operator:
         """kopf, once every kind could be listed: so the kinds exist when it looks for them."""
         await self._store.wait_synced()
         registry = kopf.OperatorRegistry()
-        register_login(registry, open_session=self._kube.watch_session, listed=self.sync.request)
+        register_login(registry, open_session=self._kube.watch_session, listed=self.listed_by_kopf)
         register_handlers(registry, store=self._store, changed=self.take, failed=self._failed)
         others = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
@@ -118,6 +130,17 @@ class Operator:
         )
         set_on_signals(self._stop)  # kopf has just taken the signals
         await kopf.run_tasks(tasks, ignored=others)
+
+    async def _guard_watch(self) -> None:
+        """kopf only warns of a kind that it does not find when it starts, and never watches it: that must not last."""
+        await self._store.wait_synced()
+        try:
+            async with asyncio.timeout(WATCH_DEADLINE):
+                await self._all_watched.wait()
+        except TimeoutError:
+            missing = ", ".join(sorted(set(Kind) - self._watched))
+            raise RuntimeError(f"not watched within {WATCH_DEADLINE:g} s: {missing}") from None
+        await asyncio.Event().wait()
 
     def _failed(self, error: BaseException) -> None:
         if not self._fault.done():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import aiohttp
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -118,7 +118,7 @@ class Engines:
         self._max_answer = max_answer
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> Engines:
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=64, limit_per_host=4),
             cookie_jar=aiohttp.DummyCookieJar(),

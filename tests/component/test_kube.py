@@ -7,12 +7,11 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes.aio.config import incluster_config
 
 from e2e.cluster import ControlPlane
@@ -37,54 +36,26 @@ from lora_operator.kube import (
 )
 from lora_operator.reconcile.store import Kind, Store
 
-CRDS = Path(__file__).parents[2] / "crds"
-NAMESPACE = "team-a"
-
-
-@pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """etcd and kube-apiserver."""
-    with ControlPlane(dir=tmp_path_factory.mktemp("control-plane")) as control_plane:
-        yield control_plane
-
 
 @pytest.fixture
-async def kube(plane: ControlPlane) -> AsyncIterator[Kube]:
-    """The client under test, as administrator; the namespace and the CRDs exist."""
-    async with Kube(await load_configuration(str(plane.kubeconfig))) as client:
-        await client.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-        for path in CRDS.glob("*.yaml"):
-            await apply_crd(client, yaml.safe_load(path.read_text()))
+async def kube(control_plane: ControlPlane) -> AsyncIterator[Kube]:
+    """The client under test, as administrator."""
+    async with Kube(await load_configuration(str(control_plane.kubeconfig))) as client:
         yield client
 
 
-async def apply_crd(kube: Kube, crd: dict[str, Any]) -> None:
-    """Applies a CRD and waits until the API server serves it."""
-    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
-    query = {"fieldManager": "test", "force": "true"}
-    async with asyncio.timeout(30):
-        while True:
-            answer = await kube._json(
-                "crd", "PATCH", path, query=query, body=crd, content="application/apply-patch+yaml"
-            )
-            conditions = answer.get("status", {}).get("conditions") or []
-            if any(c["type"] == "Established" and c["status"] == "True" for c in conditions):
-                return
-            await asyncio.sleep(0.1)
-
-
-def config_map(name: str, data: dict[str, str], **labels: str) -> dict[str, Any]:
+def config_map(namespace: str, name: str, data: dict[str, str], **labels: str) -> dict[str, Any]:
     """A ConfigMap."""
-    metadata = {"name": name, "namespace": NAMESPACE, "labels": labels}
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
-def adapter(name: str) -> dict[str, Any]:
+def adapter(namespace: str, name: str) -> dict[str, Any]:
     """A LoRAAdapter."""
     return {
         "apiVersion": "lora-operator.dev/v1alpha1",
         "kind": "LoRAAdapter",
-        "metadata": {"name": name, "namespace": NAMESPACE},
+        "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "source": {"huggingFace": {"repo": "org/sql"}},
             "vllmDeploymentRef": {"name": "llama", "namespace": "serving"},
@@ -109,119 +80,121 @@ def version(obj: dict[str, Any]) -> str:
     return str(obj["metadata"]["resourceVersion"])
 
 
-async def test_an_apply_makes_repairs_and_takes_back_fields(kube: Kube) -> None:
-    first = await kube.apply(config_map("applied", {"a": "1", "b": "2"}))
-    await kube.patch(CONFIG_MAPS, NAMESPACE, "applied", {"data": {"a": "drifted", "foreign": "kept"}})
-    second = await kube.apply(config_map("applied", {"a": "1"}))
+async def test_an_apply_makes_repairs_and_takes_back_fields(kube: Kube, namespace: str) -> None:
+    first = await kube.apply(config_map(namespace, "applied", {"a": "1", "b": "2"}))
+    await kube.patch(CONFIG_MAPS, namespace, "applied", {"data": {"a": "drifted", "foreign": "kept"}})
+    second = await kube.apply(config_map(namespace, "applied", {"a": "1"}))
     assert first["data"] == {"a": "1", "b": "2"}
     assert second["data"] == {"a": "1", "foreign": "kept"}
 
 
-async def test_an_apply_that_changes_nothing_leaves_the_resource_version(kube: Kube) -> None:
-    first = await kube.apply(config_map("same", {"a": "1"}))
-    assert version(await kube.apply(config_map("same", {"a": "1"}))) == version(first)
+async def test_an_apply_that_changes_nothing_leaves_the_resource_version(kube: Kube, namespace: str) -> None:
+    first = await kube.apply(config_map(namespace, "same", {"a": "1"}))
+    assert version(await kube.apply(config_map(namespace, "same", {"a": "1"}))) == version(first)
 
 
-async def test_a_dry_run_stores_nothing_and_tells_what_is_wrong(kube: Kube) -> None:
-    await kube.apply(config_map("dry", {"a": "1"}), dry_run=True)
+async def test_a_dry_run_stores_nothing_and_tells_what_is_wrong(kube: Kube, namespace: str) -> None:
+    await kube.apply(config_map(namespace, "dry", {"a": "1"}), dry_run=True)
     with pytest.raises(NotFoundError):
-        await kube.get(CONFIG_MAPS, NAMESPACE, "dry")
-    wrong = {**adapter("dry"), "spec": {"source": {}, "vllmDeploymentRef": {"name": "llama"}}}
-    with pytest.raises(InvalidObjectError, match=r"apply \(dry run\) LoRAAdapter team-a/dry: .*huggingFace"):
+        await kube.get(CONFIG_MAPS, namespace, "dry")
+    wrong = {**adapter(namespace, "dry"), "spec": {"source": {}, "vllmDeploymentRef": {"name": "llama"}}}
+    with pytest.raises(InvalidObjectError, match=r"apply \(dry run\) LoRAAdapter test-[0-9]+/dry: .*huggingFace"):
         await kube.apply(wrong, dry_run=True)
 
 
-async def test_a_status_is_applied_to_the_same_object_only(kube: Kube) -> None:
-    await kube.apply(adapter("sql"))
-    made = await kube.get(LORA_ADAPTERS, NAMESPACE, "sql")
+async def test_a_status_is_applied_to_the_same_object_only(kube: Kube, namespace: str) -> None:
+    await kube.apply(adapter(namespace, "sql"))
+    made = await kube.get(LORA_ADAPTERS, namespace, "sql")
     uid = made["metadata"]["uid"]
-    first = await kube.apply_status(LORA_ADAPTERS, NAMESPACE, "sql", status("Downloading"), uid=uid)
+    first = await kube.apply_status(LORA_ADAPTERS, namespace, "sql", status("Downloading"), uid=uid)
     assert first["status"]["conditions"][0]["reason"] == "Downloading"
     assert first["spec"] == made["spec"]
-    again = await kube.apply_status(LORA_ADAPTERS, NAMESPACE, "sql", status("Downloading"), uid=uid)
+    again = await kube.apply_status(LORA_ADAPTERS, namespace, "sql", status("Downloading"), uid=uid)
     assert version(again) == version(first)
-    shorter = await kube.apply_status(LORA_ADAPTERS, NAMESPACE, "sql", {"observedGeneration": 1})
+    shorter = await kube.apply_status(LORA_ADAPTERS, namespace, "sql", {"observedGeneration": 1})
     assert shorter["status"] == {"observedGeneration": 1}
-    assert (await kube.apply(adapter("sql")))["status"] == {"observedGeneration": 1}
+    assert (await kube.apply(adapter(namespace, "sql")))["status"] == {"observedGeneration": 1}
     with pytest.raises(ConflictError, match="another object has this name now"):
-        await kube.apply_status(LORA_ADAPTERS, NAMESPACE, "sql", status("Downloading"), uid="another")
+        await kube.apply_status(LORA_ADAPTERS, namespace, "sql", status("Downloading"), uid="another")
     with pytest.raises(NotFoundError):
-        await kube.apply_status(LORA_ADAPTERS, NAMESPACE, "absent", status("Downloading"))
+        await kube.apply_status(LORA_ADAPTERS, namespace, "absent", status("Downloading"))
 
 
 async def test_a_status_is_never_applied_to_a_namesake_that_came_meanwhile(
-    kube: Kube, monkeypatch: pytest.MonkeyPatch
+    kube: Kube, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await kube.apply(adapter("raced"))
-    uid = (await kube.get(LORA_ADAPTERS, NAMESPACE, "raced"))["metadata"]["uid"]
+    await kube.apply(adapter(namespace, "raced"))
+    uid = (await kube.get(LORA_ADAPTERS, namespace, "raced"))["metadata"]["uid"]
     look = kube.get_metadata
 
     async def look_then_replace(*names: Any) -> dict[str, Any]:
         seen = await look(*names)
         if seen["metadata"]["uid"] == uid:
-            await kube.delete(LORA_ADAPTERS, NAMESPACE, "raced")
-            await kube.apply(adapter("raced"))
+            await kube.delete(LORA_ADAPTERS, namespace, "raced")
+            await kube.apply(adapter(namespace, "raced"))
         return seen
 
     monkeypatch.setattr(kube, "get_metadata", look_then_replace)
     with pytest.raises(ConflictError):
-        await kube.apply_status(LORA_ADAPTERS, NAMESPACE, "raced", status("Downloading"), uid=uid)
-    assert "status" not in await kube.get(LORA_ADAPTERS, NAMESPACE, "raced")
+        await kube.apply_status(LORA_ADAPTERS, namespace, "raced", status("Downloading"), uid=uid)
+    assert "status" not in await kube.get(LORA_ADAPTERS, namespace, "raced")
 
 
 async def test_a_status_is_applied_though_somebody_edits_the_object_meanwhile(
-    kube: Kube, monkeypatch: pytest.MonkeyPatch
+    kube: Kube, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await kube.apply(adapter("edited"))
-    uid = (await kube.get(LORA_ADAPTERS, NAMESPACE, "edited"))["metadata"]["uid"]
+    await kube.apply(adapter(namespace, "edited"))
+    uid = (await kube.get(LORA_ADAPTERS, namespace, "edited"))["metadata"]["uid"]
     look, edits = kube.get_metadata, iter(["one", "two"])
 
     async def look_then_edit(*names: Any) -> dict[str, Any]:
         seen = await look(*names)
         for edit in edits:
-            await kube.patch(LORA_ADAPTERS, NAMESPACE, "edited", {"metadata": {"annotations": {"edit": edit}}})
+            await kube.patch(LORA_ADAPTERS, namespace, "edited", {"metadata": {"annotations": {"edit": edit}}})
             break
         return seen
 
     monkeypatch.setattr(kube, "get_metadata", look_then_edit)
-    written = await kube.apply_status(LORA_ADAPTERS, NAMESPACE, "edited", status("Downloading"), uid=uid)
+    written = await kube.apply_status(LORA_ADAPTERS, namespace, "edited", status("Downloading"), uid=uid)
     assert written["status"]["conditions"][0]["reason"] == "Downloading"
 
 
-async def test_a_second_create_is_a_conflict(kube: Kube) -> None:
-    await kube.create(config_map("created", {}))
-    with pytest.raises(ConflictError, match=r'create ConfigMap team-a/created: configmaps "created" already exists'):
-        await kube.create(config_map("created", {}))
+async def test_a_second_create_is_a_conflict(kube: Kube, namespace: str) -> None:
+    await kube.create(config_map(namespace, "created", {}))
+    with pytest.raises(
+        ConflictError, match=r'create ConfigMap test-[0-9]+/created: configmaps "created" already exists'
+    ):
+        await kube.create(config_map(namespace, "created", {}))
 
 
-async def test_a_delete_takes_the_object_that_was_meant_or_none(kube: Kube) -> None:
-    made = await kube.create(config_map("deleted", {}))
-    await kube.delete(CONFIG_MAPS, NAMESPACE, "deleted", uid="another")
-    assert version(await kube.get(CONFIG_MAPS, NAMESPACE, "deleted")) == version(made)
-    await kube.delete(CONFIG_MAPS, NAMESPACE, "deleted", uid=made["metadata"]["uid"])
+async def test_a_delete_takes_the_object_that_was_meant_or_none(kube: Kube, namespace: str) -> None:
+    made = await kube.create(config_map(namespace, "deleted", {}))
+    await kube.delete(CONFIG_MAPS, namespace, "deleted", uid="another")
+    assert version(await kube.get(CONFIG_MAPS, namespace, "deleted")) == version(made)
+    await kube.delete(CONFIG_MAPS, namespace, "deleted", uid=made["metadata"]["uid"])
     with pytest.raises(NotFoundError):
-        await kube.get(CONFIG_MAPS, NAMESPACE, "deleted")
-    await kube.delete(CONFIG_MAPS, NAMESPACE, "deleted")
+        await kube.get(CONFIG_MAPS, namespace, "deleted")
+    await kube.delete(CONFIG_MAPS, namespace, "deleted")
 
 
-async def test_a_secrets_metadata_comes_without_its_data(kube: Kube) -> None:
+async def test_a_secrets_metadata_comes_without_its_data(kube: Kube, namespace: str) -> None:
     value = base64.b64encode(b"s3cret").decode()
-    metadata = {"name": "token", "namespace": NAMESPACE}
+    metadata = {"name": "token", "namespace": namespace}
     made = await kube.create({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": {"token": value}})
-    seen = await kube.get_metadata(SECRETS, NAMESPACE, "token")
+    seen = await kube.get_metadata(SECRETS, namespace, "token")
     assert seen["kind"] == "PartialObjectMetadata"
     assert seen["metadata"]["uid"] == made["metadata"]["uid"]
     assert value not in json.dumps(seen)
-    with pytest.raises(NotFoundError, match="get metadata of Secret team-a/absent"):
-        await kube.get_metadata(SECRETS, NAMESPACE, "absent")
+    with pytest.raises(NotFoundError, match=r"get metadata of Secret test-[0-9]+/absent"):
+        await kube.get_metadata(SECRETS, namespace, "absent")
 
 
-async def test_a_long_list_is_complete_filtered_and_typed(kube: Kube) -> None:
+async def test_a_long_list_is_complete_filtered_and_typed(kube: Kube, namespace: str) -> None:
     limit = asyncio.Semaphore(20)
 
     async def make(number: int) -> None:
         async with limit:
-            await kube.create(config_map(f"many-{number}", {}, batch="many"))
+            await kube.create(config_map(namespace, f"many-{number}", {}, batch="many"))
 
     await asyncio.gather(*(make(number) for number in range(1203)))
     items, list_version = await kube.list(CONFIG_MAPS, label_selector="batch=many")
@@ -231,12 +204,12 @@ async def test_a_long_list_is_complete_filtered_and_typed(kube: Kube) -> None:
     assert await kube.list(CONFIG_MAPS, namespace="default", label_selector="batch=many") == ([], list_version)
 
 
-async def test_a_thousand_adapters_are_listed_into_the_store_in_seconds(kube: Kube) -> None:
+async def test_a_thousand_adapters_are_listed_into_the_store_in_seconds(kube: Kube, namespace: str) -> None:
     limit = asyncio.Semaphore(20)
 
     async def make(number: int) -> None:
         async with limit:
-            await kube.create(adapter(f"bulk-{number}"))
+            await kube.create(adapter(namespace, f"bulk-{number}"))
 
     await asyncio.gather(*(make(number) for number in range(1000)))
     store = Store()
@@ -248,15 +221,15 @@ async def test_a_thousand_adapters_are_listed_into_the_store_in_seconds(kube: Ku
     assert len(store.adapters_of(("serving", "llama"))) >= 1000
 
 
-async def test_rights_that_are_missing_are_told(plane: ControlPlane) -> None:
-    configuration = await load_configuration(str(plane.user_kubeconfig("system:kube-proxy")))
+async def test_rights_that_are_missing_are_told(control_plane: ControlPlane) -> None:
+    configuration = await load_configuration(str(control_plane.user_kubeconfig("system:kube-proxy")))
     async with Kube(configuration) as kube:
-        with pytest.raises(ForbiddenError, match=r"get Secret team-a/token: .* cannot get resource"):
-            await kube.get(SECRETS, NAMESPACE, "token")
+        with pytest.raises(ForbiddenError, match=r"get Secret default/token: .* cannot get resource"):
+            await kube.get(SECRETS, "default", "token")
 
 
-async def test_a_token_that_is_not_known_is_tried_again_later(plane: ControlPlane) -> None:
-    configuration = await load_configuration(str(plane.kubeconfig))
+async def test_a_token_that_is_not_known_is_tried_again_later(control_plane: ControlPlane) -> None:
+    configuration = await load_configuration(str(control_plane.kubeconfig))
     configuration.api_key = {"BearerToken": "Bearer nonsense"}
     async with Kube(configuration) as kube:
         with pytest.raises(UnavailableError, match="Unauthorized") as caught:
@@ -264,8 +237,8 @@ async def test_a_token_that_is_not_known_is_tried_again_later(plane: ControlPlan
     assert "nonsense" not in str(caught.value)
 
 
-async def test_an_api_server_that_is_away_or_silent_is_unavailable(plane: ControlPlane) -> None:
-    configuration = await load_configuration(str(plane.kubeconfig))
+async def test_an_api_server_that_is_away_or_silent_is_unavailable(control_plane: ControlPlane) -> None:
+    configuration = await load_configuration(str(control_plane.kubeconfig))
     configuration.host = "https://127.0.0.1:9"
     async with Kube(configuration) as kube:
         with pytest.raises(UnavailableError, match="list pods"):
@@ -281,43 +254,45 @@ async def test_an_api_server_that_is_away_or_silent_is_unavailable(plane: Contro
             connection.close()
 
 
-async def test_equal_events_are_counted_in_one(kube: Kube) -> None:
-    made = await kube.apply(adapter("events"))
+async def test_equal_events_are_counted_in_one(kube: Kube, namespace: str) -> None:
+    made = await kube.apply(adapter(namespace, "events"))
     regarding = {"apiVersion": made["apiVersion"], "kind": "LoRAAdapter", **made["metadata"]}
     await kube.event(made, type="Warning", reason="Unauthorized", message="no")
     await kube.event(regarding, type="Warning", reason="Unauthorized", message="no")
     await kube.event(made, type="Normal", reason="Ready", message="m" * 5000)
-    items, _ = await kube.list(EVENTS, namespace=NAMESPACE)
+    items, _ = await kube.list(EVENTS, namespace=namespace)
     ours = {item["reason"]: item for item in items if item["involvedObject"]["uid"] == made["metadata"]["uid"]}
     assert len(ours) == 2
     assert (ours["Unauthorized"]["count"], ours["Unauthorized"]["type"]) == (2, "Warning")
     assert (ours["Ready"]["count"], len(ours["Ready"]["message"])) == (1, 1024)
 
 
-async def test_an_event_that_can_not_be_written_is_only_logged(kube: Kube, caplog: pytest.LogCaptureFixture) -> None:
-    lost = {**adapter("lost"), "metadata": {"name": "lost", "namespace": "no-such-namespace", "uid": "u"}}
+async def test_an_event_that_can_not_be_written_is_only_logged(
+    kube: Kube, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = {**adapter(namespace, "lost"), "metadata": {"name": "lost", "namespace": "no-such-namespace", "uid": "u"}}
     with caplog.at_level(logging.INFO):
         await kube.event(lost, type="Normal", reason="Ready", message="m")
     assert "could not be written" in caplog.text
 
 
-async def test_the_log_of_an_absent_pod_is_not_found(kube: Kube) -> None:
-    with pytest.raises(NotFoundError, match="read log of Pod team-a/absent"):
-        await kube.pod_log(NAMESPACE, "absent", container="fetch", tail_lines=5)
+async def test_the_log_of_an_absent_pod_is_not_found(kube: Kube, namespace: str) -> None:
+    with pytest.raises(NotFoundError, match=r"read log of Pod test-[0-9]+/absent"):
+        await kube.pod_log(namespace, "absent", container="fetch", tail_lines=5)
 
 
 async def test_in_a_pod_the_address_is_the_environments_and_the_token_the_service_accounts(
-    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = tmp_path / "token"
-    token.write_text(plane.tokens["admin"])
+    token.write_text(control_plane.tokens["admin"])
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(plane.port))
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(control_plane.port))
     monkeypatch.setattr(kube_module, "SERVICE_ACCOUNT_TOKEN", token)
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
-    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(plane.pki.ca))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(control_plane.pki.ca))
     configuration = await load_configuration()
-    assert configuration.host == f"https://127.0.0.1:{plane.port}"
+    assert configuration.host == f"https://127.0.0.1:{control_plane.port}"
     async with Kube(configuration) as kube:
         assert (await kube.get(NAMESPACES, "", "default"))["metadata"]["name"] == "default"
 
@@ -328,7 +303,7 @@ async def test_no_way_to_the_api_server_is_an_error_of_ours(tmp_path: Path, monk
         await load_configuration(str(tmp_path / "absent"))
 
 
-async def test_a_watch_session_is_authenticated_and_tells_of_lists(kube: Kube) -> None:
+async def test_a_watch_session_is_authenticated_and_tells_of_lists(kube: Kube, namespace: str) -> None:
     listed: list[str] = []
     server, session = await kube.watch_session(listed.append)
     async with session:

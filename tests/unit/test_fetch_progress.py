@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import threading
 import time
@@ -56,7 +57,7 @@ def test_lines_are_a_second_apart_and_follow_the_figures() -> None:
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert {"phase": "Downloading", "bytesDone": 25, "bytesTotal": 25} in lines
     assert all(line["bytesDone"] <= 25 for line in lines)
-    assert all(later - earlier >= 0.9 for earlier, later in zip(stamps, stamps[1:], strict=False))
+    assert all(later - earlier >= 0.9 for earlier, later in itertools.pairwise(stamps))
 
 
 def test_a_job_that_gets_nowhere_is_noticed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -100,7 +101,7 @@ def test_a_cache_that_is_not_mounted(tmp_path: Path) -> None:
 
 def test_space_is_asked_for_before_the_first_byte(tmp_path: Path) -> None:
     volume.require_space(tmp_path, 1)
-    with pytest.raises(ReasonError, match="8.0 EiB|TiB are to be downloaded") as caught:
+    with pytest.raises(ReasonError, match="TiB are to be downloaded") as caught:
         volume.require_space(tmp_path, 1 << 62)
     assert caught.value.reason is Reason.INSUFFICIENT_SPACE
 
@@ -216,7 +217,7 @@ def test_a_view_that_is_wrong_is_replaced(sentence: str, root: Path) -> None:
 
 
 def test_a_view_is_replaced_on_volumes_that_can_not_exchange(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     test_a_view_that_is_wrong_is_replaced("a missing link", root)
 
 

@@ -32,7 +32,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOAD_SECONDS: Final = 300.0
-SCRATCH: Final = "lora-operator-"  # prefix of names that only the kit uses, for moments
+SCRATCH: Final = "@lora-operator-"  # prefix of names that only the kit uses, for moments; no adapter may have an @
 _ANSWER_BYTES: Final = 8 << 20
 _CAUSE: Final = re.compile(r"Worker failed with error '(.*)', please check the stack trace", re.DOTALL)
 
@@ -45,7 +45,9 @@ class PinnedRequest(LoRARequest):  # type: ignore[misc]
             super().__setattr__(name, value)
 
 
-def make_request(*, internal: str, int_id: int | None, path: str, base_model_name: str | None, pinned: bool = False) -> Any:
+def make_request(
+    *, internal: str, int_id: int | None, path: str, base_model_name: str | None, pinned: bool = False
+) -> Any:
     """A LoRARequest; without an id it gets one from vLLM when that resolves it."""
     kind = PinnedRequest if pinned else LoRARequest
     return kind(lora_name=internal, lora_int_id=int_id or 1, lora_path=path, base_model_name=base_model_name)
@@ -87,9 +89,7 @@ class Caller:
         self._app = app
         self._api_key = api_key
 
-    async def call(
-        self, method: str, path: str, body: object = None, *, seconds: float = 30.0
-    ) -> tuple[int, Any]:
+    async def call(self, method: str, path: str, body: object = None, *, seconds: float = 30.0) -> tuple[int, Any]:
         """Status and parsed JSON of an answer (None where it is no JSON); raises TimeoutError."""
         content = b"" if body is None else json.dumps(body).encode()
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
@@ -241,7 +241,9 @@ class RoutesServed:
         await self.remove(name)
         self._offer = (name, request)
         try:
-            status, _ = await self._caller.call("POST", "/tokenize", {"model": name, "prompt": "x"}, seconds=LOAD_SECONDS)
+            status, _ = await self._caller.call(
+                "POST", "/tokenize", {"model": name, "prompt": "x"}, seconds=LOAD_SECONDS
+            )
         finally:
             self._offer = None
         if status == 200:
@@ -250,8 +252,16 @@ class RoutesServed:
 
     async def place(self, name: str, request: Any) -> None:
         """It is there since it was loaded; what was loaded earlier is primed once more under its own id."""
-        if self._known.get(name) is not request:
-            await self.load(name, request)
+        there = self._known.get(name)
+        if there is None or there.lora_int_id != request.lora_int_id:
+            again = make_request(
+                internal=request.lora_name,
+                int_id=request.lora_int_id,
+                path=request.lora_path,
+                base_model_name=request.base_model_name,
+                pinned=True,
+            )
+            await self.load(name, again)
 
     async def remove(self, name: str) -> None:
         """By the public route."""

@@ -23,6 +23,7 @@ from .checks import CONFIG, WEIGHTS
 from .engine import Caller, PinnedRequest, Served, adapters_in_use, make_request
 from .launcher import check_module, read_base
 from .modules import (
+    LOADING_FILE,
     REFUSED_FILE,
     ListProblem,
     Module,
@@ -31,8 +32,10 @@ from .modules import (
     newest_list,
     parse_list,
     read_list,
+    read_loading,
     read_refused,
     write_file,
+    write_loading,
     write_refused,
 )
 from .tensors import is_inside
@@ -103,13 +106,14 @@ class Keeper:
         self._caller = caller
         self._oldest_request = oldest_request
         self._known: dict[tuple[str, str], Generation] = {}
-        self._used: set[str] = set()
+        self._used: dict[str, Generation] = {}  # by internal name
         self._handed: dict[str, float] = {}
         self._settled: int | None = None
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._accepting = asyncio.Lock()
         self._reread_at = 0.0
+        self._mounted: tuple[int, ...] | None = None
         self._vanished_at = time.monotonic()
         self._refused = read_refused(settings.state_dir / REFUSED_FILE)
         self._base: BaseModel | None = None
@@ -158,18 +162,22 @@ class Keeper:
         if module is None or (self._must_wait(module) and asked not in self.current):
             return None
         self._wake.set()
-        await self._wait(lambda: asked in self.current or self._wanted(asked) is None or self._failed(asked), RESOLVE_SECONDS)
+        await self._wait(
+            lambda: asked in self.current or self._wanted(asked) is None or self._failed(asked), RESOLVE_SECONDS
+        )
         generation = self.current.get(asked)
         return None if generation is None else self._hand(asked, generation)
 
-    def running(self, retired: Retired) -> bool:
-        """Whether requests may still use retired content."""
-        in_use = adapters_in_use()
-        if in_use is not None and retired.generation.internal in in_use:
-            return True
-        oldest = self._oldest_request()
-        older = oldest is not None and oldest <= retired.since
-        return older and (in_use is None or time.monotonic() - retired.since < DRAIN_SECONDS)
+    def running(self) -> frozenset[str]:
+        """Internal names of retired content that requests may still use."""
+        in_use, oldest, now = adapters_in_use(), self._oldest_request(), time.monotonic()
+        return frozenset(
+            name
+            for name, one in self.retired.items()
+            if name in (in_use or ())
+            # A request older than the change may still be on its way to the engine, which alone tells the metrics.
+            or (oldest is not None and oldest <= one.since and (in_use is None or now - one.since < DRAIN_SECONDS))
+        )
 
     # The loop
 
@@ -180,7 +188,20 @@ class Keeper:
         )
         if modules is not None:
             self._take(modules)
+        await self._adopt()
+        self._quarantine()
         await self._pass()
+
+    def _quarantine(self) -> None:
+        """Leave alone for a while what was being loaded when the last process ended: it may have been the cause."""
+        note = self.settings.state_dir / LOADING_FILE
+        key, wait = read_loading(note), _BACKOFF["engine"][1]
+        write_loading(note, None)
+        module = self._wanted(key[0]) if key is not None else None
+        if module is None or module.name in self.current or (module.name, module.path) != key:
+            return
+        message = f"the engine's process ended while it loaded this adapter; it is tried again in {wait:.0f} s"
+        self.failures[key] = Failure("engine", message, 1, time.monotonic() + wait)
 
     async def run(self) -> None:
         """Look again whenever something happens, and every few seconds."""
@@ -227,7 +248,8 @@ class Keeper:
                     return
         now = time.monotonic()
         self._handed = {name: since for name, since in self._handed.items() if now - since < HANDED_SECONDS}
-        self.retired = {name: one for name, one in self.retired.items() if self.running(one)}
+        running = self.running()
+        self.retired = {name: one for name, one in self.retired.items() if name in running}
         self._settled = modules.generation
         self._tell()
 
@@ -236,31 +258,34 @@ class Keeper:
         entries = await self.served.entries()
         for name in [name for name in self.current if name not in entries]:
             self._retire(self.current.pop(name))
-        aliases = {g.internal for g in self.current.values() if g.internal != g.name}
         for name, request in entries.items():
-            if isinstance(request, PinnedRequest):
+            fresh = isinstance(
+                request, PinnedRequest
+            )  # a client's resolution; what it put there may be out of date by now
+            if fresh:
                 self._handed.pop(name, None)
-            if name in aliases:
+            owner = self._used.get(name)
+            if owner is not None and owner.name != name:  # an internal name, by which a client asked
+                if self.current.get(owner.name) != owner:
+                    await self.served.remove(name)
                 continue
-            if not is_inside(Path(os.path.realpath(request.lora_path)), self.settings.cache_root):
-                continue  # loaded by hand from elsewhere: not ours to judge, the operator shows it
             present = self.current.get(name)
-            if present is not None and present.internal == request.lora_name and not isinstance(request, PinnedRequest):
-                continue
-            generation = self._known.get((name, request.lora_path))
-            if generation is None or generation.internal != request.lora_name:
-                int_id = request.lora_int_id if self.served.atomic else None
-                generation = Generation(
-                    name, request.lora_path, request.lora_name, int_id, getattr(request, "base_model_name", None)
-                )
-                self._remember(generation)
-            if isinstance(request, PinnedRequest):  # a client's resolution ended; what it put there may be out of date
-                generation = present or generation
-                await self.served.place(name, generation.request())
-            self._make_current(generation)
-        for name in [name for name in entries if "@" in name and name not in aliases and name not in self.current]:
-            if any(g.internal == name for g in self._known.values()):
-                await self.served.remove(name)  # an internal name that a client asked for, of content that is retired now
+            if present is not None and (fresh or present.internal == request.lora_name):
+                if fresh:
+                    await self.served.place(name, present.request())
+            elif is_inside(Path(os.path.realpath(request.lora_path)), self.settings.cache_root):
+                await self._adopt_entry(name, request, fresh=fresh)
+            # else loaded by hand from elsewhere: not ours to judge, the operator shows it
+
+    async def _adopt_entry(self, name: str, request: Any, *, fresh: bool) -> None:
+        generation = self._used.get(request.lora_name)
+        if generation is None or (generation.name, generation.path) != (name, request.lora_path):
+            int_id = request.lora_int_id if self.served.atomic else None
+            generation = Generation(name, request.lora_path, request.lora_name, int_id, request.base_model_name)
+            self._remember(generation)
+        if fresh:
+            await self.served.place(name, generation.request())
+        self._make_current(generation)
 
     async def _load(self, module: Module) -> None:
         problem = await asyncio.to_thread(self._check, module)
@@ -277,33 +302,43 @@ class Keeper:
             internal=self._mint(module), int_id=None, path=module.path, base_model_name=module.base_model_name
         )
         before = self.current.get(module.name)
-        cause: str | None = None
-        try:
-            loaded = await self.served.load(module.name, request)
-            if not loaded:
-                cause = await self._caller.diagnose(module.path) or "the engine did not load it, but did when asked again"
-        except Exception as error:  # an engine that dies, or hangs
-            loaded, cause = False, clean(f"{type(error).__name__}: {error}")
+        cause = await self._load_new(module, request)
         if not self.served.atomic and before is not None:
             self._retire(self.current.pop(module.name, before))
-        if not loaded:
-            self._fail(module, "engine", cause or "")
-            await self._note_refusal(key, cause or "")
+        await self._note_refusal(key, cause)
+        if cause is not None:
+            self._fail(module, "engine", cause)
             return
-        generation = Generation(module.name, module.path, request.lora_name, request.lora_int_id, module.base_model_name)
+        generation = Generation(
+            module.name, module.path, request.lora_name, request.lora_int_id, module.base_model_name
+        )
         self._remember(generation)
         if self._wanted(module.name) == module:
             await self._put(generation)
         elif not self.served.atomic:
             await self.served.remove(module.name)
-        await self._note_refusal(key, None)
+
+    async def _load_new(self, module: Module, request: Any) -> str | None:
+        """Make the engine load content for the first time; why it did not, or None."""
+        note = self.settings.state_dir / LOADING_FILE
+        write_loading(note, (module.name, module.path))
+        try:
+            if await self.served.load(module.name, request):
+                return None
+            return await self._caller.diagnose(module.path) or "the engine did not load it, but did when asked again"
+        except Exception as error:  # an engine that dies, or hangs
+            return clean(f"{type(error).__name__}: {error}")
+        finally:
+            write_loading(note, None)
 
     async def _put(self, generation: Generation) -> None:
         """Make content answer under its public name; with a registry this does not wait, so no request sees a gap."""
-        request = generation.request()
+        before = self.current.get(generation.name)
         self._remember(generation)
-        await self.served.place(generation.name, request)
+        await self.served.place(generation.name, generation.request())
         self._make_current(generation)
+        if before is not None and generation.internal != before.internal != before.name:
+            await self.served.remove(before.internal)
         log.info("lora-operator: %s serves %s as %s", generation.name, generation.path, generation.internal)
 
     async def _set_lineage(self, present: Generation, module: Module) -> None:
@@ -343,9 +378,11 @@ class Keeper:
         if now < self._reread_at:
             return
         self._reread_at = now + REREAD_SECONDS
-        found = await asyncio.to_thread(
-            read_list, self.settings.modules_file, served_names=self.settings.served_names
-        )
+        signature = await asyncio.to_thread(_signature, self.settings.modules_file)
+        if signature == self._mounted:
+            return
+        self._mounted = signature
+        found = await asyncio.to_thread(read_list, self.settings.modules_file, served_names=self.settings.served_names)
         async with self._accepting:
             if found is not None and (self.modules is None or found.generation > self.modules.generation):
                 self._take(found)
@@ -391,7 +428,7 @@ class Keeper:
 
     def _remember(self, generation: Generation) -> None:
         self._known[generation.name, generation.path] = generation
-        self._used.add(generation.internal)
+        self._used[generation.internal] = generation
 
     def _make_current(self, generation: Generation) -> None:
         before = self.current.get(generation.name)
@@ -432,6 +469,15 @@ class Keeper:
             async with asyncio.timeout(seconds):
                 while not done():
                     await self._changed.wait()
+
+
+def _signature(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file's content; None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _vanished(paths: dict[str, str]) -> list[str]:

@@ -70,7 +70,7 @@ def plan_start(settings: Settings) -> Plan:
         plan.note = "the last start with static entries did not get up: none this time, the kit loads them"
         return plan
     refused = read_refused(settings.state_dir / REFUSED_FILE)
-    base = _base_model(settings)
+    base = read_base(settings)
     room = _ARGUMENT_BYTES
     for module in modules.modules:
         problem = refused.get((module.name, module.path)) or check_module(module, settings=settings, base=base)
@@ -97,7 +97,7 @@ def check_module(module: Module, *, settings: Settings, base: BaseModel | None) 
     return None
 
 
-def _base_model(settings: Settings) -> BaseModel | None:
+def read_base(settings: Settings) -> BaseModel | None:
     """The base model's modules; None when they can't be read, which is the engine's to judge."""
     if settings.model_path is None:
         return None

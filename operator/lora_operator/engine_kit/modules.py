@@ -7,12 +7,14 @@ these files may stop an engine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +26,7 @@ MAX_MODULES: Final = 100_000
 LIST_FILE: Final = "modules.json"  # what was acknowledged last
 MARKER_FILE: Final = "starting.json"  # there while an engine that got static entries is not up
 REFUSED_FILE: Final = "refused.json"  # what the engine refused, by name and path
+LOADING_FILE: Final = "loading.json"  # there while the engine loads one adapter
 REPORT_FILE: Final = "launcher.json"  # what the launcher passed and dropped
 _MAX_NAME: Final = 512
 _MAX_PATH: Final = 4096
@@ -50,6 +53,11 @@ class ModuleList:
     generation: int
     modules: tuple[Module, ...]
     problems: tuple[tuple[Module, str], ...] = ()
+
+    @cached_property
+    def by_name(self) -> dict[str, Module]:
+        """Adapters by public name."""
+        return {module.name: module for module in self.modules}
 
 
 def parse_list(raw: bytes, *, served_names: frozenset[str] = frozenset()) -> tuple[ModuleList, bytes]:
@@ -182,18 +190,21 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step that survives a crash; raises OSError."""
+def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Put `content` at `path` in one step, which survives a crash of the machine if `durable`; raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+    if not durable:
+        return
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -207,6 +218,24 @@ def write_report(path: Path, content: Any) -> None:
         write_file(path, json.dumps(content, sort_keys=True).encode())
     except (OSError, ValueError):
         return
+
+
+def write_loading(path: Path, key: tuple[str, str] | None) -> None:
+    """Note which adapter, by name and path, the engine is about to load; None: it is done."""
+    with contextlib.suppress(OSError):
+        if key is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_file(path, json.dumps({"name": key[0], "path": key[1]}).encode(), durable=False)
+
+
+def read_loading(path: Path) -> tuple[str, str] | None:
+    """The adapter that was being loaded when the last engine process ended, if one was."""
+    try:
+        entry = json.loads(path.read_bytes())
+        return str(entry["name"]), str(entry["path"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def read_refused(path: Path) -> dict[tuple[str, str], str]:

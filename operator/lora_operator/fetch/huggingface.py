@@ -137,7 +137,7 @@ def download(
                 f"{text.clean(file.path, limit=200)!r} has {text.size(file.size)}, and the Hub serves files above "
                 f"{text.size(constants.MAX_HTTP_DOWNLOAD_SIZE)} by its Xet protocol only, which is not supported; use smaller shards",
             )
-    tries, before = 0, moving()
+    tries, best = 0, moving()
     while True:
         try:
             with _translated(hub):
@@ -149,7 +149,7 @@ def download(
             if error.reason is not Reason.SOURCE_UNREACHABLE:
                 raise
             now = moving()
-            tries, before = (0 if now > before else tries + 1), now
+            tries, best = (0, now) if now > best else (tries + 1, best)
             if tries >= _ATTEMPTS:
                 raise
             log.warning("going on after: %s", error)
@@ -173,7 +173,8 @@ def download_again(hub: Hub, place: resume.Place, file: RemoteFile, *, commit: s
 def forget(place: resume.Place, commit: str, file: RemoteFile) -> None:
     """Removes a blob that is wrong, and its pointer, so that the next attempt downloads it."""
     pointer = place.storage / "snapshots" / commit / file.path
-    _blob(place, commit, file).unlink(missing_ok=True)
+    if pointer.exists():
+        _blob(place, commit, file).unlink()
     pointer.unlink(missing_ok=True)
 
 
@@ -195,6 +196,9 @@ def _download_once(hub: Hub, place: resume.Place, files: Sequence[RemoteFile], *
 def _blob(place: resume.Place, commit: str, file: RemoteFile) -> Path:
     """The payload behind a snapshot's pointer. Raises ReasonError when it is not one of this repository's own."""
     real = (place.storage / "snapshots" / commit / file.path).resolve()
+    if not real.exists():
+        # The library takes an unfinished snapshot for a whole one when the Hub stops answering in between.
+        raise ReasonError(Reason.SOURCE_UNREACHABLE, f"{text.clean(file.path, limit=200)!r} did not arrive")
     if real.parent != place.blobs.resolve():
         raise ReasonError(
             Reason.JOB_FAILED,

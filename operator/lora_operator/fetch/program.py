@@ -194,9 +194,14 @@ def _total(files: Iterable[RemoteFile]) -> int:
 
 def _read_request() -> FetchRequest:
     try:
-        return FetchRequest.model_validate_json(os.environ.get(FETCH_REQUEST_ENV, ""))
+        request = FetchRequest.model_validate_json(os.environ.get(FETCH_REQUEST_ENV, ""))
     except ValidationError as error:
-        raise ReasonError(Reason.JOB_FAILED, text.clean(f"{FETCH_REQUEST_ENV} is no fetch request: {error}")) from error
+        raise ReasonError(Reason.JOB_FAILED, f"{FETCH_REQUEST_ENV} is no fetch request: {error}") from error
+    if request.artifact.startswith(".") or request.artifact != Path(request.artifact).name:
+        raise ReasonError(
+            Reason.JOB_FAILED, f"{FETCH_REQUEST_ENV} is no fetch request: {request.artifact!r} is not a name"
+        )
+    return request
 
 
 def _stall_after() -> float:

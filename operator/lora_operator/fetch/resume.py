@@ -9,15 +9,17 @@ Nothing here vouches for content: `verify` does that, and a wrong blob goes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from filelock import Timeout
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # exported lazily
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 RESUMABLE_BYTES: Final = 1 << 20
 _MODE: Final = 0o664
+_BUSY_AFTER_S: Final = 1.0
 _NAME: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
@@ -70,53 +73,57 @@ def download_big(
     workers: int,
 ) -> None:
     """Downloads those of `files` that are big and absent; removes what dead downloads left of the others."""
-    wanted = {
-        file.etag: file for file in files if _NAME.fullmatch(file.etag) and not (place.blobs / file.etag).exists()
-    }
     place.blobs.mkdir(parents=True, exist_ok=True)
+    left_over = {path.name.partition(".")[0] for path in place.blobs.glob("*.incomplete")}
+    wanted = {
+        file.etag: file
+        for file in files
+        if (file.size >= RESUMABLE_BYTES or file.etag in left_over)
+        and _NAME.fullmatch(file.etag)
+        and not (place.blobs / file.etag).exists()
+    }
 
     def one(file: RemoteFile) -> None:
         lock = place.lock(file.etag)
         lock.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
-            if not (place.blobs / file.etag).exists():
-                partial = _adopt(place, file)
-                if file.size >= RESUMABLE_BYTES:
-                    _download(
-                        file,
-                        partial,
-                        place.blobs / file.etag,
-                        repo=place.repo,
-                        commit=commit,
-                        endpoint=endpoint,
-                        token=token,
-                    )
-                else:
-                    partial.unlink(missing_ok=True)
+            if (place.blobs / file.etag).exists():
+                return
+            partial = _adopt(place, file)
+            if file.size < RESUMABLE_BYTES:
+                partial.unlink(missing_ok=True)
+                return
+            _download(file, partial, place, commit=commit, endpoint=endpoint, token=token)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="download") as pool:
-        # Every download is waited for: one that failed keeps what it has, and so do the others.
-        for future in [pool.submit(one, file) for file in wanted.values()]:
-            future.result()
+        futures = [pool.submit(one, file) for file in wanted.values()]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            # After a failure those under way end by themselves, and keep what they have; the others don't begin.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def discard_partial(place: Place, files: Iterable[RemoteFile]) -> None:
     """Gives the space of unfinished downloads back, where nobody is working on them."""
     for file in files:
-        with WeakFileLock(place.lock(file.etag)):
-            for path in (_partial(place, file.etag), *_left_over(place, file.etag)):
-                path.unlink(missing_ok=True)
+        unfinished = (_partial(place, file.etag), *_left_over(place, file.etag))
+        if any(path.exists() for path in unfinished):
+            with contextlib.suppress(Timeout), WeakFileLock(place.lock(file.etag), timeout=_BUSY_AFTER_S):
+                for path in unfinished:
+                    path.unlink(missing_ok=True)
 
 
 def _download(
-    file: RemoteFile, partial: Path, blob: Path, *, repo: str, commit: str, endpoint: str, token: str | Literal[False]
+    file: RemoteFile, partial: Path, place: Place, *, commit: str, endpoint: str, token: str | Literal[False]
 ) -> None:
-    url = hf_hub_url(repo, file.path, revision=commit, endpoint=endpoint)
+    url = hf_hub_url(place.repo, file.path, revision=commit, endpoint=endpoint)
     found = get_hf_file_metadata(url, token=token, timeout=METADATA_TIMEOUT_S, endpoint=endpoint, retry_on_errors=True)
     if found.etag != file.etag or found.size != file.size:
         log.info("%s has an unusual ETag; it is left to huggingface_hub", file.path)
         return
-    with partial.open("ab", buffering=0) as target:
+    with partial.open("ab") as target:
         have = target.tell()
         if have > file.size:
             target.truncate(0)
@@ -131,10 +138,11 @@ def _download(
             expected_size=file.size,
             displayed_filename=file.path,
         )
+        target.flush()
         os.fsync(target.fileno())
     if partial.stat().st_size == file.size:
         partial.chmod(_MODE)
-        partial.replace(blob)
+        partial.replace(place.blobs / file.etag)
 
 
 def _partial(place: Place, etag: str) -> Path:

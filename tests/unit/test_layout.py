@@ -1,0 +1,95 @@
+"""The tree is what the design says: Python's own `operator` stays importable, and nothing is promised that nobody keeps."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from lora_operator.api import RESOURCES
+from lora_operator.constants import CONDITION_DOCS, REASONS, Condition, Reason
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "operator" / "lora_operator"
+# All that runs, without what only declares: constants has every reason, api every field.
+SOURCES = {
+    path.relative_to(PACKAGE): path.read_text()
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name not in ("constants.py", "crdgen.py", "docgen.py")
+}
+CODE = "\n".join(SOURCES.values())
+# Of the models, only properties over their own spec count as readers.
+READERS = "\n".join(
+    text if path.parts[0] != "api" else "\n".join(re.findall(r"self\.spec\.\w+", text))
+    for path, text in SOURCES.items()
+)
+# Passed on with the object that holds it.
+PASSED_ON = {"VLLMDeployment.engine.env.value_from"}
+
+
+def spec_fields(model: type[BaseModel], path: str) -> Iterator[tuple[str, str]]:
+    """(path, attribute) of every field of a spec, at any depth."""
+    for name, field in model.model_fields.items():
+        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
+            continue  # says what is so in any case
+        yield (f"{path}.{name}", name)
+        for inner in _models(field.annotation):
+            yield from spec_fields(inner, f"{path}.{name}")
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+FIELDS = sorted(
+    {(path, name) for info in RESOURCES for path, name in spec_fields(info.spec, info.kind) if path not in PASSED_ON}
+)
+
+
+def test_operator_is_a_source_root_and_no_package() -> None:
+    assert not (ROOT / "operator" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("folder", [".", "operator"])
+def test_pythons_own_operator_wins(folder: str) -> None:
+    code = "import operator; print(operator.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT / folder, capture_output=True, text=True, check=True)
+    assert Path(found.stdout.strip()).parent.resolve() == Path(sysconfig.get_path("stdlib")).resolve()
+
+
+def test_every_reason_is_documented_and_nothing_else_is() -> None:
+    assert set(REASONS) == set(Reason)
+    assert all(info.doc.endswith(".") for info in REASONS.values())
+
+
+def test_every_condition_is_documented_and_nothing_else_is() -> None:
+    assert set(CONDITION_DOCS) == set(Condition)
+    assert all(doc.endswith(".") for doc in CONDITION_DOCS.values())
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_something_sets_the_reason(reason: Reason) -> None:
+    found = re.search(rf"\bReason\.{reason.name}\b", CODE)
+    assert found, f"no code sets {reason}"
+
+
+@pytest.mark.parametrize("condition", Condition)
+def test_something_sets_the_condition(condition: Condition) -> None:
+    found = re.search(rf"\bCondition\.{condition.name}\b", CODE)
+    assert found, f"no code sets {condition}"
+
+
+@pytest.mark.parametrize(("path", "attribute"), FIELDS, ids=[path for path, _ in FIELDS])
+def test_something_reads_the_field(path: str, attribute: str) -> None:
+    found = re.search(rf"\.{attribute}\b", READERS)
+    assert found, f"{path} is accepted and nothing reads it"
