@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 import time
@@ -33,18 +34,23 @@ class Watch:
 
     process: subprocess.Popen[str]
     seen: list[tuple[float, Json]] = field(default_factory=list)
+    reader: threading.Thread | None = None
 
     def stop(self) -> None:
-        """End the watch."""
+        """End the watch, and read what it said last."""
         self.process.terminate()
         self.process.wait(timeout=10)
+        if self.reader is not None:
+            self.reader.join(10)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 def start_watch(stack: Stack, kind: str, namespace_: str) -> Watch:
     """Watch a kind in a namespace from now on."""
     process = subprocess.Popen(
         [tools.kubectl(), "get", kind, "-n", namespace_, "--watch", "--output-watch-events", "-o", "json"],
-        env={**stack.cluster.env},
+        env={**os.environ, **stack.cluster.env},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -63,7 +69,8 @@ def start_watch(stack: Stack, kind: str, namespace_: str) -> Watch:
                 text = text.lstrip()[end:]
                 watch.seen.append((time.monotonic(), event))
 
-    threading.Thread(target=read, daemon=True).start()
+    watch.reader = threading.Thread(target=read, daemon=True)
+    watch.reader.start()
     return watch
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.cluster import paths, tools
-from e2e.cluster.controlplane import ControlPlane
+from e2e.cluster.controlplane import SERVICE_CIDR, ControlPlane
 from e2e.cluster.node import NODE_IP, NODE_NAME, Node
 from e2e.cluster.processes import Daemon, boot_id, wait_until
 from e2e.cluster.steps import ToolingError, say, step
@@ -200,7 +200,12 @@ def _require_no_other_cluster() -> None:
 def _start(folder: Path, *, kube: Path, pause_image: Path) -> None:
     folder.mkdir(parents=True, mode=0o755)
     node, plane = Node(folder), _control_plane(folder)
-    subprocess.run(["ip", "address", "replace", f"{NODE_IP}/32", "dev", "lo"], check=True, timeout=30)
+    for command in (
+        ["ip", "address", "replace", f"{NODE_IP}/32", "dev", "lo"],
+        # so that the host reaches ClusterIPs without a default route too
+        ["ip", "route", "replace", SERVICE_CIDR, "dev", "lo", "src", NODE_IP],
+    ):
+        subprocess.run(command, check=True, timeout=30)
     containerd = _in_background(lambda: node.start_containerd(pause_image))
     plane.start_etcd(kube)
     plane.write_credentials()

@@ -21,7 +21,8 @@ from e2e.cluster.steps import ToolingError, run_logged, say, step
 PAUSE_IMAGE = "lora-operator.test/pause:1"
 BASE_IMAGE = "lora-operator.test/base:1"
 _OPERATOR_REPOSITORY = "lora-operator.test/operator"
-_BASE_PACKAGES = "python3,python3-venv,ca-certificates"
+# libnuma1 is what vLLM for CPU links beside its own wheels.
+_BASE_PACKAGES = "python3,python3-venv,ca-certificates,libnuma1"
 _CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 # What the Dockerfile copies; a change of anything here, and of nothing else, makes another image.

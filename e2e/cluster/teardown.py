@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from e2e.cluster.controlplane import SERVICE_CIDR
 from e2e.cluster.node import CNI_NETWORK, NODE_IP, Node
 from e2e.cluster.processes import Daemon, kill_and_wait, start_time, wait_until
 from e2e.cluster.steps import ToolingError
@@ -47,7 +47,22 @@ def clear(node: Node) -> None:
     _remove_log_links(node)
     if mounts := list(_mounts_below(node.dir)):  # removing through a bind mount would remove what is behind it
         raise ToolingError(f"still mounted, not removing {node.dir}: {', '.join(mounts[:5])}")
-    shutil.rmtree(node.dir)
+    _discard(node.dir)
+
+
+def _discard(folder: Path) -> None:
+    """Move the folder aside at once and remove it in the background: a container's root has thousands of files."""
+    trash = folder.parent / "trash"
+    trash.mkdir(exist_ok=True)
+    folder.rename(trash / f"{folder.name}-{time.time_ns()}")
+    rm = subprocess.Popen(
+        ["rm", "-rf", "--one-file-system", str(trash)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    rm.returncode = 0  # not waited for
 
 
 def _end_containers(node: Node) -> None:
@@ -145,6 +160,7 @@ def _remove_network(node: Node) -> None:
     for command in (
         ["nft", "delete", "table", "ip", "kube-proxy"],
         ["nft", "delete", "table", "ip6", "kube-proxy"],
+        ["ip", "route", "delete", SERVICE_CIDR],
         ["ip", "address", "delete", f"{NODE_IP}/32", "dev", "lo"],
     ):
         try:

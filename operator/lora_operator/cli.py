@@ -22,9 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lora_operator.fetch import program
 
         return program.main()
-    from lora_operator import main as operator
+    from lora_operator.main import run
 
-    return operator.run()
+    return run()
 
 
 if __name__ == "__main__":

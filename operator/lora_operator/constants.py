@@ -153,6 +153,7 @@ class Reason(StrEnum):
     GATE_MISSING = "GateMissing"
     ENGINE_TOO_OLD = "EngineTooOld"
     POD_TEMPLATE_INVALID = "PodTemplateInvalid"
+    NAME_TAKEN = "NameTaken"
     PROGRESSING = "Progressing"
     # AdaptersInSync
     SYNC_PENDING = "SyncPending"
@@ -254,6 +255,9 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.ENGINE_TOO_OLD: ReasonInfo("The engine's version can't be hot-loaded safely.", _WAIT, stalled=True),
     Reason.POD_TEMPLATE_INVALID: ReasonInfo(
         "The API server refuses the Deployment that the spec leads to.", _WAIT, stalled=True
+    ),
+    Reason.NAME_TAKEN: ReasonInfo(
+        "An object of a name that the deployment needs exists and belongs to somebody else.", _WAIT, stalled=True
     ),
     Reason.PROGRESSING: ReasonInfo("Engine pods are starting.", _WAIT),
     Reason.SYNC_PENDING: ReasonInfo(

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -25,13 +23,11 @@ from kubernetes.aio.client import ApiClient, ApiException, Configuration
 from lora_operator.constants import FIELD_MANAGER
 from lora_operator.errors import (
     ConflictError,
-    ForbiddenError,
-    InvalidObjectError,
     KubeError,
     NotFoundError,
     UnavailableError,
 )
-from lora_operator.names import short_hash
+from lora_operator.kube_answers import Body, build_event, parsed, refusal
 from lora_operator.resource_types import (
     BY_KIND,
     CLAIMS,
@@ -73,12 +69,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Body = dict[str, Any]
-
 REQUEST_TIMEOUT: Final = 15.0
 CONNECTIONS: Final = 64
 LIST_CHUNK: Final = 500
-MAX_EVENT_MESSAGE: Final = 1024
 STATUS_ATTEMPTS: Final = 3
 MAX_LOG_BYTES: Final = 2**20
 SERVICE_ACCOUNT_TOKEN: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -174,21 +167,42 @@ class Kube:
 
     # Writing
 
-    async def apply(self, obj: Mapping[str, Any], *, dry_run: bool = False) -> Body:
-        """Server-side apply of the fields in `obj` as ours, over whoever holds them; fields that we had and left out go."""
+    async def apply(self, obj: Mapping[str, Any], *, dry_run: bool = False, force: bool = True) -> Body:
+        """Server-side apply of the fields in `obj` as ours; fields that we had and left out go.
+
+        With `force` over whoever holds them; without, ConflictError where another manager holds one.
+        """
         rt, namespace, name = _identity(obj)
-        query = {"fieldManager": FIELD_MANAGER, "force": "true", **({"dryRun": "All"} if dry_run else {})}
+        query = {
+            "fieldManager": FIELD_MANAGER,
+            "force": str(force).lower(),
+            **({"dryRun": "All"} if dry_run else {}),
+        }
         what = _what("apply (dry run)" if dry_run else "apply", rt, namespace, name)
         return await self._json(what, "PATCH", rt.path(namespace, name), query=query, body=obj, content=_APPLY)
 
     async def apply_status(
-        self, rt: ResourceType, namespace: str, name: str, status: Mapping[str, Any], *, uid: str | None = None
+        self,
+        rt: ResourceType,
+        namespace: str,
+        name: str,
+        status: Mapping[str, Any],
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
     ) -> Body:
         """Server-side apply of the whole status; raises NotFoundError (an object is never made by it), and with `uid`
         ConflictError when another object has the name by now, or the object changes too often to be sure.
+
+        `resource_version` is one that the object of that uid had: as long as it is current, it saves a request.
         """
         if uid is None:
             return await self._apply_status(rt, namespace, name, status)
+        if resource_version:
+            try:
+                return await self._apply_status(rt, namespace, name, status, resource_version)
+            except ConflictError:
+                pass  # the object changed, or it is another one
         # The API server ignores a uid in a custom resource's status (tried with 1.34); a resourceVersion it does check.
         for attempts_left in reversed(range(STATUS_ATTEMPTS)):
             metadata = (await self.get_metadata(rt, namespace, name))["metadata"]
@@ -261,36 +275,14 @@ class Kube:
 
         `regarding` is the object itself, or a reference (apiVersion, kind, namespace, name, uid).
         """
-        metadata = regarding.get("metadata") or regarding
-        namespace, message = metadata.get("namespace") or "default", message[:MAX_EVENT_MESSAGE]
-        digest = short_hash([regarding.get("kind"), metadata.get("uid"), type, reason, message], 16)
-        name, now = f"{str(metadata.get('name'))[:230]}.{digest}", _now()
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": name, "namespace": namespace},
-            "involvedObject": {
-                "apiVersion": regarding.get("apiVersion"),
-                "kind": regarding.get("kind"),
-                "namespace": namespace,
-                "name": metadata.get("name"),
-                "uid": metadata.get("uid"),
-            },
-            "type": type,
-            "reason": reason,
-            "message": message,
-            "count": 1,
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "source": {"component": FIELD_MANAGER},
-            "reportingComponent": FIELD_MANAGER,
-        }
+        event = build_event(regarding, event_type=type, reason=reason, message=message)
+        namespace, name = event["metadata"]["namespace"], event["metadata"]["name"]
         try:
             try:
                 await self.create(event)
             except ConflictError:
                 known = await self.get(EVENTS, namespace, name)
-                seen = {"count": int(known.get("count") or 1) + 1, "lastTimestamp": now}
+                seen = {"count": int(known.get("count") or 1) + 1, "lastTimestamp": event["lastTimestamp"]}
                 await self.patch(EVENTS, namespace, name, seen)
         except KubeError as error:
             log.info("an event (%s: %s) could not be written: %s", reason, message, error)
@@ -332,7 +324,7 @@ class Kube:
 
     async def _json(self, what: str, method: str, path: str, **options: Any) -> Body:
         answer = await self._request(what, method, path, **options)
-        return _parsed(what, answer)
+        return parsed(what, answer)
 
     async def _request(
         self,
@@ -362,41 +354,8 @@ class Kube:
         except (aiohttp.ClientError, OSError, ApiException, client_config.ConfigException) as error:
             raise UnavailableError(f"{what}: {type(error).__name__}: {error}") from error
         if not 200 <= response.status < 300:
-            raise _refusal(what, response.status, answer)
+            raise refusal(what, response.status, answer)
         return answer
-
-
-_REFUSALS: Final[Mapping[int, type[KubeError]]] = {
-    400: InvalidObjectError,
-    401: UnavailableError,
-    403: ForbiddenError,
-    404: NotFoundError,
-    409: ConflictError,
-    410: UnavailableError,
-    413: InvalidObjectError,
-    422: InvalidObjectError,
-    429: UnavailableError,
-}
-
-
-def _refusal(what: str, status: int, answer: bytes) -> KubeError:
-    """The error for an answer of the API server, with its own words."""
-    try:
-        message = json.loads(answer)["message"]
-    except (ValueError, KeyError, TypeError):
-        message = answer[:500].decode(errors="replace").strip()
-    kind = _REFUSALS.get(status, UnavailableError if status >= 500 else KubeError)
-    return kind(f"{what}: {message or 'no message'} ({status})")
-
-
-def _parsed(what: str, answer: bytes) -> Body:
-    try:
-        parsed = json.loads(answer)
-    except ValueError as error:
-        raise UnavailableError(f"{what}: the API server's answer is not JSON") from error
-    if not isinstance(parsed, dict):
-        raise UnavailableError(f"{what}: the API server's answer is not an object")
-    return parsed
 
 
 def _what(verb: str, rt: ResourceType, namespace: str | None, name: str) -> str:
@@ -407,7 +366,3 @@ def _identity(obj: Mapping[str, Any]) -> tuple[ResourceType, str, str]:
     metadata = obj["metadata"]
     rt = BY_KIND[obj["apiVersion"], obj["kind"]]
     return rt, metadata.get("namespace") or "", metadata["name"]
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

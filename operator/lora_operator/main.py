@@ -12,7 +12,6 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import kopf
@@ -36,8 +35,7 @@ REFRESH_INTERVAL: Final = 600.0
 REFRESH_SPREAD: Final = 120.0
 WATCH_DEADLINE: Final = 120.0
 STOP_STEP: Final = 1.0  # seconds for each of the steps of stopping; Kubernetes must not have to kill the operator
-
-Reconcile = Callable[[Key], Awaitable[float | None]]
+EXIT_GRACE: Final = 1.0
 
 
 class Operator:
@@ -129,7 +127,18 @@ class Operator:
             stop_flag=self._stop_kopf,
         )
         set_on_signals(self._stop)  # kopf has just taken the signals
-        await kopf.run_tasks(tasks, ignored=others)
+        running = asyncio.create_task(kopf.run_tasks(tasks, ignored=others), name="kopf")
+        try:
+            # kopf (1.45.2) does not end when one of its watches fails: its other watches keep it waiting. We do not wait.
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._stop_kopf.is_set():
+                await running
+                return
+            for task in done:
+                task.result()
+            raise RuntimeError("kopf ended without being told to")
+        finally:
+            running.cancel()
 
     async def _guard_watch(self) -> None:
         """kopf only warns of a kind that it does not find when it starts, and never watches it: that must not last."""
@@ -140,6 +149,7 @@ class Operator:
         except TimeoutError:
             missing = ", ".join(sorted(set(Kind) - self._watched))
             raise RuntimeError(f"not watched within {WATCH_DEADLINE:g} s: {missing}") from None
+        log.info("every kind is watched")
         await asyncio.Event().wait()
 
     def _failed(self, error: BaseException) -> None:
@@ -184,8 +194,24 @@ def run() -> int:
         return 1
     set_up_logging(settings.log_level, settings.log_format)
     try:
-        asyncio.run(operate(settings))
+        asyncio.run(_operate_then_exit(settings))
     except Exception:
-        log.critical("the operator ends", exc_info=True)
         return 1
     return 0
+
+
+async def _operate_then_exit(settings: Settings) -> None:
+    """Tasks that refuse to end (kopf's after a failure) must not keep a process alive that does nothing any more."""
+    try:
+        await operate(settings)
+    except Exception:
+        log.critical("the operator ends", exc_info=True)
+        _exit_within(EXIT_GRACE, 1)
+        raise
+    _exit_within(EXIT_GRACE, 0)
+
+
+def _exit_within(seconds: float, status: int) -> None:
+    timer = threading.Timer(seconds, os._exit, (status,))
+    timer.daemon = True
+    timer.start()

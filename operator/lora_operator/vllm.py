@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Self, TypeVar
 
 import aiohttp
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -69,11 +69,11 @@ class LoadedModule:
 
 @dataclass(frozen=True, config=_CONFIG)
 class ModuleFailure:
-    """An adapter of the list that the pod does not serve, and why: refused by the kit's checks or by vLLM."""
+    """An adapter of the list that the pod does not serve, and why; `stage`: refused by the kit's "checks" or by the "engine"."""
 
     name: Name
     path: Path
-    stage: Literal["checks", "engine"]
+    stage: Name
     message: Message
 
 

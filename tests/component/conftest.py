@@ -6,7 +6,7 @@ import itertools
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,17 +92,6 @@ _NUMBER = itertools.count(1)
 @pytest.fixture
 def namespace(kubectl: Kubectl) -> str:
     """A namespace of the test's own; nothing deletes it, since no controller runs that could finish that."""
-    return make_namespace(kubectl)
-
-
-@pytest.fixture
-def new_namespace(kubectl: Kubectl) -> Callable[[], str]:
-    """Makes as many more namespaces as a test needs."""
-    return lambda: make_namespace(kubectl)
-
-
-def make_namespace(kubectl: Kubectl) -> str:
-    """A new namespace with a name that no other test has."""
     name = f"test-{next(_NUMBER)}"
     kubectl("create", "namespace", name)
     return name

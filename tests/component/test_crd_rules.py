@@ -200,15 +200,14 @@ def deployment_cases() -> Iterator[Case]:
         yield Case(kind, "", message, {}, name=name)
     for name in ("3-llama", "llama.3", "a" * 64):
         yield Case(kind, "", message, {}, name=name, refused_at="")
-    for path, at, names in (("spec.model.servedNames[]", "spec.model.servedNames[1]", "spec.model.servedNames"),):
-        yield from both(
-            kind,
-            path,
-            SERVED_NAME,
-            accepted=[{names: GOOD_NAMES}],
-            refused=values(names, [["good", name] for name in BAD_NAMES]),
-            at=at,
-        )
+    yield from both(
+        kind,
+        "spec.model.servedNames[]",
+        SERVED_NAME,
+        accepted=[{"spec.model.servedNames": GOOD_NAMES}],
+        refused=values("spec.model.servedNames", [["good", name] for name in BAD_NAMES]),
+        at="spec.model.servedNames[1]",
+    )
     yield from both(
         kind,
         "spec.lora",

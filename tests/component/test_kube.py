@@ -159,6 +159,27 @@ async def test_a_status_is_applied_though_somebody_edits_the_object_meanwhile(
     assert written["status"]["conditions"][0]["reason"] == "Downloading"
 
 
+async def test_a_known_resource_version_saves_a_request_while_it_is_current(
+    kube: Kube, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await kube.apply(adapter(namespace, "known"))
+    looks: list[str] = []
+    look = kube.get_metadata
+
+    async def count(*names: Any) -> dict[str, Any]:
+        looks.append(names[-1])
+        return await look(*names)
+
+    monkeypatch.setattr(kube, "get_metadata", count)
+    known = {"uid": made["metadata"]["uid"], "resource_version": version(made)}
+    for reason, expected in (("Queued", 0), ("Downloading", 1)):
+        written = await kube.apply_status(LORA_ADAPTERS, namespace, "known", status(reason), **known)
+        assert written["status"]["conditions"][0]["reason"] == reason
+        assert len(looks) == expected
+    with pytest.raises(ConflictError):
+        await kube.apply_status(LORA_ADAPTERS, namespace, "known", status("Ready"), **{**known, "uid": "another"})
+
+
 async def test_a_second_create_is_a_conflict(kube: Kube, namespace: str) -> None:
     await kube.create(config_map(namespace, "created", {}))
     with pytest.raises(

@@ -197,20 +197,6 @@ async def test_a_fault_in_taking_an_event_ends_the_process(
             await asyncio.wait_for(task, DEADLINE)
 
 
-async def test_a_kind_that_is_taken_away_ends_the_process(tmp_path: Path) -> None:
-    with ControlPlane(dir=tmp_path) as plane:
-        administrator = Kubectl(tools.kubectl(), plane.kubeconfig)
-        administrator("apply", "--server-side", "-f", str(ROOT / "crds"))
-        administrator("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-        async with HeldBack(await load_configuration(str(plane.kubeconfig))) as client:
-            found = Running(client)
-            task = asyncio.create_task(found.operator.run())
-            await until(lambda: found.watched == set(Kind))
-            administrator("delete", "crd", "loraadapters.lora-operator.dev")
-            with pytest.raises(Exception, match="the server could not find the requested resource"):
-                await asyncio.wait_for(task, DEADLINE)
-
-
 async def test_a_kind_that_kopf_does_not_watch_ends_the_process(
     control_plane: ControlPlane, kube: Kube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,39 +221,76 @@ def probe(port: int, path: str) -> tuple[int, str]:
         return 0, str(error)
 
 
-async def test_the_process_gets_ready_and_ends_within_seconds_when_told_to(
-    control_plane: ControlPlane, tmp_path: Path
-) -> None:
+class Process:
+    """The operator as a process of its own, with the API server of a kubeconfig."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self._log = log
+
+    def log(self) -> str:
+        """What it wrote so far."""
+        return self._log.read_text()
+
+    async def wait_for_line(self, words: str) -> None:
+        """Until its log has the words."""
+        async with asyncio.timeout(DEADLINE):
+            while words not in self.log():
+                assert self.process.returncode is None, self.log()
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def operator_process(plane: ControlPlane, folder: Path) -> AsyncIterator[Process]:
+    """`lora-operator run`, killed at the end of the block if it is still there."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path / "operator.log"
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("KUBERNETES_")},
-        "KUBECONFIG": str(control_plane.kubeconfig),
+        "KUBECONFIG": str(plane.kubeconfig),
         "OPERATOR_IMAGE": "images.example/operator",
         "OPERATOR_NAMESPACE": "default",
         "HEALTH_PORT": str(port),
         "PYTHONPATH": str(ROOT / "operator"),
     }
+    log = folder / "operator.log"
     with log.open("w") as output:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "lora_operator.cli", "run"), env=environment, stderr=output
         )
     try:
-        async with asyncio.timeout(DEADLINE):
-            while (await asyncio.to_thread(probe, port, "/readyz"))[0] != 200:
-                assert process.returncode is None, log.read_text()
-                await asyncio.sleep(0.1)
-        assert await asyncio.to_thread(probe, port, "/healthz") == (200, "ok\n")
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 5) == 0, log.read_text()
+        yield Process(process, port, log)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert not [line for line in lines if line["level"] in ("WARNING", "ERROR", "CRITICAL")], log.read_text()
+
+
+async def test_the_process_gets_ready_and_ends_within_seconds_when_told_to(
+    control_plane: ControlPlane, kubectl: Kubectl, tmp_path: Path
+) -> None:
+    async with operator_process(control_plane, tmp_path) as operator:
+        await operator.wait_for_line("every kind is watched")
+        assert await asyncio.to_thread(probe, operator.port, "/readyz") == (200, "ok\n")
+        assert await asyncio.to_thread(probe, operator.port, "/healthz") == (200, "ok\n")
+        operator.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(operator.process.wait(), 5) == 0, operator.log()
+        lines = [json.loads(line) for line in operator.log().splitlines()]
+    assert not [line for line in lines if line["level"] in ("ERROR", "CRITICAL")], operator.log()
+
+
+async def test_a_watch_that_fails_for_good_ends_the_process(tmp_path: Path) -> None:
+    with ControlPlane(dir=tmp_path / "plane") as plane:
+        administrator = Kubectl(tools.kubectl(), plane.kubeconfig)
+        administrator("apply", "--server-side", "-f", str(ROOT / "crds"))
+        administrator("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        async with operator_process(plane, tmp_path) as operator:
+            await operator.wait_for_line("every kind is watched")
+            administrator("delete", "crd", "loraadapters.lora-operator.dev")
+            assert await asyncio.wait_for(operator.process.wait(), DEADLINE) == 1, operator.log()
+            assert "the operator ends" in operator.log()
 
 
 async def test_the_process_says_what_its_environment_lacks() -> None:

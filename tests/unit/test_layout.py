@@ -25,6 +25,7 @@ SOURCES = {
     if path.name not in ("constants.py", "crdgen.py", "docgen.py")
 }
 CODE = "\n".join(SOURCES.values())
+KIT = "\n".join(text for path, text in SOURCES.items() if path.parts[0] == "engine_kit")
 # Of the models, only properties over their own spec count as readers.
 READERS = "\n".join(
     text if path.parts[0] != "api" else "\n".join(re.findall(r"self\.spec\.\w+", text))
@@ -79,7 +80,8 @@ def test_every_condition_is_documented_and_nothing_else_is() -> None:
 
 @pytest.mark.parametrize("reason", Reason)
 def test_something_sets_the_reason(reason: Reason) -> None:
-    found = re.search(rf"\bReason\.{reason.name}\b", CODE)
+    # The engine's kit may import nothing of the operator, so its checks say the word.
+    found = re.search(rf"\bReason\.{reason.name}\b", CODE) or f'"{reason}"' in KIT
     assert found, f"no code sets {reason}"
 
 

@@ -188,7 +188,7 @@ async def test_a_refusal_has_its_status_and_bounded_words_without_the_token(
         ([], "not understood"),
         ({**STATE, "listGeneration": "many"}, "listGeneration"),
         ({**STATE, "loaded": [{"name": "sql"}]}, "loaded.0"),
-        ({**STATE, "failures": [{"name": "b", "path": "/", "stage": "magic", "message": ""}]}, "failures.0.stage"),
+        ({**STATE, "failures": [{"name": "b", "path": "/", "stage": 1, "message": ""}]}, "failures.0.stage"),
         ({**STATE, "kit": "k" * 2000}, "kit"),
         ({**STATE, "loaded": STATE["loaded"] * 2000}, "larger than 100000 bytes"),  # type: ignore[operator]
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from lora_operator.api.deployment import RESERVED_ENV
 from lora_operator.constants import ENGINE_CONTAINER, Reason
 from lora_operator.errors import ReasonError
 
@@ -57,11 +58,7 @@ def _refuse(theirs: dict[str, Any], where: str) -> None:
         env = container.get("env")
         for variable in env if isinstance(env, list) else ():
             name = str(variable.get("name", "")) if isinstance(variable, dict) else ""
-            if name.startswith("LORA_OPERATOR_") or name in (
-                "PYTHONPATH",
-                "VLLM_SERVER_DEV_MODE",
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
-            ):
+            if name.startswith("LORA_OPERATOR_") or name in (*RESERVED_ENV, "PYTHONPATH"):
                 raise ReasonError(
                     Reason.POD_TEMPLATE_INVALID,
                     f"{where}: podTemplate sets {name} of container {ENGINE_CONTAINER}: the operator does; use spec.engine.env for yours",

@@ -118,7 +118,8 @@ class Caller:
         async def receive() -> Message:
             if requests:
                 return requests.pop()
-            return await asyncio.get_running_loop().create_future()  # this client never goes away by itself
+            await asyncio.Event().wait()  # this client never goes away by itself
+            raise AssertionError
 
         async def send(message: Message) -> None:
             nonlocal status

@@ -1,27 +1,26 @@
 """Keeps what an engine serves equal to the module list: level-triggered, one load at a time, by itself.
 
-Content is (public name, path). The first content that a process serves under a name gets the plain name as its internal one,
-other content gets `<name>@<revision>.<list generation>`; what was served before is put back as it was, id and all. One failing
-adapter never holds up another: it is recorded, and tried again with back-off. Content that is no longer served stays `retired` for
-as long as requests may still use its files.
+A pass compares the list with the engine's registry and repairs the difference; lists, clients' requests and the clock only wake it.
+One failing adapter never holds up another: it is recorded, and tried again with back-off. What clients ask for is never loaded on
+their behalf: they wait until the keeper has loaded it, so there is one loader and no race.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from .basemodel import BaseModel
 from .checks import CONFIG, WEIGHTS
-from .engine import Caller, PinnedRequest, Served, adapters_in_use, make_request
+from .engine import Caller, PinnedRequest, Served, adapters_in_use, log, make_request
 from .launcher import check_module, read_base
+from .ledger import Generation, Ledger
 from .modules import (
     LOADING_FILE,
     REFUSED_FILE,
@@ -41,73 +40,26 @@ from .modules import (
 from .tensors import is_inside
 from .text import clean
 
-log = logging.getLogger("vllm.lora_operator_kit")
-
 PASS_SECONDS: Final = 3.0  # between looks at the registry and the mounted list when nothing happens
 HANDED_SECONDS: Final = 10.0
 RESOLVE_SECONDS: Final = 60.0  # how long a client's request waits for a listed adapter to be loaded
 REREAD_SECONDS: Final = 1.0
 VANISHED_SECONDS: Final = 15.0
-DRAIN_SECONDS: Final = 30.0  # after that, a request that the metrics do not show is no user of retired content
-_BACKOFF: Final = {"checks": (1.0, 60.0), "engine": (5.0, 600.0)}
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Content that this process has served, or loaded, under a public name."""
-
-    name: str
-    path: str
-    internal: str
-    int_id: int | None  # None: loaded before the kit, in an engine without a registry
-    base_model_name: str | None
-
-    def request(self, *, pinned: bool = False) -> Any:
-        """The same LoRARequest as ever: same internal name, same id, same path."""
-        return make_request(
-            internal=self.internal,
-            int_id=self.int_id,
-            path=self.path,
-            base_model_name=self.base_model_name,
-            pinned=pinned,
-        )
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an adapter of the list is not served."""
-
-    stage: str  # checks or engine
-    message: str
-    tries: int
-    retry_at: float  # monotonic
-
-
-@dataclass
-class Retired:
-    """Content that is no longer served, since when (monotonic)."""
-
-    generation: Generation
-    since: float
 
 
 class Keeper:
-    """The state of one engine process. All methods run on the engine's event loop."""
+    """The work of one engine process. All methods run on the engine's event loop."""
 
     def __init__(
         self, settings: Settings, served: Served, caller: Caller, *, oldest_request: Callable[[], float | None]
     ) -> None:
-        self.settings = settings
         self.modules: ModuleList | None = None
-        self.current: dict[str, Generation] = {}
-        self.failures: dict[tuple[str, str], Failure] = {}
-        self.retired: dict[str, Retired] = {}
+        self.ledger = Ledger()
         self.served = served
+        self._settings = settings
         self._caller = caller
         self._oldest_request = oldest_request
-        self._known: dict[tuple[str, str], Generation] = {}
-        self._used: dict[str, Generation] = {}  # by internal name
-        self._handed: dict[str, float] = {}
+        self._handed: dict[str, float] = {}  # names whose client's resolution is about to write into the registry
         self._settled: int | None = None
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
@@ -130,7 +82,7 @@ class Keeper:
     async def accept(self, raw: bytes) -> tuple[int, str]:
         """Take a list and keep it on disk; status 200, 400, 409 or 500, and what is wrong."""
         try:
-            modules, plain = await asyncio.to_thread(parse_list, raw, served_names=self.settings.served_names)
+            modules, plain = await asyncio.to_thread(parse_list, raw, served_names=self._settings.served_names)
         except ListProblem as problem:
             return 400, str(problem)
         async with self._accepting:
@@ -138,9 +90,9 @@ class Keeper:
             if modules.generation < held:
                 return 409, f"list generation {held} is held, {modules.generation} is older"
             try:
-                await asyncio.to_thread(write_file, self.settings.list_file, plain)
+                await asyncio.to_thread(write_file, self._settings.list_file, plain)
             except OSError as error:
-                return 500, f"the list can't be kept in {self.settings.state_dir}: {error.strerror}"
+                return 500, f"the list can't be kept in {self._settings.state_dir}: {error.strerror}"
             self._take(modules)
         return 200, ""
 
@@ -149,59 +101,43 @@ class Keeper:
         await self._wait(lambda: self.settled, seconds)
 
     async def resolve(self, asked: str) -> Any | None:
-        """vLLM's question for a name that is not in its registry, on its own behalf (a load of ours) or a client's."""
+        """vLLM's question for a name that is not in its registry, for a load of ours or on a client's behalf."""
         offered = self.served.offered(asked)
         if offered is not None or not self.served.atomic:
             return offered
-        alias = next((g for g in self.current.values() if asked == g.internal != g.name), None)
+        alias = self.ledger.alias(asked)
         if alias is not None:
             return self._hand(asked, alias)
         if self._wanted(asked) is None:
             await self._reread()
-        module = self._wanted(asked)
-        if module is None or (self._must_wait(module) and asked not in self.current):
-            return None
-        self._wake.set()
-        await self._wait(
-            lambda: asked in self.current or self._wanted(asked) is None or self._failed(asked), RESOLVE_SECONDS
-        )
-        generation = self.current.get(asked)
-        return None if generation is None else self._hand(asked, generation)
+        if self._may_come(asked):
+            self._wake.set()
+            await self._wait(lambda: not self._may_come(asked), RESOLVE_SECONDS)
+        present = self.ledger.current.get(asked)
+        return None if present is None or self._wanted(asked) is None else self._hand(asked, present)
 
     def running(self) -> frozenset[str]:
         """Internal names of retired content that requests may still use."""
-        in_use, oldest, now = adapters_in_use(), self._oldest_request(), time.monotonic()
-        return frozenset(
-            name
-            for name, one in self.retired.items()
-            if name in (in_use or ())
-            # A request older than the change may still be on its way to the engine, which alone tells the metrics.
-            or (oldest is not None and oldest <= one.since and (in_use is None or now - one.since < DRAIN_SECONDS))
-        )
+        return self.ledger.running(adapters_in_use(), self._oldest_request(), time.monotonic())
 
     # The loop
 
     async def start(self) -> None:
         """Before the engine takes requests: find the newest list and load all of it."""
+        settings = self._settings
         modules = await asyncio.to_thread(
-            newest_list, self.settings.list_file, self.settings.modules_file, served_names=self.settings.served_names
+            newest_list, settings.list_file, settings.modules_file, served_names=settings.served_names
         )
         if modules is not None:
             self._take(modules)
         await self._adopt()
-        self._quarantine()
-        await self._pass()
-
-    def _quarantine(self) -> None:
-        """Leave alone for a while what was being loaded when the last process ended: it may have been the cause."""
-        note = self.settings.state_dir / LOADING_FILE
-        key, wait = read_loading(note), _BACKOFF["engine"][1]
+        note = settings.state_dir / LOADING_FILE
+        suspect = read_loading(note)
         write_loading(note, None)
-        module = self._wanted(key[0]) if key is not None else None
-        if module is None or module.name in self.current or (module.name, module.path) != key:
-            return
-        message = f"the engine's process ended while it loaded this adapter; it is tried again in {wait:.0f} s"
-        self.failures[key] = Failure("engine", message, 1, time.monotonic() + wait)
+        module = self._wanted(suspect[0]) if suspect is not None else None
+        if module is not None and (module.name, module.path) == suspect and module.name not in self.ledger.current:
+            self.ledger.quarantine(module, time.monotonic())
+        await self._pass()
 
     async def run(self) -> None:
         """Look again whenever something happens, and every few seconds."""
@@ -220,72 +156,68 @@ class Keeper:
     def _pause(self) -> float:
         if self._handed:
             return 0.1
-        now = time.monotonic()
-        waits = [f.retry_at - now for f in self.failures.values()]
-        return max(0.05, min([PASS_SECONDS, *waits]))
+        retry = self.ledger.next_retry()
+        return PASS_SECONDS if retry is None else max(0.05, min(PASS_SECONDS, retry - time.monotonic()))
 
     async def _pass(self) -> None:
-        """Make the registry what the list says."""
+        """Make the registry what the list says: first what must go, then what is missing."""
         await self._adopt()
         modules = self.modules
         if modules is None:
             return
-        wanted = {module.name: module for module in modules.modules}
-        for name in [name for name in self.current if name not in wanted]:
+        for name in [name for name in self.ledger.current if name not in modules.by_name]:
             await self._unload(name)
         keys = {(module.name, module.path) for module in modules.modules}
-        self.failures = {key: failure for key, failure in self.failures.items() if key in keys}
-        await self._forget_refusals(keys)
+        self.ledger.keep_failures(keys)
+        await self._write_refused({key: cause for key, cause in self._refused.items() if key in keys})
         await self._drop_vanished()
         for module in modules.modules:
-            present = self.current.get(module.name)
+            present = self.ledger.current.get(module.name)
             if present is not None and present.path == module.path:
-                await self._set_lineage(present, module)
-            elif not self._must_wait(module):
+                if present.base_model_name != module.base_model_name and self.served.atomic:
+                    await self._put(replace(present, base_model_name=module.base_model_name))
+            elif not self.ledger.must_wait(module, time.monotonic()):
                 await self._load(module)
                 if self.modules is not modules:
-                    self._wake.set()  # a newer list came meanwhile
-                    return
+                    return  # a newer list came meanwhile; it has woken the loop
         now = time.monotonic()
         self._handed = {name: since for name, since in self._handed.items() if now - since < HANDED_SECONDS}
-        running = self.running()
-        self.retired = {name: one for name, one in self.retired.items() if name in running}
+        self.ledger.forget_retired(self.running())
         self._settled = modules.generation
         self._tell()
 
     async def _adopt(self) -> None:
         """Learn what is registered without us: static entries, what clients resolved, what was loaded or unloaded by hand."""
         entries = await self.served.entries()
-        for name in [name for name in self.current if name not in entries]:
-            self._retire(self.current.pop(name))
+        for name in [name for name in self.ledger.current if name not in entries]:
+            self.ledger.withdraw(name, time.monotonic())
         for name, request in entries.items():
             fresh = isinstance(
                 request, PinnedRequest
             )  # a client's resolution; what it put there may be out of date by now
             if fresh:
                 self._handed.pop(name, None)
-            owner = self._used.get(name)
+            owner = self.ledger.by_internal(name)
+            present = self.ledger.current.get(name)
             if owner is not None and owner.name != name:  # an internal name, by which a client asked
-                if self.current.get(owner.name) != owner:
+                if self.ledger.alias(name) is None:
                     await self.served.remove(name)
+            elif present is not None and fresh:
+                await self.served.place(name, _request(present))
+            elif present is not None and present.internal == request.lora_name:
                 continue
-            present = self.current.get(name)
-            if present is not None and (fresh or present.internal == request.lora_name):
-                if fresh:
-                    await self.served.place(name, present.request())
-            elif is_inside(Path(os.path.realpath(request.lora_path)), self.settings.cache_root):
+            elif await asyncio.to_thread(_is_ours, request.lora_path, self._settings.cache_root):
                 await self._adopt_entry(name, request, fresh=fresh)
             # else loaded by hand from elsewhere: not ours to judge, the operator shows it
 
     async def _adopt_entry(self, name: str, request: Any, *, fresh: bool) -> None:
-        generation = self._used.get(request.lora_name)
-        if generation is None or (generation.name, generation.path) != (name, request.lora_path):
+        generation = self.ledger.by_internal(request.lora_name)
+        if generation is None or generation.key != (name, request.lora_path):
             int_id = request.lora_int_id if self.served.atomic else None
             generation = Generation(name, request.lora_path, request.lora_name, int_id, request.base_model_name)
-            self._remember(generation)
         if fresh:
-            await self.served.place(name, generation.request())
-        self._make_current(generation)
+            await self.served.place(name, _request(generation))
+        self.ledger.serve(generation, time.monotonic())
 
     async def _load(self, module: Module) -> None:
         problem = await asyncio.to_thread(self._check, module)
@@ -293,34 +225,31 @@ class Keeper:
             self._fail(module, "checks", problem)
             return
         key = (module.name, module.path)
-        known = self._known.get(key)
-        if known is not None and known.int_id is not None:
-            if self._wanted(module.name) == module:
-                await self._put(replace(known, base_model_name=module.base_model_name))
-            return
-        request = make_request(
-            internal=self._mint(module), int_id=None, path=module.path, base_model_name=module.base_model_name
-        )
-        before = self.current.get(module.name)
-        cause = await self._load_new(module, request)
-        if not self.served.atomic and before is not None:
-            self._retire(self.current.pop(module.name, before))
-        await self._note_refusal(key, cause)
-        if cause is not None:
-            self._fail(module, "engine", cause)
-            return
-        generation = Generation(
-            module.name, module.path, request.lora_name, request.lora_int_id, module.base_model_name
-        )
-        self._remember(generation)
+        known = self.ledger.known(key)
+        if known is None:
+            internal = self.ledger.mint(module, self.modules.generation if self.modules is not None else 0)
+            request = make_request(
+                internal=internal, int_id=None, path=module.path, base_model_name=module.base_model_name
+            )
+            cause = await self._load_new(module, request)
+            if not self.served.atomic:
+                self.ledger.withdraw(module.name, time.monotonic())
+            await self._write_refused(
+                {k: v for k, v in self._refused.items() if k != key} | ({key: cause} if cause else {})
+            )
+            if cause is not None:
+                self._fail(module, "engine", cause)
+                return
+            known = Generation(module.name, module.path, internal, request.lora_int_id, module.base_model_name)
+            self.ledger.remember(known)
         if self._wanted(module.name) == module:
-            await self._put(generation)
+            await self._put(replace(known, base_model_name=module.base_model_name))
         elif not self.served.atomic:
             await self.served.remove(module.name)
 
     async def _load_new(self, module: Module, request: Any) -> str | None:
         """Make the engine load content for the first time; why it did not, or None."""
-        note = self.settings.state_dir / LOADING_FILE
+        note = self._settings.state_dir / LOADING_FILE
         write_loading(note, (module.name, module.path))
         try:
             if await self.served.load(module.name, request):
@@ -333,24 +262,18 @@ class Keeper:
 
     async def _put(self, generation: Generation) -> None:
         """Make content answer under its public name; with a registry this does not wait, so no request sees a gap."""
-        before = self.current.get(generation.name)
-        self._remember(generation)
-        await self.served.place(generation.name, generation.request())
-        self._make_current(generation)
-        if before is not None and generation.internal != before.internal != before.name:
+        await self.served.place(generation.name, _request(generation))
+        before = self.ledger.serve(generation, time.monotonic())
+        if before is not None and before.internal != before.name:
             await self.served.remove(before.internal)
-        log.info("lora-operator: %s serves %s as %s", generation.name, generation.path, generation.internal)
-
-    async def _set_lineage(self, present: Generation, module: Module) -> None:
-        if present.base_model_name != module.base_model_name and self.served.atomic:
-            await self._put(replace(present, base_model_name=module.base_model_name))
+        self._tell()
+        log.info("lora-operator: %s is served from %s as %s", generation.name, generation.path, generation.internal)
 
     async def _unload(self, name: str) -> None:
-        generation = self.current.pop(name)
-        if generation.internal != name:
-            await self.served.remove(generation.internal)
+        generation = self.ledger.withdraw(name, time.monotonic())
         await self.served.remove(name)
-        self._retire(generation)
+        if generation is not None and generation.internal != name:
+            await self.served.remove(generation.internal)
         log.info("lora-operator: %s is unloaded", name)
 
     async def _drop_vanished(self) -> None:
@@ -359,11 +282,10 @@ class Keeper:
         if now - self._vanished_at < VANISHED_SECONDS:
             return
         self._vanished_at = now
-        paths = {name: generation.path for name, generation in self.current.items()}
+        paths = {name: generation.path for name, generation in self.ledger.current.items()}
         for name in await asyncio.to_thread(_vanished, paths):
-            if self.current.get(name) is not None and self.current[name].path == paths[name]:
-                log.error("lora-operator: the files of %s are gone from %s", name, paths[name])
-                await self._unload(name)
+            log.error("lora-operator: the files of %s are gone from %s", name, paths[name])
+            await self._unload(name)
 
     # Pieces
 
@@ -378,87 +300,51 @@ class Keeper:
         if now < self._reread_at:
             return
         self._reread_at = now + REREAD_SECONDS
-        signature = await asyncio.to_thread(_signature, self.settings.modules_file)
+        signature = await asyncio.to_thread(_signature, self._settings.modules_file)
         if signature == self._mounted:
             return
         self._mounted = signature
-        found = await asyncio.to_thread(read_list, self.settings.modules_file, served_names=self.settings.served_names)
+        names = self._settings.served_names
+        found = await asyncio.to_thread(read_list, self._settings.modules_file, served_names=names)
         async with self._accepting:
             if found is not None and (self.modules is None or found.generation > self.modules.generation):
                 self._take(found)
 
     def _wanted(self, name: str) -> Module | None:
-        if self.modules is None:
-            return None
-        return self.modules.by_name.get(name)
+        return self.modules.by_name.get(name) if self.modules is not None else None
 
-    def _failed(self, name: str) -> bool:
+    def _may_come(self, name: str) -> bool:
+        """Whether a listed adapter is not there yet and is not known to have failed."""
         module = self._wanted(name)
-        return module is not None and (module.name, module.path) in self.failures
-
-    def _must_wait(self, module: Module) -> bool:
-        failure = self.failures.get((module.name, module.path))
-        return failure is not None and failure.retry_at > time.monotonic()
+        return (
+            module is not None
+            and name not in self.ledger.current
+            and (module.name, module.path) not in self.ledger.failures
+        )
 
     def _fail(self, module: Module, stage: str, message: str) -> None:
-        key = (module.name, module.path)
-        tries = self.failures[key].tries + 1 if key in self.failures else 1
-        first, longest = _BACKOFF[stage]
-        wait = min(first * 2.0 ** min(tries - 1, 20), longest)
-        self.failures[key] = Failure(stage, clean(message), tries, time.monotonic() + wait)
-        log.warning("lora-operator: %s is not served: %s (next try in %.0f s)", module.name, clean(message), wait)
+        now = time.monotonic()
+        failure = self.ledger.fail(module, stage, message, now)
+        wait = failure.retry_at - now
+        log.warning("lora-operator: %s is not served: %s (next try in %.0f s)", module.name, failure.message, wait)
         self._tell()
 
     def _check(self, module: Module) -> str | None:
         if not self._base_read:
-            self._base, self._base_read = read_base(self.settings), True
-        return check_module(module, settings=self.settings, base=self._base)
-
-    def _mint(self, module: Module) -> str:
-        """An internal name that this process never served."""
-        if module.name not in self._used:
-            return module.name
-        revision = "".join(char for char in module.revision if char.isascii() and char.isalnum())[:8] or "r"
-        stem = name = f"{module.name}@{revision}.{self.modules.generation if self.modules else 0}"
-        number = 1
-        while name in self._used:
-            number += 1
-            name = f"{stem}.{number}"
-        return name
-
-    def _remember(self, generation: Generation) -> None:
-        self._known[generation.name, generation.path] = generation
-        self._used[generation.internal] = generation
-
-    def _make_current(self, generation: Generation) -> None:
-        before = self.current.get(generation.name)
-        self.current[generation.name] = generation
-        self.retired.pop(generation.internal, None)
-        if before is not None and before.internal != generation.internal:
-            self._retire(before)
-        self.failures.pop((generation.name, generation.path), None)
-        self._tell()
-
-    def _retire(self, generation: Generation) -> None:
-        self.retired[generation.internal] = Retired(generation, time.monotonic())
+            self._base, self._base_read = read_base(self._settings), True
+        return check_module(module, settings=self._settings, base=self._base)
 
     def _hand(self, asked: str, generation: Generation) -> Any:
         """Content that is loaded, for a client whose resolution vLLM will put into its registry in a moment."""
         self._handed[asked] = time.monotonic()
         self._wake.set()
-        return generation.request(pinned=True)
+        return _request(generation, pinned=True)
 
-    async def _note_refusal(self, key: tuple[str, str], cause: str | None) -> None:
+    async def _write_refused(self, refused: dict[tuple[str, str], str]) -> None:
         """Keep on disk what the engine refused, so that the launcher does not pass it."""
-        if self._refused.get(key) == cause:
-            return
-        self._refused = {k: v for k, v in self._refused.items() if k != key} | ({key: cause} if cause else {})
-        await asyncio.to_thread(write_refused, self.settings.state_dir / REFUSED_FILE, dict(self._refused))
-
-    async def _forget_refusals(self, keys: set[tuple[str, str]]) -> None:
-        if self._refused.keys() - keys:
-            self._refused = {key: cause for key, cause in self._refused.items() if key in keys}
-            await asyncio.to_thread(write_refused, self.settings.state_dir / REFUSED_FILE, dict(self._refused))
+        if refused != self._refused:
+            self._refused = refused
+            await asyncio.to_thread(write_refused, self._settings.state_dir / REFUSED_FILE, refused)
 
     def _tell(self) -> None:
         self._changed.set()
@@ -469,6 +355,21 @@ class Keeper:
             async with asyncio.timeout(seconds):
                 while not done():
                     await self._changed.wait()
+
+
+def _request(generation: Generation, *, pinned: bool = False) -> Any:
+    """The same LoRARequest as ever: same internal name, same id, same path."""
+    return make_request(
+        internal=generation.internal,
+        int_id=generation.int_id,
+        path=generation.path,
+        base_model_name=generation.base_model_name,
+        pinned=pinned,
+    )
+
+
+def _is_ours(path: str, root: Path) -> bool:
+    return is_inside(Path(os.path.realpath(path)), root)
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:

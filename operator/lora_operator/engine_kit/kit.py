@@ -156,7 +156,7 @@ class Kit:
         running = keeper.running()
         modules = keeper.modules
         bad = [(one.name, one.path, "checks", message) for one, message in (modules.problems if modules else ())]
-        failed = [(name, path, one.stage, one.message) for (name, path), one in keeper.failures.items()]
+        failed = [(name, path, one.stage, one.message) for (name, path), one in keeper.ledger.failures.items()]
         return {
             "kit": self._settings.kit,
             "vllmVersion": self._version,
@@ -165,7 +165,7 @@ class Kit:
             "settled": keeper.settled,
             "loaded": [
                 {"name": one.name, "internalName": one.internal, "path": one.path, "baseModelName": one.base_model_name}
-                for one in keeper.current.values()
+                for one in keeper.ledger.current.values()
             ],
             "failures": [
                 {"name": clean(name), "path": clean(path, limit=4096), "stage": stage, "message": message}
@@ -173,7 +173,7 @@ class Kit:
             ],
             "retired": [
                 {"internalName": name, "path": one.generation.path, "running": name in running}
-                for name, one in keeper.retired.items()
+                for name, one in keeper.ledger.retired.items()
             ],
             "atomicSwap": keeper.served.atomic,
         }

@@ -38,7 +38,7 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _OID: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 # Progress and the loss at a kill are as fine as this; the library's own 10 MiB is more than many adapters.
-_DOWNLOAD_CHUNK: Final = 256 << 10
+_DOWNLOAD_CHUNK: Final = 64 << 10
 
 
 @dataclass(frozen=True)

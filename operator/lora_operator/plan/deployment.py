@@ -30,7 +30,7 @@ class DeploymentObservation:
     artifact: ModelArtifact | None  # the base model's
     blocked: ReasonError | None  # why no artifact can be wanted: cache or credentials
     workload: dict[str, Any] | None  # the apps/v1 Deployment
-    template_error: str | None  # what the API server says of the Deployment that the spec leads to
+    template_error: ReasonError | None  # why the pods that the spec leads to can't be made
     pods: Sequence[dict[str, Any]]
     fleet: Fleet
     modules: ModuleList | None
@@ -97,7 +97,7 @@ def _available(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
     if old:
         return failing(Reason.ENGINE_TOO_OLD, f"vLLM {old[0].version} can't be hot-loaded safely: use 0.26 or newer")
     if seen.template_error is not None:
-        return failing(Reason.POD_TEMPLATE_INVALID, seen.template_error)
+        return failing(seen.template_error.reason, seen.template_error.message)
     if ready:
         return ok(Reason.AVAILABLE, f"{len(ready)} of {seen.fleet.replicas} pods ready")
     if seen.workload is None and not _model_ready(seen).is_true:

@@ -15,8 +15,9 @@ from lora_operator.api.common import ApiModel, Resource, StatusCondition
 from lora_operator.conditions import find
 from lora_operator.constants import API_VERSION, Condition, Reason
 from lora_operator.errors import ConflictError, ForbiddenError, NotFoundError, ReasonError
-from lora_operator.kube import SECRETS, Kube, ResourceType
+from lora_operator.kube import CONFIG_MAPS, DEPLOYMENTS, SECRETS, SERVICES, Kube, ResourceType
 from lora_operator.names import short_hash
+from lora_operator.plan.pods import controller
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.registry import Registry
 from lora_operator.reconcile.routing import keys_for
@@ -26,6 +27,11 @@ from lora_operator.vllm import Engines
 
 MASTER_KEY_SECRET: Final = "lora-operator-key"  # noqa: S105  a name
 # Children and the kinds that they are watched as; Secrets are not.
+_CHILD_TYPES: Final[Mapping[str, ResourceType]] = {
+    "Deployment": DEPLOYMENTS,
+    "ConfigMap": CONFIG_MAPS,
+    "Service": SERVICES,
+}
 _CHILD_KINDS: Final[Mapping[str, Kind | None]] = {
     "Deployment": Kind.DEPLOYMENT,
     "ConfigMap": Kind.CONFIG_MAP,
@@ -118,10 +124,10 @@ class Context:
         metadata = resource.metadata
         try:
             body = await self.kube.apply_status(
-                rt, metadata.namespace, metadata.name, status.to_wire(), uid=metadata.uid
+                rt, metadata.namespace, metadata.name, status.to_wire(), resource_version=metadata.resource_version
             )
         except (NotFoundError, ConflictError):
-            return False  # it is gone, or another one by now: nothing of it is to be said
+            return False  # it is gone, or was changed meanwhile: the watch tells of it, and then it is planned anew
         self.take(kind, body)
         before: StatusCondition | None = find(old.conditions, Condition.READY)
         after: StatusCondition | None = find(status.conditions, Condition.READY)  # type: ignore[attr-defined]
@@ -152,11 +158,34 @@ class Context:
                 return obj
             if live is not None and known[1] == child_version(live):
                 return live
-        result = await self.kube.apply(obj)
+        if kind is not None:
+            await self.refuse_foreign(obj, live)
+        # Secrets can't be read here: without force, a foreign one of this name is a conflict instead of ours.
+        result = await self.kube.apply(obj, force=kind is not None)
         self._applied[place] = (digest, child_version(result))
         if kind is not None:
             self.take(kind, result)
         return result
+
+    async def refuse_foreign(self, obj: dict[str, Any], live: Body | None) -> None:
+        """Raise ReasonError(NameTaken) where an object of that name exists that our object's owner does not control."""
+        namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
+        if live is None:
+            try:
+                live = await self.kube.get(_CHILD_TYPES[obj["kind"]], namespace, name)
+            except NotFoundError:
+                return
+        ours, owner = obj["metadata"]["ownerReferences"][0], controller(live)
+        if owner is not None and owner[:2] == (ours["kind"], ours["name"]) and owner[2] != ours["uid"]:
+            raise ReasonError(
+                Reason.PROGRESSING,
+                f"{obj['kind']} {namespace}/{name} of an earlier {owner[0]} {owner[1]} is being deleted",
+            )
+        if owner is None or owner[2] != ours["uid"]:
+            raise ReasonError(
+                Reason.NAME_TAKEN,
+                f"{obj['kind']} {namespace}/{name} exists and is not this object's own: delete it, or choose another name",
+            )
 
     def adopt_child(self, live: Body) -> bool:
         """For a child that must not be re-applied for its own sake: whether it is as it was when first seen or last applied."""

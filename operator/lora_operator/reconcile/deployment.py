@@ -9,7 +9,7 @@ from typing import Any
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, CACHE_MOUNT, MODULES_KEY
+from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, CACHE_MOUNT, MODULES_KEY, Reason
 from lora_operator.desired.children import (
     build_gate_secret,
     build_kit_config_map,
@@ -61,17 +61,19 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     model = await _want_model(context, deployment)
     await learn_owners(context, context.store.pods_of_deployment(place))
     modules = _update_list(context, deployment)
-    template_error = None
+    template_error: ReasonError | None = None
     if (
         modules is not None
         and model.cache is not None
         and (model_is_ready(model.artifact) or place in context.store.workloads)
     ):
-        await _apply_list(context, deployment, modules)
         try:
+            await _apply_list(context, deployment, modules)
             await _apply_children(context, deployment, model)
-        except (InvalidObjectError, ForbiddenError, ReasonError) as error:
-            template_error = str(error)
+        except ReasonError as error:
+            template_error = error
+        except (InvalidObjectError, ForbiddenError) as error:
+            template_error = ReasonError(Reason.POD_TEMPLATE_INVALID, str(error))
     pods = own_pods(context, deployment)
     for pod in pods:
         place_of_pod = (pod["metadata"]["namespace"], pod["metadata"]["name"])
@@ -210,7 +212,12 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
     model_path = f"{CACHE_MOUNT}/{model.artifact.status.path}"
     live = store.workloads.get(place)
     wanted = template_hash(deployment, model.cache, model_path=model_path)
-    if live is not None and _annotations(live).get(ANNOTATION_TEMPLATE_HASH) == wanted and context.adopt_child(live):
+    if (
+        live is not None
+        and _owned(live, deployment)
+        and _annotations(live).get(ANNOTATION_TEMPLATE_HASH) == wanted
+        and context.adopt_child(live)
+    ):
         await _keep_kit(context, deployment, live)
         if deployment.spec.replicas is not None and live["spec"].get("replicas") != deployment.spec.replicas:
             patched = await context.kube.patch(DEPLOYMENTS, *place, {"spec": {"replicas": deployment.spec.replicas}})
@@ -225,6 +232,7 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
         kit=kit_hash(context.kit_files),
         kit_files=tuple(sorted(context.kit_files)),
     )
+    await context.refuse_foreign(manifest, live)
     context.note_child(await context.kube.apply(manifest))
 
 
@@ -235,6 +243,11 @@ async def _keep_kit(context: Context, deployment: VLLMDeployment, live: Mapping[
     place = (deployment.key[0], kit_config_map(deployment.key[1], kit_hash(context.kit_files)))
     if place not in context.store.config_maps:
         await context.apply_child(build_kit_config_map(deployment, context.kit_files), None)
+
+
+def _owned(obj: Mapping[str, Any], deployment: VLLMDeployment) -> bool:
+    owner = controller(dict(obj))
+    return owner is not None and owner[2] == deployment.metadata.uid
 
 
 def _annotations(obj: Mapping[str, Any]) -> dict[str, str]:

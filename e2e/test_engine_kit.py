@@ -1,0 +1,398 @@
+"""The engine kit on a real vLLM process: what a cluster test would need too long for, or could not see.
+
+One engine at a time. The first one starts as a fresh pod does whose list holds an adapter that the checks accept and vLLM refuses.
+"""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from e2e.engine_client import Json, Stream, models, request, token_ids
+from e2e.engine_process import SERVED, TOKEN, EngineProcess
+from e2e.fixtures import adapters
+from e2e.stack import tiny_fixtures
+from lora_operator.engine_kit.checks import AdapterProblem, Kind, check_adapter, read_base_model
+from lora_operator.engine_kit.gate import OPEN_ROUTES
+
+PROMPT = "Once upon a time"
+HOT_LOADS = 8
+
+
+@dataclass
+class Kit:
+    """An engine that is up, its adapters by name in the cache, and what it serves for each."""
+
+    engine: EngineProcess
+    tiny: Path
+    paths: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, list[int]] = field(default_factory=dict)
+
+    def path(self, adapter: str) -> str:
+        """The cache's path of a good adapter."""
+        if adapter not in self.paths:
+            self.paths[adapter] = self.engine.publish(self.tiny / "adapters" / adapter, f"{adapter}-published")
+        return self.paths[adapter]
+
+    def build(self, fault: str) -> str:
+        """The cache's path of a bad adapter."""
+        out = self.engine.cache / "artifacts" / f"bad-{fault}"
+        if not out.exists():
+            adapters.build(fault, self.tiny / "adapters" / "one", out)
+        return str(out)
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
+    """A fresh pod's engine, up, with what its mounted list says."""
+    tiny = tiny_fixtures()
+    engine = EngineProcess(tmp_path_factory.mktemp("engine"), tiny / "base")
+    kit = Kit(engine, tiny)
+    truncated = Path(kit.build("truncated-body"))
+    modules = [
+        {"name": name, "path": path, "baseModelName": SERVED[1], "revision": "aaaa"}
+        for name, path in {
+            "one": kit.path("one"),
+            "refused": kit.build("engine-refuses"),
+            "truncated": str(truncated),
+            SERVED[0]: kit.path("two"),
+            "two": kit.path("two"),
+            "outside": str(tiny / "adapters" / "three"),
+        }.items()
+    ]
+    engine.generation = 7
+    body = {"version": 1, "deployment": "test/tiny", "generation": 7, "modules": modules}
+    (engine.root / "modules.json.gz").write_bytes(gzip.compress(json.dumps(body).encode()))
+    try:
+        engine.start()
+        engine.wait_up()
+        yield kit
+    finally:
+        engine.kill()
+
+
+@pytest.fixture(scope="module")
+def reference(kit: Kit) -> dict[str, list[int]]:
+    """Greedy token ids of each good adapter, served under names that no other test uses."""
+    names = {name: f"reference-{name}" for name in ("one", "one-v2")}
+    kit.engine.put({served: kit.path(name) for name, served in names.items()})
+    return {name: token_ids(kit.engine.url, served, PROMPT, tokens=400) for name, served in names.items()}
+
+
+def failures(state: Json) -> dict[str, tuple[str, str]]:
+    return {one["name"]: (one["stage"], one["message"]) for one in state["failures"]}
+
+
+def test_a_fresh_pod_needs_at_most_one_restart_and_serves_the_rest_from_the_first_health_answer(kit: Kit) -> None:
+    listed = models(kit.engine.url)
+    assert kit.engine.starts == 2
+    assert set(listed) == {*SERVED, "one", "two"}
+    assert {(listed[name]["parent"], listed[name]["root"]) for name in ("one", "two")} == {
+        (SERVED[1], kit.path("one")),
+        (SERVED[1], kit.path("two")),
+    }
+    assert {(listed[name]["parent"], listed[name]["root"]) for name in SERVED} == {(None, str(kit.engine.base))}
+    state = kit.engine.state()
+    found = failures(state)
+    assert set(found) == {"refused", "truncated", SERVED[0], "outside"}
+    assert found["refused"][0] == "engine"
+    assert "missing )" in found["refused"][1]
+    assert found["truncated"][0] == "checks"
+    assert "cut off" in found["truncated"][1]
+    assert "base model" in found[SERVED[0]][1]
+    assert "out of the cache" in found["outside"][1]
+    assert (state["listGeneration"], state["settled"], state["atomicSwap"]) == (7, True, True)
+    assert state["vllmVersion"].startswith("0.")
+    assert not (kit.engine.state_dir / "starting.json").exists()
+
+
+def test_the_checks_agree_with_the_engine_about_every_bad_adapter(kit: Kit, tmp_path: Path) -> None:
+    """Each of them loaded into one engine by hand, from outside of the cache; it must live on."""
+    base = read_base_model(kit.engine.base)
+    kit.engine.put({})
+    for name, builder in adapters.BUILDERS.items():
+        path = adapters.build(name, kit.tiny / "adapters" / "one", tmp_path / name)
+        status, answer = kit.engine.kit("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        assert status == builder.status, f"{name}: {status} {answer}"
+        assert builder.says in str(answer), name
+        if status == 200:
+            assert kit.engine.kit("POST", "/v1/unload_lora_adapter", {"lora_name": name})[0] == 200
+        if name in adapters.FINE or name in adapters.ENGINE_REFUSES:
+            check_adapter(path, base=base, max_rank=adapters.MAX_RANK, scan_values=True)
+        else:
+            with pytest.raises(AdapterProblem) as caught:
+                check_adapter(path, base=base, max_rank=adapters.MAX_RANK, scan_values=True)
+            assert (caught.value.kind is Kind.UNSAFE) == (name == "pickle-only")
+    assert request("GET", f"{kit.engine.url}/health")[0] == 200
+
+
+def test_bad_adapters_fail_each_by_itself_and_keep_nothing_from_loading(kit: Kit) -> None:
+    bad = {name: kit.build(name) for name in adapters.BAD} | {"refused": kit.build("engine-refuses")}
+    pid = kit.engine.pid
+    state = kit.engine.put(bad | {"zz-good": kit.path("one")})
+    assert set(failures(state)) == set(bad)
+    assert {name for name, (stage, _) in failures(state).items() if stage == "engine"} == {"refused"}
+    assert [one["name"] for one in state["loaded"]] == ["zz-good"]
+    assert request("POST", f"{kit.engine.url}/v1/completions", {"model": "refused", "prompt": "x"})[0] == 404
+    token_ids(kit.engine.url, "zz-good", PROMPT, tokens=2)
+    assert kit.engine.pid == pid
+
+
+def test_lineage_follows_the_list_for_what_is_hot_loaded(kit: Kit) -> None:
+    kit.engine.put({"sql": kit.path("one")}, lineage=SERVED[1])
+    assert models(kit.engine.url)["sql"]["parent"] == SERVED[1]
+    kit.engine.put({"sql": kit.path("one")}, lineage=SERVED[0])
+    listed = models(kit.engine.url)["sql"]
+    assert (listed["parent"], listed["root"]) == (SERVED[0], kit.path("one"))
+    kit.engine.put({})
+    assert set(models(kit.engine.url)) == set(SERVED)
+    assert request("POST", f"{kit.engine.url}/v1/completions", {"model": "sql", "prompt": "x"})[0] == 404
+
+
+def test_a_swap_loses_no_request_and_mixes_no_weights(kit: Kit, reference: dict[str, list[int]]) -> None:
+    """Back and forth three times, under a stream and clients that never stop asking."""
+    url, stop = kit.engine.url, threading.Event()
+    kit.engine.put({"swapped": kit.path("one")})
+    good = [reference["one"][:8], reference["one-v2"][:8]]
+
+    def ask() -> int:
+        count = 0
+        while not stop.is_set():
+            assert token_ids(url, "swapped", PROMPT, tokens=8) in good
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(3) as pool:
+        clients = [pool.submit(ask) for _ in range(3)]
+        try:
+            for turn in range(3):
+                old, new = ("one", "one-v2") if turn % 2 == 0 else ("one-v2", "one")
+                stream = Stream(url, "swapped", PROMPT, tokens=120)
+                while len(stream.token_ids) < 4:
+                    assert stream.running
+                kit.engine.put({"swapped": kit.path(new)})
+                assert token_ids(url, "swapped", PROMPT, tokens=8) == reference[new][:8]
+                assert stream.running
+                stream.join(60)
+                assert stream.token_ids == reference[old][:120]
+        finally:
+            stop.set()
+        assert min(client.result() for client in clients) > 0
+    listed = [model for model in models(url) if model.startswith("swapped")]
+    assert len(listed) == 1
+    assert listed[0].startswith("swapped@")
+    assert token_ids(url, listed[0], PROMPT, tokens=8) == reference["one-v2"][:8]  # by the internal name, too
+
+
+def test_delete_and_reapply_under_a_stream_and_other_loads(kit: Kit, reference: dict[str, list[int]]) -> None:
+    """What killed engines: other weights under a name whose old requests run, slots full, and other adapters arriving."""
+    url, pid = kit.engine.url, kit.engine.pid
+    names = [f"hot-{number}" for number in range(HOT_LOADS)]
+    others = {name: kit.engine.publish(kit.tiny / "adapters" / "three", f"{name}-r") for name in names}
+    kit.engine.put({"sql": kit.path("one")})
+    stream = Stream(url, "sql", PROMPT, tokens=400)
+    while len(stream.token_ids) < 4:
+        assert stream.running
+    kit.engine.put({}, wait=0)
+    state = kit.engine.put({"sql": kit.path("one-v2")} | others, wait=0)
+    with ThreadPoolExecutor(HOT_LOADS) as pool:  # clients ask before anything is loaded: they wait for it
+        asked = list(pool.map(lambda name: token_ids(url, name, PROMPT, tokens=2), names))
+    assert token_ids(url, "sql", PROMPT, tokens=8) == reference["one-v2"][:8]
+    assert stream.running
+    state = kit.engine.state()
+    retired = {one["internalName"]: one["running"] for one in state["retired"]}
+    current = next(one["internalName"] for one in state["loaded"] if one["name"] == "sql")
+    assert retired.get(stream.model or "") is True
+    assert current != stream.model
+    stream.join(120)
+    assert stream.token_ids == reference["one"]
+    assert len({tuple(one) for one in asked}) == 1
+    kit.engine.await_state(lambda state: not state["retired"])
+    assert kit.engine.pid == pid
+    assert failures(kit.engine.state()) == {}
+
+
+def test_what_is_unloaded_by_hand_comes_back_and_an_older_list_is_refused(kit: Kit) -> None:
+    kit.engine.put({"sql": kit.path("one")})
+    current = kit.engine.state()["loaded"][0]["internalName"]
+    assert kit.engine.kit("POST", "/v1/unload_lora_adapter", {"lora_name": "sql"})[0] == 200
+    assert token_ids(kit.engine.url, "sql", PROMPT, tokens=1)  # the list still holds it
+    assert kit.engine.kit("POST", "/v1/unload_lora_adapter", {"lora_name": "sql"})[0] == 200
+    kit.engine.await_state(lambda _: current in models(kit.engine.url))
+    body = {"version": 1, "generation": 3, "modules": []}
+    status, answer = kit.engine.kit("PUT", "/lora-operator/v1/modules", body)
+    assert (status, answer["listGeneration"]) == (409, kit.engine.generation)
+    assert kit.engine.kit("PUT", "/lora-operator/v1/modules", {"version": 1})[0] == 400
+
+
+CLOSED = {
+    ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/unload_lora_adapter"),
+    ("POST", "/adapters"),
+    ("DELETE", "/adapters/one"),
+    ("POST", "//v1/load_lora_adapter"),
+    ("POST", "/v1/load_lora_adapter/"),
+    ("POST", "/v1/load%5Flora_adapter"),
+    ("POST", "/%61dapters"),
+    ("POST", "/v1/load_lora_adapter?x=1"),
+    ("POST", "/v1/%63ompletions"),
+    ("DELETE", "/v1/completions"),
+    ("POST", "/scale_elastic_ep"),
+    ("POST", "/inference/v1/abort_requests"),
+    ("POST", "/sleep"),
+    ("POST", "/reset_prefix_cache"),
+    ("GET", "/lora-operator/v1/state"),
+    ("PUT", "/lora-operator/v1/modules"),
+    ("GET", "/metrics/"),
+    ("GET", "/"),
+}
+
+
+def raw(engine: EngineProcess, method: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, Json]:
+    """One request whose path nobody tidies up."""
+    where = urlsplit(engine.url)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=30)
+    try:
+        connection.request(method, path, b"{}", {"Content-Type": "application/json", **(headers or {})})
+        answer = connection.getresponse()
+        content = answer.read()
+    finally:
+        connection.close()
+    return answer.status, json.loads(content) if content.startswith(b"{") else {}
+
+
+def test_clients_reach_inference_and_nothing_else(kit: Kit) -> None:
+    engine = kit.engine
+    kit.engine.put({"sql": kit.path("one")})
+    for method, path in sorted(CLOSED):
+        status, answer = raw(engine, method, path)
+        assert (status, answer["error"]["type"], answer["error"]["code"]) == (401, "lora_operator_gate", 401), path
+        status, answer = raw(engine, method, path, {"X-LoRA-Operator-Token": "wrong"})
+        assert (status, answer["error"]["code"]) == (403, 403), path
+    for path, body in {
+        "/v1/completions": {"prompt": "x", "max_tokens": 1},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+        "/v1/responses": {"input": "x", "max_output_tokens": 1},
+        "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+        "/invocations": {"prompt": "x", "max_tokens": 1},
+        "/tokenize": {"prompt": "x"},
+        "/detokenize": {"tokens": [1]},
+    }.items():
+        status, answer = request("POST", f"{engine.url}{path}", {"model": "sql"} | body)
+        assert status == 200, f"{path}: {answer}"
+    for path in ("/health", "/metrics", "/v1/models", "/version", "/load", "/ping", "/docs", "/openapi.json"):
+        assert request("GET", f"{engine.url}{path}")[0] == 200
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    assert raw(engine, "GET", "/v1/realtime", upgrade | {"Sec-WebSocket-Key": "eCBlZnJlc2ggbWUgcGxzIQ=="})[0] in (
+        401,
+        403,
+    )
+
+
+def test_every_route_that_is_not_known_to_be_inference_is_closed(kit: Kit) -> None:
+    """The engine's own description of itself, so that a new version's routes are seen here."""
+    _, described = request("GET", f"{kit.engine.url}/openapi.json")
+    routes = {(method.upper(), path) for path, methods in described["paths"].items() for method in methods}
+    assert ("POST", "/v1/load_lora_adapter") in routes
+    closed = {(method, path) for method, path in routes if method not in OPEN_ROUTES.get(path, ())}
+    assert {
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/unload_lora_adapter"),
+        ("POST", "/adapters"),
+        ("DELETE", "/adapters/{adapter_name}"),
+        ("POST", "/scale_elastic_ep"),
+        ("POST", "/inference/v1/abort_requests"),
+    } <= closed
+    for method, path in closed:
+        assert raw(kit.engine, method, path.replace("{", "").replace("}", ""))[0] == 401
+
+
+def test_the_token_can_be_rotated_and_without_one_on_disk_nobody_is_trusted(kit: Kit) -> None:
+    engine = kit.engine
+    try:
+        engine.token_file.write_text("another\n")
+        assert engine.kit("GET", "/lora-operator/v1/state")[0] == 403
+        assert engine.kit("GET", "/lora-operator/v1/state", token="another")[0] == 200
+        engine.token_file.unlink()
+        assert engine.kit("GET", "/lora-operator/v1/state", token="another")[0] == 403
+        assert engine.kit("GET", "/lora-operator/v1/state", token="")[0] == 403
+    finally:
+        engine.token_file.write_text(TOKEN)
+    assert engine.kit("GET", "/lora-operator/v1/nothing")[0] == 404
+
+
+def test_a_killed_engine_comes_back_with_what_was_acknowledged_but_for_what_broke(
+    kit: Kit, reference: dict[str, list[int]]
+) -> None:
+    """With nobody there to help: what the engine refused before costs no restart, nor do files that broke meanwhile."""
+    engine = kit.engine
+    broken = engine.publish(kit.tiny / "adapters" / "two", "breaks-later")
+    many = {f"many-{number}": kit.path("three") for number in range(6)}  # more than the engine is started with
+    wanted = {
+        "sql": kit.path("one-v2"),
+        "two": kit.path("two"),
+        "broken": broken,
+        "refused": kit.build("engine-refuses"),
+    }
+    state = engine.put(wanted | many)
+    assert set(failures(state)) == {"refused"}
+    weights = Path(broken) / adapters.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    before = engine.starts
+    engine.kill()
+    engine.start()
+    engine.wait_up()
+    listed = models(engine.url)
+    assert set(listed) == {*SERVED, "sql", "two", *many}
+    assert engine.starts == before + 1
+    assert listed["sql"]["root"] == kit.path("one-v2")
+    assert token_ids(engine.url, "sql", PROMPT, tokens=8) == reference["one-v2"][:8]
+    again = engine.state()
+    assert again["instance"] != state["instance"]
+    assert again["listGeneration"] == engine.generation
+    assert {name: stage for name, (stage, _) in failures(again).items()} == {"broken": "checks", "refused": "engine"}
+    report = json.loads((engine.state_dir / "launcher.json").read_text())
+    assert [one["name"] for one in report["static"]] == ["sql", "two", "many-0", "many-1"]
+    shutil.rmtree(broken)
+    state = engine.put({"sql": kit.path("one"), "broken": kit.path("two")})  # static entries are swapped like others
+    assert {one["name"]: one["path"] for one in state["loaded"]} == {"sql": kit.path("one"), "broken": kit.path("two")}
+    assert token_ids(engine.url, "sql", PROMPT, tokens=8) == reference["one"][:8]
+
+
+def test_without_the_registry_it_serves_all_the_same_and_says_so(
+    kit: Kit, reference: dict[str, list[int]], tmp_path: Path
+) -> None:
+    kit.engine.kill()  # one engine at a time
+    engine = EngineProcess(tmp_path / "engine", kit.tiny / "base", middleware="without_registry.Kit")
+    (engine.root / "kit" / "without_registry.py").write_text(
+        "from lora_operator_kit import kit\nkit.find_registry = lambda app: None\nKit = kit.Kit\n"
+    )
+    one, two = (engine.publish(kit.tiny / "adapters" / name, name) for name in ("one", "one-v2"))
+    engine.put_on_disk({"sql": one}, lineage=SERVED[1])
+    try:
+        engine.start()
+        engine.wait_up()
+        state = engine.state()
+        assert state["atomicSwap"] is False
+        assert token_ids(engine.url, "sql", PROMPT, tokens=8) == reference["one"][:8]
+        for path, name in ((two, "one-v2"), (one, "one"), (two, "one-v2")):
+            state = engine.put({"sql": path, "other": one}, lineage=SERVED[1])
+            assert failures(state) == {}
+            assert token_ids(engine.url, "sql", PROMPT, tokens=8) == reference[name][:8]
+            internal = next(one["internalName"] for one in state["loaded"] if one["name"] == "sql")
+            assert models(engine.url)[internal]["parent"] == SERVED[1]
+        assert set(models(engine.url)) == {*SERVED, internal, "other"}
+        engine.put({"bad": str(tmp_path)})
+        assert set(models(engine.url)) == set(SERVED)
+    finally:
+        engine.kill()

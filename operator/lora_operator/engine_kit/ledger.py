@@ -1,0 +1,162 @@
+"""What one engine process serves, has served, and failed to serve: the kit's memory, without any I/O.
+
+Content is (public name, path). The first content that a process serves under a name gets the plain name as its internal one,
+other content gets `<name>@<revision>.<list generation>`. Two contents never share an internal name and one content never gets a
+second id: both can poison caches or end the engine (engine-facts.md 1 and 2). So nothing that was ever loaded is forgotten.
+Times are monotonic seconds, given by the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from .modules import Module
+from .text import clean
+
+DRAIN_SECONDS: Final = 30.0  # after that, a request that the metrics do not show is no user of retired content
+_BACKOFF: Final = {"checks": (1.0, 60.0), "engine": (5.0, 600.0)}  # first and longest wait before the next try
+QUARANTINE_SECONDS: Final = _BACKOFF["engine"][1]
+
+Key = tuple[str, str]  # public name and path
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Content that this process has loaded under a public name."""
+
+    name: str
+    path: str
+    internal: str
+    int_id: int | None  # None: loaded before the kit, in an engine without a registry
+    base_model_name: str | None
+
+    @property
+    def key(self) -> Key:
+        """What it is the content of."""
+        return self.name, self.path
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an adapter of the list is not served."""
+
+    stage: str  # checks or engine
+    message: str
+    tries: int
+    retry_at: float
+
+
+@dataclass(frozen=True)
+class Retired:
+    """Content that is no longer served, since when."""
+
+    generation: Generation
+    since: float
+
+
+class Ledger:
+    """The books of one engine process."""
+
+    def __init__(self) -> None:
+        self.current: dict[str, Generation] = {}  # by public name
+        self.retired: dict[str, Retired] = {}  # by internal name, until no request can use it
+        self.failures: dict[Key, Failure] = {}
+        self._contents: dict[Key, Generation] = {}
+        self._internals: dict[str, Generation] = {}
+
+    def known(self, key: Key) -> Generation | None:
+        """How this content was loaded before, in a way that can be put back."""
+        found = self._contents.get(key)
+        return found if found is not None and found.int_id is not None else None
+
+    def by_internal(self, internal: str) -> Generation | None:
+        """The content that has, or had, an internal name."""
+        return self._internals.get(internal)
+
+    def alias(self, asked: str) -> Generation | None:
+        """The content that is served now and has this internal name, other than its public one."""
+        found = self._internals.get(asked)
+        return found if found is not None and found.name != asked and self.current.get(found.name) == found else None
+
+    def mint(self, module: Module, list_generation: int) -> str:
+        """An internal name that this process never used."""
+        if module.name not in self._internals:
+            return module.name
+        revision = "".join(char for char in module.revision if char.isascii() and char.isalnum())[:8] or "r"
+        stem = name = f"{module.name}@{revision}.{list_generation}"
+        number = 1
+        while name in self._internals:
+            number += 1
+            name = f"{stem}.{number}"
+        return name
+
+    def remember(self, generation: Generation) -> None:
+        """Content was loaded; its internal name and id stay its own for ever."""
+        self._contents[generation.key] = generation
+        self._internals[generation.internal] = generation
+
+    def serve(self, generation: Generation, now: float) -> Generation | None:
+        """Content answers under its public name; returns the other content that it replaced."""
+        self.remember(generation)
+        before = self.current.get(generation.name)
+        self.current[generation.name] = generation
+        self.retired.pop(generation.internal, None)
+        self.failures.pop(generation.key, None)
+        if before is None or before.internal == generation.internal:
+            return None
+        self.retired[before.internal] = Retired(before, now)
+        return before
+
+    def withdraw(self, name: str, now: float) -> Generation | None:
+        """Nothing answers under a public name any more; returns what did."""
+        before = self.current.pop(name, None)
+        if before is not None:
+            self.retired[before.internal] = Retired(before, now)
+        return before
+
+    def fail(self, module: Module, stage: str, message: str, now: float) -> Failure:
+        """An adapter can't be served; the wait before the next try doubles each time."""
+        key = (module.name, module.path)
+        tries = self.failures[key].tries + 1 if key in self.failures else 1
+        first, longest = _BACKOFF[stage]
+        wait = min(first * 2.0 ** min(tries - 1, 20), longest)
+        failure = self.failures[key] = Failure(stage, clean(message), tries, now + wait)
+        return failure
+
+    def quarantine(self, module: Module, now: float) -> None:
+        """An adapter was being loaded when the last process ended: leave it alone for a while, it may have been the cause."""
+        message = (
+            f"the engine's process ended while it loaded this adapter; it is tried again in {QUARANTINE_SECONDS:.0f} s"
+        )
+        self.failures[module.name, module.path] = Failure("engine", message, 1, now + QUARANTINE_SECONDS)
+
+    def must_wait(self, module: Module, now: float) -> bool:
+        """Whether it failed so lately that it is not tried yet."""
+        failure = self.failures.get((module.name, module.path))
+        return failure is not None and failure.retry_at > now
+
+    def next_retry(self) -> float | None:
+        """When the first failure is due."""
+        return min((failure.retry_at for failure in self.failures.values()), default=None)
+
+    def keep_failures(self, keys: set[Key]) -> None:
+        """Forget failures of what nobody wants."""
+        self.failures = {key: failure for key, failure in self.failures.items() if key in keys}
+
+    def running(self, in_use: frozenset[str] | None, oldest_request: float | None, now: float) -> frozenset[str]:
+        """Internal names of retired content that requests may still use.
+
+        `in_use` is what the metrics tell (None: nothing). A request that began before the change may not have reached the engine,
+        of which alone the metrics know: for a while, or without metrics for as long as it lasts, it counts as a user.
+        """
+        names = set()
+        for name, one in self.retired.items():
+            older = oldest_request is not None and oldest_request <= one.since
+            if (in_use and name in in_use) or (older and (in_use is None or now - one.since < DRAIN_SECONDS)):
+                names.add(name)
+        return frozenset(names)
+
+    def forget_retired(self, running: frozenset[str]) -> None:
+        """Retired content that no request can use is retired no longer; its name and id stay taken."""
+        self.retired = {name: one for name, one in self.retired.items() if name in running}

@@ -1,0 +1,239 @@
+"""The launcher: what it passes to the engine and what not, whatever state its files are in."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_operator.engine_kit.launcher import build_arguments, build_environment, plan_start, prepare
+from lora_operator.engine_kit.modules import Settings, read_refused, write_refused
+from tests.unit.kit_support import good_adapter, settings_env
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Pod:
+    """A pod's folders, and the launcher's settings for them."""
+
+    def __init__(self, root: Path) -> None:
+        self.env = settings_env(root)
+        self.root = root
+        self.cache = root / "model-cache"
+        self.state = root / "state"
+        self.mounted = root / "modules.json.gz"
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.read(self.env)
+
+    def adapter(self, name: str) -> str:
+        return good_adapter(self.cache / name)
+
+    def list(self, generation: int, modules: dict[str, str], *, mounted: bool = False) -> None:
+        entries = [{"name": n, "path": p, "baseModelName": "tiny/alias", "revision": "aa"} for n, p in modules.items()]
+        raw = json.dumps({"version": 1, "generation": generation, "modules": entries}).encode()
+        if mounted:
+            self.mounted.write_bytes(gzip.compress(raw))
+        else:
+            (self.state / "modules.json").write_bytes(raw)
+
+    def report(self) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads((self.state / "launcher.json").read_text())
+        return report
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Pod:
+    return Pod(tmp_path)
+
+
+def names(arguments: list[str]) -> list[str]:
+    return [json.loads(argument)["name"] for argument in arguments[1:]]
+
+
+def test_each_entry_is_one_json_argument_of_one_flag(pod: Pod) -> None:
+    path = pod.adapter("a")
+    pod.list(3, {"sql": path, "chat": path})
+    arguments = prepare(pod.settings)
+    assert arguments[0] == "--lora-modules"
+    assert json.loads(arguments[1]) == {"name": "sql", "path": path, "base_model_name": "tiny/alias"}
+    assert len(arguments) == 3
+    assert pod.report()["listGeneration"] == 3
+    assert json.loads((pod.state / "starting.json").read_text())["static"] == 2
+
+
+@pytest.mark.parametrize("mounted", [5, 4, 3])
+def test_the_newest_list_wins_and_the_acknowledged_one_among_equals(pod: Pod, mounted: int) -> None:
+    path = pod.adapter("a")
+    pod.list(4, {"acknowledged": path})
+    pod.list(mounted, {"mounted": path}, mounted=True)
+    assert names(prepare(pod.settings)) == (["mounted"] if mounted > 4 else ["acknowledged"])
+
+
+def test_bad_entries_are_dropped_and_reported(pod: Pod) -> None:
+    good, outside = pod.adapter("good"), good_adapter(pod.root / "outside")
+    (pod.cache / "link").symlink_to(outside)
+    pod.list(
+        1,
+        {
+            "good": good,
+            "tiny/base": good,
+            "a,b": good,
+            "-x": good,
+            "x@y": good,
+            "missing": str(pod.cache / "none"),
+            "outside": outside,
+            "linked": str(pod.cache / "link"),
+            "dotted": f"{pod.cache}/good/../../outside",
+            "relative": "good",
+        },
+    )
+    assert names(prepare(pod.settings)) == ["good"]
+    dropped = {one["name"]: one["message"] for one in pod.report()["dropped"]}
+    assert set(dropped) == {
+        "tiny/base", "a,b", "-x", "x@y", "missing", "outside", "linked", "dotted", "relative"
+    }  # fmt: skip
+    assert all(dropped.values())
+
+
+def test_a_name_that_is_there_twice_is_passed_once(pod: Pod) -> None:
+    path = pod.adapter("a")
+    entry = {"name": "sql", "path": path}
+    (pod.state / "modules.json").write_text(json.dumps({"version": 1, "generation": 1, "modules": [entry, entry]}))
+    assert names(prepare(pod.settings)) == ["sql"]
+
+
+def test_no_more_than_the_engine_keeps_in_memory(pod: Pod) -> None:
+    path = pod.adapter("a")
+    pod.list(1, {f"m{number}": path for number in range(9)})
+    pod.env["LORA_OPERATOR_MAX_CPU_LORAS"] = "4"
+    assert names(prepare(pod.settings)) == ["m0", "m1", "m2", "m3"]
+    assert pod.report()["later"] == 5
+
+
+def test_the_command_line_stays_below_the_kernels_limit(pod: Pod) -> None:
+    path = pod.adapter("a")
+    pod.list(1, {f"{'m' * 400}{number}": path for number in range(5000)})
+    pod.env["LORA_OPERATOR_MAX_CPU_LORAS"] = "10000"
+    assert 100 < len(prepare(pod.settings)) and sum(map(len, prepare(pod.settings))) < 1 << 20
+
+
+def test_after_a_start_that_did_not_get_up_nothing_is_passed_until_the_kit_was_up(pod: Pod) -> None:
+    pod.list(1, {"sql": pod.adapter("a")})
+    assert prepare(pod.settings)
+    assert prepare(pod.settings) == []
+    assert prepare(pod.settings) == []
+    (pod.state / "starting.json").unlink()
+    assert prepare(pod.settings)
+
+
+def test_what_the_engine_refused_is_not_passed_again_under_the_same_path(pod: Pod) -> None:
+    first, second = pod.adapter("a"), pod.adapter("b")
+    refused = {("sql", first): "the engine's words\n\x1b"}
+    write_refused(pod.state / "refused.json", refused)
+    assert read_refused(pod.state / "refused.json") == refused
+    pod.list(1, {"sql": first, "chat": first})
+    assert [module.name for module in plan_start(pod.settings).static] == ["chat"]
+    pod.list(2, {"sql": second})
+    assert [module.name for module in plan_start(pod.settings).static] == ["sql"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b'{"version": 1, "generation": "4", "modules": []}', b"\x1f\x8b\0\0", b"[" * 100_000]
+    + [b'{"version": 2, "generation": 4, "modules": []}', b'{"version": 1, "generation": 4, "modules": {"a": 1}}'],
+)
+def test_a_damaged_list_is_as_if_it_were_not_there(pod: Pod, content: bytes) -> None:
+    pod.list(1, {"sql": pod.adapter("a")}, mounted=True)
+    for name in ("modules.json", "refused.json", "launcher.json"):
+        (pod.state / name).write_bytes(content)
+    assert names(prepare(pod.settings)) == ["sql"]
+
+
+@pytest.mark.parametrize(
+    "entry", [None, 3, [], {}, {"name": 3}, {"name": "x", "path": None}, {"name": "\u202e", "path": "/x"}]
+)
+def test_a_damaged_entry_takes_no_other_with_it(pod: Pod, entry: object) -> None:
+    good = {"name": "sql", "path": pod.adapter("a")}
+    (pod.state / "modules.json").write_text(json.dumps({"version": 1, "generation": 1, "modules": [entry, good]}))
+    assert names(prepare(pod.settings)) == ["sql"]
+    assert len(pod.report()["dropped"]) == 1
+
+
+def test_without_a_state_folder_nothing_is_passed_for_nothing_could_be_marked(pod: Pod) -> None:
+    pod.list(1, {"sql": pod.adapter("a")}, mounted=True)
+    pod.env["LORA_OPERATOR_STATE"] = "/proc/nonexistent"
+    assert prepare(pod.settings) == []
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"LORA_OPERATOR_SERVED_NAMES": "{", "LORA_OPERATOR_MAX_LORA_RANK": "x", "LORA_OPERATOR_MAX_CPU_LORAS": "-1"},
+        {"LORA_OPERATOR_SERVED_NAMES": "3", "LORA_OPERATOR_MAX_LORA_RANK": "", "LORA_OPERATOR_MODEL_PATH": "/none"},
+    ],
+    ids=str,
+)
+def test_missing_and_malformed_settings_are_survived(env: dict[str, str]) -> None:
+    assert prepare(Settings.read(env)) == []
+
+
+def test_a_base_model_that_cannot_be_read_is_the_engines_to_judge(pod: Pod) -> None:
+    pod.list(1, {"sql": pod.adapter("a")})
+    model = pod.root / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"broken")
+    pod.env["LORA_OPERATOR_MODEL_PATH"] = str(model)
+    assert names(build_arguments(plan_start(pod.settings))) == ["sql"]
+
+
+def test_a_failure_while_planning_starts_the_engine_without_adapters(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Settings) -> Any:
+        raise MemoryError("no\x1bmore")
+
+    monkeypatch.setattr("lora_operator.engine_kit.launcher.plan_start", fail)
+    assert prepare(pod.settings) == []
+    assert "MemoryError: no more" in capfd.readouterr().err
+
+
+def test_the_package_can_be_imported_by_the_engine_whatever_its_path_was() -> None:
+    root = str(ROOT / "operator" / "lora_operator")
+    assert build_environment({})["PYTHONPATH"] == root
+    assert build_environment({"PYTHONPATH": "/user"})["PYTHONPATH"] == f"{root}:/user"
+    assert build_environment({"PYTHONPATH": f"/user:{root}"})["PYTHONPATH"] == f"/user:{root}"
+
+
+def test_it_becomes_the_engine_under_its_own_process_id(pod: Pod) -> None:
+    """And so gets the kubelet's signals."""
+    pod.list(1, {"sql": pod.adapter("a")})
+    engine = "import json, os, sys, time; print(json.dumps([os.getpid(), sys.argv[1:]]), flush=True); time.sleep(60)"
+    command = [sys.executable, "-m", "lora_operator.engine_kit.launcher", sys.executable, "-c", engine, "--enable-lora"]
+    env = {**os.environ, **pod.env, "PYTHONPATH": str(ROOT / "operator")}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        pid, arguments = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+        assert "1 static adapters" in process.stderr.read()
+    assert pid == process.pid
+    assert arguments[:2] == ["--enable-lora", "--lora-modules"]
+    assert names(arguments[1:]) == ["sql"]
+
+
+@pytest.mark.parametrize(("command", "status"), [([], 2), (["/nonexistent/engine"], 127)], ids=str)
+def test_without_an_engine_it_ends_with_a_status(pod: Pod, command: list[str], status: int) -> None:
+    env = {**os.environ, **pod.env, "PYTHONPATH": str(ROOT / "operator")}
+    launcher = [sys.executable, "-m", "lora_operator.engine_kit.launcher", *command]
+    assert subprocess.run(launcher, env=env, capture_output=True, timeout=60).returncode == status
