@@ -147,7 +147,9 @@ class Stack:
         image = tools.operator_image()
         self.cluster.import_image(image.archive)
         repository, _, tag = image.name.rpartition(":")
-        self.apply(namespace(OPERATOR_NAMESPACE, RESTRICTED))
+        kept = namespace(OPERATOR_NAMESPACE, RESTRICTED)
+        kept["metadata"]["labels"].pop(OWNED)
+        self.apply(kept)
         merged = {"image": {"repository": repository, "tag": tag}, **(values or {})}
         with step("installing the operator by Helm"):
             self.cluster.helm(

@@ -10,6 +10,7 @@ import http.client
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -87,6 +88,15 @@ def reference(kit: Kit) -> dict[str, list[int]]:
     names = {name: f"reference-{name}" for name in ("one", "one-v2")}
     kit.engine.put({served: kit.path(name) for name, served in names.items()})
     return {name: token_ids(kit.engine.url, served, PROMPT, tokens=400) for name, served in names.items()}
+
+
+def stream_of(kit: Kit, model: str, *, tokens: int) -> Stream:
+    """A stream that has begun and goes on."""
+    stream = Stream(kit.engine.url, model, PROMPT, tokens=tokens)
+    while len(stream.token_ids) < 4:
+        assert stream.running, stream.error
+        time.sleep(0.001)
+    return stream
 
 
 def failures(state: Json) -> dict[str, tuple[str, str]]:
@@ -177,9 +187,7 @@ def test_a_swap_loses_no_request_and_mixes_no_weights(kit: Kit, reference: dict[
         try:
             for turn in range(3):
                 old, new = ("one", "one-v2") if turn % 2 == 0 else ("one-v2", "one")
-                stream = Stream(url, "swapped", PROMPT, tokens=120)
-                while len(stream.token_ids) < 4:
-                    assert stream.running
+                stream = stream_of(kit, "swapped", tokens=120)
                 kit.engine.put({"swapped": kit.path(new)})
                 assert token_ids(url, "swapped", PROMPT, tokens=8) == reference[new][:8]
                 assert stream.running
@@ -200,9 +208,7 @@ def test_delete_and_reapply_under_a_stream_and_other_loads(kit: Kit, reference: 
     names = [f"hot-{number}" for number in range(HOT_LOADS)]
     others = {name: kit.engine.publish(kit.tiny / "adapters" / "three", f"{name}-r") for name in names}
     kit.engine.put({"sql": kit.path("one")})
-    stream = Stream(url, "sql", PROMPT, tokens=400)
-    while len(stream.token_ids) < 4:
-        assert stream.running
+    stream = stream_of(kit, "sql", tokens=400)
     kit.engine.put({}, wait=0)
     state = kit.engine.put({"sql": kit.path("one-v2")} | others, wait=0)
     with ThreadPoolExecutor(HOT_LOADS) as pool:  # clients ask before anything is loaded: they wait for it
@@ -263,7 +269,8 @@ def raw(engine: EngineProcess, method: str, path: str, headers: dict[str, str] |
     where = urlsplit(engine.url)
     connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=30)
     try:
-        connection.request(method, path, b"{}", {"Content-Type": "application/json", **(headers or {})})
+        body = None if method == "GET" else b"{}"
+        connection.request(method, path, body, {"Content-Type": "application/json", **(headers or {})})
         answer = connection.getresponse()
         content = answer.read()
     finally:
@@ -279,7 +286,7 @@ def test_clients_reach_inference_and_nothing_else(kit: Kit) -> None:
         assert (status, answer["error"]["type"], answer["error"]["code"]) == (401, "lora_operator_gate", 401), path
         status, answer = raw(engine, method, path, {"X-LoRA-Operator-Token": "wrong"})
         assert (status, answer["error"]["code"]) == (403, 403), path
-    for path, body in {
+    bodies: dict[str, Json] = {
         "/v1/completions": {"prompt": "x", "max_tokens": 1},
         "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
         "/v1/responses": {"input": "x", "max_output_tokens": 1},
@@ -287,8 +294,9 @@ def test_clients_reach_inference_and_nothing_else(kit: Kit) -> None:
         "/invocations": {"prompt": "x", "max_tokens": 1},
         "/tokenize": {"prompt": "x"},
         "/detokenize": {"tokens": [1]},
-    }.items():
-        status, answer = request("POST", f"{engine.url}{path}", {"model": "sql"} | body)
+    }
+    for path, body in bodies.items():
+        status, answer = request("POST", f"{engine.url}{path}", body | {"model": "sql"})
         assert status == 200, f"{path}: {answer}"
     for path in ("/health", "/metrics", "/v1/models", "/version", "/load", "/ping", "/docs", "/openapi.json"):
         assert request("GET", f"{engine.url}{path}")[0] == 200

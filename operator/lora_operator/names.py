@@ -112,8 +112,8 @@ def kit_config_map(deployment: str, kit: str) -> str:
 def format_size(size: int) -> str:
     """Bytes as Kubernetes quantities show them: 512, 12Ki, 128Mi, 3.2Gi."""
     value = float(size)
-    for unit in ("", "Ki", "Mi", "Gi"):
-        if value < 1024:
-            return f"{value:.0f}{unit}" if value >= 10 or not unit else f"{value:.1f}{unit}".replace(".0", "")
+    for unit in ("", "Ki", "Mi", "Gi", "Ti"):
+        if value < 1023.5 or unit == "Ti":  # what would be shown as 1024 of a unit is 1 of the next
+            break
         value /= 1024
-    return f"{value:.1f}Ti"
+    return f"{value:.0f}{unit}" if value >= 10 or not unit else f"{value:.1f}{unit}".replace(".0", "")

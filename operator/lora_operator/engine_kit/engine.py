@@ -41,7 +41,7 @@ class PinnedRequest(LoRARequest):  # type: ignore[misc]
     """A request for an adapter that is already known by its integer id, which vLLM's resolution would overwrite."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "lora_int_id":
+        if name != "lora_int_id" or not hasattr(self, name):
             super().__setattr__(name, value)
 
 

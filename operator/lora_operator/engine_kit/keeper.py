@@ -41,7 +41,7 @@ from .tensors import is_inside
 from .text import clean
 
 PASS_SECONDS: Final = 3.0  # between looks at the registry and the mounted list when nothing happens
-HANDED_SECONDS: Final = 10.0
+HANDED_SECONDS: Final = 2.0  # how long a client's resolution of what is loaded may take before nobody waits for it
 RESOLVE_SECONDS: Final = 60.0  # how long a client's request waits for a listed adapter to be loaded
 REREAD_SECONDS: Final = 1.0
 VANISHED_SECONDS: Final = 15.0
@@ -290,6 +290,8 @@ class Keeper:
     # Pieces
 
     def _take(self, modules: ModuleList) -> None:
+        if modules != self.modules:
+            self._settled = None  # also when somebody sends other content under the same generation
         self.modules = modules
         self._wake.set()
         self._tell()

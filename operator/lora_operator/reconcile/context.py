@@ -124,10 +124,15 @@ class Context:
         metadata = resource.metadata
         try:
             body = await self.kube.apply_status(
-                rt, metadata.namespace, metadata.name, status.to_wire(), resource_version=metadata.resource_version
+                rt,
+                metadata.namespace,
+                metadata.name,
+                status.to_wire(),
+                uid=metadata.uid,
+                resource_version=metadata.resource_version,
             )
         except (NotFoundError, ConflictError):
-            return False  # it is gone, or was changed meanwhile: the watch tells of it, and then it is planned anew
+            return False  # it is gone, or another one by now: nothing of this one is to be said
         self.take(kind, body)
         before: StatusCondition | None = find(old.conditions, Condition.READY)
         after: StatusCondition | None = find(status.conditions, Condition.READY)  # type: ignore[attr-defined]

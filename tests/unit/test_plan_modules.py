@@ -1,0 +1,215 @@
+"""The module list: it only ever grows in generation, and what is unknown stays as it is."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_operator.plan.modules import (
+    Decision,
+    Module,
+    ModuleList,
+    decode_from_config_map,
+    encode,
+    encode_for_config_map,
+    plan_list,
+)
+from tests.unit.builders import make_module
+
+OWNER = "serving/llama"
+
+
+def listed(*modules: Module, generation: int = 5) -> ModuleList:
+    return ModuleList(OWNER, generation, tuple(sorted(modules)))
+
+
+def served(module: Module) -> Decision:
+    return Decision(uid=module.uid, generation=1, accepted=True, module=module)
+
+
+def kept(module: Module) -> Decision:
+    return Decision(uid=module.uid, generation=1, accepted=True, keep=True)
+
+
+def refused(module: Module) -> Decision:
+    return Decision(uid=module.uid, generation=1, accepted=False)
+
+
+A = make_module("a", uid="uid-a", adapter="team-a/a", path="/model-cache/artifacts/a1")
+A2 = make_module("a", uid="uid-a", adapter="team-a/a", path="/model-cache/artifacts/a2")
+A_RENAMED = make_module("z", uid="uid-a", adapter="team-a/a", path="/model-cache/artifacts/a1")
+B = make_module("b", uid="uid-b", adapter="team-b/b", path="/model-cache/artifacts/b1")
+B_AS_A = make_module("a", uid="uid-b", adapter="team-b/b", path="/model-cache/artifacts/b1")
+
+PLANS: dict[str, tuple[ModuleList | None, Sequence[Decision], int, tuple[int, tuple[Module, ...]]]] = {
+    "the first list": (None, [served(B), served(A)], 0, (1, (A, B))),
+    "the first list, and nothing is wanted": (None, [], 0, (1, ())),
+    "nothing changed": (listed(A, B), [served(A), served(B)], 0, (5, (A, B))),
+    "the order of decisions is no change": (listed(A, B), [served(B), served(A)], 0, (5, (A, B))),
+    "one more": (listed(A), [served(A), served(B)], 0, (6, (A, B))),
+    "one is gone": (listed(A, B), [served(A)], 0, (6, (A,))),
+    "one is no longer accepted": (listed(A, B), [served(A), refused(B)], 0, (6, (A,))),
+    "one has new content": (listed(A, B), [served(A2), served(B)], 0, (6, (A2, B))),
+    "one about which nothing is known keeps its entry": (listed(A, B), [kept(A), served(B)], 0, (5, (A, B))),
+    "one whose new revision downloads keeps the old": (listed(A), [kept(A2)], 0, (5, (A,))),
+    "one that is kept and was never listed is not": (listed(B), [kept(A), served(B)], 0, (5, (B,))),
+    "an adapter made anew does not inherit the entry of its namesake": (
+        listed(A),
+        [Decision(uid="uid-new", generation=1, accepted=True, keep=True)],
+        0,
+        (6, ()),
+    ),
+    "a pod holds a higher generation: the list goes above it": (listed(A), [served(A)], 9, (10, (A,))),
+    "a pod holds the same generation": (listed(A), [served(A)], 5, (5, (A,))),
+    "the ConfigMap was lost, pods hold a list": (None, [served(A)], 41, (42, (A,))),
+    "a name goes to who is decided on now, not to who had it before a rename": (
+        listed(A, B),
+        [kept(A), served(B_AS_A)],
+        0,
+        (6, (B_AS_A,)),
+    ),
+    "whatever the order": (listed(A, B), [served(B_AS_A), kept(A)], 0, (6, (B_AS_A,))),
+    "two decisions never make two entries of one name": (None, [served(A), served(B_AS_A)], 0, (1, (A,))),
+}
+
+
+@pytest.mark.parametrize("case", PLANS)
+def test_plan_list(case: str) -> None:
+    previous, decisions, above, (generation, modules) = PLANS[case]
+    result = plan_list(previous, decisions, deployment=OWNER, above=above)
+    assert (result.deployment, result.generation, result.modules) == (OWNER, generation, modules)
+    if previous is not None and result.generation == previous.generation:
+        assert result is previous
+
+
+words = st.text("abc", min_size=1, max_size=2)
+modules_strategy = st.builds(
+    Module, name=words, path=words, base_model_name=words, revision=words, adapter=words, uid=words
+)
+decisions_strategy = st.lists(
+    st.builds(
+        Decision,
+        uid=words,
+        generation=st.integers(1, 3),
+        accepted=st.booleans(),
+        module=st.none() | modules_strategy,
+        keep=st.booleans(),
+    ),
+    max_size=6,
+)
+lists_strategy = st.none() | st.builds(
+    lambda generation, modules: listed(*{m.name: m for m in modules}.values(), generation=generation),
+    st.integers(1, 9),
+    st.lists(modules_strategy, max_size=5),
+)
+
+
+@given(previous=lists_strategy, decisions=decisions_strategy, above=st.integers(0, 12))
+def test_a_second_plan_over_the_firsts_result_changes_nothing(
+    previous: ModuleList | None, decisions: list[Decision], above: int
+) -> None:
+    first = plan_list(previous, decisions, deployment=OWNER, above=above)
+    assert plan_list(first, decisions, deployment=OWNER, above=above) is first
+    assert plan_list(first, decisions, deployment=OWNER, above=first.generation) is first
+    stored = decode_from_config_map(encode_for_config_map(first))
+    assert stored == first
+    assert plan_list(stored, decisions, deployment=OWNER, above=above) == first
+
+
+@given(previous=lists_strategy, decisions=decisions_strategy, above=st.integers(0, 12))
+def test_a_list_is_sorted_has_every_name_once_and_never_goes_back(
+    previous: ModuleList | None, decisions: list[Decision], above: int
+) -> None:
+    result = plan_list(previous, decisions, deployment=OWNER, above=above)
+    names = [module.name for module in result.modules]
+    assert names == sorted(set(names))
+    assert result.generation >= max(above, previous.generation if previous else 1)
+    if previous is not None and result.modules != previous.modules:
+        assert result.generation > previous.generation
+
+
+@given(previous=lists_strategy)
+def test_nothing_known_loses_nothing(previous: ModuleList | None) -> None:
+    modules = previous.modules if previous else ()
+    unknown = [Decision(uid=m.uid, generation=1, accepted=False, keep=True, keep_unknown=True) for m in modules]
+    result = plan_list(previous, unknown, deployment=OWNER)
+    # An adapter has one entry; where a list has more for one UID (nothing makes such a one), one stays.
+    assert {m.uid for m in result.modules} == {m.uid for m in modules}
+    if len({m.uid for m in modules}) == len(modules) and previous is not None:
+        assert result is previous
+
+
+def test_the_form_that_kits_read() -> None:
+    assert json.loads(encode(listed(A, generation=12))) == {
+        "version": 1,
+        "deployment": OWNER,
+        "generation": 12,
+        "modules": [
+            {
+                "name": "a",
+                "path": "/model-cache/artifacts/a1",
+                "baseModelName": "meta/Llama",
+                "revision": A.revision,
+                "adapter": "team-a/a",
+                "uid": "uid-a",
+            }
+        ],
+    }
+
+
+def test_the_config_maps_form_is_the_same_every_time() -> None:
+    modules = listed(A, B)
+    assert encode_for_config_map(modules) == encode_for_config_map(modules)
+    assert gzip.decompress(base64.b64decode(encode_for_config_map(modules))) == encode(modules)
+
+
+def test_a_thousand_adapters_fit_a_config_map() -> None:
+    many = [make_module(f"adapter-{i}", path=f"/model-cache/artifacts/{i:040x}", uid=f"{i:036x}") for i in range(5000)]
+    assert len(encode_for_config_map(listed(*many))) < 900_000
+
+
+def packed(body: Any) -> str:
+    return base64.b64encode(gzip.compress(json.dumps(body).encode(), mtime=0)).decode()
+
+
+GOOD = json.loads(encode(listed(A)))
+HEADER_ONLY = gzip.compress(b"")[:10]
+BROKEN: dict[str, str] = {
+    "empty": "",
+    "no base64": "%%%",
+    "no gzip": base64.b64encode(b"plain").decode(),
+    "cut gzip": base64.b64encode(gzip.compress(b"x" * 1000)[:-12]).decode(),
+    "gzip with a broken body": base64.b64encode(HEADER_ONLY + b"\xff" * 40).decode(),
+    "no JSON": base64.b64encode(gzip.compress(b"{")).decode(),
+    "no UTF-8": base64.b64encode(gzip.compress(b"\xff\xfe{}")).decode(),
+    "a list": packed([]),
+    "null": packed(None),
+    "no modules": packed({k: v for k, v in GOOD.items() if k != "modules"}),
+    "modules that are none": packed(GOOD | {"modules": ["sql"]}),
+    "a module without a path": packed(GOOD | {"modules": [{"name": "a"}]}),
+    "a generation that is no number": packed(GOOD | {"generation": "x"}),
+    "a generation without end": packed(GOOD | {"generation": float("inf")}),
+    "depth without end": base64.b64encode(gzip.compress(b'{"modules":' + b"[" * 200_000)).decode(),
+    "a bomb": base64.b64encode(gzip.compress(b" " * (200 * 2**20))).decode(),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_no_list_is_none(case: str) -> None:
+    assert decode_from_config_map(BROKEN[case]) is None
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_whatever_end_a_reconcile(data: bytes) -> None:
+    decode_from_config_map(base64.b64encode(data).decode())
+    decode_from_config_map(base64.b64encode(HEADER_ONLY + data).decode())
+    decode_from_config_map(base64.b64encode(gzip.compress(data)).decode())
+    decode_from_config_map(base64.b64encode(HEADER_ONLY + zlib.compress(data)).decode())
