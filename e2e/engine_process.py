@@ -47,7 +47,8 @@ class EngineProcess:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        for folder in (self.cache / "artifacts", self.state_dir, root / "home"):
+        self.home = paths.cache_dir("engine-home")  # what vLLM finds out about the model's class once takes it 13 s
+        for folder in (self.cache / "artifacts", self.state_dir):
             folder.mkdir(parents=True)
         shutil.copytree(KIT, root / "kit" / "lora_operator_kit", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(base, self.base)
@@ -93,7 +94,7 @@ class EngineProcess:
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "HF_HUB_OFFLINE": "1",
-            "HOME": str(self.root / "home"),
+            "HOME": str(self.home),
         }
         launcher = [engine_python(), "-m", "lora_operator_kit.launcher", *argv]
         with self.log.open("ab") as log:

@@ -501,7 +501,7 @@ def scope(method: str, path: str, *, raw: bytes | None = None, tokens: tuple[byt
     ids=lambda value: value.value if isinstance(value, Verdict) else f"{value['method']} {value['path']}",
 )
 def test_the_gate(request_scope: Json, verdict: Verdict) -> None:
-    assert judge(request_scope, "right") is verdict
+    assert judge(request_scope, lambda: "right") is verdict
 
 
 def test_without_a_token_on_disk_nobody_has_the_right_one(tmp_path: Path) -> None:
@@ -510,8 +510,8 @@ def test_without_a_token_on_disk_nobody_has_the_right_one(tmp_path: Path) -> Non
             (tmp_path / "token").write_bytes(content)
         assert read_token(tmp_path / "token") is None
     for given in (b"", b"None", b"\xff\xff"):
-        assert judge(scope("POST", "/v1/load_lora_adapter", tokens=(given,)), None) is Verdict.REFUSED
-    assert judge(scope("POST", "/v1/completions"), None) is Verdict.OPEN
+        assert judge(scope("POST", "/v1/load_lora_adapter", tokens=(given,)), lambda: None) is Verdict.REFUSED
+    assert judge(scope("POST", "/v1/completions"), lambda: None) is Verdict.OPEN
 
 
 def test_no_open_route_changes_state() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,10 +221,23 @@ def test_a_failure_while_planning_starts_the_engine_without_adapters(
 
 
 def test_the_package_can_be_imported_by_the_engine_whatever_its_path_was() -> None:
-    root = str(ROOT / "operator" / "lora_operator")
+    root = str(ROOT / "operator")
     assert build_environment({})["PYTHONPATH"] == root
     assert build_environment({"PYTHONPATH": "/user"})["PYTHONPATH"] == f"{root}:/user"
     assert build_environment({"PYTHONPATH": f"/user:{root}"})["PYTHONPATH"] == f"/user:{root}"
+
+
+def test_a_mounted_config_map_makes_only_the_package_importable(tmp_path: Path) -> None:
+    """Its files are links into another folder, whose modules have names like `engine` and `text`."""
+    kit, data = tmp_path / "opt" / "lora_operator_kit", tmp_path / "opt" / "lora_operator_kit" / "..data"
+    shutil.copytree(ROOT / "operator" / "lora_operator" / "engine_kit", data)
+    for file in data.glob("*.py"):
+        (kit / file.name).symlink_to(f"..data/{file.name}")
+    engine = "import os; print(os.environ['PYTHONPATH']); import lora_operator_kit.checks"
+    command = [sys.executable, "-m", "lora_operator_kit.launcher", sys.executable, "-c", engine]
+    env = settings_env(tmp_path) | {"PYTHONPATH": str(tmp_path / "opt")}
+    found = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=60)
+    assert found.stdout.strip() == str(tmp_path / "opt")
 
 
 def test_it_becomes_the_engine_under_its_own_process_id(pod: Pod) -> None:

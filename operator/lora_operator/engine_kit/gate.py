@@ -8,7 +8,7 @@ nobody has the right one.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -79,13 +79,14 @@ def route_path(scope: Mapping[str, Any]) -> str:
     return path
 
 
-def judge(scope: Mapping[str, Any], token: str | None) -> Verdict:
-    """What to do with an HTTP request; `token` is the right one, None when there is none on disk."""
+def judge(scope: Mapping[str, Any], read: Callable[[], str | None]) -> Verdict:
+    """What to do with an HTTP request; `read` gives the right token (None: there is none) and is only asked when one came."""
     given = [value for name, value in scope.get("headers", ()) if name.lower() == TOKEN_HEADER]
-    if given:
-        right = token is not None and len(given) == 1 and hmac.compare_digest(given[0], token.encode())
-        return Verdict.TRUSTED if right else Verdict.REFUSED
-    return Verdict.OPEN if is_open(scope) else Verdict.UNKNOWN
+    if not given:
+        return Verdict.OPEN if is_open(scope) else Verdict.UNKNOWN
+    token = read()
+    right = token is not None and len(given) == 1 and hmac.compare_digest(given[0], token.encode())
+    return Verdict.TRUSTED if right else Verdict.REFUSED
 
 
 def is_open(scope: Mapping[str, Any]) -> bool:

@@ -101,7 +101,7 @@ class Kit:
     # Requests
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        verdict = judge(scope, read_token(self._settings.token_file))
+        verdict = judge(scope, lambda: read_token(self._settings.token_file))
         if verdict is Verdict.UNKNOWN:
             await _refuse(send, 401, "this path is not open to clients; it needs the deployment's gate token")
         elif verdict is Verdict.REFUSED:

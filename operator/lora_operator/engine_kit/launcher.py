@@ -152,7 +152,8 @@ def _log(text: str) -> None:
 
 def build_environment(env: Mapping[str, str]) -> dict[str, str]:
     """The engine's environment: the kit's package can be imported by it."""
-    root = str(Path(__file__).resolve().parent.parent)
+    # Not resolved: a mounted ConfigMap's files are links, and the folder behind them must not become importable.
+    root = str(Path(__file__).absolute().parents[(__package__ or "").count(".") + 1])
     paths = env.get("PYTHONPATH", "").split(os.pathsep) if env.get("PYTHONPATH") else []
     if root not in paths:
         paths.insert(0, root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ IMAGE_PROBLEMS = (
     "ErrImageNeverPull",
     "CreateContainerConfigError",
 )
+_VIEW_PATH = re.compile(r"artifacts/[A-Za-z0-9][A-Za-z0-9._-]*")  # what a Job may publish, and engines be told to load
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,11 @@ def _result(container: dict[str, Any] | None, failed: dict[str, Any] | None) -> 
     terminated = ((container or {}).get("state") or {}).get("terminated") or {}
     message = terminated.get("message") or ""
     try:
-        return FetchResult.model_validate_json(message)
+        result = FetchResult.model_validate_json(message)
     except ValidationError:
-        pass
+        result = None
+    if result is not None and (not result.ok or (result.resolved_revision and _VIEW_PATH.fullmatch(result.path))):
+        return result
     if failed is not None and failed.get("reason") == "DeadlineExceeded":
         return FetchResult(ok=False, reason=Reason.JOB_TIMEOUT, message="the Job took longer than its deadline")
     if terminated.get("reason") == "OOMKilled":

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 LIST_VERSION: Final = 1
+MAX_LIST_BYTES: Final = 32 * 2**20  # unpacked; 5,000 adapters take 2 MB
 
 
 @dataclass(frozen=True, order=True)
@@ -64,11 +67,12 @@ def plan_list(
     """The list that `decisions` lead to; the previous one itself when nothing changed.
 
     `above` is the highest generation that any pod holds: a new list's generation is always higher, also when the
-    ConfigMap with the previous one was lost.
+    ConfigMap with the previous one was lost. A kept entry gives way where its name is another adapter's by now: its own
+    adapter asks for another name since.
     """
     present = {module.uid: module for module in previous.modules} if previous else {}
     wanted: dict[str, Module] = {}
-    for decision in decisions:
+    for decision in sorted(decisions, key=lambda decision: decision.keep):
         module = present.get(decision.uid) if decision.keep else decision.module
         if module is not None:
             wanted.setdefault(module.name, module)
@@ -108,7 +112,11 @@ def encode_for_config_map(modules: ModuleList) -> str:
 def decode_from_config_map(data: str) -> ModuleList | None:
     """The list in a ConfigMap's binaryData; None where it is not one (a user's edit, say)."""
     try:
-        body = json.loads(gzip.decompress(base64.b64decode(data, validate=True)))
+        with gzip.GzipFile(fileobj=io.BytesIO(base64.b64decode(data, validate=True))) as packed:
+            text = packed.read(MAX_LIST_BYTES + 1)
+        if len(text) > MAX_LIST_BYTES:
+            return None
+        body = json.loads(text)
         modules = tuple(
             Module(
                 name=str(item["name"]),
@@ -121,5 +129,5 @@ def decode_from_config_map(data: str) -> ModuleList | None:
             for item in body["modules"]
         )
         return ModuleList(deployment=str(body["deployment"]), generation=int(body["generation"]), modules=modules)
-    except (ValueError, KeyError, TypeError, OSError, EOFError):
+    except (ValueError, KeyError, TypeError, OSError, EOFError, OverflowError, RecursionError, zlib.error):
         return None

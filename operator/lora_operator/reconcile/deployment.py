@@ -156,6 +156,8 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
     """The module list after all decisions; None while an adapter has not been decided on in its present form."""
     registry, store = context.registry, context.store
     previous = registry.lists.get(deployment.key) or _stored_list(context, deployment)
+    if previous is None and not _all_asked(context, deployment):
+        return None  # the ConfigMap was lost: what the pods hold tells how far the generations had come
     decisions = []
     for adapter in store.adapters_of(deployment.key):
         decision = registry.decision(adapter.key)
@@ -181,6 +183,14 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
         for pod in own_pods(context, deployment):
             context.enqueue(Key(Kind.POD, pod["metadata"]["namespace"], pod["metadata"]["name"]))
     return updated
+
+
+def _all_asked(context: Context, deployment: VLLMDeployment) -> bool:
+    asked = context.registry.asked | context.registry.silent
+    pods = {(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in own_pods(context, deployment)}
+    for pod in pods - asked:
+        context.enqueue(Key(Kind.POD, *pod))
+    return pods <= asked
 
 
 def _stored_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:

@@ -49,11 +49,13 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
     deployment = _deployment(context, pod) if pod else None
     if pod is None or deployment is None:
         context.registry.asked.discard(place)
+        context.registry.silent.discard(place)
         context.registry.views.pop(place, None)
         return None
     await learn_owners(context, [pod])
     if pod not in own_pods(context, deployment):
         context.registry.asked.discard(place)
+        context.registry.silent.discard(place)
         context.registry.views.pop(place, None)
         context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
         return None
@@ -96,13 +98,15 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
             _publish(context, deployment, engine.pod, PodView(uid=engine.uid, container_id=engine.container))
             return POLL_FAILING
         state = await _exchange(context, engine, known, modules)
+        _note_held(context, deployment, state)
         models = await context.engines.models(engine.url, engine.token)
     except StaleList as error:
-        registry.held[deployment.key] = max(registry.held.get(deployment.key, 0), error.state.list_generation or 0)
+        _note_held(context, deployment, error.state)
         context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
         return POLL_UNSETTLED
     except EngineError as error:
         if not engine.ready and isinstance(error, EngineUnreachable):
+            registry.silent.add(engine.pod)
             return POLL_STARTING  # an engine that loads its model does not listen yet
         failed = PodView(
             uid=engine.uid,
@@ -117,6 +121,12 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
     if modules is not None and state.list_generation == modules.generation and state.settled:
         return POLL_IDLE * random.uniform(0.8, 1.2)  # noqa: S311  spreads load
     return POLL_UNSETTLED if modules is not None else POLL_STARTING
+
+
+def _note_held(context: Context, deployment: VLLMDeployment, state: KitState) -> None:
+    """Remember the highest generation that any pod holds: a list is never numbered like another one before it."""
+    held = context.registry.held
+    held[deployment.key] = max(held.get(deployment.key, 0), state.list_generation or 0)
 
 
 async def _exchange(context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None) -> KitState:
@@ -164,6 +174,7 @@ def _publish(context: Context, deployment: VLLMDeployment, pod: ObjectKey, view:
     old = registry.views.get(pod)
     first = pod not in registry.asked
     registry.asked.add(pod)
+    registry.silent.discard(pod)
     if view is None:
         registry.views.pop(pod, None)
     else:

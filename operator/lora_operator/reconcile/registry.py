@@ -33,7 +33,8 @@ class Registry:
         self.lists: dict[ObjectKey, ModuleList] = {}
         self.held: dict[ObjectKey, int] = {}  # the highest list generation that any pod of a deployment reported
         self.views: dict[ObjectKey, PodView] = {}
-        self.asked: set[ObjectKey] = set()  # pods that were asked, or tried, since this operator started
+        self.asked: set[ObjectKey] = set()  # pods about whose engine something is known since this operator started
+        self.silent: set[ObjectKey] = set()  # pods whose engine did not listen when it was last tried: it starts
         self.replica_set_owners: dict[str, str | None] = {}  # ReplicaSet UID → its Deployment's UID
         self.announced: dict[ObjectKey, object] = {}  # what an artifact's wanters were last told of
 

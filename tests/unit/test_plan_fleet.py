@@ -1,0 +1,153 @@
+"""What an adapter may conclude from looks at engines: a pod that can't be asked never counts as serving, nor as not wanted."""
+
+from __future__ import annotations
+
+import pytest
+
+from lora_operator.plan.fleet import AdapterLoad, Fleet, FleetPod, PodView, Served, serves
+from lora_operator.reconcile.pod import build_view
+from lora_operator.vllm import KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel
+from tests.unit.builders import fleet_pod, make_fleet, make_module, make_view
+
+SQL = make_module()
+OLD = make_module(path="/model-cache/artifacts/older")
+FAILED = make_view(failures={"sql": "rank 64 is greater than max_lora_rank 16"})
+
+LOADS: dict[str, tuple[Fleet, AdapterLoad]] = {
+    "no pod": (make_fleet(), AdapterLoad(0, 0, 0, False, ())),
+    "every ready pod serves it": (
+        make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(SQL))),
+        AdapterLoad(2, 2, 0, False, ()),
+    ),
+    "a pod that is not ready does not count, serving or not": (
+        make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(SQL), is_ready=False)),
+        AdapterLoad(1, 1, 0, False, ()),
+    ),
+    "a pod that does not serve it yet": (
+        make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view())),
+        AdapterLoad(2, 1, 0, False, ()),
+    ),
+    "a pod that serves another revision under the name": (
+        make_fleet(fleet_pod("a", make_view(OLD))),
+        AdapterLoad(1, 0, 0, False, ()),
+    ),
+    "an engine that refused it, in its words": (
+        make_fleet(fleet_pod("a", FAILED)),
+        AdapterLoad(1, 0, 0, True, (("a", "rank 64 is greater than max_lora_rank 16"),)),
+    ),
+    "an old failure of the name does not count once it is served": (
+        make_fleet(fleet_pod("a", make_view(SQL, failures={"sql": "once"}))),
+        AdapterLoad(1, 1, 0, False, ()),
+    ),
+    "a pod that does not answer, though it served before": (
+        make_fleet(fleet_pod("a", make_view(SQL, error="no answer in 10 s"))),
+        AdapterLoad(1, 0, 1, False, (("a", "no answer in 10 s"),)),
+    ),
+    "a pod that was not asked": (
+        make_fleet(fleet_pod("a", None)),
+        AdapterLoad(1, 0, 1, False, (("a", "not asked yet"),)),
+    ),
+    "a pod whose gate is open serves nothing that counts": (
+        make_fleet(fleet_pod("a", make_view(SQL, gate_closed=False))),
+        AdapterLoad(1, 0, 1, False, (("a", "its gate is missing"),)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LOADS)
+def test_load_of(case: str) -> None:
+    fleet, expected = LOADS[case]
+    assert fleet.load_of(SQL) == expected
+
+
+SERVES: dict[str, tuple[Served | None, bool]] = {
+    "the same path and lineage": (Served(SQL.path, "meta/Llama", "sql"), True),
+    "under an internal name": (Served(SQL.path, "meta/Llama", "sql@fedcba98.7"), True),
+    "another path": (Served("/model-cache/artifacts/older", "meta/Llama", "sql"), False),
+    "another lineage": (Served(SQL.path, "llama", "sql"), False),
+    "no lineage": (Served(SQL.path, None, "sql"), False),
+    "not at all": (None, False),
+}
+
+
+@pytest.mark.parametrize("case", SERVES)
+def test_serves(case: str) -> None:
+    served, expected = SERVES[case]
+    view = PodView(uid="u", container_id="c", gate_closed=True, served={} if served is None else {"sql": served})
+    assert serves(view, SQL) is expected
+
+
+def loaded(name: str, internal: str | None = None, path: str = SQL.path) -> LoadedModule:
+    return LoadedModule(name=name, internal_name=internal or name, path=path, base_model_name="meta/Llama")
+
+
+def model(name: str, root: str | None = SQL.path, parent: str | None = "meta/Llama") -> ServedModel:
+    return ServedModel(id=name, root=root, parent=parent)
+
+
+def state(*modules: LoadedModule, **more: object) -> KitState:
+    values: dict[str, object] = {
+        "kit": "k",
+        "vllm_version": "0.32.0",
+        "instance": "i",
+        "list_generation": 4,
+        "settled": True,
+        "loaded": modules,
+        "failures": (),
+        "retired": (),
+        "atomic_swap": True,
+    }
+    return KitState(**(values | more))  # type: ignore[arg-type]
+
+
+BASE = (model("meta/Llama", "/model-cache/artifacts/b", None), model("llama", "/model-cache/artifacts/b", None))
+
+
+def view(kit: KitState, *models: ServedModel) -> PodView:
+    return build_view("uid", "container", kit, (*BASE, *models), served_names=("meta/Llama", "llama"))
+
+
+def test_a_view_has_public_names_with_what_the_engine_itself_lists() -> None:
+    seen = view(state(loaded("sql", "sql@fedcba98.4")), model("sql@fedcba98.4"))
+    assert seen.served == {"sql": Served(SQL.path, "meta/Llama", "sql@fedcba98.4")}
+    assert (seen.list_generation, seen.settled, seen.gate_closed, seen.orphans) == (4, True, True, ())
+
+
+def test_what_the_kit_claims_and_the_engine_does_not_list_is_not_served() -> None:
+    assert view(state(loaded("sql"))).served == {}
+
+
+def test_the_engines_word_on_path_and_lineage_counts_and_not_the_kits() -> None:
+    seen = view(state(loaded("sql")), model("sql", "/elsewhere", "llama"))
+    assert seen.served["sql"] == Served("/elsewhere", "llama", "sql")
+
+
+def test_what_the_engine_lists_and_the_kit_does_not_know_is_an_orphan() -> None:
+    seen = view(state(loaded("sql")), model("sql"), model("zombie"), model("ghost"))
+    assert seen.orphans == ("ghost", "zombie")
+
+
+def test_the_base_models_names_are_none() -> None:
+    assert view(state()).orphans == ()
+
+
+def test_failures_are_by_public_name() -> None:
+    failure = ModuleFailure(name="sql", path="/x", stage="engine", message="no")
+    assert view(state(failures=(failure,))).failures == {"sql": "no"}
+
+
+def test_retired_content_is_not_served() -> None:
+    retired = RetiredModule(internal_name="sql", path="/x", running=True)
+    assert view(state(retired=(retired,))).served == {}
+
+
+VERSIONS = {"0.32.0": False, "0.26.0": False, "0.25.1": True, "0.9.2": True, "1.0.0": False, "dev": False}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_engines_that_are_too_old_for_hot_loading(version: str) -> None:
+    assert view(state(vllm_version=version)).too_old is VERSIONS[version]
+
+
+def test_a_fleets_pod_is_a_value() -> None:
+    assert FleetPod("a", True, None) == fleet_pod("a")
