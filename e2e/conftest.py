@@ -18,7 +18,17 @@ import pytest
 from e2e.cluster import Cluster, ensure_cluster, paths, tools
 from e2e.cluster.steps import step
 from e2e.fixtures.hub import HubServer
-from e2e.stack import OPERATOR_NAMESPACE, RELEASE, Json, Stack, namespace, tiny_fixtures, token_secret, vllm_deployment
+from e2e.stack import (
+    OPERATOR_NAMESPACE,
+    RELEASE,
+    Json,
+    Stack,
+    lora_adapter,
+    namespace,
+    tiny_fixtures,
+    token_secret,
+    vllm_deployment,
+)
 
 SERVING = "serving"
 FLEET = "llama"
@@ -162,6 +172,7 @@ class Fleet:
     waiting: tuple[str, ...]  # what `kubectl get vllm` printed meanwhile
     asked: float
     ready: float
+    early: Json  # an adapter that was applied together with the deployment, once it was Ready
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +187,10 @@ def fleet(stack: Stack, hub: HubServer, reference: Any) -> Fleet:
         "from": "Selector",
         "selector": {"matchExpressions": [{"key": "lora-operator.test/team", "operator": "In", "values": ["a", "b"]}]},
     }
-    stack.apply(vllm_deployment(FLEET, SERVING, repo="tiny/base", replicas=REPLICAS, policy=policy))
+    stack.apply(
+        vllm_deployment(FLEET, SERVING, repo="tiny/base", replicas=REPLICAS, policy=policy),
+        lora_adapter("early", TEAM_A, repo="tiny/two", deployment=DEPLOYMENT),
+    )
     waiting = []
     while stack.condition("vllm", FLEET, SERVING, "ModelReady").get("status") != "True":
         waiting.append(stack.cluster.kubectl("get", "vllm", FLEET, "-n", SERVING))
@@ -186,9 +200,12 @@ def fleet(stack: Stack, hub: HubServer, reference: Any) -> Fleet:
     with step("starting two engines"):
         stack.wait_condition("vllm", FLEET, SERVING, timeout=300)
     ready = time.monotonic()
+    # An adapter that was applied before there was any pod: nobody touches it again, it has to become Ready by itself.
+    early = stack.wait_condition("lora", "early", TEAM_A, timeout=30)
+    stack.delete("lora", "early", TEAM_A)
     pods.stop()
     artifacts.stop()
-    return Fleet(pods.seen, artifacts.seen, tuple(waiting), asked, ready)
+    return Fleet(pods.seen, artifacts.seen, tuple(waiting), asked, ready, early)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -72,6 +72,10 @@ def assert_answers(url: str, case: tuple[str, str], expected: Any) -> None:
             assert token_ids(url, model, answer[prompt]) == answer["token_ids"]
 
 
+def test_an_adapter_applied_before_the_fleet_becomes_ready_with_it(fleet: Fleet) -> None:
+    assert fleet.early["status"]["pods"] == {"wanted": 2, "loaded": 2}
+
+
 def assert_lineage(stack: Stack, url: str, adapters: Any) -> None:
     deployment = stack.get("vllm", FLEET, SERVING)
     assert deployment is not None

@@ -213,7 +213,9 @@ def make_artifact(
     )
 
 
-def ready_artifact(name: str = "sql-0a1b2c3d4e", *, rank: int | None = 8, commit: str = COMMIT, **more: Any) -> ModelArtifact:
+def ready_artifact(
+    name: str = "sql-0a1b2c3d4e", *, rank: int | None = 8, commit: str = COMMIT, **more: Any
+) -> ModelArtifact:
     """A ModelArtifact whose content is in the cache."""
     status = {
         "attempt": 1,
@@ -302,7 +304,9 @@ def make_job(
     }
 
 
-def job_pod(state: Mapping[str, Any] | None = None, *, attempt: int = 1, unscheduled: str | None = None) -> dict[str, Any]:
+def job_pod(
+    state: Mapping[str, Any] | None = None, *, attempt: int = 1, unscheduled: str | None = None
+) -> dict[str, Any]:
     """A pod of that Job with its container in `state`."""
     status: dict[str, Any] = {}
     if state is not None:

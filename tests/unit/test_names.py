@@ -14,7 +14,9 @@ from lora_operator.constants import LABEL_ARTIFACT, LABEL_COMPONENT, LABEL_DEPLO
 
 DNS_SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
 LABEL = re.compile(r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
-object_names = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?){0,3}", fullmatch=True)
+object_names = st.from_regex(
+    r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?){0,3}", fullmatch=True
+)
 
 
 def test_a_hash_is_of_the_value_and_not_of_its_spelling() -> None:
@@ -124,6 +126,10 @@ def test_format_size(case: str) -> None:
     assert names.format_size(size) == text
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
+    )
+)
 def test_a_hash_is_stable(value: Any) -> None:
     assert names.short_hash(value) == names.short_hash(value)

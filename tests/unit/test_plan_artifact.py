@@ -102,7 +102,9 @@ def after(artifact: ModelArtifact, plan: ArtifactPlan) -> ModelArtifact:
     return artifact.model_copy(update={"status": through_the_api(plan.status)})
 
 
-def failed_artifact(reason: Reason, *, artifact: ModelArtifact | None = None, version: str | None = None) -> ModelArtifact:
+def failed_artifact(
+    reason: Reason, *, artifact: ModelArtifact | None = None, version: str | None = None
+) -> ModelArtifact:
     """An artifact whose first attempt ended so, at NOW."""
     first = seen(artifact, secret=secret(version) if version else None)
     started = after(first.artifact, plan_artifact(first, now=NOW))
@@ -127,7 +129,10 @@ class Said:
 
 CASES: dict[str, tuple[ArtifactObservation, Said]] = {
     "while a wanter may yet turn up, nothing is done": (seen(wanted=None), Said(None, again=1.0)),
-    "while a wanter may yet turn up, a Ready one stays as it is": (seen(ready_artifact(), wanted=None), Said(None, again=1.0)),
+    "while a wanter may yet turn up, a Ready one stays as it is": (
+        seen(ready_artifact(), wanted=None),
+        Said(None, again=1.0),
+    ),
     "one that never got Ready goes with its last wanter": (seen(wanted=False), Said(None, delete_artifact=True)),
     "a new one starts": (
         seen(),
@@ -159,15 +164,11 @@ CASES: dict[str, tuple[ArtifactObservation, Said]] = {
     ),
     "before its base model exists": (
         seen(NEEDS_BASE),
-        Said(
-            ("False", "Queued", "waits for the base model: ModelArtifact serving/base-1 is not Ready"), again=30.0
-        ),
+        Said(("False", "Queued", "waits for the base model: ModelArtifact serving/base-1 is not Ready"), again=30.0),
     ),
     "before its base model is Ready": (
         seen(NEEDS_BASE, base=make_artifact("base-1", type="BaseModel", conditions=not_ready("Downloading"))),
-        Said(
-            ("False", "Queued", "waits for the base model: ModelArtifact serving/base-1 is not Ready"), again=30.0
-        ),
+        Said(("False", "Queued", "waits for the base model: ModelArtifact serving/base-1 is not Ready"), again=30.0),
     ),
     "once its base model is Ready": (
         seen(NEEDS_BASE, base=BASE_READY),
@@ -274,7 +275,10 @@ CASES: dict[str, tuple[ArtifactObservation, Said]] = {
         Said(None, delete_jobs=("sql-0a1b2c3d4e-1",)),
     ),
     "a Ready one is left alone": (seen(ready_artifact()), Said(None)),
-    "a Ready one without its cache too: what stands in it is still true": (seen(ready_artifact(), cache=None), Said(None)),
+    "a Ready one without its cache too: what stands in it is still true": (
+        seen(ready_artifact(), cache=None),
+        Said(None),
+    ),
 }
 
 
@@ -333,7 +337,11 @@ def test_what_a_failure_records() -> None:
     assert plan.status is not None
     status = plan.status
     assert status.last_failure is not None
-    assert (status.last_failure.attempt, status.last_failure.reason, status.last_failure.message) == (1, "RateLimited", "429")
+    assert (status.last_failure.attempt, status.last_failure.reason, status.last_failure.message) == (
+        1,
+        "RateLimited",
+        "429",
+    )
     assert (status.attempt, status.finished_attempt, status.failed_attempts) == (1, 1, 1)
     assert status.next_attempt_time == NOW + timedelta(seconds=10)
     assert status.progress is None
@@ -527,7 +535,7 @@ def test_a_full_commit_that_is_wanted_again_is_used_as_it_is() -> None:
 
 # Whose credentials
 
-LENT = {SECRET: None}
+LENT: dict[tuple[str, str, str, str], object] = {SECRET: None}
 CREDENTIALS: dict[str, tuple[ModelArtifact, dict[tuple[str, str, str, str], object], Any]] = {
     "none are asked for": (make_artifact(), LENT, None),
     "a live wanter lends them": (PRIVATE, LENT, SECRET),

@@ -92,10 +92,7 @@ CACHES: dict[str, Case] = {
     "a volume that Jobs can't write to": (
         claim("Bound"),
         [unwritable("old words"), unwritable(WORDS, "2026-01-01T00:00:09Z")],
-        {
-            type_: (status, "CacheNotWritable", WORDS)
-            for type_, status in (("Ready", "False"), ("Stalled", "True"))
-        },
+        {type_: (status, "CacheNotWritable", WORDS) for type_, status in (("Ready", "False"), ("Stalled", "True"))},
         60,
     ),
     "one that could be written since": (

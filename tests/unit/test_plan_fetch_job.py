@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_operator.constants import Reason
 from lora_operator.manifest import FetchResult
 from lora_operator.plan.fetch_job import view_job
 from tests.unit.builders import COMMIT, job_pod, make_job
@@ -15,7 +16,7 @@ from tests.unit.builders import COMMIT, job_pod, make_job
 GOOD = FetchResult(
     ok=True, resolved_revision=COMMIT, digest="sha256:aa", size_bytes=1, files=1, path=f"artifacts/x-{COMMIT}"
 ).model_dump_json(by_alias=True)
-BAD = FetchResult(ok=False, reason="Unauthorized", message="401").model_dump_json(by_alias=True)  # type: ignore[arg-type]
+BAD = FetchResult(ok=False, reason=Reason.UNAUTHORIZED, message="401").model_dump_json(by_alias=True)
 
 
 def ended(message: str | None, *, code: int = 1, reason: str = "Error") -> dict[str, Any]:
@@ -120,7 +121,15 @@ def test_a_finished_job(case: str) -> None:
 
 
 def test_a_path_that_leaves_the_cache_is_no_result() -> None:
-    for path in ("../../etc", "/etc", "artifacts/../../etc", "artifacts/..", "artifacts/", "hub/blobs", "artifacts/a/b"):
+    for path in (
+        "../../etc",
+        "/etc",
+        "artifacts/../../etc",
+        "artifacts/..",
+        "artifacts/",
+        "hub/blobs",
+        "artifacts/a/b",
+    ):
         text = FetchResult.model_validate_json(GOOD).model_copy(update={"path": path}).model_dump_json(by_alias=True)
         view = view_job(make_job(complete=True), [job_pod(ended(text, code=0))])
         assert view.result is not None

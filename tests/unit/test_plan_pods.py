@@ -31,7 +31,9 @@ PROBLEMS: dict[str, tuple[dict[str, Any], tuple[str, str] | None]] = {
         engine_pod(
             is_ready=False,
             container={},
-            conditions=({"type": "PodScheduled", "status": "False", "message": "0/3 nodes: Insufficient nvidia.com/gpu"},),
+            conditions=(
+                {"type": "PodScheduled", "status": "False", "message": "0/3 nodes: Insufficient nvidia.com/gpu"},
+            ),
         ),
         ("Unschedulable", "pod llama-0: 0/3 nodes: Insufficient nvidia.com/gpu"),
     ),

@@ -4,7 +4,7 @@ Everything here runs beside vLLM in somebody else's image: standard library only
 `vllm.lora.request`, `vllm.lora.resolver` and public routes (see engine.py for the one exception). Nothing here may import the
 operator, and no failure here may stop an engine from starting.
 
-checks     what vLLM would refuse or serve wrongly (with tensors, basemodel, peftconfig, text); the fetcher imports it too
+checks     what vLLM would refuse or serve wrongly (with tensors, basemodel, peftconfig, problems, text); the fetcher imports it too
 launcher   the container's entry point: chooses the static adapters and becomes the engine
-kit        the ASGI middleware: start-up, gate, resolver, HTTP API (with gate, keeper, engine, modules)
+kit        the ASGI middleware: start-up, gate, resolver, HTTP API (with gate, keeper, ledger, inbox, engine, modules)
 """

@@ -19,21 +19,16 @@ from typing import Any, Final
 from .basemodel import BaseModel
 from .checks import CONFIG, WEIGHTS
 from .engine import Caller, PinnedRequest, Served, adapters_in_use, log, make_request
+from .inbox import Inbox
 from .launcher import check_module, read_base
 from .ledger import Generation, Ledger
 from .modules import (
     LOADING_FILE,
     REFUSED_FILE,
-    ListProblem,
     Module,
-    ModuleList,
     Settings,
-    newest_list,
-    parse_list,
-    read_list,
     read_loading,
     read_refused,
-    write_file,
     write_loading,
     write_refused,
 )
@@ -43,7 +38,6 @@ from .text import clean
 PASS_SECONDS: Final = 3.0  # between looks at the registry and the mounted list when nothing happens
 HANDED_SECONDS: Final = 2.0  # how long a client's resolution of what is loaded may take before nobody waits for it
 RESOLVE_SECONDS: Final = 60.0  # how long a client's request waits for a listed adapter to be loaded
-REREAD_SECONDS: Final = 1.0
 VANISHED_SECONDS: Final = 15.0
 
 
@@ -53,7 +47,7 @@ class Keeper:
     def __init__(
         self, settings: Settings, served: Served, caller: Caller, *, oldest_request: Callable[[], float | None]
     ) -> None:
-        self.modules: ModuleList | None = None
+        self.inbox = Inbox(settings, self._list_changed)
         self.ledger = Ledger()
         self.served = served
         self._settings = settings
@@ -63,9 +57,6 @@ class Keeper:
         self._settled: int | None = None
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
-        self._accepting = asyncio.Lock()
-        self._reread_at = 0.0
-        self._mounted: tuple[int, ...] | None = None
         self._vanished_at = time.monotonic()
         self._refused = read_refused(settings.state_dir / REFUSED_FILE)
         self._base: BaseModel | None = None
@@ -76,25 +67,8 @@ class Keeper:
     @property
     def settled(self) -> bool:
         """Whether everything of the list was tried, and nothing is on its way into the registry."""
-        generation = self.modules.generation if self.modules is not None else None
+        generation = self.inbox.modules.generation if self.inbox.modules is not None else None
         return self._settled == generation and not self._handed
-
-    async def accept(self, raw: bytes) -> tuple[int, str]:
-        """Take a list and keep it on disk; status 200, 400, 409 or 500, and what is wrong."""
-        try:
-            modules, plain = await asyncio.to_thread(parse_list, raw, served_names=self._settings.served_names)
-        except ListProblem as problem:
-            return 400, str(problem)
-        async with self._accepting:
-            held = self.modules.generation if self.modules is not None else -1
-            if modules.generation < held:
-                return 409, f"list generation {held} is held, {modules.generation} is older"
-            try:
-                await asyncio.to_thread(write_file, self._settings.list_file, plain)
-            except OSError as error:
-                return 500, f"the list can't be kept in {self._settings.state_dir}: {error.strerror}"
-            self._take(modules)
-        return 200, ""
 
     async def wait_settled(self, seconds: float) -> None:
         """Wait until everything of the present list was tried, but at most so long."""
@@ -108,13 +82,13 @@ class Keeper:
         alias = self.ledger.alias(asked)
         if alias is not None:
             return self._hand(asked, alias)
-        if self._wanted(asked) is None:
-            await self._reread()
+        if self.inbox.wanted(asked) is None:
+            await self.inbox.reread()
         if self._may_come(asked):
             self._wake.set()
             await self._wait(lambda: not self._may_come(asked), RESOLVE_SECONDS)
         present = self.ledger.current.get(asked)
-        return None if present is None or self._wanted(asked) is None else self._hand(asked, present)
+        return None if present is None or self.inbox.wanted(asked) is None else self._hand(asked, present)
 
     def running(self) -> frozenset[str]:
         """Internal names of retired content that requests may still use."""
@@ -124,17 +98,12 @@ class Keeper:
 
     async def start(self) -> None:
         """Before the engine takes requests: find the newest list and load all of it."""
-        settings = self._settings
-        modules = await asyncio.to_thread(
-            newest_list, settings.list_file, settings.modules_file, served_names=settings.served_names
-        )
-        if modules is not None:
-            self._take(modules)
+        await self.inbox.start()
         await self._adopt()
-        note = settings.state_dir / LOADING_FILE
+        note = self._settings.state_dir / LOADING_FILE
         suspect = read_loading(note)
         write_loading(note, None)
-        module = self._wanted(suspect[0]) if suspect is not None else None
+        module = self.inbox.wanted(suspect[0]) if suspect is not None else None
         if module is not None and (module.name, module.path) == suspect and module.name not in self.ledger.current:
             self.ledger.quarantine(module, time.monotonic())
         await self._pass()
@@ -147,7 +116,7 @@ class Keeper:
                     await self._wake.wait()
             self._wake.clear()
             try:
-                await self._reread()
+                await self.inbox.reread()
                 await self._pass()
             except Exception:
                 log.exception("lora-operator: a pass failed, the next one comes in %s s", PASS_SECONDS)
@@ -162,7 +131,7 @@ class Keeper:
     async def _pass(self) -> None:
         """Make the registry what the list says: first what must go, then what is missing."""
         await self._adopt()
-        modules = self.modules
+        modules = self.inbox.modules
         if modules is None:
             return
         for name in [name for name in self.ledger.current if name not in modules.by_name]:
@@ -178,7 +147,7 @@ class Keeper:
                     await self._put(replace(present, base_model_name=module.base_model_name))
             elif not self.ledger.must_wait(module, time.monotonic()):
                 await self._load(module)
-                if self.modules is not modules:
+                if self.inbox.modules is not modules:
                     return  # a newer list came meanwhile; it has woken the loop
         now = time.monotonic()
         self._handed = {name: since for name, since in self._handed.items() if now - since < HANDED_SECONDS}
@@ -227,7 +196,7 @@ class Keeper:
         key = (module.name, module.path)
         known = self.ledger.known(key)
         if known is None:
-            internal = self.ledger.mint(module, self.modules.generation if self.modules is not None else 0)
+            internal = self.ledger.mint(module, self.inbox.modules.generation if self.inbox.modules is not None else 0)
             request = make_request(
                 internal=internal, int_id=None, path=module.path, base_model_name=module.base_model_name
             )
@@ -242,7 +211,7 @@ class Keeper:
                 return
             known = Generation(module.name, module.path, internal, request.lora_int_id, module.base_model_name)
             self.ledger.remember(known)
-        if self._wanted(module.name) == module:
+        if self.inbox.wanted(module.name) == module:
             await self._put(replace(known, base_model_name=module.base_model_name))
         elif not self.served.atomic:
             await self.served.remove(module.name)
@@ -289,35 +258,14 @@ class Keeper:
 
     # Pieces
 
-    def _take(self, modules: ModuleList) -> None:
-        if modules != self.modules:
-            self._settled = None  # also when somebody sends other content under the same generation
-        self.modules = modules
+    def _list_changed(self) -> None:
+        self._settled = None
         self._wake.set()
         self._tell()
 
-    async def _reread(self) -> None:
-        """Look whether the mounted list is newer than the one that is held."""
-        now = time.monotonic()
-        if now < self._reread_at:
-            return
-        self._reread_at = now + REREAD_SECONDS
-        signature = await asyncio.to_thread(_signature, self._settings.modules_file)
-        if signature == self._mounted:
-            return
-        self._mounted = signature
-        names = self._settings.served_names
-        found = await asyncio.to_thread(read_list, self._settings.modules_file, served_names=names)
-        async with self._accepting:
-            if found is not None and (self.modules is None or found.generation > self.modules.generation):
-                self._take(found)
-
-    def _wanted(self, name: str) -> Module | None:
-        return self.modules.by_name.get(name) if self.modules is not None else None
-
     def _may_come(self, name: str) -> bool:
         """Whether a listed adapter is not there yet and is not known to have failed."""
-        module = self._wanted(name)
+        module = self.inbox.wanted(name)
         return (
             module is not None
             and name not in self.ledger.current
@@ -372,15 +320,6 @@ def _request(generation: Generation, *, pinned: bool = False) -> Any:
 
 def _is_ours(path: str, root: Path) -> bool:
     return is_inside(Path(os.path.realpath(path)), root)
-
-
-def _signature(path: Path) -> tuple[int, ...] | None:
-    """What changes with a file's content; None when there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _vanished(paths: dict[str, str]) -> list[str]:

@@ -143,7 +143,7 @@ class Kit:
                 send, 413, f"a module list has at most {LIST_BYTES} bytes, and comes within {BODY_SECONDS:.0f} s"
             )
             return
-        status, problem = await keeper.accept(body)
+        status, problem = await keeper.inbox.accept(body)
         if status == 200:
             await keeper.wait_settled(_wait_of(scope))
             await _answer(send, 200, self._state(keeper))
@@ -154,7 +154,7 @@ class Kit:
 
     def _state(self, keeper: Keeper) -> dict[str, Any]:
         running = keeper.running()
-        modules = keeper.modules
+        modules = keeper.inbox.modules
         bad = [(one.name, one.path, "checks", message) for one, message in (modules.problems if modules else ())]
         failed = [(name, path, one.stage, one.message) for (name, path), one in keeper.ledger.failures.items()]
         return {

@@ -27,6 +27,8 @@ from lora_operator.plan.wants import Credentials, build_artifact
 
 MAX_FAILURES = 5
 SECRET_POLL_SECONDS = 10.0
+BLOCKED_POLL_SECONDS = 10.0
+FLEET_POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,15 @@ def _plan_accepted(
     adapter = seen.adapter
     wanted, downloaded = _wanted_artifact(seen)
     if wanted is None and downloaded is None:  # the base model's artifact is not known yet
-        return AdapterPlan(_unknown(adapter), None, None, requeue_after=1.0)
+        blocked = _base_model_blocked(deployment)
+        if blocked is None:
+            return AdapterPlan(_unknown(adapter), None, None, requeue_after=1.0)
+        verdicts = {
+            Condition.ACCEPTED: accepted,
+            Condition.DOWNLOADED: blocked,
+            Condition.LOADED: _not_loaded(accepted),
+        }
+        return AdapterPlan(_unknown(adapter), None, _status(seen, verdicts, now=now), BLOCKED_POLL_SECONDS)
     key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"]) if wanted else None
     artifact = seen.artifacts.get(key) if key else None
     if downloaded is None:
@@ -110,14 +120,11 @@ def _plan_accepted(
     )
     if ready and module is not None and seen.fleet is None:
         # Nothing is known of the pods yet (the operator has just started): what stands in the status stays.
-        return AdapterPlan(decision, wanted, None)
+        return AdapterPlan(decision, wanted, None, FLEET_POLL_SECONDS)
     verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: downloaded}
     load = None
     if module is None:
-        verdicts[Condition.LOADED] = failing(
-            Reason.NOT_DOWNLOADED if accepted.is_true else Reason.NOT_ACCEPTED,
-            "nothing is loaded before the adapter is downloaded" if accepted.is_true else "the adapter is not accepted",
-        )
+        verdicts[Condition.LOADED] = _not_loaded(accepted)
     elif seen.fleet is not None:
         load = seen.fleet.load_of(module)
         verdicts[Condition.LOADED] = _loaded(seen.fleet, load)
@@ -135,12 +142,11 @@ def _wanted_artifact(seen: AdapterObservation) -> tuple[dict[str, Any] | None, V
 
     An adapter whose artifact is Ready keeps it when its Secret is gone: the content was authorised when it was fetched.
     """
-    status = seen.adapter.status
     if isinstance(seen.credentials, ReasonError):
-        ref = status.artifact_ref
-        artifact = seen.artifacts.get((ref.namespace, ref.name)) if ref else None
-        unchanged = status.observed_generation == seen.adapter.metadata.generation
-        if artifact is not None and unchanged and is_true(artifact.status.conditions, Condition.READY):
+        artifact = _authorised(seen)
+        if artifact is not None and (seen.cache is None or seen.base_artifact is None):
+            return None, None
+        if artifact is not None and _fits(artifact, seen):
             return {
                 "apiVersion": artifact.api_version,
                 "kind": artifact.kind,
@@ -160,6 +166,38 @@ def _wanted_artifact(seen: AdapterObservation) -> tuple[dict[str, Any] | None, V
             credentials=seen.credentials,
         ),
         None,
+    )
+
+
+def _authorised(seen: AdapterObservation) -> ModelArtifact | None:
+    """The Ready artifact that the adapter's present spec led to before."""
+    status = seen.adapter.status
+    if status.artifact_ref is None or status.observed_generation != seen.adapter.metadata.generation:
+        return None
+    artifact = seen.artifacts.get((status.artifact_ref.namespace, status.artifact_ref.name))
+    return artifact if artifact is not None and is_true(artifact.status.conditions, Condition.READY) else None
+
+
+def _fits(artifact: ModelArtifact, seen: AdapterObservation) -> bool:
+    """Whether the pods' cache holds the artifact, and it was checked against the pods' base model."""
+    if not isinstance(seen.cache, ModelCache):
+        return False
+    base = artifact.spec.base_model_ref.name if artifact.spec.base_model_ref else None
+    in_cache = (artifact.metadata.namespace, artifact.spec.cache_ref.name) == seen.cache.key
+    return in_cache and base == seen.base_artifact
+
+
+def _base_model_blocked(deployment: VLLMDeployment) -> Verdict | None:
+    """Queued, where the deployment says of its present spec that it can't even want a base model."""
+    condition = find(deployment.status.conditions, Condition.MODEL_READY)
+    if condition is None or condition.status == "True" or deployment.status.model_artifact is not None:
+        return None
+    if condition.observed_generation != deployment.metadata.generation:
+        return None
+    return failing(
+        Reason.QUEUED,
+        f"waits for the base model of VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}, "
+        f"which is held up by {condition.reason}: see its status",
     )
 
 
@@ -199,6 +237,12 @@ def _downloaded(artifact: ModelArtifact | None, key: tuple[str, str] | None) -> 
     return failing(Reason(ready.reason), ready.message)
 
 
+def _not_loaded(accepted: Verdict) -> Verdict:
+    if accepted.is_true:
+        return failing(Reason.NOT_DOWNLOADED, "the wanted revision is not downloaded")
+    return failing(Reason.NOT_ACCEPTED, "the adapter is not accepted")
+
+
 def _loaded(fleet: Fleet, load: AdapterLoad) -> Verdict:
     if load.wanted == 0:
         if fleet.replicas == 0:
@@ -230,8 +274,10 @@ def _status(
             Reason.NOT_ACCEPTED, "nothing is downloaded before the adapter is accepted"
         )
     if Condition.LOADED not in verdicts:
-        verdicts[Condition.LOADED] = failing(Reason.NOT_ACCEPTED, "the adapter is not accepted")
+        verdicts[Condition.LOADED] = _not_loaded(verdicts[Condition.ACCEPTED])
     content = artifact.status if artifact and verdicts[Condition.DOWNLOADED].is_true else None
+    # Who is not admitted learns nothing of the deployment.
+    admitted = verdicts[Condition.ACCEPTED].reason is not Reason.NAMESPACE_NOT_ALLOWED
     wanted = load.wanted if load else 0
     loaded = load.loaded if load else 0
     conditions = with_ready_and_stalled(verdicts, f"{loaded} of {wanted} ready pods serve {adapter.served_name}")
@@ -239,7 +285,8 @@ def _status(
         conditions=merge(adapter.status.conditions, conditions, generation=adapter.metadata.generation, now=now),
         observed_generation=adapter.metadata.generation,
         served_name=adapter.served_name,
-        base_model_name=adapter.spec.base_model_name or (deployment.spec.model.served_names[0] if deployment else None),
+        base_model_name=adapter.spec.base_model_name
+        or (deployment.spec.model.served_names[0] if deployment and admitted else None),
         url=seen.url,
         resolved_revision=content.resolved_revision if content else None,
         revision=content.revision if content else None,

@@ -17,7 +17,9 @@ from lora_operator.plan.fetch_job import JobView
 from lora_operator.plan.wants import Credentials
 
 FIRST_BACKOFF_SECONDS = 10
-MAX_BACKOFF_SECONDS = {Retry.BACKOFF: 300, Retry.OUTSIDE: 600}
+# By the class of the reason; one that is otherwise waited for (a Job found the volume not mounted) is no reason to give up.
+MAX_BACKOFF_SECONDS = {Retry.BACKOFF: 300, Retry.OUTSIDE: 600, Retry.WAIT: 300, Retry.NONE: None}
+MAX_FAILURE_SHOWN = 1900  # characters of a Job's message in a condition, so that what happens next is not cut off
 POLL_RUNNING_SECONDS = 1.0
 POLL_SECRET_SECONDS = 10.0
 
@@ -111,21 +113,18 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
         )
     version = seen.secret.version if seen.secret else None
     failure = status.last_failure
-    renewed = version is not None and status.credentials_version not in (None, version)
+    outside = failure is not None and REASONS[Reason(failure.reason)].retry is Retry.OUTSIDE
+    renewed = outside and version is not None and status.credentials_version not in (None, version)
     if failure is not None and not renewed:
+        # Written again, for something else (a cache that was away) may have been said in between.
+        waiting = _write(seen, _failed(failure, due=status.next_attempt_time), now=now)
         if status.next_attempt_time is None:  # permanent
-            return ArtifactPlan(None, delete_jobs=delete)
+            return ArtifactPlan(waiting, delete_jobs=delete)
         wait = (status.next_attempt_time - now).total_seconds()
         if wait > 0:
-            poll = (
-                POLL_SECRET_SECONDS
-                if version is not None and REASONS[Reason(failure.reason)].retry is Retry.OUTSIDE
-                else wait
-            )
-            return ArtifactPlan(None, delete_jobs=delete, requeue_after=min(wait, poll))
-    verdict = failing(Reason.QUEUED, f"attempt {attempt}: waits for its Job's pod to start")
-    if failure is not None:  # what the last attempt met stays readable until this one is further
-        verdict = failing(Reason(failure.reason), f"{failure.message}; attempt {attempt} is starting")
+            poll = POLL_SECRET_SECONDS if outside and version is not None else wait
+            return ArtifactPlan(waiting, delete_jobs=delete, requeue_after=min(wait, poll))
+    verdict = _starting(failure, attempt)
     return ArtifactPlan(
         _write(seen, verdict, now=now, attempt=attempt, credentials_version=version, progress=None),
         start=attempt,
@@ -141,7 +140,9 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
     if not is_true(seen.cache.status.conditions, Condition.READY):
         condition = find(seen.cache.status.conditions, Condition.READY)
         detail = f": {condition.message}" if condition else ""
-        if condition is None or condition.reason != Reason.CACHE_NOT_WRITABLE:
+        # A claim may be bound only when its first consumer is scheduled, and that is a Job's pod; and only a Job finds out
+        # that a volume can be written again.
+        if condition is None or condition.reason not in (Reason.CLAIM_PENDING, Reason.CACHE_NOT_WRITABLE):
             return failing(Reason.CACHE_NOT_READY, f"ModelCache {namespace}/{spec.cache_ref.name} is not ready{detail}")
     if spec.base_model_ref is None:
         return None
@@ -154,7 +155,6 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
 
 
 def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan:
-    status = seen.artifact.status
     start = job.attempt if job.suspended else None
     progress = seen.progress
     if job.waiting is not None:
@@ -170,12 +170,8 @@ def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ..
         )
     elif job.pod is not None:
         verdict = failing(Reason.DOWNLOADING, f"{_what(seen.artifact)}: asks the source")
-    elif status.last_failure is not None:
-        verdict = failing(
-            Reason(status.last_failure.reason), f"{status.last_failure.message}; attempt {job.attempt} is starting"
-        )
     else:
-        verdict = failing(Reason.QUEUED, f"attempt {job.attempt}: waits for its Job's pod to start")
+        verdict = _starting(seen.artifact.status.last_failure, job.attempt)
     shown = (
         Progress(
             phase=progress.phase,
@@ -233,25 +229,39 @@ def plan_failure(
     """The status after an attempt failed: back-off by the reason's class, kept here so that it survives restarts."""
     status = artifact.status
     failed = (status.failed_attempts or 0) + 1
-    limit = MAX_BACKOFF_SECONDS.get(REASONS[reason].retry)
+    limit = MAX_BACKOFF_SECONDS[REASONS[reason].retry]
     due = None
     if limit is not None:
         delay = min(FIRST_BACKOFF_SECONDS * 2 ** min(failed - 1, 10), limit)
         due = now.replace(microsecond=0) + timedelta(seconds=delay)
-        shown = f"{message}; attempt {attempt} failed, tried again at {due:%H:%M:%S}Z"
-    else:
-        shown = f"{message}; not tried again until the source or the spec changes"
+    failure = Failure(attempt=attempt, reason=reason, message=message[:2048], time=now.replace(microsecond=0))
     return _update(
         status,
-        conditions=_conditions(artifact, failing(reason, shown), now=now),
+        conditions=_conditions(artifact, _failed(failure, due=due), now=now),
         observed_generation=artifact.metadata.generation,
         attempt=attempt,
         finished_attempt=attempt,
         failed_attempts=failed,
         next_attempt_time=due,
-        last_failure=Failure(attempt=attempt, reason=reason, message=message[:2048], time=now.replace(microsecond=0)),
+        last_failure=failure,
         progress=None,
     )
+
+
+def _starting(failure: Failure | None, attempt: int) -> Verdict:
+    """What the last attempt met stays readable until this one is further."""
+    if failure is None:
+        return failing(Reason.QUEUED, f"attempt {attempt}: waits for its Job's pod to start")
+    return failing(Reason(failure.reason), f"{failure.message[:MAX_FAILURE_SHOWN]}; attempt {attempt} is starting")
+
+
+def _failed(failure: Failure, *, due: datetime | None) -> Verdict:
+    message = failure.message[:MAX_FAILURE_SHOWN]
+    if due is None:
+        message += "; not tried again until the spec changes or the object is made anew"
+    else:
+        message += f"; attempt {failure.attempt} failed, tried again at {due:%H:%M:%S}Z"
+    return failing(Reason(failure.reason), message)
 
 
 def _conditions(artifact: ModelArtifact, verdict: Verdict, *, now: datetime) -> tuple[object, ...]:

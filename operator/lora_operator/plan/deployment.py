@@ -98,8 +98,15 @@ def _available(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
         return failing(Reason.ENGINE_TOO_OLD, f"vLLM {old[0].version} can't be hot-loaded safely: use 0.26 or newer")
     if seen.template_error is not None:
         return failing(seen.template_error.reason, seen.template_error.message)
-    if ready:
+    if any(view.gate_closed for view in views):
         return ok(Reason.AVAILABLE, f"{len(ready)} of {seen.fleet.replicas} pods ready")
+    if ready:
+        view = ready[0].view
+        return failing(
+            Reason.ENGINE_UNREACHABLE,
+            f"pod {ready[0].name} is ready, but its engine was not seen to refuse clients' loads: "
+            f"{(view.error if view else None) or 'not asked yet'}",
+        )
     if seen.workload is None and not _model_ready(seen).is_true:
         return failing(
             Reason.MODEL_NOT_READY,

@@ -85,6 +85,8 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     fleet = observe_fleet(context, deployment)
     if fleet is None and model_is_ready(model.artifact):
         return 1.0  # just started: what stands in the status stays until the pods were asked
+    if fleet is not None:
+        _tell_adapters(context, deployment, fleet)
     workload = context.store.workloads.get(place)
     status = plan_deployment(
         DeploymentObservation(
@@ -102,6 +104,15 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     )
     await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
     return 60.0 if model.blocked is None and template_error is None else 10.0
+
+
+def _tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet) -> None:
+    """Wake the adapters when pods came, went, or changed their readiness; of what engines serve, pods' own looks tell."""
+    readiness = (fleet.replicas, tuple((pod.name, pod.ready, pod.view is None) for pod in fleet.pods))
+    if context.registry.readiness.get(deployment.key) != readiness:
+        context.registry.readiness[deployment.key] = readiness
+        for adapter in context.store.adapters_of(deployment.key):
+            context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
 
 
 async def _want_model(context: Context, deployment: VLLMDeployment) -> _Model:

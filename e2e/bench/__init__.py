@@ -1,0 +1,1 @@
+"""Measurements on the running demo; figures go into notes, never into tests."""

@@ -1,0 +1,207 @@
+"""The engine's command line and environment: what a spec means to vLLM."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from lora_operator.api import VLLMDeployment
+from lora_operator.api.deployment import RESERVED_ENV
+from lora_operator.desired.engine import (
+    GRACE_SECONDS,
+    PRE_STOP_SECONDS,
+    SHUTDOWN_SECONDS,
+    build_argv,
+    build_env,
+    build_launcher_command,
+)
+from lora_operator.errors import ReasonError
+from tests.unit.builders import make_deployment
+
+PATH = "/model-cache/artifacts/base-1-abc"
+MODULE = ["/venv/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
+
+
+def argv(deployment: VLLMDeployment | None = None) -> list[str]:
+    return build_argv(deployment or make_deployment(), model_path=PATH)
+
+
+def values(argument_list: list[str], flag: str) -> list[str]:
+    """What follows a flag, up to the next."""
+    rest = argument_list[argument_list.index(flag) + 1 :]
+    end = next((i for i, argument in enumerate(rest) if argument.startswith("-")), len(rest))
+    return rest[:end]
+
+
+def test_the_whole_command_line() -> None:
+    deployment = make_deployment(
+        model={"dtype": "float32", "maxModelLen": 8192},
+        lora={"maxLoras": 2, "maxCpuLoras": 16, "maxLoraRank": 16},
+        engine={"args": ["--enforce-eager"], "port": 9000},
+    )
+    assert argv(deployment) == [
+        *("vllm", "serve", PATH),
+        *("--served-model-name", "meta/Llama", "llama"),
+        *("--port", "9000", "--dtype", "float32", "--max-model-len", "8192"),
+        "--enable-lora",
+        *("--max-loras", "2", "--max-cpu-loras", "16", "--max-lora-rank", "16"),
+        *("--middleware", "lora_operator_kit.kit.Kit"),
+        *("--api-server-count", "1"),
+        *("--shutdown-timeout", "120"),
+        "--enforce-eager",
+    ]
+
+
+MODELS: dict[str, tuple[list[str], list[str], list[str]]] = {
+    "vllm serve takes the model by its place": (["vllm", "serve"], ["vllm", "serve", PATH], ["python3"]),
+    "so it does by its path": (["/venv/bin/vllm", "serve"], ["/venv/bin/vllm", "serve", PATH], ["python3"]),
+    "the module takes --model": (MODULE, [*MODULE, "--model", PATH], ["/venv/bin/python"]),
+    "python3.11 is a Python too": (
+        ["/usr/bin/python3.11", *MODULE[1:]],
+        ["/usr/bin/python3.11", *MODULE[1:], "--model", PATH],
+        ["/usr/bin/python3.11"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_the_model_and_the_launcher(case: str) -> None:
+    command, beginning, python = MODELS[case]
+    deployment = make_deployment(engine={"command": command})
+    assert argv(deployment)[: len(beginning)] == beginning
+    assert build_launcher_command(deployment.spec.engine.command) == [*python, "-m", "lora_operator_kit.launcher"]
+
+
+def test_no_ref_can_move_the_model() -> None:
+    assert values(argv(), "--served-model-name") == ["meta/Llama", "llama"]
+    assert PATH in argv()
+    assert "meta/base" not in argv(), "the repository's name is nothing that the engine could look up"
+
+
+def test_one_api_server() -> None:
+    assert values(argv(), "--api-server-count") == ["1"]
+
+
+def test_what_is_not_set_is_left_to_vllm() -> None:
+    assert "--max-model-len" not in argv()
+    assert values(argv(), "--dtype") == ["auto"]
+    assert "--lora-modules" not in argv(), "the launcher adds them at every start"
+    assert "--host" not in argv()
+
+
+def test_requests_have_time_to_end() -> None:
+    assert values(argv(), "--shutdown-timeout") == [str(SHUTDOWN_SECONDS)]
+    assert PRE_STOP_SECONDS + SHUTDOWN_SECONDS < GRACE_SECONDS
+
+
+def test_a_dollar_in_the_operators_arguments_is_one_and_a_users_is_the_users() -> None:
+    deployment = make_deployment(
+        engine={"command": ["/opt/$(X)/vllm", "serve"], "args": ["--chat-template", "$(TEMPLATE)"]}
+    )
+    assert argv(deployment)[0] == "/opt/$$(X)/vllm"
+    assert argv(deployment)[-1] == "$(TEMPLATE)"
+
+
+def env(deployment: VLLMDeployment | None = None) -> dict[str, dict[str, Any]]:
+    entries = build_env(deployment or make_deployment(), model_path=PATH, kit="0123456789")
+    names = [entry["name"] for entry in entries]
+    assert len(set(names)) == len(names)
+    return {entry["name"]: entry for entry in entries}
+
+
+def test_the_environment() -> None:
+    home = "/var/lib/vllm"
+    expected = {
+        "HF_HUB_CACHE": "/model-cache/hub",
+        "HF_HUB_OFFLINE": "1",
+        "HOME": home,
+        "HF_HOME": f"{home}/huggingface",
+        "VLLM_CACHE_ROOT": f"{home}/vllm",
+        "XDG_CACHE_HOME": f"{home}/cache",
+        "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor",
+        "TRITON_CACHE_DIR": f"{home}/triton",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "PYTHONPATH": "/opt/lora-operator",
+        "LORA_OPERATOR_CACHE_ROOT": "/model-cache",
+        "LORA_OPERATOR_KIT": "0123456789",
+        "LORA_OPERATOR_MAX_CPU_LORAS": "64",
+        "LORA_OPERATOR_MAX_LORA_RANK": "64",
+        "LORA_OPERATOR_MODEL_PATH": PATH,
+        "LORA_OPERATOR_MODULES": "/etc/lora-operator/modules/modules.json.gz",
+        "LORA_OPERATOR_SERVED_NAMES": '["meta/Llama", "llama"]',
+        "LORA_OPERATOR_STATE": "/var/lib/lora-operator",
+        "LORA_OPERATOR_TOKEN_FILE": "/etc/lora-operator/gate/token",
+    }
+    assert {name: entry["value"] for name, entry in env().items()} == expected
+
+
+def test_nothing_that_pods_write_is_in_the_cache() -> None:
+    writable = {n: e["value"] for n, e in env().items() if n in ("HOME", "HF_HOME") or n.endswith(("_DIR", "CACHE_ROOT"))}
+    writable.pop("LORA_OPERATOR_CACHE_ROOT")
+    assert len(writable) == 5
+    assert not any(value.startswith("/model-cache") for value in writable.values())
+
+
+def test_the_api_key_goes_by_reference() -> None:
+    entry = env(make_deployment(engine={"apiKeySecretRef": {"name": "key", "key": "api"}}))["VLLM_API_KEY"]
+    assert entry == {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": "key", "key": "api"}}}
+    assert "VLLM_API_KEY" not in env()
+
+
+USER_ENV: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a further variable": ({"name": "OMP_NUM_THREADS", "value": "2"}, {"name": "OMP_NUM_THREADS", "value": "2"}),
+    "from somewhere": (
+        {"name": "X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+        {"name": "X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+    ),
+    "a default that the user knows better": ({"name": "HOME", "value": "/scratch"}, {"name": "HOME", "value": "/scratch"}),
+    "a Python path comes after the kit's": (
+        {"name": "PYTHONPATH", "value": "/plugins"},
+        {"name": "PYTHONPATH", "value": "/opt/lora-operator:/plugins"},
+    ),
+    "an empty Python path leaves the kit's": (
+        {"name": "PYTHONPATH", "value": ""},
+        {"name": "PYTHONPATH", "value": "/opt/lora-operator"},
+    ),
+    "a Python path without a value too": ({"name": "PYTHONPATH"}, {"name": "PYTHONPATH", "value": "/opt/lora-operator"}),
+    "a variable in a value is the kubelet's to expand": (
+        {"name": "Y", "value": "$(X)/y"},
+        {"name": "Y", "value": "$(X)/y"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", USER_ENV)
+def test_the_users_own_environment(case: str) -> None:
+    variable, expected = USER_ENV[case]
+    assert env(make_deployment(engine={"env": [variable]}))[variable["name"]] == expected
+
+
+def test_a_python_path_that_would_take_the_kit_out_is_refused() -> None:
+    source = {"configMapKeyRef": {"name": "c", "key": "k"}}
+    with pytest.raises(ReasonError) as raised:
+        env(make_deployment(engine={"env": [{"name": "PYTHONPATH", "valueFrom": source}]}))
+    assert (raised.value.reason, raised.value.message) == (
+        "PodTemplateInvalid",
+        "VLLMDeployment serving/llama: spec.engine.env sets PYTHONPATH by valueFrom: the kit's folder has to come first, "
+        "so give it a value",
+    )
+
+
+def test_users_variables_keep_their_order_for_references() -> None:
+    deployment = make_deployment(engine={"env": [{"name": "B", "value": "1"}, {"name": "A", "value": "$(B)"}]})
+    names = list(env(deployment))
+    assert names[-2:] == ["B", "A"]
+
+
+def test_what_is_reserved_is_what_the_operator_sets() -> None:
+    names = set(env(make_deployment(engine={"apiKeySecretRef": {"name": "key"}})))
+    assert set(RESERVED_ENV) - {"VLLM_SERVER_DEV_MODE"} <= names
+    assert "VLLM_SERVER_DEV_MODE" not in names, "it opens routes that change state"
+
+
+def test_odd_names_come_through() -> None:
+    assert json.loads(env()["LORA_OPERATOR_SERVED_NAMES"]["value"]) == ["meta/Llama", "llama"]

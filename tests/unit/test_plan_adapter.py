@@ -1,0 +1,479 @@
+"""A LoRAAdapter's status: what a tenant reads at every step from applied to answering, and what its deployment is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lora_operator.api import LoRAAdapter, ModelArtifact
+from lora_operator.constants import Reason
+from lora_operator.errors import ReasonError
+from lora_operator.plan.adapter import AdapterObservation, AdapterPlan, plan_adapter
+from lora_operator.plan.modules import Decision
+from lora_operator.plan.wants import build_artifact
+from tests.unit.builders import (
+    COMMIT,
+    LATER,
+    NOW,
+    fleet_pod,
+    make_adapter,
+    make_artifact,
+    make_cache,
+    make_deployment,
+    make_fleet,
+    make_module,
+    make_view,
+    not_ready,
+    ready_artifact,
+    through_the_api,
+    told,
+)
+
+SECRET = ("team-a", "hf", "token", "uid-secret")
+BASE = "base-1"
+NO_SECRET = ReasonError(Reason.CREDENTIALS_NOT_FOUND, "Secret team-a/hf does not exist: create it")
+URL = "http://llama.serving.svc:8000"
+
+
+def artifact_key(adapter: LoRAAdapter, credentials: Any = None) -> tuple[str, str]:
+    """Where an adapter's artifact is."""
+    manifest = build_artifact(
+        cache=make_cache(), source=adapter.spec.source, base_artifact=BASE, credentials=credentials
+    )
+    return manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+
+
+NAME = artifact_key(make_adapter())[1]
+PRIVATE = make_adapter(secret="hf")
+PRIVATE_NAME = artifact_key(PRIVATE, SECRET)[1]
+SQL = make_module(path=f"/model-cache/artifacts/{NAME}-{COMMIT}")
+
+
+def seen(adapter: LoRAAdapter | None = None, *artifacts: ModelArtifact, **more: Any) -> AdapterObservation:
+    """An adapter that a deployment with a Ready base model and one pod admits."""
+    values: dict[str, Any] = {
+        "adapter": adapter or make_adapter(),
+        "deployment": make_deployment(),
+        "namespace_labels": {},
+        "rivals": (),
+        "cache": make_cache(),
+        "base_artifact": BASE,
+        "credentials": None,
+        "artifacts": {a.key: a for a in artifacts},
+        "fleet": make_fleet(fleet_pod("a", make_view())),
+        "url": URL,
+    }
+    return AdapterObservation(**(values | more))
+
+
+GOOD = ready_artifact(NAME, base=BASE)
+ACCEPTED = ("True", "Accepted", "served by serving/llama as sql")
+DOWNLOADED = ("True", "Downloaded", f"ModelArtifact serving/{NAME}: org/sql@01234567, 128Ki")
+NOT_ACCEPTED = {
+    "Downloaded": ("False", "NotAccepted", "nothing is downloaded before the adapter is accepted"),
+    "Loaded": ("False", "NotAccepted", "the adapter is not accepted"),
+}
+NOT_DOWNLOADED = ("False", "NotDownloaded", "the wanted revision is not downloaded")
+
+
+def refused(reason: str, message: str) -> dict[str, tuple[str, str, str]]:
+    words = (reason, message)
+    return {"Accepted": ("False", *words), **NOT_ACCEPTED, "Ready": ("False", *words), "Stalled": ("True", *words)}
+
+
+def waits(reason: str, message: str, *, stalled: bool = False) -> dict[str, tuple[str, str, str]]:
+    words = (reason, message)
+    return {
+        "Accepted": ACCEPTED,
+        "Downloaded": ("False", *words),
+        "Loaded": NOT_DOWNLOADED,
+        "Ready": ("False", *words),
+    } | ({"Stalled": ("True", *words)} if stalled else {})
+
+
+def loads(reason: str, message: str) -> dict[str, tuple[str, str, str]]:
+    return {
+        "Accepted": ACCEPTED,
+        "Downloaded": DOWNLOADED,
+        "Loaded": ("False", reason, message),
+        "Ready": ("False", reason, message),
+    }
+
+
+def served(counts: str) -> dict[str, tuple[str, str, str]]:
+    return {
+        "Accepted": ACCEPTED,
+        "Downloaded": DOWNLOADED,
+        "Loaded": ("True", "Loaded", f"{counts} ready pods serve it"),
+        "Ready": ("True", "Ready", f"{counts} ready pods serve sql"),
+    }
+
+
+def keeps(plan: AdapterPlan) -> str:
+    """What becomes of the adapter's entry in the list."""
+    decision = plan.decision
+    if decision.keep:
+        return "kept"
+    return "served" if decision.module is not None else "none"
+
+
+TOO_LARGE = (
+    "the adapter's rank is 128, VLLMDeployment serving/llama allows 64: "
+    "use an adapter of a smaller rank, or raise spec.lora.maxLoraRank there"
+)
+RIVAL = make_adapter("theirs", "team-b", created="2025-01-01T00:00:00Z", servedName="sql")
+BLOCKED = make_deployment(
+    conditions={"ModelReady": ("False", "CredentialsNotFound", "Secret serving/hf does not exist: create it")},
+)
+BLOCKED = BLOCKED.model_copy(
+    update={
+        "status": BLOCKED.status.model_copy(
+            update={
+                "conditions": tuple(c.model_copy(update={"observed_generation": 1}) for c in BLOCKED.status.conditions)
+            }
+        )
+    }
+)
+# (what is seen, conditions, the list's entry, seconds to the next look)
+Case = tuple[AdapterObservation, dict[str, tuple[str, str, str]] | None, str, float | None]
+CASES: dict[str, Case] = {
+    "no deployment": (
+        seen(deployment=None, cache=None, fleet=None, url=None),
+        refused(
+            "DeploymentNotFound",
+            "VLLMDeployment serving/llama does not exist: create it or change vllmDeploymentRef",
+        ),
+        "none",
+        None,
+    ),
+    "a name that an older adapter has": (
+        seen(None, GOOD, rivals=(RIVAL,)),
+        refused(
+            "NameConflict",
+            "servedName sql is taken by an older adapter of serving/llama: "
+            "choose another; it is taken over should the older one go",
+        ),
+        "none",
+        None,
+    ),
+    "labels of its namespace that are not known: nothing changes": (
+        seen(
+            deployment=make_deployment(policy={"from": "Selector", "selector": {"matchLabels": {"a": "b"}}}),
+            namespace_labels=None,
+        ),
+        None,
+        "kept",
+        1.0,
+    ),
+    "a deployment that was not planned yet: nothing changes": (seen(base_artifact=None), None, "kept", 1.0),
+    "a deployment that can't want its base model": (
+        seen(deployment=BLOCKED, base_artifact=None),
+        waits(
+            "Queued",
+            "waits for the base model of VLLMDeployment serving/llama, which is held up by CredentialsNotFound: "
+            "see its status",
+        ),
+        "kept",
+        10.0,
+    ),
+    "a deployment without a cache": (
+        seen(cache=ReasonError(Reason.CACHE_NOT_READY, "ModelCache serving/x does not exist")),
+        waits("CacheNotReady", "ModelCache serving/x does not exist"),
+        "kept",
+        None,
+    ),
+    "a Secret that does not exist": (
+        seen(PRIVATE, credentials=NO_SECRET),
+        waits("CredentialsNotFound", "Secret team-a/hf does not exist: create it", stalled=True),
+        "kept",
+        10.0,
+    ),
+    "its artifact is only just made": (
+        seen(),
+        waits("Queued", f"ModelArtifact serving/{NAME} has not started"),
+        "kept",
+        None,
+    ),
+    "its artifact downloads": (
+        seen(None, make_artifact(NAME, conditions=not_ready("Downloading", "39% of 1Gi"))),
+        waits("Downloading", "39% of 1Gi"),
+        "kept",
+        None,
+    ),
+    "its artifact failed": (
+        seen(None, make_artifact(NAME, conditions=not_ready("InvalidAdapter", "no tensors"))),
+        waits("InvalidAdapter", "no tensors", stalled=True),
+        "kept",
+        None,
+    ),
+    "a private one that was refused looks whether its Secret changed": (
+        seen(
+            PRIVATE,
+            make_artifact(PRIVATE_NAME, conditions=not_ready("Unauthorized", "401")),
+            credentials=SECRET,
+        ),
+        waits("Unauthorized", "401", stalled=True),
+        "kept",
+        10.0,
+    ),
+    "a rank above the deployment's": (
+        seen(None, ready_artifact(NAME, rank=128, base=BASE)),
+        {
+            "Accepted": ("False", "RankTooLarge", TOO_LARGE),
+            "Downloaded": DOWNLOADED,
+            "Loaded": ("False", "NotAccepted", "the adapter is not accepted"),
+            "Ready": ("False", "RankTooLarge", TOO_LARGE),
+            "Stalled": ("True", "RankTooLarge", TOO_LARGE),
+        },
+        "none",
+        None,
+    ),
+    "the rank that the deployment just allows": (
+        seen(None, ready_artifact(NAME, rank=64, base=BASE), fleet=make_fleet(fleet_pod("a", make_view(SQL)))),
+        served("1 of 1"),
+        "served",
+        None,
+    ),
+    "nothing is known of the pods yet: what stands in the status stays": (
+        seen(None, GOOD, fleet=None),
+        None,
+        "served",
+        5.0,
+    ),
+    "every ready pod serves it": (
+        seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(SQL)))),
+        served("2 of 2"),
+        "served",
+        None,
+    ),
+    "a pod that is not ready does not count": (
+        seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(), is_ready=False))),
+        served("1 of 1"),
+        "served",
+        None,
+    ),
+    "no pod serves it yet": (
+        seen(None, GOOD),
+        loads("Loading", "0 of 1 ready pods serve it"),
+        "served",
+        None,
+    ),
+    "some pods serve it": (
+        seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view()))),
+        loads("PartiallyLoaded", "1 of 2 ready pods serve it"),
+        "served",
+        None,
+    ),
+    "an engine refuses it": (
+        seen(
+            None,
+            GOOD,
+            fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(failures={"sql": "bad regex"}))),
+        ),
+        loads("EngineRefused", "1 of 2 ready pods serve it; b: bad regex"),
+        "served",
+        None,
+    ),
+    "a pod does not answer": (
+        seen(
+            None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(error="timed out")))
+        ),
+        loads("EngineUnreachable", "1 of 2 ready pods serve it; b: timed out"),
+        "served",
+        None,
+    ),
+    "a pod does not answer and another is still loading": (
+        seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view()), fleet_pod("b", make_view(error="timed out")))),
+        loads("Loading", "0 of 2 ready pods serve it; b: timed out"),
+        "served",
+        None,
+    ),
+    "no pod is ready": (
+        seen(None, GOOD, fleet=make_fleet(fleet_pod("a", None, is_ready=False), replicas=2)),
+        loads("NoReadyPods", "none of the deployment's 1 pods is ready"),
+        "served",
+        None,
+    ),
+    "no pod is wanted": (
+        seen(None, GOOD, fleet=make_fleet(replicas=0)),
+        loads("ScaledToZero", "the deployment is scaled to zero replicas"),
+        "served",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plan_adapter(case: str) -> None:
+    observation, conditions, entry, again = CASES[case]
+    plan = plan_adapter(observation, now=NOW)
+    assert (told(plan.status.conditions) if plan.status else None) == conditions
+    assert (keeps(plan), plan.requeue_after) == (entry, again)
+    assert (plan.decision.uid, plan.decision.generation) == ("uid-team-a-sql", 1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_second_look_at_the_same_world_changes_nothing(case: str) -> None:
+    observation = CASES[case][0]
+    first = plan_adapter(observation, now=NOW)
+    if first.status is None:
+        return
+    stored = observation.adapter.model_copy(update={"status": through_the_api(first.status)})
+    for now in (NOW, LATER):
+        second = plan_adapter(replace(observation, adapter=stored), now=now)
+        assert second == replace(first, status=stored.status)
+
+
+def test_what_the_status_of_a_served_adapter_says() -> None:
+    adapter = make_adapter(servedName="text2sql", baseModelName="llama")
+    module = make_module("text2sql", path=SQL.path, base="llama")
+    plan = plan_adapter(seen(adapter, GOOD, fleet=make_fleet(fleet_pod("a", make_view(module)))), now=NOW)
+    assert plan.status is not None
+    status = plan.status.to_wire()
+    del status["conditions"]
+    assert status == {
+        "observedGeneration": 1,
+        "servedName": "text2sql",
+        "baseModelName": "llama",
+        "url": URL,
+        "resolvedRevision": COMMIT,
+        "revision": "01234567",
+        "digest": "sha256:aa",
+        "sizeBytes": 131072,
+        "size": "128Ki",
+        "rank": 8,
+        "targetModules": ["q_proj"],
+        "artifactRef": {"namespace": "serving", "name": NAME},
+        "readyPods": "1/1",
+        "pods": {"wanted": 1, "loaded": 1},
+    }
+
+
+def test_what_the_deployment_is_told() -> None:
+    plan = plan_adapter(seen(None, GOOD), now=NOW)
+    assert plan.decision == Decision(
+        uid="uid-team-a-sql", generation=1, accepted=True, artifact=("serving", NAME), module=SQL
+    )
+    assert SQL.base_model_name == "meta/Llama", "the first served name is the default lineage"
+
+
+def test_credentials_are_lent_to_the_artifact() -> None:
+    plan = plan_adapter(seen(PRIVATE, credentials=SECRET), now=NOW)
+    assert plan.decision.artifact == ("serving", PRIVATE_NAME)
+    assert plan.decision.credentials == SECRET
+    assert plan.artifact is not None
+    assert plan.artifact["metadata"]["name"] == PRIVATE_NAME
+
+
+@pytest.mark.parametrize("case", ["no deployment", "a name that an older adapter has"])
+def test_nothing_is_fetched_for_one_that_is_not_accepted(case: str) -> None:
+    plan = plan_adapter(CASES[case][0], now=NOW)
+    assert (plan.artifact, plan.decision.artifact, plan.decision.credentials) == (None, None, None)
+
+
+def test_a_namespace_that_is_not_admitted_learns_nothing_of_the_deployment() -> None:
+    deployment = make_deployment(policy={"from": "Same"}, served_names=("hush/Hush",))
+    plan = plan_adapter(seen(deployment=deployment, fleet=None, url=None), now=NOW)
+    assert plan.status is not None
+    assert told(plan.status.conditions)["Ready"][1] == "NamespaceNotAllowed"
+    assert "hush" not in str(plan.status.to_wire()).lower()
+    assert (plan.status.base_model_name, plan.status.url, plan.artifact) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "labels of its namespace that are not known: nothing changes",
+        "a deployment that was not planned yet: nothing changes",
+        "a deployment that can't want its base model",
+    ],
+)
+def test_unknown_is_not_unwanted(case: str) -> None:
+    decision = plan_adapter(CASES[case][0], now=NOW).decision
+    assert decision.keep
+    assert decision.keep_unknown, "its artifact may be wanted: nothing may be taken for unwanted"
+
+
+def downloaded(adapter: LoRAAdapter, artifact: ModelArtifact, **more: Any) -> LoRAAdapter:
+    """The adapter as it stands once its artifact is Ready."""
+    plan = plan_adapter(seen(adapter, artifact, credentials=SECRET, **more), now=NOW)
+    assert plan.status is not None
+    return adapter.model_copy(update={"status": through_the_api(plan.status)})
+
+
+PRIVATE_GOOD = ready_artifact(PRIVATE_NAME, base=BASE, credentials=SECRET)
+HAD = downloaded(PRIVATE, PRIVATE_GOOD)
+
+
+def test_content_that_was_authorised_stays_when_its_secret_goes() -> None:
+    plan = plan_adapter(seen(HAD, PRIVATE_GOOD, credentials=NO_SECRET), now=LATER)
+    assert plan.decision.module is not None
+    assert plan.decision.artifact == PRIVATE_GOOD.key
+    assert plan.decision.credentials is None
+    assert plan.status == HAD.status
+    assert plan.artifact is not None
+    assert plan.artifact["spec"] == PRIVATE_GOOD.spec.to_wire()
+
+
+CHANGED: dict[str, AdapterObservation] = {
+    "the spec asks for something else since": seen(
+        HAD.model_copy(update={"metadata": HAD.metadata.model_copy(update={"generation": 2})}),
+        PRIVATE_GOOD,
+        credentials=NO_SECRET,
+    ),
+    "the artifact is gone": seen(HAD, credentials=NO_SECRET),
+    "the artifact is not Ready": seen(
+        HAD, make_artifact(PRIVATE_NAME, base=BASE, conditions=not_ready("Queued")), credentials=NO_SECRET
+    ),
+    "pods mount another cache since": seen(
+        HAD, PRIVATE_GOOD, credentials=NO_SECRET, cache=make_cache("other", uid="uid-other")
+    ),
+    "pods have another base model since, which it was not checked against": seen(
+        HAD, PRIVATE_GOOD, credentials=NO_SECRET, base_artifact="base-2"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_what_was_authorised_is_no_more_than_that(case: str) -> None:
+    plan = plan_adapter(CHANGED[case], now=LATER)
+    assert plan.decision.module is None
+    assert plan.decision.keep, "what pods serve stays until there is something else"
+    assert plan.artifact is None
+    assert plan.status is not None
+    assert told(plan.status.conditions)["Ready"][1] == "CredentialsNotFound"
+
+
+def test_that_is_not_decided_before_the_deployment_was_planned() -> None:
+    plan = plan_adapter(seen(HAD, PRIVATE_GOOD, credentials=NO_SECRET, base_artifact=None), now=LATER)
+    assert plan.status is None
+    assert plan.decision.keep_unknown
+
+
+def test_a_secret_made_anew_is_another_want() -> None:
+    plan = plan_adapter(seen(HAD, PRIVATE_GOOD, credentials=(*SECRET[:3], "uid-2")), now=LATER)
+    assert plan.decision.artifact not in (None, PRIVATE_GOOD.key)
+    assert plan.decision.module is None
+    assert plan.decision.keep
+
+
+def test_failures_are_bounded() -> None:
+    pods = [fleet_pod(f"p{i}", make_view(failures={"sql": "x" * 5000})) for i in range(9)]
+    plan = plan_adapter(seen(None, GOOD, fleet=make_fleet(*pods)), now=NOW)
+    assert plan.status is not None
+    assert plan.status.failures is not None
+    assert [f.pod for f in plan.status.failures] == ["p0", "p1", "p2", "p3", "p4"]
+    assert all(len(f.message) <= 1024 for f in plan.status.failures)
+    assert plan.status.ready_pods == "0/9"
+    assert all(len(c.message) <= 2048 for c in plan.status.conditions)
+
+
+def test_failures_go_once_there_are_none() -> None:
+    bad = plan_adapter(seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(failures={"sql": "x"})))), now=NOW)
+    assert bad.status is not None
+    adapter = make_adapter().model_copy(update={"status": bad.status})
+    good = plan_adapter(seen(adapter, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)))), now=NOW)
+    assert good.status is not None
+    assert "failures" not in good.status.to_wire()

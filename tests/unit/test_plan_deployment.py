@@ -1,0 +1,329 @@
+"""A VLLMDeployment's status: what the platform team reads of model, pods and adapters, in this order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lora_operator.constants import Reason
+from lora_operator.errors import ReasonError
+from lora_operator.plan.deployment import (
+    DeploymentObservation,
+    model_is_ready,
+    plan_deployment,
+    replicas_wanted,
+    service_url,
+)
+from lora_operator.plan.modules import ModuleList
+from tests.unit.builders import (
+    LATER,
+    NOW,
+    engine_pod,
+    fleet_pod,
+    make_artifact,
+    make_deployment,
+    make_fleet,
+    make_module,
+    make_view,
+    make_workload,
+    not_ready,
+    ready_artifact,
+    through_the_api,
+    told,
+)
+
+SQL, CHAT = make_module("sql"), make_module("chat", uid="uid-chat", adapter="team-b/chat")
+LIST = ModuleList("serving/llama", 4, (CHAT, SQL))
+BASE = ready_artifact("base-1", type="BaseModel", rank=None)
+BASE_WORDS = "org/sql@01234567, 128Ki"
+GOOD = make_view(SQL, CHAT, generation=4)
+
+
+def seen(**more: Any) -> DeploymentObservation:
+    """Two pods that serve all of a list of two."""
+    values: dict[str, Any] = {
+        "deployment": make_deployment(),
+        "artifact_name": "base-1",
+        "artifact": BASE,
+        "blocked": None,
+        "workload": make_workload(),
+        "template_error": None,
+        "pods": (),
+        "fleet": make_fleet(fleet_pod("a", GOOD), fleet_pod("b", GOOD)),
+        "modules": LIST,
+    }
+    return DeploymentObservation(**(values | more))
+
+
+def one(view: Any, **more: Any) -> DeploymentObservation:
+    """One pod with this view."""
+    return seen(fleet=make_fleet(fleet_pod("a", view)), **more)
+
+
+def no_pod(**more: Any) -> DeploymentObservation:
+    return seen(**({"fleet": make_fleet(replicas=2)} | more))
+
+
+MODEL = ("True", "ModelReady", BASE_WORDS)
+AVAILABLE = ("True", "Available", "2 of 2 pods ready")
+ONE = ("True", "Available", "1 of 1 pods ready")
+IN_SYNC = ("True", "InSync", "list 4 with 2 adapters")
+BLOCKED = ReasonError(Reason.CREDENTIALS_NOT_FOUND, "Secret serving/hf does not exist: create it")
+BAD_TEMPLATE = ReasonError(Reason.POD_TEMPLATE_INVALID, "spec.template.spec.containers[0].env: invalid")
+Words = tuple[str, str, str]
+# (what is seen, ModelReady, Available, AdaptersInSync, Ready, whether it is stalled)
+Case = tuple[DeploymentObservation, Words, Words, Words, Words, bool]
+
+
+def available(observation: DeploymentObservation, reason: str, message: str, *, stalled: bool = False) -> Case:
+    """Only Available does not hold."""
+    words = ("False", reason, message)
+    return (observation, MODEL, words, IN_SYNC, words, stalled)
+
+
+def in_sync(observation: DeploymentObservation, reason: str, message: str, *, ready: Words = ONE) -> Case:
+    """Only AdaptersInSync does not hold."""
+    words = ("False", reason, message)
+    return (observation, MODEL, ready, words, words, False)
+
+
+CASES: dict[str, Case] = {
+    "all is well": (seen(), MODEL, AVAILABLE, IN_SYNC, ("True", "Ready", "2 of 2 pods ready"), False),
+    "the base model's artifact is only just made": (
+        no_pod(artifact=None, workload=None),
+        ("False", "Queued", "ModelArtifact base-1 has not started"),
+        (
+            "False",
+            "ModelNotReady",
+            "no pod is made before the base model is in the cache: ModelArtifact base-1 has not started",
+        ),
+        IN_SYNC,
+        ("False", "Queued", "ModelArtifact base-1 has not started"),
+        False,
+    ),
+    "the base model downloads, with the percentage": (
+        no_pod(artifact=make_artifact("base-1", conditions=not_ready("Downloading", "39% of 1Gi")), workload=None),
+        ("False", "Downloading", "39% of 1Gi"),
+        ("False", "ModelNotReady", "no pod is made before the base model is in the cache: 39% of 1Gi"),
+        IN_SYNC,
+        ("False", "Downloading", "39% of 1Gi"),
+        False,
+    ),
+    "its Secret does not exist": (
+        no_pod(artifact=None, artifact_name=None, blocked=BLOCKED, workload=None),
+        ("False", "CredentialsNotFound", BLOCKED.message),
+        ("False", "ModelNotReady", f"no pod is made before the base model is in the cache: {BLOCKED.message}"),
+        IN_SYNC,
+        ("False", "CredentialsNotFound", BLOCKED.message),
+        True,
+    ),
+    "another base model downloads while pods serve the one they have": (
+        seen(artifact=make_artifact("base-2", conditions=not_ready("Downloading", "1%"))),
+        ("False", "Downloading", "1%"),
+        AVAILABLE,
+        IN_SYNC,
+        ("False", "Downloading", "1%"),
+        False,
+    ),
+    "engines start": available(no_pod(), "Progressing", "0 of 2 pods ready; engines are starting"),
+    "some pods are ready": (
+        seen(fleet=make_fleet(fleet_pod("a", GOOD), fleet_pod("b", None, is_ready=False))),
+        MODEL,
+        ("True", "Available", "1 of 2 pods ready"),
+        IN_SYNC,
+        ("False", "Progressing", "1 of 2 pods ready"),
+        False,
+    ),
+    "no pod is wanted": available(
+        seen(fleet=make_fleet(), deployment=make_deployment(replicas=0)), "ScaledToZero", "spec.replicas is 0"
+    ),
+    "no node": available(
+        no_pod(
+            pods=[
+                engine_pod(
+                    is_ready=False,
+                    container={},
+                    conditions=({"type": "PodScheduled", "status": "False", "message": "no GPU"},),
+                )
+            ]
+        ),
+        "Unschedulable",
+        "pod llama-0: no GPU",
+    ),
+    "quota refuses the pods": available(
+        no_pod(workload=make_workload(conditions=[{"type": "ReplicaFailure", "status": "True", "message": "quota"}])),
+        "PodsRefused",
+        "quota",
+    ),
+    "the API server refuses the Deployment": available(
+        no_pod(workload=None, template_error=BAD_TEMPLATE),
+        "PodTemplateInvalid",
+        BAD_TEMPLATE.message,
+        stalled=True,
+    ),
+    "a new spec is refused while old pods serve": available(
+        seen(template_error=BAD_TEMPLATE), "PodTemplateInvalid", BAD_TEMPLATE.message, stalled=True
+    ),
+    "an engine without the gate": (
+        seen(fleet=make_fleet(fleet_pod("a", GOOD), fleet_pod("b", make_view(gate_closed=False, generation=None)))),
+        MODEL,
+        (
+            "False",
+            "GateMissing",
+            "pod b: the engine lets clients load adapters: the kit is not active; "
+            "check that engine.command starts vLLM's API server and takes --middleware",
+        ),
+        ("False", "SyncPending", "pod b holds list None, the current one is 4"),
+        (
+            "False",
+            "GateMissing",
+            "pod b: the engine lets clients load adapters: the kit is not active; "
+            "check that engine.command starts vLLM's API server and takes --middleware",
+        ),
+        True,
+    ),
+    "an engine that is too old": available(
+        one(replace(GOOD, version="0.25.0", too_old=True)),
+        "EngineTooOld",
+        "vLLM 0.25.0 can't be hot-loaded safely: use 0.26 or newer",
+        stalled=True,
+    ),
+    "a ready pod whose gate was never proven closed": (
+        one(make_view(error="no answer in 10 s", gate_closed=False)),
+        MODEL,
+        (
+            "False",
+            "EngineUnreachable",
+            "pod a is ready, but its engine was not seen to refuse clients' loads: no answer in 10 s",
+        ),
+        ("False", "SyncPending", "pod a: no answer in 10 s"),
+        (
+            "False",
+            "EngineUnreachable",
+            "pod a is ready, but its engine was not seen to refuse clients' loads: no answer in 10 s",
+        ),
+        False,
+    ),
+    "a pod that does not answer any more": in_sync(
+        one(make_view(error="no answer in 10 s")), "SyncPending", "pod a: no answer in 10 s"
+    ),
+    "a pod whose container was started again and not asked yet": in_sync(
+        seen(fleet=make_fleet(fleet_pod("a", GOOD), fleet_pod("b", None))),
+        "SyncPending",
+        "pod b: not asked yet",
+        ready=AVAILABLE,
+    ),
+    "adapters that were not looked at yet": in_sync(
+        one(GOOD, modules=None), "SyncPending", "the adapters have not all been looked at yet"
+    ),
+    "a pod that holds an older list": in_sync(
+        one(replace(GOOD, list_generation=3)), "SyncPending", "pod a holds list 3, the current one is 4"
+    ),
+    "a pod that is still loading": in_sync(
+        one(make_view(SQL, generation=4)), "SyncPending", "pod a is loading chat"
+    ),
+    "an adapter that an engine refuses holds nobody else up": (
+        one(make_view(SQL, generation=4, failures={"chat": "bad regex"})),
+        MODEL,
+        ONE,
+        ("True", "InSync", "list 4; not served: chat (see their status)"),
+        ("True", "Ready", "1 of 1 pods ready"),
+        False,
+    ),
+    "something that no object wants is served": in_sync(
+        one(replace(GOOD, orphans=("zombie",))), "OrphansLoaded", "pod a answers zombie, which no object wants"
+    ),
+    "an engine without a registry that the kit knows": in_sync(
+        one(replace(GOOD, atomic_swap=False)),
+        "NoAtomicSwap",
+        "pod a: vLLM 0.32.0 has no registry that the kit knows: "
+        "while an adapter changes its revision, a few requests for it may get 404",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plan_deployment(case: str) -> None:
+    observation, model, pods, adapters, ready, stalled = CASES[case]
+    status = plan_deployment(observation, now=NOW)
+    conditions = told(status.conditions)
+    assert ("Stalled" in conditions) is stalled
+    conditions.pop("Stalled", None)
+    assert conditions == {"ModelReady": model, "Available": pods, "AdaptersInSync": adapters, "Ready": ready}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_second_look_at_the_same_world_changes_nothing(case: str) -> None:
+    observation = CASES[case][0]
+    first = plan_deployment(observation, now=NOW)
+    stored = observation.deployment.model_copy(update={"status": through_the_api(first)})
+    for now in (NOW, LATER):
+        assert plan_deployment(replace(observation, deployment=stored), now=now) == stored.status
+
+
+def test_what_the_status_says() -> None:
+    fleet = make_fleet(fleet_pod("a", GOOD), fleet_pod("b", make_view(SQL, generation=3)), replicas=3)
+    status = plan_deployment(seen(fleet=fleet), now=NOW).to_wire()
+    del status["conditions"]
+    assert status == {
+        "observedGeneration": 1,
+        "replicas": 2,
+        "readyReplicas": 2,
+        "readyPods": "2/3",
+        "selector": "app.kubernetes.io/component=engine,app.kubernetes.io/managed-by=lora-operator,"
+        "lora-operator.dev/vllmdeployment=llama",
+        "url": "http://llama.serving.svc:8000",
+        "modelPath": f"/model-cache/{BASE.status.path}",
+        "modelArtifact": "base-1",
+        "listGeneration": 4,
+        "adapters": 2,
+        "pods": [
+            {"name": "a", "ready": True, "listGeneration": 4, "loaded": 2, "version": "0.32.0"},
+            {"name": "b", "ready": True, "listGeneration": 3, "loaded": 1, "missing": ["chat"], "version": "0.32.0"},
+        ],
+    }
+
+
+def test_no_path_is_told_before_the_model_is_there() -> None:
+    artifact = make_artifact("base-1", conditions=not_ready("Verifying"), status={"path": "artifacts/old"})
+    assert plan_deployment(seen(artifact=artifact), now=NOW).model_path is None
+
+
+def test_what_may_be_long_is_bounded() -> None:
+    many = tuple(make_module(f"m{i:03}", uid=f"u{i}") for i in range(200))
+    view = make_view(generation=4, orphans=tuple(f"o{i}" for i in range(50)))
+    status = plan_deployment(one(view, modules=ModuleList("serving/llama", 4, many)), now=NOW)
+    assert status.pods is not None
+    assert status.pods[0].missing == tuple(m.name for m in many[:10])
+    assert status.orphans is not None
+    assert len(status.orphans) == 20
+    assert status.orphans[0] == "a/o0"
+
+
+def test_a_pod_of_which_nothing_is_known_is_listed_as_that() -> None:
+    status = plan_deployment(one(None), now=NOW)
+    assert status.pods is not None
+    assert status.pods[0].to_wire() == {"name": "a", "ready": True, "loaded": 0}
+
+
+REPLICAS: dict[str, tuple[int | None, dict[str, Any] | None, int]] = {
+    "the spec's": (3, make_workload(), 3),
+    "none, which the spec may say too": (0, make_workload(), 0),
+    "an autoscaler's": (None, make_workload(), 2),
+    "Kubernetes' default before there is a Deployment": (None, None, 1),
+}
+
+
+@pytest.mark.parametrize("case", REPLICAS)
+def test_replicas_wanted(case: str) -> None:
+    replicas, workload, expected = REPLICAS[case]
+    assert replicas_wanted(make_deployment(replicas=replicas), workload) == expected
+
+
+def test_small_questions() -> None:
+    assert service_url(make_deployment(engine={"port": 9000})) == "http://llama.serving.svc:9000"
+    assert model_is_ready(BASE)
+    assert not model_is_ready(None)
+    assert not model_is_ready(make_artifact())
