@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelCache, VLLMDeployment
+from lora_operator.api.deployment import VLLMDeploymentSpec
 from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH
 from lora_operator.desired.deployment import build_deployment, template_hash
 from lora_operator.names import engine_labels
@@ -122,7 +123,11 @@ ROLLING: dict[str, tuple[VLLMDeployment, dict[str, int]]] = {
     "without GPUs a further pod keeps the capacity": (make_deployment(), {"maxSurge": 1, "maxUnavailable": 0}),
     "CPU, memory and huge pages are no devices": (
         make_deployment(
-            engine={"resources": {"limits": {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi", "hugepages-2Mi": "1Gi"}}}
+            engine={
+                "resources": {
+                    "limits": {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi", "hugepages-2Mi": "1Gi"}
+                }
+            }
         ),
         {"maxSurge": 1, "maxUnavailable": 0},
     ),
@@ -228,7 +233,7 @@ DIFFERENT = {
     "another claim": template_hash(make_deployment(), make_cache(claim="other"), model_path=PATH),
     "other groups": template_hash(make_deployment(), make_cache(security={"supplementalGroups": [7]}), model_path=PATH),
     "another template": template_hash(make_deployment(podTemplate={"spec": {}}), make_cache(), model_path=PATH),
-    "no template and an empty one differ from one": template_hash(
+    "yet another template": template_hash(
         make_deployment(podTemplate={"spec": {"nodeSelector": {"a": "b"}}}), make_cache(), model_path=PATH
     ),
 }
@@ -236,3 +241,15 @@ DIFFERENT = {
 
 def test_pods_roll_for_what_is_in_them() -> None:
     assert len({PLAIN, *DIFFERENT.values()}) == len(DIFFERENT) + 1
+
+
+class LaterSpec(VLLMDeploymentSpec):
+    """The spec of a later operator."""
+
+    later: int = 5
+
+
+def test_pods_do_not_roll_because_the_operator_is_newer() -> None:
+    deployment = make_deployment()
+    later = deployment.model_copy(update={"spec": LaterSpec.model_validate(deployment.spec.to_wire())})
+    assert template_hash(later, make_cache(), model_path=PATH) == PLAIN

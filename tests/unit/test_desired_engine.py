@@ -139,7 +139,9 @@ def test_the_environment() -> None:
 
 
 def test_nothing_that_pods_write_is_in_the_cache() -> None:
-    writable = {n: e["value"] for n, e in env().items() if n in ("HOME", "HF_HOME") or n.endswith(("_DIR", "CACHE_ROOT"))}
+    writable = {
+        n: e["value"] for n, e in env().items() if n in ("HOME", "HF_HOME") or n.endswith(("_DIR", "CACHE_ROOT"))
+    }
     writable.pop("LORA_OPERATOR_CACHE_ROOT")
     assert len(writable) == 5
     assert not any(value.startswith("/model-cache") for value in writable.values())
@@ -157,7 +159,10 @@ USER_ENV: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
         {"name": "X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
     ),
-    "a default that the user knows better": ({"name": "HOME", "value": "/scratch"}, {"name": "HOME", "value": "/scratch"}),
+    "a default that the user knows better": (
+        {"name": "HOME", "value": "/scratch"},
+        {"name": "HOME", "value": "/scratch"},
+    ),
     "a Python path comes after the kit's": (
         {"name": "PYTHONPATH", "value": "/plugins"},
         {"name": "PYTHONPATH", "value": "/opt/lora-operator:/plugins"},
@@ -166,7 +171,10 @@ USER_ENV: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "PYTHONPATH", "value": ""},
         {"name": "PYTHONPATH", "value": "/opt/lora-operator"},
     ),
-    "a Python path without a value too": ({"name": "PYTHONPATH"}, {"name": "PYTHONPATH", "value": "/opt/lora-operator"}),
+    "a Python path without a value too": (
+        {"name": "PYTHONPATH"},
+        {"name": "PYTHONPATH", "value": "/opt/lora-operator"},
+    ),
     "a variable in a value is the kubelet's to expand": (
         {"name": "Y", "value": "$(X)/y"},
         {"name": "Y", "value": "$(X)/y"},

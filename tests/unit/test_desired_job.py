@@ -145,7 +145,16 @@ def restricted_violations(pod: dict[str, Any]) -> list[str]:
     if context.get("runAsUser") == 0:
         found.append("runAsUser 0")
     for volume in pod.get("volumes", ()):
-        allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+        allowed = {
+            "configMap",
+            "csi",
+            "downwardAPI",
+            "emptyDir",
+            "ephemeral",
+            "persistentVolumeClaim",
+            "projected",
+            "secret",
+        }
         if not set(volume) - {"name"} <= allowed:
             found.append(f"volume {volume['name']}")
     for container in pod["containers"] + pod.get("initContainers", []):
@@ -168,7 +177,9 @@ def restricted_violations(pod: dict[str, Any]) -> list[str]:
 def test_a_job_passes_restricted_pod_security(with_token: bool) -> None:
     pod = job_of(with_token=with_token)["spec"]["template"]["spec"]
     assert restricted_violations(pod) == []
-    assert restricted_violations({"containers": [{"name": "x"}], "hostNetwork": True}), "the check itself finds something"
+    assert restricted_violations({"containers": [{"name": "x"}], "hostNetwork": True}), (
+        "the check itself finds something"
+    )
 
 
 def test_a_job_can_write_only_where_it_has_to() -> None:

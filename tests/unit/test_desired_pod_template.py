@@ -126,7 +126,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"apiVersion": "v1", "kind": "Pod", "spec": {}},
         "podTemplate has apiVersion, kind: it takes metadata and spec, as a Deployment's template",
     ),
-    "the engine's command": (engine(command=["sh"]), "podTemplate sets command of container vllm: use spec.engine.command"),
+    "the engine's command": (
+        engine(command=["sh"]),
+        "podTemplate sets command of container vllm: use spec.engine.command",
+    ),
     "the engine's args": (engine(args=[]), "podTemplate sets args of container vllm: use spec.engine.args"),
     "the engine's image": (engine(image="x"), "podTemplate sets image of container vllm: use spec.engine.image"),
     "the kit's environment": (
@@ -192,10 +195,24 @@ def test_a_sidecar_may_have_what_the_engine_may_not() -> None:
 
 
 names = st.sampled_from(
-    ["metadata", "spec", "labels", "containers", "env", "volumes", "volumeMounts", "name", "mountPath", "ports", "resources"]
+    [
+        "metadata",
+        "spec",
+        "labels",
+        "containers",
+        "env",
+        "volumes",
+        "volumeMounts",
+        "name",
+        "mountPath",
+        "ports",
+        "resources",
+    ]
 )
 leaves = st.none() | st.integers(0, 2) | st.sampled_from(["vllm", "home", "x", "/x"])
-anything = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4), max_leaves=12)
+anything = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4), max_leaves=12
+)
 
 
 @given(st.dictionaries(names, anything, max_size=3))

@@ -221,9 +221,7 @@ CASES: dict[str, Case] = {
     "a pod that holds an older list": in_sync(
         one(replace(GOOD, list_generation=3)), "SyncPending", "pod a holds list 3, the current one is 4"
     ),
-    "a pod that is still loading": in_sync(
-        one(make_view(SQL, generation=4)), "SyncPending", "pod a is loading chat"
-    ),
+    "a pod that is still loading": in_sync(one(make_view(SQL, generation=4)), "SyncPending", "pod a is loading chat"),
     "an adapter that an engine refuses holds nobody else up": (
         one(make_view(SQL, generation=4, failures={"chat": "bad regex"})),
         MODEL,

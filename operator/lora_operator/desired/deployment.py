@@ -31,8 +31,11 @@ from lora_operator.names import engine_labels, gate_secret, kit_config_map, modu
 
 
 def template_hash(deployment: VLLMDeployment, cache: ModelCache, *, model_path: str) -> str:
-    """Hash of all that the pods follow from: pods roll when it changes, and never for another reason."""
-    spec = deployment.spec.to_wire()
+    """Hash of all that the pods follow from: pods roll when it changes, and never for another reason.
+
+    Defaults are no part of it: a later operator, whose spec has more fields, must not roll fleets.
+    """
+    spec = deployment.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     for not_in_pods in ("replicas", "adapterPolicy"):
         spec.pop(not_in_pods, None)
     groups = list(cache.spec.security_context.supplemental_groups)
@@ -50,7 +53,7 @@ def build_deployment(
         template = merge_pod_template(template, deployment.spec.pod_template, where=where)
     spec: dict[str, Any] = {
         "selector": {"matchLabels": engine_labels(metadata.name)},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling(deployment)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling(template)},
         "progressDeadlineSeconds": 7200,
         "revisionHistoryLimit": 3,
         "template": template,
@@ -74,12 +77,24 @@ def build_deployment(
     }
 
 
-def _rolling(deployment: VLLMDeployment) -> dict[str, Any]:
+def _rolling(template: dict[str, Any]) -> dict[str, Any]:
     """Without a spare GPU a surge pod would wait for ever; without GPUs a surge pod keeps capacity."""
-    resources = deployment.spec.engine.resources or {}
-    names = {name for part in ("requests", "limits") for name in resources.get(part) or {}}
-    on_gpu = any("gpu" in name.rsplit("/", 1)[-1] and "/" in name for name in names)
-    return {"maxSurge": 0, "maxUnavailable": 1} if on_gpu else {"maxSurge": 1, "maxUnavailable": 0}
+    containers = template["spec"].get("containers")
+    on_devices = any(_wants_devices(container) for container in (containers if isinstance(containers, list) else ()))
+    return {"maxSurge": 0, "maxUnavailable": 1} if on_devices else {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def _wants_devices(container: dict[str, Any]) -> bool:
+    """Whether a container asks for what only device plugins or claims give: GPUs, slices of them, other accelerators.
+
+    Their names have a domain (nvidia.com/gpu, nvidia.com/mig-1g.5gb, gpu.intel.com/i915), those of CPU and memory have none.
+    The parts are a user's, and may have any shape; the API server judges that.
+    """
+    resources = container.get("resources")
+    if not isinstance(resources, dict):
+        return False
+    amounts = [part for name in ("requests", "limits") if isinstance(part := resources.get(name), dict)]
+    return bool(resources.get("claims")) or any("/" in name for part in amounts for name in part)
 
 
 def _template(

@@ -15,8 +15,10 @@ from lora_operator.constants import (
     KIT_STATE_MOUNT,
     MODULES_KEY,
     MODULES_MOUNT,
+    Reason,
 )
 from lora_operator.desired.common import literal
+from lora_operator.errors import ReasonError
 
 HOME_MOUNT: Final = "/var/lib/vllm"
 # A pod is taken out of the Service's endpoints while preStop sleeps; then vLLM gets SIGTERM and finishes what runs.
@@ -57,7 +59,10 @@ def build_launcher_command(command: tuple[str, ...]) -> list[str]:
 
 
 def build_env(deployment: VLLMDeployment, *, model_path: str, kit: str) -> list[dict[str, Any]]:
-    """The engine's environment: the kit's settings, writable homes, no network for models, then the user's own."""
+    """The engine's environment: the kit's settings, writable homes, no network for models, then the user's own.
+
+    Raises ReasonError(PodTemplateInvalid) for a PYTHONPATH that the kit's folder can't be put in front of.
+    """
     spec = deployment.spec
     values = {
         "LORA_OPERATOR_CACHE_ROOT": CACHE_MOUNT,
@@ -91,8 +96,14 @@ def build_env(deployment: VLLMDeployment, *, model_path: str, kit: str) -> list[
             "valueFrom": {"secretKeyRef": {"name": ref.name, "key": ref.key}},
         }
     for variable in spec.engine.env:
-        entry = variable.to_wire()
-        if variable.name == "PYTHONPATH" and variable.value:
-            entry = {"name": "PYTHONPATH", "value": f"{KIT_MOUNT}:{variable.value}"}
-        env[variable.name] = entry
+        if variable.name != "PYTHONPATH":
+            env[variable.name] = variable.to_wire()
+        elif variable.value_from is not None:
+            raise ReasonError(
+                Reason.POD_TEMPLATE_INVALID,
+                f"VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}: spec.engine.env sets PYTHONPATH "
+                "by valueFrom: the kit's folder has to come first, so give it a value",
+            )
+        elif variable.value:
+            env["PYTHONPATH"] = {"name": "PYTHONPATH", "value": f"{KIT_MOUNT}:{variable.value}"}
     return list(env.values())

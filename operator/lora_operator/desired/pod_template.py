@@ -1,16 +1,27 @@
 """Merging a user's podTemplate over the operator's own: lists of named things by name, tolerations by appending.
 
-The same keys as kubectl's strategic merge; everything else in the user's template replaces ours. What would take the kit
-out of the engine is refused here, the rest is checked by the API server when the Deployment is applied.
+The same keys as kubectl's strategic merge; everything else in the user's template replaces ours, null too; but a heading with
+nothing below it (`env:` is null in YAML) takes nothing away. What would take the kit out of the engine is refused here, and what
+has another shape than a pod template where that matters for merging; the rest is checked by the API server when the Deployment
+is applied.
 """
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable
 from typing import Any, Final
 
 from lora_operator.api.deployment import RESERVED_ENV
-from lora_operator.constants import ENGINE_CONTAINER, Reason
+from lora_operator.constants import (
+    CACHE_MOUNT,
+    ENGINE_CONTAINER,
+    GATE_MOUNT,
+    KIT_MOUNT,
+    KIT_STATE_MOUNT,
+    MODULES_MOUNT,
+    Reason,
+)
 from lora_operator.errors import ReasonError
 
 MERGE_KEYS: Final[dict[str, str]] = {
@@ -26,46 +37,72 @@ MERGE_KEYS: Final[dict[str, str]] = {
     "hostAliases": "ip",
 }
 APPENDED: Final = ("tolerations",)
+HEADINGS: Final = ("metadata", "spec", "labels", "annotations", *APPENDED, *MERGE_KEYS)
+OWN_VOLUMES: Final = ("model-cache", "engine-kit", "modules", "gate", "kit-state")
+OWN_PLACES: Final = (CACHE_MOUNT, KIT_MOUNT, MODULES_MOUNT, GATE_MOUNT, KIT_STATE_MOUNT)
 
 
 def merge_pod_template(ours: dict[str, Any], theirs: dict[str, Any], *, where: str) -> dict[str, Any]:
     """`theirs` over `ours`. Raises ReasonError(PodTemplateInvalid) where it would disable what the operator relies on."""
     unknown = set(theirs) - {"metadata", "spec"}
     if unknown:
-        raise ReasonError(
-            Reason.POD_TEMPLATE_INVALID,
-            f"{where}: podTemplate has {', '.join(sorted(unknown))}: it takes metadata and spec, as a Deployment's template",
+        raise _invalid(
+            where, f"has {', '.join(sorted(unknown))}: it takes metadata and spec, as a Deployment's template"
         )
-    _refuse(theirs, where)
+    metadata = _object(theirs, "metadata", "podTemplate", where)
+    labels = _object(metadata, "labels", "podTemplate.metadata", where)
+    _refuse(_object(theirs, "spec", "podTemplate", where), where)
     merged = _merge(ours, theirs, where)
     assert isinstance(merged, dict)  # noqa: S101  both sides are mappings
-    merged["metadata"]["labels"] = (theirs.get("metadata") or {}).get("labels", {}) | ours["metadata"]["labels"]
+    merged["metadata"]["labels"] = labels | ours["metadata"]["labels"]
     return merged
 
 
-def _refuse(theirs: dict[str, Any], where: str) -> None:
-    spec = theirs.get("spec")
-    containers = spec.get("containers") if isinstance(spec, dict) else None
-    for container in containers if isinstance(containers, list) else ():
-        if not isinstance(container, dict) or container.get("name") != ENGINE_CONTAINER:
-            continue
-        for field in ("command", "args", "image"):
-            if field in container:
-                raise ReasonError(
-                    Reason.POD_TEMPLATE_INVALID,
-                    f"{where}: podTemplate sets {field} of container {ENGINE_CONTAINER}: use spec.engine.{field}",
-                )
-        env = container.get("env")
-        for variable in env if isinstance(env, list) else ():
-            name = str(variable.get("name", "")) if isinstance(variable, dict) else ""
-            if name.startswith("LORA_OPERATOR_") or name in (*RESERVED_ENV, "PYTHONPATH"):
-                raise ReasonError(
-                    Reason.POD_TEMPLATE_INVALID,
-                    f"{where}: podTemplate sets {name} of container {ENGINE_CONTAINER}: the operator does; use spec.engine.env for yours",
-                )
+def _invalid(where: str, what: str) -> ReasonError:
+    return ReasonError(Reason.POD_TEMPLATE_INVALID, f"{where}: podTemplate {what}")
+
+
+def _object(parent: dict[str, Any], field: str, path: str, where: str) -> dict[str, Any]:
+    found = parent.get(field)
+    if found is not None and not isinstance(found, dict):
+        raise ReasonError(Reason.POD_TEMPLATE_INVALID, f"{where}: {path}.{field} is no object")
+    return found or {}
+
+
+def _objects(parent: dict[str, Any], field: str) -> list[dict[str, Any]]:
+    """The objects in a list of theirs; whatever else is in it, or there instead, is not for this module to judge."""
+    found = parent.get(field)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _refuse(spec: dict[str, Any], where: str) -> None:
+    for volume in _objects(spec, "volumes"):
+        if volume.get("name") in OWN_VOLUMES:
+            raise _invalid(where, f"sets volume {volume['name']}, which is the operator's own: use another name")
+    for container in _objects(spec, "containers"):
+        if container.get("name") == ENGINE_CONTAINER:
+            _refuse_engine(container, where)
+
+
+def _refuse_engine(container: dict[str, Any], where: str) -> None:
+    of_engine = f"of container {ENGINE_CONTAINER}"
+    for field in ("command", "args", "image"):
+        if field in container:
+            raise _invalid(where, f"sets {field} {of_engine}: use spec.engine.{field}")
+    for variable in _objects(container, "env"):
+        name = str(variable.get("name", ""))
+        if name.startswith("LORA_OPERATOR_") or name in (*RESERVED_ENV, "PYTHONPATH"):
+            raise _invalid(where, f"sets {name} {of_engine}: the operator does; use spec.engine.env for yours")
+    for mount in _objects(container, "volumeMounts"):
+        path = str(mount.get("mountPath", ""))
+        clean = posixpath.normpath("/" + path.lstrip("/"))
+        if any(clean == own or clean.startswith(f"{own}/") for own in OWN_PLACES):
+            raise _invalid(where, f"mounts {path} {of_engine}, which is the operator's own place: use another")
 
 
 def _merge(ours: Any, theirs: Any, where: str, field: str = "") -> Any:
+    if theirs is None and field in HEADINGS:
+        return ours
     if isinstance(ours, dict) and isinstance(theirs, dict):
         return ours | {
             key: _merge(ours[key], value, where, key) if key in ours else value for key, value in theirs.items()
@@ -85,9 +122,7 @@ def _merge_list(
 ) -> list[Any]:
     result = {item[key]: item for item in ours}
     for item in theirs:
-        if not isinstance(item, dict) or key not in item:
-            raise ReasonError(
-                Reason.POD_TEMPLATE_INVALID, f"{where}: podTemplate has an entry without {key}: {str(item)[:120]}"
-            )
+        if not isinstance(item, dict) or not isinstance(item.get(key), (str, int)):
+            raise _invalid(where, f"has an entry without {key}: {str(item)[:120]}")
         result[item[key]] = combine(result[item[key]], item) if item[key] in result else item
     return list(result.values())

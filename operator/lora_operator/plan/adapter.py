@@ -62,7 +62,7 @@ def plan_adapter(seen: AdapterObservation, *, now: datetime) -> AdapterPlan:
     adapter = seen.adapter
     accepted = admit(adapter, seen.deployment, namespace_labels=seen.namespace_labels)
     if accepted.status is None:
-        return AdapterPlan(_unknown(adapter), None, None, requeue_after=1.0)
+        return AdapterPlan(unknown(adapter), None, None, requeue_after=1.0)
     if accepted.is_true:
         accepted = yield_name(adapter, seen.rivals) or accepted
     if not accepted.is_true or seen.deployment is None:
@@ -80,13 +80,13 @@ def _plan_accepted(
     if wanted is None and downloaded is None:  # the base model's artifact is not known yet
         blocked = _base_model_blocked(deployment)
         if blocked is None:
-            return AdapterPlan(_unknown(adapter), None, None, requeue_after=1.0)
+            return AdapterPlan(unknown(adapter), None, None, requeue_after=1.0)
         verdicts = {
             Condition.ACCEPTED: accepted,
             Condition.DOWNLOADED: blocked,
             Condition.LOADED: _not_loaded(accepted),
         }
-        return AdapterPlan(_unknown(adapter), None, _status(seen, verdicts, now=now), BLOCKED_POLL_SECONDS)
+        return AdapterPlan(unknown(adapter), None, _status(seen, verdicts, now=now), BLOCKED_POLL_SECONDS)
     key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"]) if wanted else None
     artifact = seen.artifacts.get(key) if key else None
     if downloaded is None:
@@ -201,7 +201,8 @@ def _base_model_blocked(deployment: VLLMDeployment) -> Verdict | None:
     )
 
 
-def _unknown(adapter: LoRAAdapter) -> Decision:
+def unknown(adapter: LoRAAdapter) -> Decision:
+    """The decision on an adapter of which too little is known: what it has, it keeps."""
     return Decision(
         uid=adapter.metadata.uid, generation=adapter.metadata.generation, accepted=False, keep=True, keep_unknown=True
     )

@@ -66,7 +66,7 @@ def plan_artifact(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     artifact = seen.artifact
     status = artifact.status
     if seen.wanted is None:
-        return ArtifactPlan(status=None, requeue_after=1.0)
+        return ArtifactPlan(status=None, requeue_after=5.0)
     if not seen.wanted and not is_by_hand(artifact):
         return _plan_unwanted(seen, now=now)
     own_jobs = [job for job in seen.jobs if job.owner_uid == artifact.metadata.uid]

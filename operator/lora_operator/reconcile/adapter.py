@@ -5,9 +5,9 @@ from __future__ import annotations
 from lora_operator.api.adapter import LoRAAdapter
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.errors import ReasonError
+from lora_operator.errors import OperatorError, ReasonError
 from lora_operator.kube import LORA_ADAPTERS
-from lora_operator.plan.adapter import AdapterObservation, plan_adapter
+from lora_operator.plan.adapter import AdapterObservation, plan_adapter, unknown
 from lora_operator.plan.admission import admit
 from lora_operator.plan.deployment import service_url
 from lora_operator.plan.wants import Credentials, find_cache
@@ -25,7 +25,13 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
         for artifact in registry.withdraw_decision(place):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
         return None
-    plan = plan_adapter(await _observe(context, adapter), now=context.now())
+    try:
+        plan = plan_adapter(await _observe(context, adapter), now=context.now())
+    except OperatorError:
+        # The others' list must not wait for this one: until it can be looked at, its entry stays as it is.
+        if registry.publish_decision(place, unknown(adapter)) is not None:
+            context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key))
+        raise
     if plan.artifact is not None:
         metadata = plan.artifact["metadata"]
         if (metadata["namespace"], metadata["name"]) not in context.store.artifacts:
