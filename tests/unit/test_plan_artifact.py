@@ -128,10 +128,10 @@ class Said:
 
 
 CASES: dict[str, tuple[ArtifactObservation, Said]] = {
-    "while a wanter may yet turn up, nothing is done": (seen(wanted=None), Said(None, again=1.0)),
+    "while a wanter may yet turn up, nothing is done": (seen(wanted=None), Said(None, again=5.0)),
     "while a wanter may yet turn up, a Ready one stays as it is": (
         seen(ready_artifact(), wanted=None),
-        Said(None, again=1.0),
+        Said(None, again=5.0),
     ),
     "one that never got Ready goes with its last wanter": (seen(wanted=False), Said(None, delete_artifact=True)),
     "a new one starts": (

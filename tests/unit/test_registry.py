@@ -1,0 +1,174 @@
+"""What reconcilers tell one another: who wants what, and that nothing counts as unwanted before all have been asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lora_operator.plan.modules import Decision
+from lora_operator.reconcile.registry import ModelWant, Registry
+from lora_operator.reconcile.store import Key, Kind, Store
+
+SQL, CHAT = ("team-a", "sql"), ("team-b", "chat")
+LLAMA = ("serving", "llama")
+ONE, TWO = ("serving", "artifact-1"), ("serving", "artifact-2")
+SECRET, SECRET_2 = ("team-a", "hf", "token", "uid-1"), ("team-a", "hf", "token", "uid-2")
+
+
+def decision(
+    artifact: tuple[str, str] | None = ONE, *, credentials: tuple[str, str, str, str] | None = None, **more: Any
+) -> Decision:
+    values: dict[str, Any] = {"uid": "uid-team-a-sql", "generation": 1, "accepted": True}
+    return Decision(artifact=artifact, credentials=credentials, **(values | more))
+
+
+def want(artifact: tuple[str, str] | None = ONE, **more: Any) -> ModelWant:
+    values: dict[str, Any] = {"uid": "uid-llama", "generation": 1, "credentials": None}
+    return ModelWant(artifact=artifact, **(values | more))
+
+
+def test_a_decision_makes_a_wanter() -> None:
+    registry = Registry()
+    assert registry.wanters(ONE) == {}
+    assert registry.publish_decision(SQL, decision(credentials=SECRET)) == {ONE}
+    assert registry.wanters(ONE) == {Key(Kind.LORA_ADAPTER, *SQL): SECRET}
+    assert registry.decision(SQL) == decision(credentials=SECRET)
+
+
+def test_the_same_decision_again_is_no_news() -> None:
+    registry = Registry()
+    registry.publish_decision(SQL, decision())
+    assert registry.publish_decision(SQL, decision()) is None
+
+
+def test_another_artifact_is_news_to_both() -> None:
+    registry = Registry()
+    registry.publish_decision(SQL, decision(ONE))
+    assert registry.publish_decision(SQL, decision(TWO)) == {ONE, TWO}
+    assert registry.wanters(ONE) == {}
+    assert set(registry.wanters(TWO)) == {Key(Kind.LORA_ADAPTER, *SQL)}
+
+
+def test_another_secret_is_lent_at_once_and_the_old_one_no_longer() -> None:
+    registry = Registry()
+    registry.publish_decision(SQL, decision(credentials=SECRET))
+    assert registry.publish_decision(SQL, decision(credentials=SECRET_2)) == {ONE}
+    assert list(registry.wanters(ONE).values()) == [SECRET_2]
+
+
+def test_a_decision_without_an_artifact_lends_nothing() -> None:
+    registry = Registry()
+    registry.publish_decision(SQL, decision(credentials=SECRET))
+    assert registry.publish_decision(SQL, decision(None, accepted=False)) == {ONE}
+    assert registry.wanters(ONE) == {}
+    assert registry.publish_decision(SQL, decision(None, accepted=False, generation=2)) == set()
+
+
+def test_who_is_gone_wants_nothing_and_others_still_do() -> None:
+    registry = Registry()
+    registry.publish_decision(SQL, decision(credentials=SECRET))
+    registry.publish_decision(CHAT, decision())
+    assert registry.withdraw_decision(SQL) == {ONE}
+    assert registry.wanters(ONE) == {Key(Kind.LORA_ADAPTER, *CHAT): None}
+    assert registry.decision(SQL) is None
+    assert registry.withdraw_decision(SQL) == set()
+
+
+def test_a_deployment_wants_its_base_model() -> None:
+    registry = Registry()
+    assert registry.publish_model_want(LLAMA, want()) == {ONE}
+    assert registry.publish_model_want(LLAMA, want()) is None
+    assert registry.model_want(LLAMA) == want()
+    assert registry.publish_model_want(LLAMA, want(TWO)) == {ONE, TWO}
+    assert registry.publish_model_want(LLAMA, want(None)) == {TWO}
+    assert registry.wanters(TWO) == {}
+
+
+def test_an_adapter_and_a_deployment_of_one_name_are_two() -> None:
+    registry = Registry()
+    registry.publish_decision(LLAMA, decision())
+    registry.publish_model_want(LLAMA, want())
+    assert len(registry.wanters(ONE)) == 2
+    assert registry.withdraw_deployment(LLAMA) == {ONE}
+    assert set(registry.wanters(ONE)) == {Key(Kind.LORA_ADAPTER, *LLAMA)}
+
+
+def test_a_deployment_that_is_gone_takes_its_list_along() -> None:
+    registry = Registry()
+    registry.held[LLAMA] = 7
+    registry.withdraw_deployment(LLAMA)
+    assert (registry.lists, registry.held) == ({}, {})
+
+
+def adapter(*, uid: str = "uid-team-a-sql", generation: int = 1, version: str = "1", **spec: Any) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "name": "sql",
+            "namespace": "team-a",
+            "uid": uid,
+            "generation": generation,
+            "resourceVersion": version,
+        },
+        "spec": {
+            "source": {"huggingFace": {"repo": "org/sql"}},
+            "vllmDeploymentRef": {"name": "llama", "namespace": "serving"},
+            **spec,
+        },
+    }
+
+
+def deployment(*, uid: str = "uid-llama", generation: int = 1, image: Any = "vllm:1") -> dict[str, Any]:
+    return {
+        "metadata": {
+            "name": "llama",
+            "namespace": "serving",
+            "uid": uid,
+            "generation": generation,
+            "resourceVersion": "1",
+        },
+        "spec": {
+            "model": {"source": {"huggingFace": {"repo": "meta/base"}}, "servedNames": ["m"]},
+            "engine": {"image": image},
+        },
+    }
+
+
+def decided(adapters: list[dict[str, Any]], deployments: list[dict[str, Any]], *findings: Any) -> bool:
+    store, registry = Store(), Registry()
+    for body in adapters:
+        store.upsert(Kind.LORA_ADAPTER, body)
+    for body in deployments:
+        store.upsert(Kind.VLLM_DEPLOYMENT, body)
+    for finding in findings:
+        if isinstance(finding, Decision):
+            registry.publish_decision(SQL, finding)
+        else:
+            registry.publish_model_want(LLAMA, finding)
+    return registry.all_decided(store)
+
+
+DECIDED: dict[str, tuple[bool, bool]] = {
+    "there is nothing to decide": (decided([], []), True),
+    "all are decided": (decided([adapter()], [deployment()], decision(), want()), True),
+    "one that is refused is decided too": (decided([adapter()], [], decision(None, accepted=False)), True),
+    "a deployment that can't want a model is decided too": (decided([], [deployment()], want(None)), True),
+    "an adapter that was not looked at": (decided([adapter()], [deployment()], want()), False),
+    "a deployment that was not looked at": (decided([adapter()], [deployment()], decision()), False),
+    "an adapter that was made anew": (decided([adapter(uid="uid-2")], [], decision()), False),
+    "an adapter whose spec changed": (decided([adapter(generation=2)], [], decision()), False),
+    "a deployment that was made anew": (decided([], [deployment(uid="uid-2")], want()), False),
+    "a deployment whose spec changed": (decided([], [deployment(generation=2)], want()), False),
+    "an adapter about which nothing could be known": (
+        decided([adapter()], [], decision(None, keep=True, keep_unknown=True)),
+        False,
+    ),
+    "an adapter that can't be read, and may want anything": (decided([adapter(servedName=5)], []), False),
+    "a deployment that can't be read": (decided([], [deployment(image=5)]), False),
+}
+
+
+@pytest.mark.parametrize("case", DECIDED)
+def test_nothing_is_unwanted_before_all_have_been_asked(case: str) -> None:
+    found, expected = DECIDED[case]
+    assert found is expected
