@@ -571,3 +571,15 @@ def test_credentials_of_another_namespace_come_only_through_who_wants_the_conten
         "no accepted LoRAAdapter or VLLMDeployment of namespace team-a asks for this content with Secret "
         "hf: credentials of another namespace come only through such an object",
     )
+
+
+def test_a_start_that_fails_is_recorded_over_what_the_plan_wrote_so_that_a_repaired_secret_is_tried_at_once() -> None:
+    """A Secret without the key is found out only while the Job is made: after the plan, before its status is written."""
+    plan = plan_artifact(seen(PRIVATE, secret=secret("1")), now=NOW)
+    planned = after(PRIVATE, plan)
+    assert plan.start == 1
+    status = plan_failure(planned, Reason.CREDENTIALS_KEY_MISSING, "no key token", attempt=1, now=NOW)
+    assert status.credentials_version == "1"
+    waiting = PRIVATE.model_copy(update={"status": through_the_api(status)})
+    assert starts(waiting, NOW, secret=secret("1")) is None
+    assert starts(waiting, NOW, secret=secret("2")) == 2

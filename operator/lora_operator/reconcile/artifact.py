@@ -53,7 +53,8 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
         try:
             await _start(context, artifact, plan.start, credentials)
         except ReasonError as error:
-            status = plan_failure(artifact, error.reason, error.message, attempt=plan.start, now=context.now())
+            begun = artifact.model_copy(update={"status": plan.status or artifact.status})
+            status = plan_failure(begun, error.reason, error.message, attempt=plan.start, now=context.now())
     if status is not None:
         await context.write_status(MODEL_ARTIFACTS, Kind.MODEL_ARTIFACT, artifact, status)
     for name in plan.delete_jobs:
@@ -146,7 +147,8 @@ async def _start(
     job = await _create_job(context, artifact, attempt, with_token=token is not None)
     if job is None or token is None:
         return
-    await context.kube.apply(build_token_secret(artifact, job=job, token=token))
+    # Not forced: a Secret of that name that is somebody else's is a conflict, not ours to overwrite.
+    await context.kube.apply(build_token_secret(artifact, job=job, token=token), force=False)
     if job["spec"].get("suspend"):
         patched = await context.kube.patch(
             JOBS, artifact.metadata.namespace, job["metadata"]["name"], {"spec": {"suspend": False}}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lora_operator.api import LoRAAdapter, ModelArtifact, VLLMDeployment
-from lora_operator.conditions import is_true
-from lora_operator.constants import COMPONENT_ENGINE, LABEL_COMPONENT, Condition
+from lora_operator.api import LoRAAdapter, ModelArtifact, ModelCache, VLLMDeployment
+from lora_operator.conditions import find, is_true
+from lora_operator.constants import ANNOTATION_DEFAULT_CACHE, COMPONENT_ENGINE, LABEL_COMPONENT, Condition
 from lora_operator.plan.pods import controller
 from lora_operator.reconcile.store import Change, Key, Kind, Store
 
@@ -20,7 +20,7 @@ def keys_for(change: Change, store: Store) -> set[Key]:
         case Kind.VLLM_DEPLOYMENT:
             return {change.key, *_for_deployment(change, store)}
         case Kind.MODEL_CACHE:
-            return {change.key, *_for_cache(change.key, store)}
+            return {change.key, *_for_cache(change, store)}
         case Kind.MODEL_ARTIFACT:
             return {change.key, *_for_artifact(change, store)}
         case Kind.JOB:
@@ -54,7 +54,20 @@ def _for_deployment(change: Change, store: Store) -> Iterator[Key]:
             yield Key(Kind.LORA_ADAPTER, *adapter.key)
 
 
-def _for_cache(key: Key, store: Store) -> Iterator[Key]:
+def _cache_form(cache: ModelCache | None) -> tuple[Any, ...] | None:
+    """What others go by; not what a cache says of its content, which changes with every download."""
+    if cache is None:
+        return None
+    ready = find(cache.status.conditions, Condition.READY)
+    metadata = cache.metadata
+    default = metadata.annotations.get(ANNOTATION_DEFAULT_CACHE)
+    return (metadata.uid, metadata.generation, default, ready and (ready.status, ready.reason))
+
+
+def _for_cache(change: Change, store: Store) -> Iterator[Key]:
+    if _cache_form(change.old) == _cache_form(change.new):
+        return
+    key = change.key
     for artifact in store.artifacts_of((key.namespace, key.name)):
         yield Key(Kind.MODEL_ARTIFACT, *artifact.key)
     for deployment in store.deployments.values():
@@ -70,8 +83,8 @@ def _for_artifact(change: Change, store: Store) -> Iterator[Key]:
     was, now = (
         artifact is not None and is_true(artifact.status.conditions, Condition.READY) for artifact in (old, new)
     )
-    failed = [a.status.last_failure for a in (old, new) if a is not None]
-    if was != now or len(set(failed)) == 2:
+    failed_before, failed_now = (artifact.status.last_failure if artifact else None for artifact in (old, new))
+    if was != now or failed_before != failed_now:
         cache = (new or old).spec.cache_ref.name if new or old else ""  # type: ignore[union-attr]
         yield Key(Kind.MODEL_CACHE, change.key.namespace, cache)
     if was != now and (artifact := new or old) is not None and artifact.spec.type == "BaseModel":
@@ -90,14 +103,14 @@ def _owner(change: Change, owner_kind: str, kind: Kind) -> set[Key]:
 
 
 def _for_pod(change: Change, store: Store) -> Iterator[Key]:
-    body: dict[str, Any] = change.new or change.old or {"metadata": {}}
-    if body["metadata"].get("labels", {}).get(LABEL_COMPONENT) == COMPONENT_ENGINE:
+    bodies: list[dict[str, Any]] = [body for body in (change.new, change.old) if body]
+    if any((body["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == COMPONENT_ENGINE for body in bodies):
         yield change.key
         for deployment in store.deployments.values():
             if deployment.metadata.namespace == change.key.namespace:
                 yield Key(Kind.VLLM_DEPLOYMENT, *deployment.key)
         return
-    owner = controller(body)
+    owner = controller(bodies[0]) if bodies else None
     job = store.jobs.get((change.key.namespace, owner[1])) if owner else None
     above = controller(job) if job else None
     if above is not None:

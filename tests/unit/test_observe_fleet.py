@@ -1,0 +1,126 @@
+"""Which pods are a deployment's own, and when nothing may be said of them: by owners, never by labels that anybody can set."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from lora_operator.kube import Kube
+from lora_operator.plan.fleet import Fleet, FleetPod, PodView
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.fleet import observe_fleet, own_pods
+from lora_operator.reconcile.store import Kind, Store
+from lora_operator.settings import Settings
+from lora_operator.vllm import Engines
+from tests.unit.builders import engine_pod, make_deployment, make_view, make_workload
+
+PLACE = ("serving", "llama-0")
+OWNERS: dict[str, str | None] = {"uid-rs": "uid-deploy", "uid-foreign-rs": "uid-foreign-deploy", "uid-gone-rs": None}
+
+
+def context(
+    *pods: dict[str, Any],
+    workload: dict[str, Any] | None,
+    owners: dict[str, str | None] | None = None,
+    asked: bool = True,
+    view: PodView | None = None,
+) -> Context:
+    """A context over a store with these pods; it has no client, and none is needed."""
+    store = Store()
+    if workload is not None:
+        store.upsert(Kind.DEPLOYMENT, workload)
+    for pod in pods:
+        store.upsert(Kind.POD, pod)
+    found = Context(
+        kube=cast(Kube, None),
+        engines=cast(Engines, None),
+        store=store,
+        settings=Settings(operator_image="i", operator_namespace="n"),
+        enqueue=lambda *_: None,
+    )
+    found.registry.replica_set_owners.update(OWNERS if owners is None else owners)
+    if asked:
+        found.registry.asked.add(PLACE)
+    if view is not None:
+        found.registry.views[PLACE] = view
+    return found
+
+
+def owned_elsewhere(uid: str) -> dict[str, Any]:
+    return engine_pod(owner=uid)
+
+
+OWN: dict[str, tuple[Context, int]] = {
+    "a pod of its Deployment": (context(engine_pod(), workload=make_workload()), 1),
+    "before its Deployment is known, none is": (context(engine_pod(), workload=None), 0),
+    "a Deployment of that name that is somebody else's": (
+        context(engine_pod(), workload=make_workload(owner="uid-other")),
+        0,
+    ),
+    "a pod of another Deployment with our labels": (
+        context(owned_elsewhere("uid-foreign-rs"), workload=make_workload()),
+        0,
+    ),
+    "a pod whose ReplicaSet is gone": (context(owned_elsewhere("uid-gone-rs"), workload=make_workload()), 0),
+    "a pod whose ReplicaSet was not asked for yet": (
+        context(engine_pod(), workload=make_workload(), owners={}),
+        0,
+    ),
+    "a pod that has failed": (context(engine_pod(phase="Failed"), workload=make_workload()), 0),
+    "a pod that is being deleted may still serve": (context(engine_pod(deleted=True), workload=make_workload()), 1),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_own_pods(case: str) -> None:
+    found, count = OWN[case]
+    assert len(own_pods(found, make_deployment())) == count
+
+
+VIEW = make_view()
+FLEETS: dict[str, tuple[Context, Fleet | None]] = {
+    "no pod": (context(workload=make_workload()), Fleet(2, ())),
+    "a pod and what it showed": (
+        context(engine_pod(), workload=make_workload(), view=VIEW),
+        Fleet(2, (FleetPod("llama-0", True, VIEW),)),
+    ),
+    "a ready pod that was not asked since this operator started: nothing is known": (
+        context(engine_pod(), workload=make_workload(), asked=False),
+        None,
+    ),
+    "a pod that is not ready need not have been asked": (
+        context(engine_pod(is_ready=False), workload=make_workload(), asked=False),
+        Fleet(2, (FleetPod("llama-0", False, None),)),
+    ),
+    "a pod whose owner is not known: nothing is known": (
+        context(engine_pod(), workload=make_workload(), owners={}),
+        None,
+    ),
+    "what another pod of that name showed does not count": (
+        context(engine_pod(uid="uid-new"), workload=make_workload(), view=VIEW),
+        Fleet(2, (FleetPod("llama-0", True, None),)),
+    ),
+    "what the container before this one showed does not count": (
+        context(
+            engine_pod(container={"ready": True, "state": {"running": {}}, "containerID": "containerd://2"}),
+            workload=make_workload(),
+            view=VIEW,
+        ),
+        Fleet(2, (FleetPod("llama-0", True, None),)),
+    ),
+    "a pod that is being deleted is not counted on": (
+        context(engine_pod(deleted=True), workload=make_workload()),
+        Fleet(2, ()),
+    ),
+    "somebody else's pod with our labels": (
+        context(owned_elsewhere("uid-foreign-rs"), workload=make_workload()),
+        Fleet(2, ()),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FLEETS)
+def test_observe_fleet(case: str) -> None:
+    found, expected = FLEETS[case]
+    assert observe_fleet(found, make_deployment()) == expected
