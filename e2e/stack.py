@@ -135,9 +135,12 @@ class Stack:
         return urls
 
     def gate_token(self, namespace: str, deployment: str) -> str:
-        """The gate's token, read as the cluster's administrator."""
-        secret = self.get("secret", f"{deployment}-gate", namespace)
-        assert secret is not None, f"no gate Secret of {namespace}/{deployment}"
+        """The gate's token, read as the cluster's administrator from the Secret that the pods mount."""
+        workload = self.get("deployment", deployment, namespace) or {}
+        volumes = workload["spec"]["template"]["spec"]["volumes"]
+        name = next(volume["secret"]["secretName"] for volume in volumes if volume["name"] == "gate")
+        secret = self.get("secret", name, namespace)
+        assert secret is not None, f"no Secret {namespace}/{name}"
         return base64.b64decode(secret["data"]["token"]).decode()
 
     # The operator

@@ -28,7 +28,7 @@ from lora_operator.engine_kit.gate import OPEN_ROUTES
 
 PROMPT = "Once upon a time"
 HOT_LOADS = 8
-LONG = 600  # tokens of a stream that must outlive what happens meanwhile
+LONG = 1500  # tokens of a stream that must outlive what happens meanwhile
 
 
 @dataclass

@@ -54,9 +54,15 @@ def test_kubectl_get_says_what_the_deployment_waits_for(fleet: Fleet) -> None:
 
 def test_answers_equal_those_of_transformers_and_peft(stack: Stack, adapters: Any, reference: Any) -> None:
     expected = reference()
-    asked = [(url, case) for url in stack.engine_urls(SERVING, FLEET).values() for case in CASES]
-    with ThreadPoolExecutor(4) as pool:  # side by side, so that adapters meet in one batch
-        list(pool.map(lambda one: assert_answers(one[0], one[1], expected), asked))
+    urls = stack.engine_urls(SERVING, FLEET).values()
+    # vLLM's CPU kernels answer wrongly for the base model beside an adapter in one batch (docs/development.md): one after the other.
+    for cases in (CASES[:1], CASES[1:]):
+        with ThreadPoolExecutor(4) as pool:
+            list(
+                pool.map(
+                    lambda one: assert_answers(one[0], one[1], expected), [(u, case) for u in urls for case in cases]
+                )
+            )
     for kind in ("completions", "chat"):
         assert len({tuple(expected[source][kind][0]["token_ids"]) for _, source in CASES}) == 3
 

@@ -84,6 +84,14 @@ def merge(
     return tuple(result)
 
 
+def reason_of(text: str) -> Reason:
+    """A stored reason; JobFailed for one that only a later version knows, so that a roll-back leaves nothing stuck."""
+    try:
+        return Reason(text)
+    except ValueError:
+        return Reason.JOB_FAILED
+
+
 def find(conditions: Iterable[StatusCondition], type_: Condition) -> StatusCondition | None:
     """The condition of that type, if there is one."""
     return next((condition for condition in conditions if condition.type == type_), None)

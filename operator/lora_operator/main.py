@@ -80,6 +80,8 @@ class Operator:
                 self._raise_fault(parts)
             log.info("stopping")
         finally:
+            # kopf's watches can't all be closed in order once they are cancelled; nothing that follows now is worth an error.
+            asyncio.get_running_loop().set_exception_handler(_quietly)
             stop.cancel()
             for part in (work, refresh, guard, sync):
                 part.cancel()
@@ -165,6 +167,10 @@ def kopf_identity() -> Any:
     return os.environ.get("HOSTNAME", "lora-operator")
 
 
+def _quietly(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    log.debug("while ending: %s", context.get("message"))
+
+
 def set_on_signals(event: asyncio.Event) -> None:
     """Has SIGTERM and SIGINT set the event; nothing outside the main thread."""
     if threading.current_thread() is threading.main_thread():
@@ -178,7 +184,7 @@ async def operate(settings: Settings, *, stop: asyncio.Event | None = None) -> N
     set_on_signals(stop)
     store = Store()
     async with Kube(await load_configuration()) as kube, Engines() as engines:
-        queue = WorkQueue(lambda key: dispatcher(key), workers=64)
+        queue = WorkQueue(lambda key: dispatcher(key), workers=128)
         dispatcher = Dispatcher(kube, engines, store, settings, queue.add)
         operator = Operator(kube, store, queue, stop)
         async with serve_health(health_app(queue, operator.sync.missing), port=settings.health_port):

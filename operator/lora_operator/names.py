@@ -46,9 +46,10 @@ def dns_slug(text: str, limit: int) -> str:
 def artifact_name(*, repo: str, want: dict[str, Any]) -> str:
     """Name of the ModelArtifact for a want: readable by the repository's last part, unique by the want's hash.
 
-    At most 41 characters, so that `<artifact>-<attempt>` fits a Job's name and a label value (63).
+    At most 51 characters, so that `<artifact>-<attempt>` fits a Job's name and a label value (63). The hash is long enough that
+    nobody finds another want with the same name.
     """
-    return f"{dns_slug(repo.rsplit('/', 1)[-1], 30)}-{short_hash(want)}"
+    return f"{dns_slug(repo.rsplit('/', 1)[-1], 30)}-{short_hash(want, 20)}"
 
 
 def job_name(artifact: str, attempt: int) -> str:
@@ -99,9 +100,14 @@ def modules_config_map(deployment: str) -> str:
     return bounded(f"{deployment}-modules", 253)
 
 
-def gate_secret(deployment: str) -> str:
-    """Name of the Secret with the gate's token."""
-    return bounded(f"{deployment}-gate", 253)
+def gate_secret(deployment: str, uid: str) -> str:
+    """Name of the Secret with the gate's token; with the deployment's UID, so that it is nobody else's."""
+    return f"{bounded(deployment, 230)}-gate-{short_hash(uid)}"
+
+
+def token_secret(job: str, uid: str) -> str:
+    """Name of the Secret with a Job's token; with the artifact's UID, so that it is nobody else's."""
+    return f"{bounded(job, 230)}-{short_hash(uid)}"
 
 
 def kit_config_map(deployment: str, kit: str) -> str:

@@ -28,6 +28,9 @@ CONNECT_TIMEOUT: Final = 3.0
 # Versions of vLLM. Below it an adapter that is loaded while all slots run silently gives wrong weights to running requests (engine-facts.md 13).
 MINIMUM_HOT_LOAD: Final = (0, 26)
 
+# Far above any real one: a pod that names a higher one is not believed, or it would steer the whole fleet's list.
+MAX_GENERATION: Final = 2**53
+
 _VERSION: Final = re.compile(r"^v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?")
 _CONFIG: Final = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
 _ResultT = TypeVar("_ResultT")
@@ -93,7 +96,7 @@ class KitState:
     kit: Name
     vllm_version: Name
     instance: Name
-    list_generation: int | None
+    list_generation: Annotated[int, Field(ge=0, lt=MAX_GENERATION)] | None
     settled: bool
     loaded: tuple[LoadedModule, ...] = ()
     failures: tuple[ModuleFailure, ...] = ()

@@ -17,7 +17,7 @@ from lora_operator.desired.children import (
     gate_token,
     kit_hash,
 )
-from lora_operator.names import engine_labels
+from lora_operator.names import engine_labels, gate_secret
 from lora_operator.plan.modules import ModuleList, encode_for_config_map
 from tests.unit.builders import make_deployment, make_module
 
@@ -85,7 +85,7 @@ def test_the_module_list() -> None:
 
 def test_the_gates_secret() -> None:
     secret = build_gate_secret(make_deployment(), TOKEN)
-    assert (secret["metadata"]["name"], secret["type"]) == ("llama-gate", "Opaque")
+    assert (secret["metadata"]["name"], secret["type"]) == (gate_secret("llama", "uid-llama"), "Opaque")
     assert base64.b64decode(secret["data"]["token"]).decode() == TOKEN
 
 

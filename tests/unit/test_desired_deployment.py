@@ -10,7 +10,7 @@ from lora_operator.api import ModelCache, VLLMDeployment
 from lora_operator.api.deployment import VLLMDeploymentSpec
 from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH
 from lora_operator.desired.deployment import build_deployment, template_hash
-from lora_operator.names import engine_labels
+from lora_operator.names import engine_labels, gate_secret
 from tests.unit.builders import make_cache, make_deployment
 
 PATH = "/model-cache/artifacts/base-1-abc"
@@ -109,7 +109,7 @@ def test_the_kit_is_mounted_as_a_package() -> None:
 
 def test_a_pod_starts_without_a_list_but_not_without_the_gates_token() -> None:
     assert VOLUMES["modules"]["configMap"] == {"name": "llama-modules", "optional": True}
-    assert VOLUMES["gate"]["secret"] == {"secretName": "llama-gate", "defaultMode": 0o444}
+    assert VOLUMES["gate"]["secret"] == {"secretName": gate_secret("llama", "uid-llama"), "defaultMode": 0o444}
     assert MOUNTS["gate"]["readOnly"]
 
 

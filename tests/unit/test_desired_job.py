@@ -11,6 +11,7 @@ import pytest
 from lora_operator.api import ModelArtifact
 from lora_operator.desired.job import build_job, build_request, build_token_secret
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest
+from lora_operator.names import token_secret
 from tests.unit.builders import make_artifact, make_cache
 
 TOKEN = b"hf_thisIsTheToken"
@@ -74,7 +75,8 @@ def test_a_job_with_a_token_waits_suspended_for_its_secret() -> None:
     job = job_of(with_token=True)
     assert job["spec"]["suspend"]
     volumes = {v["name"]: v for v in job["spec"]["template"]["spec"]["volumes"]}
-    assert volumes["credentials"]["secret"] == {"secretName": job["metadata"]["name"], "defaultMode": 0o444}
+    name = token_secret(job["metadata"]["name"], make_artifact().metadata.uid)
+    assert volumes["credentials"]["secret"] == {"secretName": name, "defaultMode": 0o444}
     mounts = {m["name"]: m for m in container_of(job)["volumeMounts"]}
     assert mounts["credentials"] == {
         "name": "credentials",
@@ -99,7 +101,7 @@ def test_the_copy_of_the_token_goes_with_its_job() -> None:
     job["metadata"]["uid"] = "uid-job"
     secret = build_token_secret(make_artifact(), job=job, token=TOKEN)
     assert (secret["kind"], secret["type"]) == ("Secret", "Opaque")
-    assert secret["metadata"]["name"] == job["metadata"]["name"]
+    assert secret["metadata"]["name"] == token_secret(job["metadata"]["name"], make_artifact().metadata.uid)
     assert secret["metadata"]["namespace"] == "serving"
     assert secret["metadata"]["ownerReferences"] == [
         {

@@ -46,7 +46,7 @@ def test_a_bounded_name_is_a_name(name: str) -> None:
 def test_an_artifacts_name_and_its_jobs_fit(repo: str) -> None:
     name = names.artifact_name(repo=repo, want={"repo": repo})
     assert DNS_SUBDOMAIN.match(name)
-    assert len(name) <= 41
+    assert len(name) <= 51
     assert len(names.job_name(name, 10**9)) <= 63
     assert LABEL.match(names.label_value(name))
 
@@ -61,7 +61,7 @@ ARTIFACT_NAMES = {
 @pytest.mark.parametrize("case", ARTIFACT_NAMES)
 def test_artifact_name(case: str) -> None:
     repo, beginning = ARTIFACT_NAMES[case]
-    assert re.fullmatch(re.escape(beginning) + "[0-9a-f]{10}", names.artifact_name(repo=repo, want={}))
+    assert re.fullmatch(re.escape(beginning) + "[0-9a-f]{20}", names.artifact_name(repo=repo, want={}))
 
 
 def test_a_job_of_a_hand_made_artifact_with_a_long_name_fits_too() -> None:
@@ -96,7 +96,8 @@ def test_labels_and_the_scale_subresources_selector_say_the_same() -> None:
 def test_children_have_names_that_fit(deployment: str) -> None:
     for name in (
         names.modules_config_map(deployment),
-        names.gate_secret(deployment),
+        names.gate_secret(deployment, "uid"),
+        names.token_secret(deployment, "uid"),
         names.kit_config_map(deployment, "0123456789"),
     ):
         assert DNS_SUBDOMAIN.match(name)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from lora_operator.api import LoRAAdapter, ModelArtifact
+from lora_operator.conditions import failing
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.plan.adapter import AdapterObservation, AdapterPlan, plan_adapter
+from lora_operator.plan.adapter import AdapterObservation, AdapterPlan, plan_adapter, plan_refused
 from lora_operator.plan.modules import Decision
 from lora_operator.plan.wants import build_artifact
 from tests.unit.builders import (
@@ -387,13 +388,26 @@ def test_a_namespace_that_is_not_admitted_learns_nothing_of_the_deployment() -> 
     [
         "labels of its namespace that are not known: nothing changes",
         "a deployment that was not planned yet: nothing changes",
-        "a deployment that can't want its base model",
     ],
 )
 def test_unknown_is_not_unwanted(case: str) -> None:
     decision = plan_adapter(CASES[case][0], now=NOW).decision
     assert decision.keep
     assert decision.keep_unknown, "its artifact may be wanted: nothing may be taken for unwanted"
+
+
+def test_an_adapter_of_a_blocked_base_model_keeps_what_it_has_and_holds_up_no_cleaning() -> None:
+    decision = plan_adapter(CASES["a deployment that can't want its base model"][0], now=NOW).decision
+    assert (decision.keep, decision.keep_unknown) == (True, False)
+
+
+def test_a_refused_artifact_is_told_and_the_adapter_keeps_what_it_has() -> None:
+    observation = seen()
+    cause = failing(Reason.QUEUED, "its ModelArtifact can't be made: exceeded quota; tried again every minute")
+    plan = plan_refused(observation, plan_adapter(observation, now=NOW), cause, now=NOW)
+    assert plan.status is not None
+    assert told(plan.status.conditions)["Ready"] == ("False", "Queued", cause.message)
+    assert (plan.decision.keep, plan.decision.keep_unknown, plan.decision.module) == (True, False, None)
 
 
 def downloaded(adapter: LoRAAdapter, artifact: ModelArtifact, **more: Any) -> LoRAAdapter:

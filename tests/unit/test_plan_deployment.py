@@ -41,6 +41,11 @@ BASE_WORDS = "org/sql@01234567, 128Ki"
 GOOD = make_view(SQL, CHAT, generation=4)
 
 
+def rolled_out(pods: int) -> dict[str, Any]:
+    """The Deployment once all of its pods are of the present spec."""
+    return make_workload(observedGeneration=1, replicas=pods, updatedReplicas=pods)
+
+
 def seen(**more: Any) -> DeploymentObservation:
     """Two pods that serve all of a list of two."""
     values: dict[str, Any] = {
@@ -48,7 +53,7 @@ def seen(**more: Any) -> DeploymentObservation:
         "artifact_name": "base-1",
         "artifact": BASE,
         "blocked": None,
-        "workload": make_workload(),
+        "workload": rolled_out(2),
         "template_error": None,
         "pods": (),
         "fleet": make_fleet(fleet_pod("a", GOOD), fleet_pod("b", GOOD)),
@@ -59,7 +64,7 @@ def seen(**more: Any) -> DeploymentObservation:
 
 def one(view: Any, **more: Any) -> DeploymentObservation:
     """One pod with this view."""
-    return seen(fleet=make_fleet(fleet_pod("a", view)), **more)
+    return seen(**({"fleet": make_fleet(fleet_pod("a", view)), "workload": rolled_out(1)} | more))
 
 
 def no_pod(**more: Any) -> DeploymentObservation:
@@ -240,6 +245,47 @@ CASES: dict[str, Case] = {
         "while an adapter changes its revision, a few requests for it may get 404",
     ),
 }
+
+
+ROLLOUTS = {
+    "the controller has not seen the spec yet": (
+        {"observedGeneration": 0, "replicas": 2, "updatedReplicas": 2},
+        (),
+        ("False", "Progressing", "rolling out: 0 of 2 pods are of the present spec"),
+    ),
+    "an old pod is still there": (
+        {"observedGeneration": 1, "replicas": 3, "updatedReplicas": 1},
+        (),
+        ("False", "Progressing", "rolling out: 1 of 2 pods are of the present spec"),
+    ),
+    "the only new pod keeps exiting": (
+        {"observedGeneration": 1, "replicas": 3, "updatedReplicas": 1},
+        (
+            engine_pod(
+                "c",
+                is_ready=False,
+                container={"ready": False, "restartCount": 2, "state": {"terminated": {"exitCode": 2}}},
+            ),
+        ),
+        (
+            "False",
+            "CrashLooping",
+            "pod c: the engine exited with code 2 and was restarted 2 times; last lines: none; "
+            "rolling out: 1 of 2 pods are of the present spec",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROLLOUTS)
+def test_a_deployment_is_not_ready_while_old_pods_serve_for_new_ones(case: str) -> None:
+    status, pods, ready = ROLLOUTS[case]
+    workload = make_workload()
+    workload["status"] = status
+    workload["metadata"]["generation"] = 1
+    conditions = told(plan_deployment(seen(workload=workload, pods=pods), now=NOW).conditions)
+    assert conditions["Ready"] == ready
+    assert conditions["Available"][0] == "True"
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -36,6 +36,11 @@ FINISHED: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Outcome]] = {
         [job_pod(ended(GOOD, code=0))],
         (True, None, ""),
     ),
+    "what a Job says that is ended for its deadline is not the cause": (
+        make_job(failed="DeadlineExceeded"),
+        [job_pod(ended('{"ok": false, "reason": "JobFailed", "message": "ended from outside"}', code=1))],
+        (False, "JobTimeout", "the Job took longer than its deadline"),
+    ),
     "the deadline, which takes the pod away": (
         make_job(failed="DeadlineExceeded"),
         [],

@@ -7,6 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,19 +97,26 @@ modules_strategy = st.builds(
 )
 decisions_strategy = st.lists(
     st.builds(
-        Decision,
-        uid=words,
-        generation=st.integers(1, 3),
-        accepted=st.booleans(),
-        module=st.none() | modules_strategy,
-        keep=st.booleans(),
+        lambda uid, generation, accepted, module, keep: Decision(
+            uid=uid,
+            generation=generation,
+            accepted=accepted,
+            module=replace(module, uid=uid) if module is not None else None,
+            keep=keep,
+        ),
+        words,
+        st.integers(1, 3),
+        st.booleans(),
+        st.none() | modules_strategy,
+        st.booleans(),
     ),
     max_size=6,
+    unique_by=lambda decision: decision.uid,
 )
 lists_strategy = st.none() | st.builds(
-    lambda generation, modules: listed(*{m.name: m for m in modules}.values(), generation=generation),
+    lambda generation, modules: listed(*modules, generation=generation),
     st.integers(1, 9),
-    st.lists(modules_strategy, max_size=5),
+    st.lists(modules_strategy, max_size=5, unique_by=(lambda module: module.name, lambda module: module.uid)),
 )
 
 

@@ -145,7 +145,7 @@ def decided(adapters: list[dict[str, Any]], deployments: list[dict[str, Any]], *
             registry.publish_decision(SQL, finding)
         else:
             registry.publish_model_want(LLAMA, finding)
-    return registry.all_decided(store)
+    return registry.all_decided(store, "serving")
 
 
 DECIDED: dict[str, tuple[bool, bool]] = {
@@ -155,14 +155,15 @@ DECIDED: dict[str, tuple[bool, bool]] = {
     "a deployment that can't want a model is decided too": (decided([], [deployment()], want(None)), True),
     "an adapter that was not looked at": (decided([adapter()], [deployment()], want()), False),
     "a deployment that was not looked at": (decided([adapter()], [deployment()], decision()), False),
-    "an adapter that was made anew": (decided([adapter(uid="uid-2")], [], decision()), False),
-    "an adapter whose spec changed": (decided([adapter(generation=2)], [], decision()), False),
+    "an adapter that was made anew": (decided([adapter(uid="uid-2")], [deployment()], decision(), want()), False),
+    "an adapter whose spec changed": (decided([adapter(generation=2)], [deployment()], decision(), want()), False),
     "a deployment that was made anew": (decided([], [deployment(uid="uid-2")], want()), False),
     "a deployment whose spec changed": (decided([], [deployment(generation=2)], want()), False),
     "an adapter about which nothing could be known": (
-        decided([adapter()], [], decision(None, keep=True, keep_unknown=True)),
+        decided([adapter()], [deployment()], decision(None, keep=True, keep_unknown=True), want()),
         False,
     ),
+    "an adapter of a deployment that does not exist can't want anything": (decided([adapter()], []), True),
     "an adapter that can't be read, and may want anything": (decided([adapter(servedName=5)], []), False),
     "a deployment that can't be read": (decided([], [deployment(image=5)]), False),
 }

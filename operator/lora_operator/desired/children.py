@@ -67,7 +67,7 @@ def build_gate_secret(deployment: VLLMDeployment, token: str) -> dict[str, Any]:
     return _object(
         deployment,
         "Secret",
-        gate_secret(deployment.metadata.name),
+        gate_secret(deployment.metadata.name, deployment.metadata.uid),
         {"type": "Opaque", "data": {GATE_KEY: base64.b64encode(token.encode()).decode()}},
     )
 

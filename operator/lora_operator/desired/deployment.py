@@ -155,7 +155,10 @@ def _template(
                     },
                 },
                 {"name": "modules", "configMap": {"name": modules_config_map(name), "optional": True}},
-                {"name": "gate", "secret": {"secretName": gate_secret(name), "defaultMode": 0o444}},
+                {
+                    "name": "gate",
+                    "secret": {"secretName": gate_secret(name, deployment.metadata.uid), "defaultMode": 0o444},
+                },
                 {"name": "kit-state", "emptyDir": {}},
                 {"name": "home", "emptyDir": {}},
                 {"name": "shm", "emptyDir": {"medium": "Memory"}},

@@ -16,7 +16,7 @@ from lora_operator.constants import (
 )
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, HuggingFaceRequest
-from lora_operator.names import fetch_labels, job_name
+from lora_operator.names import fetch_labels, job_name, token_secret
 
 
 def build_request(
@@ -66,7 +66,12 @@ def build_job(
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  an emptyDir in the pod
     ]
     if with_token:
-        volumes.append({"name": "credentials", "secret": {"secretName": name, "defaultMode": 0o444}})
+        volumes.append(
+            {
+                "name": "credentials",
+                "secret": {"secretName": token_secret(name, artifact.metadata.uid), "defaultMode": 0o444},
+            }
+        )
         mounts.append({"name": "credentials", "mountPath": CREDENTIALS_MOUNT, "readOnly": True})
     return {
         "apiVersion": "batch/v1",
@@ -139,7 +144,7 @@ def build_token_secret(artifact: ModelArtifact, *, job: dict[str, Any], token: b
         "kind": "Secret",
         "type": "Opaque",
         "metadata": {
-            "name": job["metadata"]["name"],
+            "name": token_secret(job["metadata"]["name"], artifact.metadata.uid),
             "namespace": artifact.metadata.namespace,
             "labels": fetch_labels(artifact.metadata.name),
             "ownerReferences": [

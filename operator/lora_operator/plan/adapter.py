@@ -17,7 +17,7 @@ from lora_operator.api.adapter import (
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, with_ready_and_stalled
+from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_ready_and_stalled
 from lora_operator.constants import CACHE_MOUNT, Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.admission import admit, yield_name
@@ -29,6 +29,7 @@ MAX_FAILURES = 5
 SECRET_POLL_SECONDS = 10.0
 BLOCKED_POLL_SECONDS = 10.0
 FLEET_POLL_SECONDS = 5.0
+REFUSED_POLL_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,11 @@ def _plan_accepted(
             Condition.DOWNLOADED: blocked,
             Condition.LOADED: _not_loaded(accepted),
         }
-        return AdapterPlan(unknown(adapter), None, _status(seen, verdicts, now=now), BLOCKED_POLL_SECONDS)
+        ref = adapter.status.artifact_ref  # what it has stays wanted
+        decision = _decision(
+            adapter, accepted=True, artifact=(ref.namespace, ref.name) if ref is not None else None, keep=True
+        )
+        return AdapterPlan(decision, None, _status(seen, verdicts, now=now), BLOCKED_POLL_SECONDS)
     key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"]) if wanted else None
     artifact = seen.artifacts.get(key) if key else None
     if downloaded is None:
@@ -135,6 +140,14 @@ def _plan_accepted(
         and (adapter.spec.source.hugging_face.token_secret_ref is not None)
     )
     return AdapterPlan(decision, wanted, status, SECRET_POLL_SECONDS if waits_for_secret else None)
+
+
+def plan_refused(seen: AdapterObservation, plan: AdapterPlan, cause: Verdict, *, now: datetime) -> AdapterPlan:
+    """The plan where the wanted artifact can't be made: quota, admission, a taken name. The adapter keeps what it has."""
+    accepted = ok(Reason.ACCEPTED, "the deployment admits the adapter")
+    verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: cause, Condition.LOADED: _not_loaded(accepted)}
+    decision = _decision(seen.adapter, accepted=True, artifact=plan.decision.artifact, keep=True)
+    return AdapterPlan(decision, None, _status(seen, verdicts, now=now), REFUSED_POLL_SECONDS)
 
 
 def _wanted_artifact(seen: AdapterObservation) -> tuple[dict[str, Any] | None, Verdict | None]:
@@ -235,7 +248,7 @@ def _downloaded(artifact: ModelArtifact | None, key: tuple[str, str] | None) -> 
         return failing(Reason.QUEUED, f"{where} has not started")
     if ready.status == "True":
         return ok(Reason.DOWNLOADED, f"{where}: {ready.message}")
-    return failing(Reason(ready.reason), ready.message)
+    return failing(reason_of(ready.reason), ready.message)
 
 
 def _not_loaded(accepted: Verdict) -> Verdict:

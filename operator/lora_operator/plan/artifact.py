@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from lora_operator.api.artifact import Failure, ModelArtifact, ModelArtifactStatus, Progress
 from lora_operator.api.cache import ModelCache
-from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, with_stalled
+from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_stalled
 from lora_operator.constants import LABEL_MANAGED_BY, MANAGED_BY, REASONS, Condition, Reason, Retry
 from lora_operator.errors import ReasonError
 from lora_operator.manifest import FetchProgress, FetchResult
@@ -88,7 +88,7 @@ def plan_artifact(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
 
 def _plan_unwanted(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     status = seen.artifact.status
-    if not is_true(status.conditions, Condition.READY):
+    if status.path is None:
         return ArtifactPlan(status=None, delete_artifact=True)
     if status.unreferenced_since is not None:
         return ArtifactPlan(status=None)
@@ -113,7 +113,7 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
         )
     version = seen.secret.version if seen.secret else None
     failure = status.last_failure
-    outside = failure is not None and REASONS[Reason(failure.reason)].retry is Retry.OUTSIDE
+    outside = failure is not None and REASONS[reason_of(failure.reason)].retry is Retry.OUTSIDE
     renewed = outside and version is not None and status.credentials_version not in (None, version)
     if failure is not None and not renewed:
         # Written again, for something else (a cache that was away) may have been said in between.
@@ -252,7 +252,7 @@ def _starting(failure: Failure | None, attempt: int) -> Verdict:
     """What the last attempt met stays readable until this one is further."""
     if failure is None:
         return failing(Reason.QUEUED, f"attempt {attempt}: waits for its Job's pod to start")
-    return failing(Reason(failure.reason), f"{failure.message[:MAX_FAILURE_SHOWN]}; attempt {attempt} is starting")
+    return failing(reason_of(failure.reason), f"{failure.message[:MAX_FAILURE_SHOWN]}; attempt {attempt} is starting")
 
 
 def _failed(failure: Failure, *, due: datetime | None) -> Verdict:
@@ -261,7 +261,7 @@ def _failed(failure: Failure, *, due: datetime | None) -> Verdict:
         message += "; not tried again until the spec changes or the object is made anew"
     else:
         message += f"; attempt {failure.attempt} failed, tried again at {due:%H:%M:%S}Z"
-    return failing(Reason(failure.reason), message)
+    return failing(reason_of(failure.reason), message)
 
 
 def _conditions(artifact: ModelArtifact, verdict: Verdict, *, now: datetime) -> tuple[object, ...]:

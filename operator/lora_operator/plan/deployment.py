@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.deployment import PodState, VLLMDeployment, VLLMDeploymentStatus
-from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, with_ready_and_stalled
+from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_ready_and_stalled
 from lora_operator.constants import CACHE_MOUNT, Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.names import engine_selector
@@ -54,6 +54,9 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
     conditions = with_ready_and_stalled(verdicts, f"{len(ready)} of {fleet.replicas} pods ready")
     if conditions[Condition.READY].is_true and len(ready) < fleet.replicas:
         conditions[Condition.READY] = failing(Reason.PROGRESSING, f"{len(ready)} of {fleet.replicas} pods ready")
+    rolling = _rolling_out(seen)
+    if conditions[Condition.READY].is_true and rolling is not None:
+        conditions[Condition.READY] = rolling
     orphans = tuple(f"{pod.name}/{name}" for pod in ready if pod.view for name in pod.view.orphans)
     path = seen.artifact.status.path if seen.artifact and verdicts[Condition.MODEL_READY].is_true else None
     return VLLMDeploymentStatus(
@@ -73,6 +76,20 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
     )
 
 
+def _rolling_out(seen: DeploymentObservation) -> Verdict | None:
+    """Why the pods are not all of the present spec, or None: what a pod of the new spec meets, else only that it goes on."""
+    workload = seen.workload or {"metadata": {}}
+    status = workload.get("status") or {}
+    current = status.get("observedGeneration", 0) >= workload["metadata"].get("generation", 0)
+    updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
+    if current and updated == total == seen.fleet.replicas:
+        return None
+    ready = {pod.name for pod in seen.fleet.pods if pod.ready}
+    found = next((p for pod in seen.pods if pod["metadata"]["name"] not in ready and (p := problem(pod))), None)
+    progress = f"rolling out: {updated if current else 0} of {seen.fleet.replicas} pods are of the present spec"
+    return failing(found[0], f"{found[1]}; {progress}") if found else failing(Reason.PROGRESSING, progress)
+
+
 def _model_ready(seen: DeploymentObservation) -> Verdict:
     if seen.blocked is not None:
         return failing(seen.blocked.reason, seen.blocked.message)
@@ -81,7 +98,7 @@ def _model_ready(seen: DeploymentObservation) -> Verdict:
         return failing(Reason.QUEUED, f"ModelArtifact {seen.artifact_name} has not started")
     if condition.status == "True":
         return ok(Reason.MODEL_READY, condition.message)
-    return failing(Reason(condition.reason), condition.message)
+    return failing(reason_of(condition.reason), condition.message)
 
 
 def _available(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:

@@ -85,9 +85,14 @@ def _result(container: dict[str, Any] | None, failed: dict[str, Any] | None) -> 
         result = FetchResult.model_validate_json(message)
     except ValidationError:
         result = None
-    if result is not None and (not result.ok or (result.resolved_revision and _VIEW_PATH.fullmatch(result.path))):
+    late = failed is not None and failed.get("reason") == "DeadlineExceeded"
+    if result is not None and result.ok and result.resolved_revision and _VIEW_PATH.fullmatch(result.path):
         return result
-    if failed is not None and failed.get("reason") == "DeadlineExceeded":
+    if (
+        result is not None and not result.ok and not late
+    ):  # one that is ended for its deadline only says that it was ended
+        return result
+    if late:
         return FetchResult(ok=False, reason=Reason.JOB_TIMEOUT, message="the Job took longer than its deadline")
     if terminated.get("reason") == "OOMKilled":
         return FetchResult(

@@ -75,6 +75,9 @@ class Fleet:
             if view is None or view.error is not None or not view.gate_closed:
                 unreachable += 1
                 failures.append((pod.name, view.error or "its gate is missing" if view else "not asked yet"))
+            elif view.too_old:
+                refused = True
+                failures.append((pod.name, f"vLLM {view.version} can't be hot-loaded safely: use 0.26 or newer"))
             elif serves(view, module):
                 loaded += 1
             elif module.name in view.failures:

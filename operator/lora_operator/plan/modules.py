@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 LIST_VERSION: Final = 1
+MAX_GENERATION: Final = 2**53
 MAX_LIST_BYTES: Final = 32 * 2**20  # unpacked; 5,000 adapters take 2 MB
 
 
@@ -128,6 +129,9 @@ def decode_from_config_map(data: str) -> ModuleList | None:
             )
             for item in body["modules"]
         )
-        return ModuleList(deployment=str(body["deployment"]), generation=int(body["generation"]), modules=modules)
+        generation = int(body["generation"])
+        if not 0 <= generation < MAX_GENERATION:
+            return None
+        return ModuleList(deployment=str(body["deployment"]), generation=generation, modules=modules)
     except (ValueError, KeyError, TypeError, OSError, EOFError, OverflowError, RecursionError, zlib.error):
         return None

@@ -45,6 +45,14 @@ def pod_ip(pod: dict[str, Any]) -> str | None:
     return (pod.get("status") or {}).get("podIP")
 
 
+def engine_port(pod: dict[str, Any]) -> int | None:
+    """The port that this pod's engine listens on, which an older pod need not share with the present spec."""
+    for container in pod["spec"].get("containers") or ():
+        if container.get("name") == ENGINE_CONTAINER:
+            return next((p["containerPort"] for p in container.get("ports") or () if p.get("name") == "http"), None)
+    return None
+
+
 def problem(pod: dict[str, Any]) -> tuple[Reason, str] | None:
     """Why the pod does not run, where Kubernetes says so."""
     name = pod["metadata"]["name"]

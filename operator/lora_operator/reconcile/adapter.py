@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from lora_operator.api.adapter import LoRAAdapter
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.errors import OperatorError, ReasonError
+from lora_operator.conditions import Verdict, failing
+from lora_operator.constants import Reason
+from lora_operator.errors import ForbiddenError, InvalidObjectError, OperatorError, ReasonError
 from lora_operator.kube import LORA_ADAPTERS
-from lora_operator.plan.adapter import AdapterObservation, plan_adapter, unknown
+from lora_operator.plan.adapter import AdapterObservation, plan_adapter, plan_refused, unknown
 from lora_operator.plan.admission import admit
 from lora_operator.plan.deployment import service_url
 from lora_operator.plan.wants import Credentials, find_cache
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import observe_fleet
 from lora_operator.reconcile.store import Key, Kind
+
+UNREADABLE_SECONDS: Final = 30.0
 
 
 async def reconcile_adapter(context: Context, key: Key) -> float | None:
@@ -25,18 +31,23 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
         for artifact in registry.withdraw_decision(place):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
         return None
+    if Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key) in context.store.invalid:
+        registry.publish_decision(
+            place, unknown(adapter)
+        )  # it exists, it only can't be read: nothing follows from that
+        return UNREADABLE_SECONDS
     try:
-        plan = plan_adapter(await _observe(context, adapter), now=context.now())
+        seen = await _observe(context, adapter)
+        plan = plan_adapter(seen, now=context.now())
+        if plan.artifact is not None:
+            cause = await _ensure_artifact(context, plan.artifact)
+            if cause is not None:
+                plan = plan_refused(seen, plan, cause, now=context.now())
     except OperatorError:
         # The others' list must not wait for this one: until it can be looked at, its entry stays as it is.
         if registry.publish_decision(place, unknown(adapter)) is not None:
             context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key))
         raise
-    if plan.artifact is not None:
-        metadata = plan.artifact["metadata"]
-        if (metadata["namespace"], metadata["name"]) not in context.store.artifacts:
-            context.take(Kind.MODEL_ARTIFACT, await context.kube.apply(plan.artifact))
-            context.enqueue(Key(Kind.MODEL_ARTIFACT, metadata["namespace"], metadata["name"]))
     changed = registry.publish_decision(place, plan.decision)
     if changed is not None:
         context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key))
@@ -45,6 +56,25 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
     if plan.status is not None:
         await context.write_status(LORA_ADAPTERS, Kind.LORA_ADAPTER, adapter, plan.status)
     return plan.requeue_after
+
+
+async def _ensure_artifact(context: Context, manifest: dict[str, Any]) -> Verdict | None:
+    """Create the wanted artifact where it is not there; what is there is never changed. Returns why there can't be one."""
+    metadata = manifest["metadata"]
+    key = Key(Kind.MODEL_ARTIFACT, metadata["namespace"], metadata["name"])
+    present = context.store.artifacts.get((key.namespace, key.name))
+    if present is not None and present.spec.to_wire() != manifest["spec"]:
+        return failing(
+            Reason.NAME_TAKEN, f"ModelArtifact {key.namespace}/{key.name} exists with another spec: delete it"
+        )
+    if present is None:
+        try:
+            body = await context.kube.apply(manifest)
+        except (ForbiddenError, InvalidObjectError) as error:
+            return failing(Reason.QUEUED, f"its ModelArtifact can't be made: {error}; tried again every minute")
+        context.take(Kind.MODEL_ARTIFACT, body)
+        context.enqueue(key)
+    return None
 
 
 async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation:

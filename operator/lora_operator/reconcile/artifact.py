@@ -16,7 +16,7 @@ from lora_operator.errors import (
     NotFoundError,
     ReasonError,
 )
-from lora_operator.kube import JOBS, MODEL_ARTIFACTS, SECRETS
+from lora_operator.kube import JOBS, MODEL_ARTIFACTS, PODS, SECRETS
 from lora_operator.manifest import FetchProgress
 from lora_operator.names import job_name
 from lora_operator.plan.artifact import (
@@ -28,6 +28,7 @@ from lora_operator.plan.artifact import (
     wanters_credentials,
 )
 from lora_operator.plan.fetch_job import JobView, view_job
+from lora_operator.plan.pods import controller
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import Body, Key, Kind
@@ -45,7 +46,7 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
         return None
     credentials = _credentials(context, artifact)
     plan = plan_artifact(await _observe(context, artifact, credentials), now=context.now())
-    if plan.delete_artifact:
+    if plan.delete_artifact and not context.registry.wanters(place):  # somebody may have come while we looked
         await context.kube.delete(MODEL_ARTIFACTS, *place, uid=artifact.metadata.uid)
         return None
     status = plan.status
@@ -86,10 +87,10 @@ async def _observe(
 ) -> ArtifactObservation:
     store, namespace = context.store, artifact.metadata.namespace
     pods = store.pods_of_artifact(artifact.key)
-    jobs = tuple(view_job(job, pods) for job in store.jobs_of_artifact(artifact.key))
+    jobs = tuple([view_job(job, await _pods_of(context, job, pods)) for job in store.jobs_of_artifact(artifact.key)])
     running = next((job for job in jobs if not job.finished and job.owner_uid == artifact.metadata.uid), None)
     wanted: bool | None = bool(context.registry.wanters(artifact.key)) or is_by_hand(artifact)
-    if not wanted and not context.registry.all_decided(store):
+    if not wanted and not context.registry.all_decided(store, namespace):
         wanted = None
     base_ref = artifact.spec.base_model_ref
     secret: SecretVersion | ReasonError | None = credentials if isinstance(credentials, ReasonError) else None
@@ -106,6 +107,15 @@ async def _observe(
         jobs=jobs,
         progress=await _progress(context, namespace, running) if running else None,
     )
+
+
+async def _pods_of(context: Context, job: Body, known: list[Body]) -> list[Body]:
+    """A Job's pods; asked for where the Job has ended and none is known: its watch may be ahead of the pods'."""
+    ended = any(c.get("status") == "True" for c in (job.get("status") or {}).get("conditions") or ())
+    if not ended or any(pod for pod in known if (controller(pod) or ("", "", ""))[2] == job["metadata"]["uid"]):
+        return known
+    selector = f"batch.kubernetes.io/job-name={job['metadata']['name']}"
+    return (await context.kube.list(PODS, namespace=job["metadata"]["namespace"], label_selector=selector))[0]
 
 
 async def _secret_version(context: Context, credentials: Credentials) -> SecretVersion | ReasonError:
@@ -147,8 +157,7 @@ async def _start(
     job = await _create_job(context, artifact, attempt, with_token=token is not None)
     if job is None or token is None:
         return
-    # Not forced: a Secret of that name that is somebody else's is a conflict, not ours to overwrite.
-    await context.kube.apply(build_token_secret(artifact, job=job, token=token), force=False)
+    await context.ensure_secret(build_token_secret(artifact, job=job, token=token))
     if job["spec"].get("suspend"):
         patched = await context.kube.patch(
             JOBS, artifact.metadata.namespace, job["metadata"]["name"], {"spec": {"suspend": False}}
@@ -178,8 +187,13 @@ async def _create_job(context: Context, artifact: ModelArtifact, attempt: int, *
         job = await context.kube.create(manifest)
     except ConflictError:
         job = await context.kube.get(JOBS, namespace, job_name(artifact.metadata.name, attempt))
-        owners = job["metadata"].get("ownerReferences") or ()
-        if not any(owner["uid"] == artifact.metadata.uid for owner in owners):
+        owner = controller(job)
+        if owner is None or owner[:2] != ("ModelArtifact", artifact.metadata.name):
+            raise ReasonError(
+                Reason.JOB_FAILED,
+                f"Job {namespace}/{job['metadata']['name']} exists and is not this artifact's: delete it",
+            ) from None
+        if owner[2] != artifact.metadata.uid:
             return None
     except ForbiddenError as error:
         raise ReasonError(Reason.JOB_UNSCHEDULABLE, f"the download Job was refused: {error}") from error

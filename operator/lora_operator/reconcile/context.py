@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,17 +27,11 @@ from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 
 MASTER_KEY_SECRET: Final = "lora-operator-key"  # noqa: S105  a name
-# Children and the kinds that they are watched as; Secrets are not.
-_CHILD_TYPES: Final[Mapping[str, ResourceType]] = {
-    "Deployment": DEPLOYMENTS,
-    "ConfigMap": CONFIG_MAPS,
-    "Service": SERVICES,
-}
-_CHILD_KINDS: Final[Mapping[str, Kind | None]] = {
-    "Deployment": Kind.DEPLOYMENT,
-    "ConfigMap": Kind.CONFIG_MAP,
-    "Service": Kind.SERVICE,
-    "Secret": None,
+SECRET_SECONDS: Final = 60.0
+_CHILD_KINDS: Final[Mapping[str, tuple[ResourceType, Kind]]] = {
+    "Deployment": (DEPLOYMENTS, Kind.DEPLOYMENT),
+    "ConfigMap": (CONFIG_MAPS, Kind.CONFIG_MAP),
+    "Service": (SERVICES, Kind.SERVICE),
 }
 
 
@@ -53,6 +48,7 @@ class Context:
     kit_files: Mapping[str, str] = field(default_factory=dict)
     _master_key: bytes | None = None
     _applied: dict[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
+    _secrets: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def now(self) -> datetime:
         """The time, for plans."""
@@ -133,7 +129,7 @@ class Context:
             )
         except (NotFoundError, ConflictError):
             return False  # it is gone, or another one by now: nothing of this one is to be said
-        self.take(kind, body)
+        self.take(kind, body, quiet=True)
         before: StatusCondition | None = find(old.conditions, Condition.READY)
         after: StatusCondition | None = find(status.conditions, Condition.READY)  # type: ignore[attr-defined]
         if after is not None and (before is None or (before.status, before.reason) != (after.status, after.reason)):
@@ -153,31 +149,38 @@ class Context:
         return True
 
     async def apply_child(self, obj: dict[str, Any], live: Body | None) -> Body:
-        """Apply a child unless it is known to be as applied. `live` is what the store has of it; Secrets are not watched."""
-        kind = _CHILD_KINDS[obj["kind"]]
+        """Apply a child unless it is known to be as applied. `live` is what the store has of it."""
         place = (obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
         digest = short_hash(obj, 32)
         known = self._applied.get(place)
-        if known is not None and known[0] == digest:
-            if kind is None:
-                return obj
-            if live is not None and known[1] == child_version(live):
-                return live
-        if kind is not None:
-            await self.refuse_foreign(obj, live)
-        # Secrets can't be read here: without force, a foreign one of this name is a conflict instead of ours.
-        result = await self.kube.apply(obj, force=kind is not None)
+        if known is not None and known[0] == digest and live is not None and known[1] == child_version(live):
+            return live
+        await self.refuse_foreign(obj, live)
+        result = await self.kube.apply(obj)
         self._applied[place] = (digest, child_version(result))
-        if kind is not None:
-            self.take(kind, result)
+        self.take(_CHILD_KINDS[obj["kind"]][1], result)
         return result
+
+    async def ensure_secret(self, obj: dict[str, Any]) -> None:
+        """Make sure that a Secret of ours exists and is as wanted, from time to time: Secrets are neither watched nor read.
+
+        Its name has its owner's UID in it, so one that exists already is ours.
+        """
+        place = (obj["metadata"]["namespace"], obj["metadata"]["name"])
+        if time.monotonic() < self._secrets.get(place, 0.0):
+            return
+        try:
+            await self.kube.create(obj)
+        except ConflictError:
+            await self.kube.apply(obj)
+        self._secrets[place] = time.monotonic() + SECRET_SECONDS
 
     async def refuse_foreign(self, obj: dict[str, Any], live: Body | None) -> None:
         """Raise ReasonError(NameTaken) where an object of that name exists that our object's owner does not control."""
         namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
         if live is None:
             try:
-                live = await self.kube.get(_CHILD_TYPES[obj["kind"]], namespace, name)
+                live = await self.kube.get(_CHILD_KINDS[obj["kind"]][0], namespace, name)
             except NotFoundError:
                 return
         ours, owner = obj["metadata"]["ownerReferences"][0], controller(live)
@@ -202,15 +205,17 @@ class Context:
         """Record the API server's answer to a write of a child that `adopt_child` judges."""
         place = (applied["kind"], applied["metadata"]["namespace"], applied["metadata"]["name"])
         self._applied[place] = ("", child_version(applied))
-        kind = _CHILD_KINDS[applied["kind"]]
-        if kind is not None:
-            self.take(kind, applied)
+        self.take(_CHILD_KINDS[applied["kind"]][1], applied)
 
-    def take(self, kind: Kind, body: Body) -> None:
-        """Put the API server's answer to a write into the store: the watch will say the same later, and then it is no news."""
+    def take(self, kind: Kind, body: Body, *, quiet: bool = False) -> None:
+        """Put the API server's answer to a write into the store: the watch will say the same later, and then it is no news.
+
+        `quiet`: the object itself needs no other look; its reconcile has just written what it found.
+        """
         change = self.store.upsert(kind, body)
         if change is not None:
-            self.enqueue_all(keys_for(change, self.store))
+            keys = keys_for(change, self.store)
+            self.enqueue_all(keys - {change.key} if quiet else keys)
 
 
 def child_version(obj: Body) -> str:

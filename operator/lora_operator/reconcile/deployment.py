@@ -19,10 +19,10 @@ from lora_operator.desired.children import (
     kit_hash,
 )
 from lora_operator.desired.deployment import build_deployment, template_hash
-from lora_operator.errors import ForbiddenError, InvalidObjectError, ReasonError
+from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, ReasonError
 from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
 from lora_operator.names import kit_config_map, modules_config_map
-from lora_operator.plan.deployment import DeploymentObservation, model_is_ready, plan_deployment, replicas_wanted
+from lora_operator.plan.deployment import DeploymentObservation, model_is_ready, plan_deployment
 from lora_operator.plan.fleet import Fleet
 from lora_operator.plan.modules import (
     Decision,
@@ -72,21 +72,21 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             await _apply_children(context, deployment, model)
         except ReasonError as error:
             template_error = error
-        except (InvalidObjectError, ForbiddenError) as error:
+        except (InvalidObjectError, ForbiddenError, ConflictError) as error:
             template_error = ReasonError(Reason.POD_TEMPLATE_INVALID, str(error))
     pods = own_pods(context, deployment)
     for pod in pods:
         place_of_pod = (pod["metadata"]["namespace"], pod["metadata"]["name"])
         view = context.registry.views.get(place_of_pod)
+        behind = modules and view and view.gate_closed and view.error is None and not view.too_old
         if place_of_pod not in context.registry.asked or (
-            modules and view and view.list_generation != modules.generation
+            behind and modules and view and view.list_generation != modules.generation
         ):
             context.enqueue(Key(Kind.POD, *place_of_pod))
     fleet = observe_fleet(context, deployment)
-    if fleet is None and model_is_ready(model.artifact):
+    if fleet is None:
         return 1.0  # just started: what stands in the status stays until the pods were asked
-    if fleet is not None:
-        _tell_adapters(context, deployment, fleet)
+    _tell_adapters(context, deployment, fleet)
     workload = context.store.workloads.get(place)
     status = plan_deployment(
         DeploymentObservation(
@@ -97,7 +97,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             workload=workload,
             template_error=template_error,
             pods=pods,
-            fleet=fleet or Fleet(replicas=replicas_wanted(deployment, workload), pods=()),
+            fleet=fleet,
             modules=modules,
         ),
         now=context.now(),
@@ -138,7 +138,11 @@ async def _want_model(context: Context, deployment: VLLMDeployment) -> _Model:
         context.take(Kind.MODEL_ARTIFACT, await context.kube.apply(manifest))
         context.enqueue(Key(Kind.MODEL_ARTIFACT, *key))
     _publish_want(context, deployment, key, credentials)
-    return _Model(cache, key, context.store.artifacts.get(key), None)
+    artifact = context.store.artifacts.get(key)
+    if artifact is not None and artifact.spec.to_wire() != manifest["spec"]:
+        taken = f"ModelArtifact {key[0]}/{key[1]} exists with another spec: delete it"
+        return _Model(cache, key, None, ReasonError(Reason.NAME_TAKEN, taken))
+    return _Model(cache, key, artifact, None)
 
 
 def _recorded_artifact(context: Context, deployment: VLLMDeployment) -> ObjectKey | None:
@@ -177,7 +181,11 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
         )
         if decision is None or not current:
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
-            return previous if deployment.key in registry.lists else None
+            if previous is None:
+                return None
+            # One that can't be decided on keeps what it has, and holds up nobody else.
+            metadata = adapter.metadata
+            decision = Decision(uid=metadata.uid, generation=metadata.generation, accepted=False, keep=True)
         decisions.append(decision)
     for module in previous.modules if previous else ():
         namespace, _, name = module.adapter.partition("/")
@@ -227,7 +235,7 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
     service = build_service(deployment)
     await context.apply_child(service, store.services.get(place))
     token = gate_token(await context.master_key(), deployment)
-    await context.apply_child(build_gate_secret(deployment, token), None)
+    await context.ensure_secret(build_gate_secret(deployment, token))
     if not model_is_ready(model.artifact) or model.artifact is None:
         return  # the pods that run keep the model that they have
     model_path = f"{CACHE_MOUNT}/{model.artifact.status.path}"
@@ -237,8 +245,8 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
         live is not None
         and _owned(live, deployment)
         and _annotations(live).get(ANNOTATION_TEMPLATE_HASH) == wanted
-        and context.adopt_child(live)
-    ):
+        and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != kit_hash(context.kit_files))
+    ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
         await _keep_kit(context, deployment, live)
         if deployment.spec.replicas is not None and live["spec"].get("replicas") != deployment.spec.replicas:
             patched = await context.kube.patch(DEPLOYMENTS, *place, {"spec": {"replicas": deployment.spec.replicas}})

@@ -17,7 +17,7 @@ from lora_operator.errors import EngineError, EngineUnreachable, StaleList
 from lora_operator.names import label_value
 from lora_operator.plan.fleet import PodView, Served
 from lora_operator.plan.modules import ModuleList, encode
-from lora_operator.plan.pods import is_ready, pod_ip, running_container
+from lora_operator.plan.pods import engine_port, is_ready, pod_ip, running_container
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, own_pods
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
@@ -50,6 +50,7 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
     if pod is None or deployment is None:
         context.registry.asked.discard(place)
         context.registry.silent.discard(place)
+        context.registry.misses.pop(place, None)
         context.registry.views.pop(place, None)
         return None
     await learn_owners(context, [pod])
@@ -66,7 +67,7 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
     host = f"[{address}]" if ":" in address else address
     engine = _Engine(
         pod=place,
-        url=f"http://{host}:{deployment.spec.engine.port}",
+        url=f"http://{host}:{engine_port(pod) or deployment.spec.engine.port}",
         token=gate_token(await context.master_key(), deployment),
         container=container,
         uid=pod["metadata"]["uid"],
@@ -106,16 +107,23 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
         return POLL_UNSETTLED
     except EngineError as error:
         if not engine.ready and isinstance(error, EngineUnreachable):
-            registry.silent.add(engine.pod)
+            if engine.pod not in registry.silent:
+                registry.silent.add(engine.pod)
+                context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
             return POLL_STARTING  # an engine that loads its model does not listen yet
+        failing = known is not None and known.error is not None
         failed = PodView(
             uid=engine.uid,
             container_id=engine.container,
-            error=str(error),
+            error=known.error
+            if failing and known
+            else str(error),  # the first words: a pod must not cause writes by new ones
             gate_closed=known is not None and known.gate_closed,
         )
         _publish(context, deployment, engine.pod, failed)
-        return POLL_FAILING
+        misses = registry.misses[engine.pod] = registry.misses.get(engine.pod, 0) + 1
+        return min(POLL_FAILING * 2.0 ** min(misses - 1, 8), POLL_IDLE)
+    registry.misses.pop(engine.pod, None)
     view = build_view(engine.uid, engine.container, state, models, served_names=deployment.spec.model.served_names)
     _publish(context, deployment, engine.pod, view)
     if modules is not None and state.list_generation == modules.generation and state.settled:
@@ -131,11 +139,19 @@ def _note_held(context: Context, deployment: VLLMDeployment, state: KitState) ->
 
 async def _exchange(context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None) -> KitState:
     """Push the list where the pod is not known to hold it, else only ask."""
-    if modules is None or (known is not None and known.list_generation == modules.generation):
+    if modules is None or known is None or known.error is not None or known.list_generation == modules.generation:
         state = await context.engines.state(engine.url, engine.token)
-        if modules is None or state.list_generation == modules.generation:
+        if modules is None or state.list_generation == modules.generation or is_too_old(state):
             return state
+    elif known.too_old:
+        return await context.engines.state(engine.url, engine.token)
     return await context.engines.put_modules(engine.url, engine.token, encode(modules), wait=SETTLE_SECONDS)
+
+
+def is_too_old(state: KitState) -> bool:
+    """Whether the engine's version serves wrong weights while adapters are loaded: then it is told of none."""
+    version = parse_version(state.vllm_version)
+    return version is not None and version < MINIMUM_HOT_LOAD
 
 
 def build_view(
@@ -147,19 +163,18 @@ def build_view(
     served_names: tuple[str, ...],
 ) -> PodView:
     """What an engine serves, from /v1/models, with the public names that its kit tells."""
-    listed = {model.id: model for model in models if model.id not in served_names}
+    listed = {model.id: model for model in models if model.id not in served_names and model.parent is not None}
     served = {}
     for module in state.loaded:
         model = listed.pop(module.internal_name, None)
         if model is not None:
             served[module.name] = Served(path=model.root or "", parent=model.parent, internal_name=module.internal_name)
-    version = parse_version(state.vllm_version)
     return PodView(
         uid=uid,
         container_id=container,
         gate_closed=True,
         version=state.vllm_version,
-        too_old=version is not None and version < MINIMUM_HOT_LOAD,
+        too_old=is_too_old(state),
         list_generation=state.list_generation,
         settled=state.settled,
         served=served,

@@ -34,6 +34,7 @@ class Registry:
         self.held: dict[ObjectKey, int] = {}  # the highest list generation that any pod of a deployment reported
         self.views: dict[ObjectKey, PodView] = {}
         self.asked: set[ObjectKey] = set()  # pods about whose engine something is known since this operator started
+        self.misses: dict[ObjectKey, int] = {}  # looks at a pod's engine in a row that failed
         self.silent: set[ObjectKey] = set()  # pods whose engine did not listen when it was last tried: it starts
         self.replica_set_owners: dict[str, str | None] = {}  # ReplicaSet UID → its Deployment's UID
         self.announced: dict[ObjectKey, object] = {}  # what an artifact's wanters were last told of
@@ -82,24 +83,26 @@ class Registry:
         """Who wants an artifact, with the credentials that each lends to it."""
         return self._wanters.get(artifact, {})
 
-    def all_decided(self, store: Store) -> bool:
-        """Whether every adapter and deployment has been looked at in its present form: only then is unwanted known."""
-        return (
-            all(
-                (decision := self._decisions.get(key)) is not None
-                and decision.uid == adapter.metadata.uid
-                and decision.generation == adapter.metadata.generation
-                and not decision.keep_unknown
-                for key, adapter in store.adapters.items()
-            )
-            and all(
-                (want := self._model_wants.get(key)) is not None
-                and want.uid == deployment.metadata.uid
-                and want.generation == deployment.metadata.generation
-                for key, deployment in store.deployments.items()
-            )
-            and not any(key.kind in (Kind.LORA_ADAPTER, Kind.VLLM_DEPLOYMENT) for key in store.invalid)
-        )
+    def all_decided(self, store: Store, namespace: str) -> bool:
+        """Whether everybody who could want an artifact of the namespace was looked at in the present form.
+
+        Artifacts lie beside their deployment, so others can't; one that can't be read could.
+        """
+        if any(key.kind in (Kind.LORA_ADAPTER, Kind.VLLM_DEPLOYMENT) for key in store.invalid):
+            return False
+        for deployment in store.deployments.values():
+            if deployment.metadata.namespace != namespace:
+                continue
+            want = self._model_wants.get(deployment.key)
+            if want is None or (want.uid, want.generation) != (deployment.metadata.uid, deployment.metadata.generation):
+                return False
+            for adapter in store.adapters_of(deployment.key):
+                decision = self._decisions.get(adapter.key)
+                if decision is None or decision.keep_unknown:
+                    return False
+                if (decision.uid, decision.generation) != (adapter.metadata.uid, adapter.metadata.generation):
+                    return False
+        return True
 
     def _rewire(
         self, wanter: Key, old: ObjectKey | None, new: ObjectKey | None, credentials: Credentials | None
