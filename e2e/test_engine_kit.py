@@ -186,11 +186,15 @@ def test_a_swap_loses_no_request_and_mixes_no_weights(kit: Kit, reference: dict[
         clients = [pool.submit(ask) for _ in range(3)]
         try:
             for turn in range(3):
+                began = time.monotonic()
                 old, new = ("one", "one-v2") if turn % 2 == 0 else ("one-v2", "one")
                 stream = stream_of(kit, "swapped", tokens=LONG)
-                kit.engine.put({"swapped": kit.path(new)})
+                # Not until it is settled: that a client's own resolution may still be under way delays it by up to 10 s.
+                kit.engine.put({"swapped": kit.path(new)}, wait=1)
                 assert token_ids(url, "swapped", PROMPT, tokens=8) == reference[new][:8]
-                assert stream.running, stream.error
+                assert stream.running, (
+                    f"{len(stream.token_ids)} tokens, {stream.finish_reason}, {stream.error}, turn {turn} after {time.monotonic() - began:.1f} s"
+                )
                 stream.join(120)
                 assert stream.token_ids == reference[old]
         finally:
