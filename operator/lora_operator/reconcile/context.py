@@ -27,7 +27,7 @@ from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 
 MASTER_KEY_SECRET: Final = "lora-operator-key"  # noqa: S105  a name
-SECRET_SECONDS: Final = 60.0
+SECRET_SECONDS: Final = 300.0
 _CHILD_KINDS: Final[Mapping[str, tuple[ResourceType, Kind]]] = {
     "Deployment": (DEPLOYMENTS, Kind.DEPLOYMENT),
     "ConfigMap": (CONFIG_MAPS, Kind.CONFIG_MAP),
@@ -173,7 +173,10 @@ class Context:
             await self.kube.create(obj)
         except ConflictError:
             await self.kube.apply(obj)
-        self._secrets[place] = time.monotonic() + SECRET_SECONDS
+        now = time.monotonic()
+        self._secrets = {known: due for known, due in self._secrets.items() if due > now} | {
+            place: now + SECRET_SECONDS
+        }
 
     async def refuse_foreign(self, obj: dict[str, Any], live: Body | None) -> None:
         """Raise ReasonError(NameTaken) where an object of that name exists that our object's owner does not control."""
