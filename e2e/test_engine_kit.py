@@ -28,7 +28,7 @@ from lora_operator.engine_kit.gate import OPEN_ROUTES
 
 PROMPT = "Once upon a time"
 HOT_LOADS = 8
-LONG = 1500  # tokens of a stream that must outlive what happens meanwhile
+LONG = 4000  # tokens of a stream that must outlive what happens meanwhile: 14 s on an idle machine, and clients were seen to stall for 7
 
 
 @dataclass
@@ -189,8 +189,7 @@ def test_a_swap_loses_no_request_and_mixes_no_weights(kit: Kit, reference: dict[
                 began = time.monotonic()
                 old, new = ("one", "one-v2") if turn % 2 == 0 else ("one-v2", "one")
                 stream = stream_of(kit, "swapped", tokens=LONG)
-                # Not until it is settled: that a client's own resolution may still be under way delays it by up to 10 s.
-                kit.engine.put({"swapped": kit.path(new)}, wait=1)
+                kit.engine.put({"swapped": kit.path(new)})
                 assert token_ids(url, "swapped", PROMPT, tokens=8) == reference[new][:8]
                 assert stream.running, (
                     f"{len(stream.token_ids)} tokens, {stream.finish_reason}, {stream.error}, turn {turn} after {time.monotonic() - began:.1f} s"

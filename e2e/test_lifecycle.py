@@ -13,7 +13,7 @@ from e2e.fixtures.hub import HubServer
 from e2e.stack import Stack, eventually, lora_adapter, namespace
 from e2e.test_isolation import engine_containers
 
-LONG = 700  # tokens: tens of seconds on two cores
+LONG = 3000  # tokens: tens of seconds on two cores
 
 
 def _answers(url: str, prompt: str, tokens: list[int]) -> bool:
