@@ -38,9 +38,9 @@ def token_ids(url: str, model: str, prompt: str | list[Json], *, tokens: int = 3
     """Greedy token ids for a completion (text) or a chat (messages)."""
     body: Json = {"model": model, "temperature": 0, "max_tokens": tokens, "ignore_eos": True, "return_token_ids": True}
     if isinstance(prompt, str):
-        status, answer = request("POST", f"{url}/v1/completions", body | {"prompt": prompt})
+        status, answer = request("POST", f"{url}/v1/completions", body | {"prompt": prompt}, timeout=300)
     else:
-        status, answer = request("POST", f"{url}/v1/chat/completions", body | {"messages": prompt})
+        status, answer = request("POST", f"{url}/v1/chat/completions", body | {"messages": prompt}, timeout=300)
     assert status == 200, f"{model} at {url}: {status} {answer}"
     ids: list[int] = answer["choices"][0]["token_ids"]
     return ids
