@@ -61,7 +61,7 @@ def base_image() -> Path:
         with step(f"making a Debian {release} root with debootstrap"):
             shutil.rmtree(rootfs, ignore_errors=True)
             command = ["debootstrap", "--variant=minbase", f"--include={_BASE_PACKAGES}", release, str(rootfs)]
-            run_logged([*command, _debian_mirror()], log=paths.cache_dir("logs") / "debootstrap.log")
+            run_logged([*command, *_debian_mirror()], log=paths.cache_dir("logs") / "debootstrap.log")
             for waste in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
                 shutil.rmtree(rootfs / waste, ignore_errors=True)
         with step("making the base image"):
@@ -196,8 +196,8 @@ def _debian_release() -> str:
     raise ToolingError("/etc/os-release names no Debian release (VERSION_CODENAME)")
 
 
-def _debian_mirror() -> str:
-    """The mirror that this machine's own apt uses for Debian, else Debian's."""
+def _debian_mirror() -> list[str]:
+    """The mirror that this machine's own apt uses for Debian, as an argument; none where debootstrap's default has to do."""
     files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     for file in files:
         if not file.is_file():
@@ -205,5 +205,5 @@ def _debian_mirror() -> str:
         for line in file.read_text(errors="replace").splitlines():
             for word in line.partition("#")[0].split():
                 if word.startswith(("http://", "https://")) and word.rstrip("/").endswith("/debian"):
-                    return word
-    return "http://deb.debian.org/debian"
+                    return [word]
+    return []

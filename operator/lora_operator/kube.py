@@ -167,15 +167,12 @@ class Kube:
 
     # Writing
 
-    async def apply(self, obj: Mapping[str, Any], *, dry_run: bool = False, force: bool = True) -> Body:
-        """Server-side apply of the fields in `obj` as ours; fields that we had and left out go.
-
-        With `force` over whoever holds them; without, ConflictError where another manager holds one.
-        """
+    async def apply(self, obj: Mapping[str, Any], *, dry_run: bool = False) -> Body:
+        """Server-side apply of the fields in `obj` as ours, over whoever holds them; fields that we had and left out go."""
         rt, namespace, name = _identity(obj)
         query = {
             "fieldManager": FIELD_MANAGER,
-            "force": str(force).lower(),
+            "force": "true",
             **({"dryRun": "All"} if dry_run else {}),
         }
         what = _what("apply (dry run)" if dry_run else "apply", rt, namespace, name)

@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass
 
 from lora_operator.errors import EngineRefused, EngineUnreachable, StaleList
+from lora_operator.plan.modules import MAX_GENERATION
 
 TOKEN_HEADER: Final = "X-LoRA-Operator-Token"  # noqa: S105 - the header's name
 GATE_ERROR_TYPE: Final = "lora_operator_gate"
@@ -27,9 +28,6 @@ CONNECT_TIMEOUT: Final = 3.0
 
 # Versions of vLLM. Below it an adapter that is loaded while all slots run silently gives wrong weights to running requests (engine-facts.md 13).
 MINIMUM_HOT_LOAD: Final = (0, 26)
-
-# Far above any real one: a pod that names a higher one is not believed, or it would steer the whole fleet's list.
-MAX_GENERATION: Final = 2**53
 
 _VERSION: Final = re.compile(r"^v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?")
 _CONFIG: Final = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
