@@ -145,30 +145,33 @@ class Stack:
 
     # The operator
 
-    def install_operator(self, *, values: Json | None = None) -> None:
+    def install_operator(
+        self, *words: str, values: Json | None = None, release: str = RELEASE, namespace_: str = OPERATOR_NAMESPACE
+    ) -> None:
         """helm upgrade --install from the chart, with the image built from the Dockerfile; waits until it is ready."""
         image = tools.operator_image()
         self.cluster.import_image(image.archive)
         repository, _, tag = image.name.rpartition(":")
-        kept = namespace(OPERATOR_NAMESPACE, RESTRICTED)
+        kept = namespace(namespace_, RESTRICTED)
         kept["metadata"]["labels"].pop(OWNED)
         self.apply(kept)
         merged = {"image": {"repository": repository, "tag": tag}, **(values or {})}
+        chart = paths.REPO / "charts" / "lora-operator"
         with step("installing the operator by Helm"):
             self.cluster.helm(
-                "upgrade",
-                "--install",
-                RELEASE,
-                paths.REPO / "charts" / "lora-operator",
-                "-n",
-                OPERATOR_NAMESPACE,
-                "--wait",
-                "--timeout",
-                "3m",
-                "-f",
-                "-",
+                *("upgrade", "--install", release, chart, "-n", namespace_, "--wait", "--timeout", "3m", "-f", "-"),
+                *words,
                 input=json.dumps(merged),
             )
+
+    def uninstall_operator(self, *, release: str = RELEASE, namespace_: str = OPERATOR_NAMESPACE) -> None:
+        """helm uninstall; waits until what the chart made is gone, the operator's pod too."""
+        self.cluster.helm("uninstall", release, "-n", namespace_, "--wait", "--timeout", "2m")
+        eventually(
+            lambda: not self.items("pods", namespace_, f"app.kubernetes.io/instance={release}"),
+            what="the operator's pod is gone",
+            timeout=60,
+        )
 
     def scale_operator(self, replicas: int) -> None:
         """Scale the operator and wait until its pods are there, or gone."""
