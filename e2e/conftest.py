@@ -18,6 +18,7 @@ import pytest
 from e2e.cluster import Cluster, ensure_cluster, paths, tools
 from e2e.cluster.steps import step
 from e2e.fixtures.hub import HubServer
+from e2e.given import GivenCluster, given
 from e2e.stack import (
     OPERATOR_NAMESPACE,
     RELEASE,
@@ -117,9 +118,9 @@ def reference(tiny: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def hub(tiny: Path) -> Iterator[HubServer]:
+def hub(tiny: Path, cluster: Cluster) -> Iterator[HubServer]:
     """The Hub: the base model, public adapters, one private repository."""
-    with HubServer(host="198.18.254.1") as server:
+    with HubServer(host=cluster.node_ip) as server:
         server.create_repo("tiny/base")
         server.commit("tiny/base", tiny / "base")
         for name in ("one", "two", "three", "four", "five", "six"):
@@ -134,8 +135,11 @@ def hub(tiny: Path) -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Cluster:
-    """The machine's cluster."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """The machine's cluster, or the one that the environment gives."""
+    spec = given()
+    if spec is not None:
+        return GivenCluster(tmp_path_factory.mktemp("given"), spec.host, kubeconfig_file=spec.kubeconfig)
     with step("a running cluster"):
         return ensure_cluster()
 
@@ -144,7 +148,8 @@ def cluster() -> Cluster:
 def stack(cluster: Cluster, hub: HubServer) -> Iterator[Stack]:
     """The operator by its chart, the serving namespace and the teams' namespaces with their Secrets."""
     stack = Stack(cluster, hub.url)
-    cluster.import_image(tools.base_image())
+    if given() is None:
+        cluster.import_image(tools.base_image())
     stack.sweep()
     stack.install_operator()
     stack.make_serving_namespace(SERVING)
@@ -206,6 +211,22 @@ def fleet(stack: Stack, hub: HubServer, reference: Any) -> Fleet:
     pods.stop()
     artifacts.stop()
     return Fleet(pods.seen, artifacts.seen, tuple(waiting), asked, ready, early)
+
+
+def pytest_report_header() -> str | None:
+    """Which cluster is tested, where it is not our own."""
+    spec = given()
+    return None if spec is None else f"{spec.describe()}; tests marked `node` are deselected"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a given cluster, leave out what needs our own node; pytest counts it as deselected."""
+    if given() is None:
+        return
+    left_out = [item for item in items if item.get_closest_marker("node")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -13,11 +13,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from e2e.cluster import Cluster, paths, tools
 from e2e.cluster.steps import step
+from e2e.given import Forwards, Given, NodeAccessError, claim, given, make_node_folder
 
 OPERATOR_NAMESPACE = "lora-system"
 RELEASE = "lora-operator"
@@ -59,6 +61,10 @@ class Stack:
 
     cluster: Cluster
     hub_url: str
+
+    @cached_property
+    def _forwards(self) -> Forwards:
+        return Forwards(self.cluster)
 
     # Seeing and changing objects, as a user does
 
@@ -131,8 +137,14 @@ class Stack:
         for pod in self.pods(namespace, deployment):
             ready = any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
             if ready:
-                urls[pod["metadata"]["name"]] = f"http://{pod['status']['podIP']}:8000"
+                urls[pod["metadata"]["name"]] = self._pod_url(pod)
         return urls
+
+    def _pod_url(self, pod: Json) -> str:
+        spec = given()
+        if spec is None or spec.direct:
+            return f"http://{pod['status']['podIP']}:8000"
+        return self._forwards.url(pod["metadata"]["namespace"], pod["metadata"]["name"], 8000)
 
     def gate_token(self, namespace: str, deployment: str) -> str:
         """The gate's token, read as the cluster's administrator from the Secret that the pods mount."""
@@ -145,30 +157,39 @@ class Stack:
 
     # The operator
 
-    def install_operator(self, *, values: Json | None = None) -> None:
+    def install_operator(
+        self, *words: str, values: Json | None = None, release: str = RELEASE, namespace_: str = OPERATOR_NAMESPACE
+    ) -> None:
         """helm upgrade --install from the chart, with the image built from the Dockerfile; waits until it is ready."""
-        image = tools.operator_image()
-        self.cluster.import_image(image.archive)
-        repository, _, tag = image.name.rpartition(":")
-        kept = namespace(OPERATOR_NAMESPACE, RESTRICTED)
+        repository, _, tag = self._operator_image().rpartition(":")
+        kept = namespace(namespace_, RESTRICTED)
         kept["metadata"]["labels"].pop(OWNED)
         self.apply(kept)
         merged = {"image": {"repository": repository, "tag": tag}, **(values or {})}
+        chart = paths.REPO / "charts" / "lora-operator"
         with step("installing the operator by Helm"):
             self.cluster.helm(
-                "upgrade",
-                "--install",
-                RELEASE,
-                paths.REPO / "charts" / "lora-operator",
-                "-n",
-                OPERATOR_NAMESPACE,
-                "--wait",
-                "--timeout",
-                "3m",
-                "-f",
-                "-",
+                *("upgrade", "--install", release, chart, "-n", namespace_, "--wait", "--timeout", "3m", "-f", "-"),
+                *words,
                 input=json.dumps(merged),
             )
+
+    def _operator_image(self) -> str:
+        spec = given()
+        if spec is not None:
+            return spec.image
+        image = tools.operator_image()
+        self.cluster.import_image(image.archive)
+        return image.name
+
+    def uninstall_operator(self, *, release: str = RELEASE, namespace_: str = OPERATOR_NAMESPACE) -> None:
+        """helm uninstall; waits until what the chart made is gone, the operator's pod too."""
+        self.cluster.helm("uninstall", release, "-n", namespace_, "--wait", "--timeout", "2m")
+        eventually(
+            lambda: not self.items("pods", namespace_, f"app.kubernetes.io/instance={release}"),
+            what="the operator's pod is gone",
+            timeout=60,
+        )
 
     def scale_operator(self, replicas: int) -> None:
         """Scale the operator and wait until its pods are there, or gone."""
@@ -202,16 +223,11 @@ class Stack:
 
     def make_serving_namespace(self, name: str) -> None:
         """A namespace with restricted pod security, an empty cache volume, the engine's venv, and a default ModelCache."""
-        folder = paths.cache_root() / "cluster" / "volumes" / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        os.chown(folder, 0, CACHE_GROUP)
-        folder.chmod(0o2775)
-        venv = tools.engine_venv()
+        spec = given()
+        self.apply(namespace(name, RESTRICTED))
+        volumes = self._own_volumes(name) if spec is None else self._given_volumes(spec, name)
         self.apply(
-            namespace(name, RESTRICTED),
-            *volume(name, "cache", folder, read_only=False),
-            *volume(name, "engine-venv", venv, read_only=True),
+            *volumes,
             {
                 "apiVersion": "lora-operator.dev/v1alpha1",
                 "kind": "ModelCache",
@@ -228,8 +244,29 @@ class Stack:
             },
         )
 
+    def _own_volumes(self, name: str) -> list[Json]:
+        folder = self.cache_folder(name)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        os.chown(folder, 0, CACHE_GROUP)
+        folder.chmod(0o2775)
+        return [
+            *volume(name, "cache", folder, read_only=False),
+            *volume(name, "engine-venv", tools.engine_venv(), read_only=True),
+        ]
+
+    def _given_volumes(self, spec: Given, name: str) -> list[Json]:
+        if spec.node_folder is None:
+            made = [claim("cache", name, spec)]
+        else:
+            folder = make_node_folder(self.cluster, spec, name, group=CACHE_GROUP)
+            made = volume(name, "cache", folder, read_only=False)
+        return made + (volume(name, "engine-venv", spec.engine_venv, read_only=True) if spec.engine_venv else [])
+
     def cache_folder(self, name: str) -> Path:
-        """Where the cache volume of a serving namespace lies on the node."""
+        """Where the cache volume of a serving namespace lies on the node; only for tests that are marked `node`."""
+        if given() is not None:
+            raise NodeAccessError("this test reads the node's files: mark it with @pytest.mark.node")
         return paths.cache_root() / "cluster" / "volumes" / name
 
 
@@ -289,7 +326,7 @@ def vllm_deployment(
     max_model_len: int = 8192,
 ) -> Json:
     """A VLLMDeployment of the real engine on CPU: the Debian image with the engine's venv mounted by podTemplate."""
-    venv = tools.engine_venv()
+    image, command, venv = engine()
     huggingface: Json = {"repo": repo}
     if token_secret:
         huggingface["tokenSecretRef"] = {"name": token_secret, "key": "token"}
@@ -308,8 +345,8 @@ def vllm_deployment(
             "lora": {"maxLoras": 2, "maxCpuLoras": 16, "maxLoraRank": 16} | (lora or {}),
             "adapterPolicy": {"namespaces": policy or {"from": "All"}},
             "engine": {
-                "image": tools.BASE_IMAGE,
-                "command": [f"{venv}/bin/python", "-m", "vllm.entrypoints.openai.api_server"],
+                "image": image,
+                "command": command,
                 "args": ["--enforce-eager", "--max-num-seqs", "8"],
                 "env": [
                     {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
@@ -320,19 +357,27 @@ def vllm_deployment(
             "podTemplate": {
                 "spec": {
                     "securityContext": {"runAsNonRoot": True, "runAsUser": ENGINE_USER, "runAsGroup": ENGINE_USER},
-                    "containers": [
-                        {
-                            "name": "vllm",
-                            "volumeMounts": [{"name": "engine-venv", "mountPath": str(venv), "readOnly": True}],
-                        }
-                    ],
-                    "volumes": [
-                        {"name": "engine-venv", "persistentVolumeClaim": {"claimName": "engine-venv", "readOnly": True}}
-                    ],
+                    **(_mounted_venv(venv) if venv else {}),
                 }
             },
         },
     }
+
+
+def engine() -> tuple[str, list[str], Path | None]:
+    """Image, command, and the folder of the node to be mounted, of the real engine on CPU."""
+    spec = given()
+    if spec is not None and spec.engine_venv is None:
+        return spec.engine_image, list(spec.engine_command), None
+    venv = tools.engine_venv() if spec is None else spec.engine_venv
+    image = tools.BASE_IMAGE if spec is None else spec.engine_image
+    return image, [f"{venv}/bin/python", "-m", "vllm.entrypoints.openai.api_server"], venv
+
+
+def _mounted_venv(venv: Path) -> Json:
+    mount = {"name": "engine-venv", "mountPath": str(venv), "readOnly": True}
+    claimed = {"name": "engine-venv", "persistentVolumeClaim": {"claimName": "engine-venv", "readOnly": True}}
+    return {"containers": [{"name": "vllm", "volumeMounts": [mount]}], "volumes": [claimed]}
 
 
 def lora_adapter(

@@ -17,6 +17,10 @@ from e2e.fixtures.apiproxy import ApiProxy
 from e2e.fixtures.hub import HubServer
 from e2e.stack import OPERATOR_NAMESPACE, RELEASE, Json, Stack, eventually, lora_adapter
 
+# Engines are killed as the kernel does, files are broken on the volume, and the operator is sent through a proxy with the API
+# server's own certificate.
+pytestmark = pytest.mark.node
+
 
 def acknowledged(stack: Stack, generation: int) -> bool:
     status = (stack.get("vllm", FLEET, SERVING) or {})["status"]

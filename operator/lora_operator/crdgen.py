@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from lora_operator import docgen
+from lora_operator import chartdoc, docgen
 from lora_operator.api import RESOURCES, ResourceInfo
 from lora_operator.api.common import ApiModel, PrinterColumn, cel, matches
 from lora_operator.constants import GROUP, VERSION
@@ -291,6 +292,9 @@ def build_files() -> dict[Path, str]:
     for info, crd in zip(RESOURCES, crds, strict=True):
         files[CRDS / f"{info.plural}.yaml"] = to_yaml(crd)
         files[CHART_CRDS / f"{info.plural}.yaml"] = to_template(crd)
+    schema = json.loads((ROOT / chartdoc.CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((ROOT / chartdoc.CHART / "values.yaml").read_text())
+    files[chartdoc.README] = chartdoc.build_readme((ROOT / chartdoc.README).read_text(), schema, values)
     return files
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from e2e.cluster import ControlPlane, tools
 from lora_operator.constants import GROUP
 from tests.chart.conftest import CHART, ROOT, Helm, Rendered, render_chart
 
+IMAGE = ("--set=image.repository=images.example/operator",)
+COLUMN = "Base"
 ACCOUNT = "system:serviceaccount:lora-operator:lora-operator"
 
 
@@ -23,6 +27,11 @@ class Installed:
     """An API server in which the chart is installed as README.md says."""
 
     plane: ControlPlane
+
+    @property
+    def home(self) -> tuple[str, str]:
+        """Helm's arguments: where the release lives."""
+        return "--namespace=lora-operator", f"--kubeconfig={self.plane.kubeconfig}"
 
     def kubectl(self, *words: str, stdin: str = "", check: bool = True) -> str:
         """stdout of kubectl as the administrator; with `check`, failure fails the test with its stderr."""
@@ -53,10 +62,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory, helm: Helm) -> Iterator[
             "install",
             "lora-operator",
             str(CHART),
-            f"--kubeconfig={plane.kubeconfig}",
-            "--namespace=lora-operator",
+            *result.home,
             "--create-namespace",
-            "--set=image.repository=images.example/operator",
+            *IMAGE,
         )
         assert done.returncode == 0, done.stderr
         result.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
@@ -137,12 +145,71 @@ def test_the_operator(answers: list[bool], number: int) -> None:
     assert answers[number] is expected, f"the operator {sentence}"
 
 
-def test_the_crds_stay_when_the_chart_goes(installed: Installed, helm: Helm) -> None:
-    """Last, since it uninstalls; installing again must work on what stayed."""
-    home = ("--namespace=lora-operator", f"--kubeconfig={installed.plane.kubeconfig}")
-    done = helm.run("uninstall", "lora-operator", *home)
-    assert done.returncode == 0, done.stderr
-    assert "loraadapter" in installed.kubectl("get", "lora", "-A", "-o", "name")
+def older_chart(folder: Path) -> Path:
+    """A copy of the chart as an earlier version could have been: adapters without baseModelName, and without its column."""
+    chart = folder / "lora-operator"
+    shutil.copytree(CHART, chart)
+    path = chart / "templates" / "crds" / "loraadapters.yaml"
+    crd = yaml.safe_load(path.read_text())
+    version = crd["spec"]["versions"][0]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    del spec["properties"]["baseModelName"]
+    version["additionalPrinterColumns"] = [c for c in version["additionalPrinterColumns"] if c["name"] != COLUMN]
+    path.write_text(yaml.safe_dump(crd).replace("{{", '{{ "{{" }}'))
+    return chart
 
-    done = helm.run("install", "lora-operator", str(CHART), *home, "--set=image.repository=images.example/operator")
+
+def test_an_upgrade_of_the_chart_upgrades_the_crds(installed: Installed, helm: Helm, tmp_path: Path) -> None:
+    def adapter_crd() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(installed.kubectl("get", "crd", f"loraadapters.{GROUP}", "-o", "json"))
+        return found
+
+    def columns() -> set[str]:
+        return {column["name"] for column in adapter_crd()["spec"]["versions"][0]["additionalPrinterColumns"]}
+
+    def fields() -> set[str]:
+        schema = adapter_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        return set(schema["properties"]["spec"]["properties"])
+
+    def upgrade(chart: Path) -> None:
+        done = helm.run("upgrade", "lora-operator", str(chart), *installed.home, *IMAGE)
+        assert done.returncode == 0, done.stderr
+
+    objects = installed.kubectl("get", "lora,vllm,mcache", "-A", "-o", "name")
+    uid = adapter_crd()["metadata"]["uid"]
+    upgrade(older_chart(tmp_path))
+    assert COLUMN not in columns()
+    assert "baseModelName" not in fields()
+
+    upgrade(CHART)
+    assert COLUMN in columns()
+    assert "baseModelName" in fields()
+    assert adapter_crd()["metadata"]["uid"] == uid, "the CRD was made anew, and every object with it lost"
+    assert installed.kubectl("get", "lora,vllm,mcache", "-A", "-o", "name") == objects
+
+
+def test_the_crds_stay_when_the_chart_goes(installed: Installed, helm: Helm) -> None:
+    """Last, since it uninstalls; installing again must work on what stayed, also under another name in another namespace."""
+    objects = installed.kubectl("get", "lora,vllm,mcache", "-A", "-o", "name")
+    assert "loraadapter" in objects
+    done = helm.run("uninstall", "lora-operator", *installed.home)
     assert done.returncode == 0, done.stderr
+    assert installed.kubectl("get", "lora,vllm,mcache", "-A", "-o", "name") == objects
+
+    done = helm.run("install", "lora-operator", str(CHART), *installed.home, *IMAGE)
+    assert done.returncode == 0, done.stderr
+    done = helm.run("uninstall", "lora-operator", *installed.home)
+    assert done.returncode == 0, done.stderr
+
+    elsewhere = ("--namespace=platform", "--create-namespace", installed.home[1], *IMAGE)
+    done = helm.run("install", "adapters", str(CHART), *elsewhere)
+    assert done.returncode != 0
+    assert "invalid ownership metadata" in done.stderr
+    done = helm.run("install", "adapters", str(CHART), *elsewhere, "--take-ownership")
+    assert done.returncode == 0, done.stderr
+    assert installed.kubectl("get", "lora,vllm,mcache", "-A", "-o", "name") == objects
+    annotations = json.loads(installed.kubectl("get", "crd", f"loraadapters.{GROUP}", "-o", "json"))["metadata"]
+    assert annotations["annotations"]["meta.helm.sh/release-name"] == "adapters"
+    done = helm.run("uninstall", "adapters", *elsewhere[:1], installed.home[1])
+    assert done.returncode == 0, done.stderr
+    assert installed.kubectl("get", "lora,vllm,mcache", "-A", "-o", "name") == objects

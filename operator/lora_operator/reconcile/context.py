@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import random
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +28,8 @@ from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 
 MASTER_KEY_SECRET: Final = "lora-operator-key"  # noqa: S105  a name
-SECRET_SECONDS: Final = 300.0
+SECRET_SECONDS: Final = 3600.0  # between writes of a Secret that nothing makes doubtful, give or take a quarter
+DOUBTED_SECRET_SECONDS: Final = 10.0
 _CHILD_KINDS: Final[Mapping[str, tuple[ResourceType, Kind]]] = {
     "Deployment": (DEPLOYMENTS, Kind.DEPLOYMENT),
     "ConfigMap": (CONFIG_MAPS, Kind.CONFIG_MAP),
@@ -48,7 +50,7 @@ class Context:
     kit_files: Mapping[str, str] = field(default_factory=dict)
     _master_key: bytes | None = None
     _applied: dict[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
-    _secrets: dict[tuple[str, str], float] = field(default_factory=dict)
+    _secrets: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
     def now(self) -> datetime:
         """The time, for plans."""
@@ -161,21 +163,21 @@ class Context:
         self.take(_CHILD_KINDS[obj["kind"]][1], result)
         return result
 
-    async def ensure_secret(self, obj: dict[str, Any]) -> None:
-        """Make sure that a Secret of ours exists and is as wanted, from time to time: Secrets are neither watched nor read.
+    async def ensure_secret(self, obj: dict[str, Any], *, doubtful: bool = False) -> None:
+        """Make sure that a Secret of ours exists and is as wanted: Secrets are neither watched nor read, so it is written again.
 
+        That is done hourly, and every 10 s while it is `doubtful`, when something does not work that would not without it.
         Its name has its owner's UID in it, so one that exists already is ours.
         """
         place = (obj["metadata"]["namespace"], obj["metadata"]["name"])
-        if time.monotonic() < self._secrets.get(place, 0.0):
-            return
-        try:
-            await self.kube.create(obj)
-        except ConflictError:
-            await self.kube.apply(obj)
         now = time.monotonic()
-        self._secrets = {known: due for known, due in self._secrets.items() if due > now} | {
-            place: now + SECRET_SECONDS
+        written, due = self._secrets.get(place, (0.0, 0.0))
+        if now < due and not (doubtful and now - written > DOUBTED_SECRET_SECONDS):
+            return
+        await self.kube.apply(obj)
+        spread = random.uniform(0.75, 1.25)  # noqa: S311  spreads load
+        self._secrets = {known: times for known, times in self._secrets.items() if times[1] > now} | {
+            place: (now, now + SECRET_SECONDS * spread)
         }
 
     async def refuse_foreign(self, obj: dict[str, Any], live: Body | None) -> None:

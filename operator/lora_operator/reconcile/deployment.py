@@ -31,11 +31,12 @@ from lora_operator.plan.modules import (
     encode_for_config_map,
     plan_list,
 )
-from lora_operator.plan.pods import controller
+from lora_operator.plan.pods import controller, running_container
 from lora_operator.plan.wants import Credentials, build_artifact
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, observe_fleet, own_pods
+from lora_operator.reconcile.kits import remove_old_kits
 from lora_operator.reconcile.registry import ModelWant
 from lora_operator.reconcile.store import Key, Kind, ObjectKey
 
@@ -103,6 +104,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         now=context.now(),
     )
     await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
+    await remove_old_kits(context, deployment)
     return 60.0 if model.blocked is None and template_error is None else 10.0
 
 
@@ -235,7 +237,7 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
     service = build_service(deployment)
     await context.apply_child(service, store.services.get(place))
     token = gate_token(await context.master_key(), deployment)
-    await context.ensure_secret(build_gate_secret(deployment, token))
+    await context.ensure_secret(build_gate_secret(deployment, token), doubtful=_lacks_a_pod(context, deployment))
     if not model_is_ready(model.artifact) or model.artifact is None:
         return  # the pods that run keep the model that they have
     model_path = f"{CACHE_MOUNT}/{model.artifact.status.path}"
@@ -263,6 +265,15 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
     )
     await context.refuse_foreign(manifest, live)
     context.note_child(await context.kube.apply(manifest))
+
+
+def _lacks_a_pod(context: Context, deployment: VLLMDeployment) -> bool:
+    """Whether a pod does not start or does not answer, as without its Secret."""
+    for pod in own_pods(context, deployment):
+        view = context.registry.views.get((pod["metadata"]["namespace"], pod["metadata"]["name"]))
+        if running_container(pod) is None or (view is not None and view.error is not None):
+            return True
+    return False
 
 
 async def _keep_kit(context: Context, deployment: VLLMDeployment, live: Mapping[str, Any]) -> None:

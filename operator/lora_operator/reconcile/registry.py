@@ -38,6 +38,9 @@ class Registry:
         self.silent: set[ObjectKey] = set()  # pods whose engine did not listen when it was last tried: it starts
         self.replica_set_owners: dict[str, str | None] = {}  # ReplicaSet UID → its Deployment's UID
         self.announced: dict[ObjectKey, object] = {}  # what an artifact's wanters were last told of
+        self.kits_looked_at: dict[
+            ObjectKey, tuple[frozenset[str], float]
+        ] = {}  # old kits, and when they were looked at
         self.readiness: dict[ObjectKey, object] = {}  # of a deployment's pods, as its adapters were last told of it
 
     def decision(self, adapter: ObjectKey) -> Decision | None:
@@ -75,6 +78,7 @@ class Registry:
         """Forget a deployment that is gone. Returns the artifacts whose wanters changed."""
         self.lists.pop(deployment, None)
         self.held.pop(deployment, None)
+        self.kits_looked_at.pop(deployment, None)
         self.readiness.pop(deployment, None)
         old = self._model_wants.pop(deployment, None)
         return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), old.artifact if old else None, None, None)

@@ -1,0 +1,39 @@
+"""Removes the kits of earlier operators that no ReplicaSet or pod of a deployment can start from any more."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.desired.children import kit_hash
+from lora_operator.kube import CONFIG_MAPS, REPLICA_SETS
+from lora_operator.names import engine_selector, kit_config_map
+from lora_operator.plan.kits import kits_to_remove, mounted, owned_kits
+from lora_operator.reconcile.context import Context
+
+LOOK_SECONDS: Final = 300.0  # between looks at the ReplicaSets, which alone may still need an old kit
+
+
+async def remove_old_kits(context: Context, deployment: VLLMDeployment) -> None:
+    """Delete what is certainly unused. Costs nothing while there is no kit but the one in use."""
+    namespace, name = deployment.key
+    workload = context.store.workloads.get(deployment.key)
+    if workload is None:
+        return
+    beside = [body for place, body in context.store.config_maps.items() if place[0] == namespace]
+    kits = owned_kits(beside, deployment=name, uid=deployment.metadata.uid)
+    pods = context.store.pods_of_deployment(deployment.key)
+    current = kit_config_map(name, kit_hash(context.kit_files))
+    candidates = kits_to_remove(kits, current=current, users=[workload, *pods])
+    if not candidates:
+        return
+    looked_at, looked = context.registry.kits_looked_at.get(deployment.key, (frozenset(), 0.0))
+    if looked_at == candidates and time.monotonic() - looked < LOOK_SECONDS:
+        return
+    # Listed after the Deployment was read: a ReplicaSet that came since is of its template, or of a newer one of ours.
+    replica_sets, _ = await context.kube.list(REPLICA_SETS, namespace=namespace, label_selector=engine_selector(name))
+    context.registry.kits_looked_at[deployment.key] = (candidates, time.monotonic())
+    for kit in sorted(candidates - mounted(replica_sets)):
+        body = context.store.config_maps[(namespace, kit)]
+        await context.kube.delete(CONFIG_MAPS, namespace, kit, uid=body["metadata"]["uid"])

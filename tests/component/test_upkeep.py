@@ -1,0 +1,126 @@
+"""What the operator tidies up and writes again by itself, against a real API server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from e2e.cluster import ControlPlane
+from lora_operator.api import VLLMDeployment
+from lora_operator.desired.children import build_gate_secret, build_kit_config_map, kit_hash
+from lora_operator.kube import CONFIG_MAPS, REPLICA_SETS, SECRETS, Kube, load_configuration
+from lora_operator.names import engine_labels, kit_config_map
+from lora_operator.reconcile import context as context_module
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.kits import remove_old_kits
+from lora_operator.reconcile.store import Kind, Store
+from lora_operator.settings import Settings
+from lora_operator.vllm import Engines
+from tests.unit.builders import make_deployment
+
+NOW, OLD, OLDER, OLDEST = ({"kit.py": f"# {age}"} for age in ("now", "old", "older", "oldest"))
+
+
+@pytest.fixture
+async def context(control_plane: ControlPlane) -> AsyncIterator[Context]:
+    """A context of an operator whose kit is NOW; its store is filled by the test."""
+    async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube, Engines() as engines:
+        yield Context(
+            kube=kube,
+            engines=engines,
+            store=Store(),
+            settings=Settings(operator_image="i", operator_namespace="n"),
+            enqueue=lambda *_: None,
+            kit_files=NOW,
+        )
+
+
+def deployment_in(namespace: str) -> VLLMDeployment:
+    found = make_deployment()
+    return found.model_copy(update={"metadata": found.metadata.model_copy(update={"namespace": namespace})})
+
+
+def template(deployment: VLLMDeployment, kit: dict[str, str]) -> dict[str, Any]:
+    volume = {"name": "kit", "configMap": {"name": kit_config_map(deployment.metadata.name, kit_hash(kit))}}
+    return {
+        "metadata": {"labels": engine_labels(deployment.metadata.name)},
+        "spec": {"containers": [{"name": "vllm", "image": "x"}], "volumes": [volume]},
+    }
+
+
+def workload(deployment: VLLMDeployment, kind: str, name: str, kit: dict[str, str]) -> dict[str, Any]:
+    labels = engine_labels(deployment.metadata.name)
+    metadata = {"name": name, "namespace": deployment.metadata.namespace, "labels": labels}
+    spec = {"selector": {"matchLabels": labels}, "template": template(deployment, kit), "replicas": 0}
+    return {"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+async def test_kits_that_no_replica_set_and_no_pod_has_are_removed(context: Context, namespace: str) -> None:
+    deployment = deployment_in(namespace)
+    name = deployment.metadata.name
+
+    async def present() -> set[str]:
+        items, _ = await context.kube.list(CONFIG_MAPS, namespace=namespace)
+        context.store.replace(Kind.CONFIG_MAP, items, "1")
+        return {item["metadata"]["name"] for item in items if "-kit-" in item["metadata"]["name"]}
+
+    def named(*kits: dict[str, str]) -> set[str]:
+        return {kit_config_map(name, kit_hash(kit)) for kit in kits}
+
+    for kit in (NOW, OLD, OLDER, OLDEST):
+        await context.kube.apply(build_kit_config_map(deployment, kit))
+    context.store.upsert(Kind.DEPLOYMENT, await context.kube.apply(workload(deployment, "Deployment", name, OLD)))
+    await context.kube.apply(workload(deployment, "ReplicaSet", f"{name}-1", OLDER))
+    assert await present() == named(NOW, OLD, OLDER, OLDEST)
+
+    await remove_old_kits(context, deployment)
+    assert await present() == named(NOW, OLD, OLDER)
+
+    await context.kube.delete(REPLICA_SETS, namespace, f"{name}-1")
+    pod = {**template(deployment, OLDER), "apiVersion": "v1", "kind": "Pod"}
+    pod["metadata"] = {"name": "llama-0", "namespace": namespace, "labels": engine_labels(name)}
+    context.store.upsert(Kind.POD, pod)
+    await remove_old_kits(context, deployment)
+    assert await present() == named(NOW, OLD, OLDER), "a pod runs from it"
+
+    context.store.remove(Kind.POD, namespace, "llama-0", uid=None, resource_version="9")
+    await remove_old_kits(context, deployment)
+    assert await present() == named(NOW, OLD)
+
+
+async def test_without_a_deployment_in_the_store_every_kit_stays(context: Context, namespace: str) -> None:
+    deployment = deployment_in(namespace)
+    kit = await context.kube.apply(build_kit_config_map(deployment, OLDEST))
+    context.store.upsert(Kind.CONFIG_MAP, kit)
+    await remove_old_kits(context, deployment)
+    assert await context.kube.get(CONFIG_MAPS, namespace, kit["metadata"]["name"])
+
+
+async def test_a_gate_secret_is_written_once_an_hour_and_soon_where_it_may_be_missing(
+    context: Context, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = build_gate_secret(deployment_in(namespace), "token")
+    place = (SECRETS, namespace, secret["metadata"]["name"])
+    now = 1000.0
+    monkeypatch.setattr(context_module, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def there(*, doubtful: bool = False) -> bool:
+        """Whether a Secret that somebody deleted is there after a look."""
+        await context.kube.delete(*place)
+        await context.ensure_secret(secret, doubtful=doubtful)
+        items, _ = await context.kube.list(SECRETS, namespace=namespace)
+        return bool(items)
+
+    assert await there()
+    now += context_module.SECRET_SECONDS * 0.7
+    assert not await there()
+    assert await there(doubtful=True)
+    now += context_module.DOUBTED_SECRET_SECONDS / 2
+    assert not await there(doubtful=True)
+    now += context_module.DOUBTED_SECRET_SECONDS
+    assert await there(doubtful=True)
+    now += context_module.SECRET_SECONDS * 1.3
+    assert await there()

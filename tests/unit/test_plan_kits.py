@@ -1,0 +1,61 @@
+"""Which kits may go: those that nothing which exists could start a pod from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lora_operator.plan.kits import kits_to_remove, mounted, owned_kits
+
+OWNED, FOREIGN = "uid-llama", "uid-other"
+
+
+def config_map(name: str, owner: str | None = OWNED) -> dict[str, Any]:
+    owners = [{"kind": "VLLMDeployment", "name": "llama", "uid": owner, "controller": True}] if owner else []
+    return {"metadata": {"name": name, "ownerReferences": owners}}
+
+
+def pod(*kits: str) -> dict[str, Any]:
+    volumes = [{"name": "home", "emptyDir": {}}, *({"name": kit, "configMap": {"name": kit}} for kit in kits)]
+    return {"metadata": {"name": "llama-0"}, "spec": {"volumes": volumes, "containers": []}}
+
+
+def workload(*kits: str) -> dict[str, Any]:
+    return {"metadata": {"name": "llama"}, "spec": {"replicas": 0, "template": pod(*kits)}}
+
+
+OWN: dict[str, tuple[dict[str, Any], bool]] = {
+    "a kit of the deployment": (config_map("llama-kit-aaa"), True),
+    "its module list": (config_map("llama-modules"), False),
+    "a kit of another deployment, whose name begins alike": (config_map("llama-kit-x-kit-aaa", FOREIGN), False),
+    "somebody's ConfigMap of that name": (config_map("llama-kit-aaa", None), False),
+}
+
+
+@pytest.mark.parametrize("sentence", list(OWN))
+def test_kits_are_told_by_name_and_owner(sentence: str) -> None:
+    body, own = OWN[sentence]
+    assert bool(owned_kits([body], deployment="llama", uid=OWNED)) is own
+
+
+CASES: dict[str, tuple[list[dict[str, Any]], set[str]]] = {
+    "the Deployment mounts it": ([workload("old")], {"older"}),
+    "a ReplicaSet without pods could be rolled back to": ([workload("now"), workload("old")], {"older"}),
+    "a pod of a ReplicaSet that is gone still runs from it": ([workload("now"), pod("older")], {"old"}),
+    "nothing mounts either": ([workload("now")], {"old", "older"}),
+    "a pod without volumes mounts nothing": ([{"metadata": {}, "spec": {"containers": []}}], {"old", "older"}),
+}
+
+
+@pytest.mark.parametrize("sentence", list(CASES))
+def test_a_kit_stays_as_long_as(sentence: str) -> None:
+    users, removed = CASES[sentence]
+    kits = frozenset({"old", "older", "mine"})
+    assert kits_to_remove(kits, current="mine", users=users) == removed
+
+
+def test_optional_volumes_and_others_are_read_as_they_come() -> None:
+    template = pod("kit")
+    template["spec"]["volumes"] += [{"name": "s", "secret": {"secretName": "x"}}, {"name": "c", "configMap": None}]
+    assert mounted([template]) == {"kit"}
