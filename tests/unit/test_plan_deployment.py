@@ -192,7 +192,7 @@ CASES: dict[str, Case] = {
     "an engine that is too old": available(
         one(replace(GOOD, version="0.25.0", too_old=True)),
         "EngineTooOld",
-        "vLLM 0.25.0 can't be hot-loaded safely: use 0.26 or newer",
+        "vLLM 0.25.0 can't be hot-loaded safely: use 0.26 or newer, or spec.lora.updateStrategy: Rollout",
         stalled=True,
     ),
     "a ready pod whose gate was never proven closed": (
