@@ -282,7 +282,7 @@ def _loaded(fleet: Fleet, load: AdapterLoad, *, rolls: bool) -> Verdict:
     if load.unreachable and load.loaded + load.unreachable == load.wanted:
         return failing(Reason.ENGINE_UNREACHABLE, f"{counts}{cause}")
     if rolls and not cause:
-        cause = "; the others are replaced by pods that do (updateStrategy: Rollout)"
+        cause = "; it comes with the pods that replace them (updateStrategy: Rollout)"
     return failing(Reason.PARTIALLY_LOADED if load.loaded else Reason.LOADING, f"{counts}{cause}")
 
 
