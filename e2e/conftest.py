@@ -208,6 +208,11 @@ def fleet(stack: Stack, hub: HubServer, reference: Any) -> Fleet:
     return Fleet(pods.seen, artifacts.seen, tuple(waiting), asked, ready, early)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the tests that don't use the shared fleet: some start engines of their own, and the machine bears two at once."""
+    items.sort(key=lambda item: "fleet" in getattr(item, "fixturenames", ()))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """On a failure, keep what an engineer would look at first, and say where."""

@@ -145,9 +145,9 @@ class Stack:
 
     # The operator
 
-    def install_operator(self, *, values: Json | None = None) -> None:
+    def install_operator(self, *, values: Json | None = None, image: tools.Image | None = None) -> None:
         """helm upgrade --install from the chart, with the image built from the Dockerfile; waits until it is ready."""
-        image = tools.operator_image()
+        image = image or tools.operator_image()
         self.cluster.import_image(image.archive)
         repository, _, tag = image.name.rpartition(":")
         kept = namespace(OPERATOR_NAMESPACE, RESTRICTED)
