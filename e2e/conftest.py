@@ -220,7 +220,11 @@ def pytest_report_header() -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On a given cluster, leave out what needs our own node; pytest counts it as deselected."""
+    """First the tests that don't use the shared fleet: some start engines of their own, and the machine bears two at once.
+
+    On a given cluster, leave out what needs our own node; pytest counts it as deselected.
+    """
+    items.sort(key=lambda item: "fleet" in getattr(item, "fixturenames", ()))
     if given() is None:
         return
     left_out = [item for item in items if item.get_closest_marker("node")]

@@ -158,10 +158,15 @@ class Stack:
     # The operator
 
     def install_operator(
-        self, *words: str, values: Json | None = None, release: str = RELEASE, namespace_: str = OPERATOR_NAMESPACE
+        self,
+        *words: str,
+        values: Json | None = None,
+        release: str = RELEASE,
+        namespace_: str = OPERATOR_NAMESPACE,
+        image: tools.Image | None = None,
     ) -> None:
         """helm upgrade --install from the chart, with the image built from the Dockerfile; waits until it is ready."""
-        repository, _, tag = self._operator_image().rpartition(":")
+        repository, _, tag = self._operator_image(image).rpartition(":")
         kept = namespace(namespace_, RESTRICTED)
         kept["metadata"]["labels"].pop(OWNED)
         self.apply(kept)
@@ -174,11 +179,11 @@ class Stack:
                 input=json.dumps(merged),
             )
 
-    def _operator_image(self) -> str:
+    def _operator_image(self, image: tools.Image | None) -> str:
         spec = given()
-        if spec is not None:
+        if spec is not None and image is None:
             return spec.image
-        image = tools.operator_image()
+        image = image or tools.operator_image()
         self.cluster.import_image(image.archive)
         return image.name
 

@@ -27,7 +27,12 @@ COMPONENT_FETCH: Final = "fetch"
 ANNOTATION_DEFAULT_CACHE: Final = f"{GROUP}/is-default-cache"
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 ANNOTATION_KIT: Final = f"{GROUP}/engine-kit"
+ANNOTATION_ARGUMENTS: Final = f"{GROUP}/lora-modules"  # <generation>-<hash> of the adapters in the pods' arguments
 ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
+
+# spec.lora.updateStrategy: how pods come to other adapters.
+HOT_LOAD: Final = "HotLoad"
+ROLLOUT: Final = "Rollout"
 
 # Inside the pods.
 CACHE_MOUNT: Final = "/model-cache"
@@ -159,6 +164,7 @@ class Reason(StrEnum):
     SYNC_PENDING = "SyncPending"
     NO_ATOMIC_SWAP = "NoAtomicSwap"
     ORPHANS_LOADED = "OrphansLoaded"
+    ARGUMENTS_TOO_LONG = "ArgumentsTooLong"
     # Ready of a cache
     CLAIM_PENDING = "ClaimPending"
     CLAIM_NOT_FOUND = "ClaimNotFound"
@@ -252,7 +258,9 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.CRASH_LOOPING: ReasonInfo("An engine keeps exiting; the message has its last lines.", _WAIT),
     Reason.PODS_REFUSED: ReasonInfo("Quota or admission refuses the engine pods.", _WAIT),
     Reason.GATE_MISSING: ReasonInfo("A pod's engine answers without the operator's gate.", _WAIT, stalled=True),
-    Reason.ENGINE_TOO_OLD: ReasonInfo("The engine's version can't be hot-loaded safely.", _WAIT, stalled=True),
+    Reason.ENGINE_TOO_OLD: ReasonInfo(
+        "The engine's version is too old for the deployment's updateStrategy.", _WAIT, stalled=True
+    ),
     Reason.POD_TEMPLATE_INVALID: ReasonInfo(
         "The API server refuses the Deployment that the spec leads to.", _WAIT, stalled=True
     ),
@@ -268,6 +276,9 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     ),
     Reason.ORPHANS_LOADED: ReasonInfo(
         "A pod serves an adapter that no object wants; it is named in status.orphans.", _WAIT
+    ),
+    Reason.ARGUMENTS_TOO_LONG: ReasonInfo(
+        "With updateStrategy Rollout: no room for the adapter in the pods' arguments.", _WAIT, stalled=True
     ),
     Reason.CLAIM_PENDING: ReasonInfo("The claim exists but is not bound.", _WAIT),
     Reason.CLAIM_NOT_FOUND: ReasonInfo("The claim does not exist in the cache's namespace.", _WAIT, stalled=True),

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass
 
+from lora_operator.constants import HOT_LOAD, ROLLOUT
 from lora_operator.errors import EngineRefused, EngineUnreachable, StaleList
 from lora_operator.plan.modules import MAX_GENERATION
 
@@ -26,8 +27,9 @@ MAX_MESSAGE: Final = 500
 REQUEST_TIMEOUT: Final = 10.0
 CONNECT_TIMEOUT: Final = 3.0
 
-# Versions of vLLM. Below it an adapter that is loaded while all slots run silently gives wrong weights to running requests (engine-facts.md 13).
-MINIMUM_HOT_LOAD: Final = (0, 26)
+# The oldest vLLM for each updateStrategy. Below 0.26 an adapter that is loaded while all slots run silently gives wrong weights to
+# running requests; below 0.10 the kit was never tried.
+MINIMUM_VERSIONS: Final = {HOT_LOAD: (0, 26), ROLLOUT: (0, 10)}
 
 _VERSION: Final = re.compile(r"^v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?")
 _CONFIG: Final = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
@@ -100,6 +102,7 @@ class KitState:
     failures: tuple[ModuleFailure, ...] = ()
     retired: tuple[RetiredModule, ...] = ()
     atomic_swap: bool = False
+    update_strategy: Name = HOT_LOAD  # Rollout: its list is in the pod's arguments, and it takes no other
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="ignore"))

@@ -58,10 +58,10 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("a rank that vLLM has not", "VLLMDeployment", {"spec.lora.maxLoraRank": 24}, "spec.lora.maxLoraRank: Unsupported"),
     (
-        "a strategy of a later issue",
+        "a strategy that is none",
         "VLLMDeployment",
-        {"spec.lora.updateStrategy": "Rollout"},
-        'supported values: "Hot',
+        {"spec.lora.updateStrategy": "Recreate"},
+        'supported values: "HotLoad", "Rollout"',
     ),
     ("no batch slot", "VLLMDeployment", {"spec.lora.maxLoras": 0}, "spec.lora.maxLoras in body should be greater"),
     ("an unknown dtype", "VLLMDeployment", {"spec.model.dtype": "fp32"}, "spec.model.dtype: Unsupported value"),

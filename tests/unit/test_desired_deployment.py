@@ -8,8 +8,9 @@ import pytest
 
 from lora_operator.api import ModelCache, VLLMDeployment
 from lora_operator.api.deployment import VLLMDeploymentSpec
-from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH
+from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH
 from lora_operator.desired.deployment import build_deployment, template_hash
+from lora_operator.desired.engine import StaticModules
 from lora_operator.names import engine_labels, gate_secret
 from tests.unit.builders import make_cache, make_deployment
 
@@ -253,3 +254,19 @@ def test_pods_do_not_roll_because_the_operator_is_newer() -> None:
     deployment = make_deployment()
     later = deployment.model_copy(update={"spec": LaterSpec.model_validate(deployment.spec.to_wire())})
     assert template_hash(later, make_cache(), model_path=PATH) == PLAIN
+
+
+def test_adapters_in_the_arguments_are_in_no_hash_but_in_an_annotation() -> None:
+    deployment = make_deployment(lora={"updateStrategy": "Rollout"})
+    static = StaticModules(7, ("{}",))
+    manifest = build_deployment(deployment, make_cache(), model_path=PATH, kit="k1", kit_files=FILES, static=static)
+    assert manifest["metadata"]["annotations"] == {
+        ANNOTATION_TEMPLATE_HASH: template_hash(deployment, make_cache(), model_path=PATH),
+        ANNOTATION_KIT: "k1",
+        ANNOTATION_ARGUMENTS: f"7-{static.digest}",
+    }
+    pod = pod_of(manifest)
+    assert pod["containers"][0]["args"][-2:] == ["--lora-modules", "{}"]
+    assert "modules" not in {volume["name"] for volume in pod["volumes"]}, "a list that nobody reads"
+    assert "modules" not in {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert template_hash(deployment, make_cache(), model_path=PATH) != PLAIN, "switching rolls"

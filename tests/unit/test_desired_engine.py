@@ -13,6 +13,7 @@ from lora_operator.desired.engine import (
     GRACE_SECONDS,
     PRE_STOP_SECONDS,
     SHUTDOWN_SECONDS,
+    StaticModules,
     build_argv,
     build_env,
     build_launcher_command,
@@ -213,3 +214,25 @@ def test_what_is_reserved_is_what_the_operator_sets() -> None:
 
 def test_odd_names_come_through() -> None:
     assert json.loads(env()["LORA_OPERATOR_SERVED_NAMES"]["value"]) == ["meta/Llama", "llama"]
+
+
+ENTRIES = ('{"name": "a$(HOME)", "path": "/model-cache/a", "base_model_name": "llama"}', '{"name": "b"}')
+
+
+def test_adapters_in_the_arguments_come_last_and_no_variable_is_expanded_in_them() -> None:
+    deployment = make_deployment(lora={"updateStrategy": "Rollout"}, engine={"args": ["--enforce-eager"]})
+    arguments = build_argv(deployment, model_path=PATH, static=StaticModules(7, ENTRIES))
+    assert arguments[: -len(ENTRIES) - 1] == argv(deployment)
+    assert arguments[-3:] == ["--lora-modules", ENTRIES[0].replace("$", "$$"), ENTRIES[1]]
+    assert build_argv(deployment, model_path=PATH, static=StaticModules(7, ())) == argv(deployment)
+
+
+def test_a_pod_with_its_adapters_in_its_arguments_knows_it_and_has_no_other_list() -> None:
+    entries = build_env(make_deployment(), model_path=PATH, kit="k", static=StaticModules(7, ENTRIES))
+    found = {entry["name"]: entry["value"] for entry in entries}
+    assert found["LORA_OPERATOR_UPDATE_STRATEGY"] == "Rollout"
+    assert found["LORA_OPERATOR_LIST_GENERATION"] == "7"
+    assert "LORA_OPERATOR_MODULES" not in found
+    assert {name: value for name, value in found.items() if "LIST" not in name and "STRATEGY" not in name} == {
+        name: entry["value"] for name, entry in env().items() if name != "LORA_OPERATOR_MODULES"
+    } | {"LORA_OPERATOR_KIT": "k"}

@@ -573,3 +573,70 @@ def test_entries_that_cannot_be_used_are_named_and_the_others_stay() -> None:
     )
     assert [module.name for module in found.modules] == ["ok", "ü/ x"]
     assert len(found.problems) == 6
+
+
+# updateStrategy: Rollout
+
+
+@pytest.fixture
+def rolling(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> Pod:
+    """A pod whose launcher put the list of its arguments where the kit finds it; a mounted one must not count."""
+    monkeypatch.setenv("LORA_OPERATOR_UPDATE_STRATEGY", "Rollout")
+    mounted = pod.body({"mounted": pod.adapter("mounted")}, generation=99)
+    (pod.root / "modules.json.gz").write_bytes(gzip.compress(json.dumps(mounted).encode()))
+    return pod
+
+
+async def test_a_start_loads_the_list_of_the_arguments_and_nothing_is_loaded_later(
+    rolling: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rolling.keeper, "VANISHED_SECONDS", 0)
+    monkeypatch.setattr(rolling.keeper, "PASS_SECONDS", 0.05)
+    paths = {name: rolling.adapter(name) for name in ("a", "b", "vanishing")}
+    late = rolling.root / "model-cache" / "late"
+    body = rolling.body(paths | {"late": str(late)}, generation=7)
+    (rolling.root / "state" / "modules.json").write_text(json.dumps(body))
+    rolling.engine.refuses.add(paths["b"])
+    async with rolling.running():
+        state = await rolling.state()
+        assert (state["listGeneration"], state["settled"], state["updateStrategy"]) == (7, True, "Rollout")
+        assert set(rolling.engine.registry) == {"a", "vanishing"}
+        assert {one["name"]: one["stage"] for one in state["failures"]} == {"b": "engine", "late": "checks"}
+        good_adapter(late)
+        rolling.engine.refuses.clear()
+        shutil.rmtree(paths["vanishing"])
+
+        async def told() -> bool:
+            return len((await rolling.state())["failures"]) == 3
+
+        await rolling.eventually(told)
+        passes = rolling.kit._keeper._changed
+        for _ in range(3):
+            await asyncio.wait_for(passes.wait(), 20)
+            passes = rolling.kit._keeper._changed
+        assert [await rolling.ask(name) for name in ("a", "b", "late", "vanishing", "mounted")] == [
+            200,
+            404,
+            404,
+            404,
+            404,
+        ]
+        assert set(rolling.engine.registry) == {"a"}
+        assert (await rolling.state())["settled"]
+
+
+async def test_no_list_is_taken_where_it_is_in_the_arguments(rolling: Pod) -> None:
+    (rolling.root / "state" / "modules.json").write_text(json.dumps(rolling.body({}, generation=7)))
+    async with rolling.running():
+        body = rolling.body({"sql": rolling.adapter("a")}, generation=100)
+        status, answer = await rolling.call("PUT", "/lora-operator/v1/modules", body, token=TOKEN)
+        assert status == 405
+        assert "updateStrategy: Rollout" in answer["error"]["message"]
+        assert (await rolling.state())["listGeneration"] == 7
+        assert json.loads((rolling.root / "state" / "modules.json").read_text())["generation"] == 7
+        assert (await rolling.call("PUT", "/lora-operator/v1/modules", body))[0] == 401, "the gate is closed"
+
+
+async def test_a_pod_that_is_told_lists_says_so(pod: Pod) -> None:
+    async with pod.running():
+        assert (await pod.state())["updateStrategy"] == "HotLoad"

@@ -14,8 +14,16 @@ from typing import Any
 
 import pytest
 
-from lora_operator.engine_kit.launcher import build_arguments, build_environment, plan_start, prepare
-from lora_operator.engine_kit.modules import Settings, read_refused, write_refused
+from lora_operator.engine_kit.launcher import (
+    build_arguments,
+    build_environment,
+    engine_version,
+    plan_start,
+    prepare,
+    split_modules,
+    without_newer_flags,
+)
+from lora_operator.engine_kit.modules import Settings, newest_list, read_refused, write_refused
 from tests.unit.kit_support import good_adapter, settings_env
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,3 +271,95 @@ def test_without_an_engine_it_ends_with_a_status(pod: Pod, command: list[str], s
     env = {**os.environ, **pod.env, "PYTHONPATH": str(ROOT / "operator")}
     launcher = [sys.executable, "-m", "lora_operator.engine_kit.launcher", *command]
     assert subprocess.run(launcher, env=env, capture_output=True, timeout=60).returncode == status
+
+
+# updateStrategy: Rollout
+
+
+@pytest.fixture
+def rolling(pod: Pod) -> Pod:
+    """A pod whose adapters are in its arguments; a list beside them must not count."""
+    pod.env |= {"LORA_OPERATOR_UPDATE_STRATEGY": "Rollout", "LORA_OPERATOR_LIST_GENERATION": "7"}
+    pod.list(9, {"mounted": pod.adapter("mounted")}, mounted=True)
+    return pod
+
+
+def given(modules: dict[str, str]) -> list[str]:
+    return [json.dumps({"name": n, "path": p, "base_model_name": "tiny/alias"}) for n, p in modules.items()]
+
+
+def test_arguments_of_the_container_are_the_list_and_the_kit_finds_all_of_it(rolling: Pod) -> None:
+    paths = {"sql": rolling.adapter("a"), "gone": str(rolling.cache / "gone"), "tiny/base": rolling.adapter("b")}
+    arguments = prepare(rolling.settings, given(paths))
+    assert arguments == ["--lora-modules", *given({"sql": paths["sql"]})]
+    assert {one["name"] for one in rolling.report()["dropped"]} == {"gone", "tiny/base"}
+    kept = newest_list(*rolling.settings.list_files, served_names=rolling.settings.served_names)
+    assert kept is not None
+    assert (kept.generation, sorted(kept.by_name)) == (7, ["gone", "sql"])
+    assert kept.by_name["sql"].base_model_name == "tiny/alias"
+    assert prepare(rolling.settings, given(paths)) == [], "that start did not get up"
+
+
+def test_without_adapters_in_the_arguments_there_are_none(rolling: Pod) -> None:
+    assert prepare(rolling.settings) == []
+    kept = newest_list(*rolling.settings.list_files)
+    assert kept is not None
+    assert (kept.generation, kept.modules) == (7, ())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 100_000, '{"name": 3}', "sql=/model-cache/a"])
+def test_a_damaged_argument_takes_no_other_with_it(rolling: Pod, text: str) -> None:
+    arguments = prepare(rolling.settings, [text, *given({"sql": rolling.adapter("a")})])
+    assert names(arguments) == ["sql"]
+    assert len(rolling.report()["dropped"]) == 1
+
+
+def test_arguments_without_the_strategy_are_not_taken(pod: Pod) -> None:
+    assert prepare(pod.settings, given({"sql": pod.adapter("a")})) == []
+
+
+def test_a_state_folder_that_cannot_be_written_costs_the_adapters_and_not_the_engine(rolling: Pod) -> None:
+    rolling.env["LORA_OPERATOR_STATE"] = "/proc/nonexistent"
+    assert prepare(rolling.settings, given({"sql": rolling.adapter("a")})) == []
+
+
+SPLITS = {
+    "at the end": (["serve", "--a", "--lora-modules", "{1}", "{2}"], ["serve", "--a"], ["{1}", "{2}"]),
+    "before another flag": (["serve", "--lora-modules", "{1}", "--a", "b"], ["serve", "--a", "b"], ["{1}"]),
+    "not there": (["serve", "--a"], ["serve", "--a"], []),
+    "with nothing": (["serve", "--lora-modules"], ["serve"], []),
+}
+
+
+@pytest.mark.parametrize("case", SPLITS)
+def test_the_flag_is_taken_out_of_the_command(case: str) -> None:
+    command, rest, values = SPLITS[case]
+    assert split_modules(command) == (rest, values)
+
+
+@pytest.mark.parametrize(("version", "kept"), [((0, 10), False), ((0, 17), False), ((0, 18), True), (None, True)])
+def test_an_older_engine_is_not_given_a_flag_that_it_does_not_know(version: tuple[int, int] | None, kept: bool) -> None:
+    command = ["vllm", "serve", "--shutdown-timeout", "120", "--enforce-eager"]
+    expected = command if kept else ["vllm", "serve", "--enforce-eager"]
+    assert without_newer_flags(command, version) == expected
+
+
+VERSION_FILES = {
+    "__version__ = version = '0.10.2'\n__version_tuple__ = (0, 10, 2)\n": (0, 10),
+    'version: str\n__version__: str\n__version__ = "0.32.0+cpu"\n': (0, 32),
+    "__version__ = 'dev'\n": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("text", VERSION_FILES)
+def test_the_engines_version_is_read_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text("raise AssertionError")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    assert engine_version() is None, "without the file"
+    (tmp_path / "vllm" / "_version.py").write_text(text)
+    assert engine_version() == VERSION_FILES[text]

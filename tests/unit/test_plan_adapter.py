@@ -36,6 +36,11 @@ SECRET = ("team-a", "hf", "token", "uid-secret")
 BASE = "base-1"
 NO_SECRET = ReasonError(Reason.CREDENTIALS_NOT_FOUND, "Secret team-a/hf does not exist: create it")
 URL = "http://llama.serving.svc:8000"
+ROLLING = make_deployment(lora={"updateStrategy": "Rollout"})
+NO_ROOM = (
+    "the pods' arguments of VLLMDeployment serving/llama have no room for it (1 MiB for all adapters): name another "
+    "deployment, or have spec.lora.updateStrategy: HotLoad set there"
+)
 
 
 def artifact_key(adapter: LoRAAdapter, credentials: Any = None) -> tuple[str, str]:
@@ -264,6 +269,20 @@ CASES: dict[str, Case] = {
     "some pods serve it": (
         seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view()))),
         loads("PartiallyLoaded", "1 of 2 ready pods serve it"),
+        "served",
+        None,
+    ),
+    "no pod serves it yet, and none is told of it": (
+        seen(None, GOOD, deployment=ROLLING),
+        loads(
+            "Loading", "0 of 1 ready pods serve it; it comes with the pods that replace them (updateStrategy: Rollout)"
+        ),
+        "served",
+        None,
+    ),
+    "the pods' arguments have no room for it": (
+        seen(None, GOOD, deployment=ROLLING, left_out=True),
+        loads("ArgumentsTooLong", NO_ROOM) | {"Stalled": ("True", "ArgumentsTooLong", NO_ROOM)},
         "served",
         None,
     ),

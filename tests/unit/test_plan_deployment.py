@@ -67,6 +67,15 @@ def one(view: Any, **more: Any) -> DeploymentObservation:
     return seen(**({"fleet": make_fleet(fleet_pod("a", view)), "workload": rolled_out(1)} | more))
 
 
+ROLLING = make_deployment(lora={"updateStrategy": "Rollout"})
+
+
+def rolling(view: Any, *, waits_for: str | None = None, left_out: int = 0, **more: Any) -> DeploymentObservation:
+    """One pod with its adapters in its arguments."""
+    view = replace(view, update_strategy="Rollout", **more)
+    return one(view, deployment=ROLLING, waits_for=waits_for, left_out=left_out)
+
+
 def no_pod(**more: Any) -> DeploymentObservation:
     return seen(**({"fleet": make_fleet(replicas=2)} | more))
 
@@ -82,16 +91,20 @@ Words = tuple[str, str, str]
 Case = tuple[DeploymentObservation, Words, Words, Words, Words, bool]
 
 
-def available(observation: DeploymentObservation, reason: str, message: str, *, stalled: bool = False) -> Case:
+def available(
+    observation: DeploymentObservation, reason: str, message: str, *, stalled: bool = False, in_sync: Words = IN_SYNC
+) -> Case:
     """Only Available does not hold."""
     words = ("False", reason, message)
-    return (observation, MODEL, words, IN_SYNC, words, stalled)
+    return (observation, MODEL, words, in_sync, words, stalled)
 
 
-def in_sync(observation: DeploymentObservation, reason: str, message: str, *, ready: Words = ONE) -> Case:
+def in_sync(
+    observation: DeploymentObservation, reason: str, message: str, *, ready: Words = ONE, stalled: bool = False
+) -> Case:
     """Only AdaptersInSync does not hold."""
     words = ("False", reason, message)
-    return (observation, MODEL, ready, words, words, False)
+    return (observation, MODEL, ready, words, words, stalled)
 
 
 CASES: dict[str, Case] = {
@@ -192,7 +205,7 @@ CASES: dict[str, Case] = {
     "an engine that is too old": available(
         one(replace(GOOD, version="0.25.0", too_old=True)),
         "EngineTooOld",
-        "vLLM 0.25.0 can't be hot-loaded safely: use 0.26 or newer",
+        "vLLM 0.25.0 can't be hot-loaded safely: use 0.26 or newer, or spec.lora.updateStrategy: Rollout",
         stalled=True,
     ),
     "a ready pod whose gate was never proven closed": (
@@ -243,6 +256,37 @@ CASES: dict[str, Case] = {
         "NoAtomicSwap",
         "pod a: vLLM 0.32.0 has no registry that the kit knows: "
         "while an adapter changes its revision, a few requests for it may get 404",
+    ),
+    "a list that is not rolled out yet": in_sync(
+        rolling(GOOD, list_generation=3, waits_for="until no adapter has changed for 5 s"),
+        "SyncPending",
+        "list 4 is not rolled out yet: it waits until no adapter has changed for 5 s",
+    ),
+    "the first pods wait for adapters": available(
+        no_pod(deployment=ROLLING, workload=None, modules=replace(LIST, modules=()), waits_for="until x is downloaded"),
+        "Progressing",
+        "the first pod is made with its adapters: it waits until x is downloaded",
+        in_sync=("False", "SyncPending", "list 4 is not rolled out yet: it waits until x is downloaded"),
+    ),
+    "a pod that is being replaced for another list": in_sync(
+        rolling(GOOD, list_generation=3),
+        "SyncPending",
+        "pod a holds list 3, the current one is 4; the pods are being replaced",
+    ),
+    "a pod that rolls need not swap": (
+        rolling(GOOD, atomic_swap=False),
+        MODEL,
+        ONE,
+        IN_SYNC,
+        ("True", "Ready", "1 of 1 pods ready"),
+        False,
+    ),
+    "adapters that don't fit into the arguments": in_sync(
+        rolling(GOOD, left_out=2),
+        "ArgumentsTooLong",
+        "2 adapters don't fit into the pods' arguments (1 MiB): use spec.lora.updateStrategy: HotLoad, "
+        "or serve some of them by another VLLMDeployment",
+        stalled=True,
     ),
 }
 
@@ -371,3 +415,11 @@ def test_small_questions() -> None:
     assert model_is_ready(BASE)
     assert not model_is_ready(None)
     assert not model_is_ready(make_artifact())
+
+
+def test_a_deleted_adapter_that_pods_answer_until_they_are_replaced_is_told() -> None:
+    left = ModuleList("serving/llama", 5, (SQL,))
+    status = plan_deployment(replace(rolling(GOOD), modules=left), now=NOW)
+    assert status.orphans == ("a/chat",)
+    assert told(status.conditions)["AdaptersInSync"][1] == "SyncPending"
+    assert plan_deployment(replace(one(GOOD), modules=left), now=NOW).orphans is None, "pods are told in a moment"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_operator.plan.fleet import AdapterLoad, Fleet, FleetPod, PodView, Served, serves
+from lora_operator.plan.fleet import AdapterLoad, Fleet, FleetPod, PodView, Served, serves, too_old_message
 from lora_operator.reconcile.pod import build_view
 from lora_operator.vllm import KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel
 from tests.unit.builders import fleet_pod, make_fleet, make_module, make_view
@@ -151,3 +151,14 @@ def test_engines_that_are_too_old_for_hot_loading(version: str) -> None:
 
 def test_a_fleets_pod_is_a_value() -> None:
     assert FleetPod("a", True, None) == fleet_pod("a")
+
+
+ROLLING = {"0.32.0": False, "0.18.1": False, "0.10.0": False, "0.9.2": True, "dev": False}
+
+
+@pytest.mark.parametrize("version", ROLLING)
+def test_a_pod_that_is_never_hot_loaded_may_be_older(version: str) -> None:
+    seen = view(state(vllm_version=version, update_strategy="Rollout"))
+    assert seen.too_old is ROLLING[version]
+    assert seen.update_strategy == "Rollout"
+    assert too_old_message(seen) == f"vLLM {version} is too old: use 0.10 or newer"

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lora_operator.errors import EngineError, EngineRefused, EngineUnreachable, StaleList
-from lora_operator.vllm import MINIMUM_HOT_LOAD, TOKEN_HEADER, Engines, LoadedModule, parse_version
+from lora_operator.vllm import MINIMUM_VERSIONS, TOKEN_HEADER, Engines, LoadedModule, parse_version
 
 TOKEN = "s3cret-token"
 STATE = {
@@ -248,4 +248,4 @@ async def test_nothing_at_the_address_is_told_without_the_token(engines: Engines
 def test_versions_are_compared_as_numbers(text: str, version: tuple[int, ...] | None, hot: bool | None) -> None:
     assert parse_version(text) == version
     if version is not None:
-        assert (version >= MINIMUM_HOT_LOAD) is hot
+        assert (version >= MINIMUM_VERSIONS["HotLoad"]) is hot

@@ -110,8 +110,11 @@ class ModelSpec(ApiModel):
 class LoraSpec(ApiModel):
     """How adapters are held by each engine."""
 
-    update_strategy: Literal["HotLoad"] = Field(
-        default="HotLoad", description="HotLoad: adapters are loaded into and unloaded from running pods."
+    update_strategy: Literal["HotLoad", "Rollout"] = Field(
+        default="HotLoad",
+        description="HotLoad: adapters are loaded into and unloaded from running pods (vLLM 0.26 or newer). "
+        "Rollout: adapters are arguments of the pods, which are replaced when the adapters change (vLLM 0.10 or newer); "
+        "changes are put together: pods roll 5 s after the last one, and wait up to 60 s for adapters that are downloading.",
     )
     max_loras: int = Field(
         default=8, ge=1, le=1024, description="Adapters in one batch (GPU slots): vLLM's --max-loras."

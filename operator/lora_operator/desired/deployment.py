@@ -7,6 +7,7 @@ from typing import Any
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import (
+    ANNOTATION_ARGUMENTS,
     ANNOTATION_KIT,
     ANNOTATION_TEMPLATE_HASH,
     CACHE_MOUNT,
@@ -22,6 +23,7 @@ from lora_operator.desired.engine import (
     GRACE_SECONDS,
     HOME_MOUNT,
     PRE_STOP_SECONDS,
+    StaticModules,
     build_argv,
     build_env,
     build_launcher_command,
@@ -31,7 +33,7 @@ from lora_operator.names import engine_labels, gate_secret, kit_config_map, modu
 
 
 def template_hash(deployment: VLLMDeployment, cache: ModelCache, *, model_path: str) -> str:
-    """Hash of all that the pods follow from: pods roll when it changes, and never for another reason.
+    """Hash of all that the pods follow from beside adapters in their arguments: when it changes, pods roll at once.
 
     Defaults are no part of it: a later operator, whose spec has more fields, must not roll fleets.
     """
@@ -43,12 +45,21 @@ def template_hash(deployment: VLLMDeployment, cache: ModelCache, *, model_path: 
 
 
 def build_deployment(
-    deployment: VLLMDeployment, cache: ModelCache, *, model_path: str, kit: str, kit_files: tuple[str, ...]
+    deployment: VLLMDeployment,
+    cache: ModelCache,
+    *,
+    model_path: str,
+    kit: str,
+    kit_files: tuple[str, ...],
+    static: StaticModules | None = None,
 ) -> dict[str, Any]:
-    """The apps/v1 Deployment. Raises ReasonError(PodTemplateInvalid) for a podTemplate that can't be merged."""
+    """The apps/v1 Deployment; `static` are the adapters in its arguments with updateStrategy Rollout, else None.
+
+    Raises ReasonError(PodTemplateInvalid) for a podTemplate that can't be merged.
+    """
     metadata = deployment.metadata
     where = f"VLLMDeployment {metadata.namespace}/{metadata.name}"
-    template = _template(deployment, cache, model_path=model_path, kit=kit, kit_files=kit_files)
+    template = _template(deployment, cache, model_path=model_path, kit=kit, kit_files=kit_files, static=static)
     if deployment.spec.pod_template:
         template = merge_pod_template(template, deployment.spec.pod_template, where=where)
     spec: dict[str, Any] = {
@@ -60,6 +71,12 @@ def build_deployment(
     }
     if deployment.spec.replicas is not None:
         spec["replicas"] = deployment.spec.replicas
+    annotations = {
+        ANNOTATION_TEMPLATE_HASH: template_hash(deployment, cache, model_path=model_path),
+        ANNOTATION_KIT: kit,
+    }
+    if static is not None:
+        annotations[ANNOTATION_ARGUMENTS] = f"{static.generation}-{static.digest}"
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -67,10 +84,7 @@ def build_deployment(
             "name": metadata.name,
             "namespace": metadata.namespace,
             "labels": engine_labels(metadata.name),
-            "annotations": {
-                ANNOTATION_TEMPLATE_HASH: template_hash(deployment, cache, model_path=model_path),
-                ANNOTATION_KIT: kit,
-            },
+            "annotations": annotations,
             "ownerReferences": [owner_reference(deployment, "VLLMDeployment")],
         },
         "spec": spec,
@@ -98,7 +112,13 @@ def _wants_devices(container: dict[str, Any]) -> bool:
 
 
 def _template(
-    deployment: VLLMDeployment, cache: ModelCache, *, model_path: str, kit: str, kit_files: tuple[str, ...]
+    deployment: VLLMDeployment,
+    cache: ModelCache,
+    *,
+    model_path: str,
+    kit: str,
+    kit_files: tuple[str, ...],
+    static: StaticModules | None,
 ) -> dict[str, Any]:
     engine = deployment.spec.engine
     security: dict[str, Any] = {"seccompProfile": {"type": "RuntimeDefault"}}
@@ -108,8 +128,8 @@ def _template(
         "name": ENGINE_CONTAINER,
         "image": engine.image,
         "command": build_launcher_command(engine.command),
-        "args": build_argv(deployment, model_path=model_path),
-        "env": build_env(deployment, model_path=model_path, kit=kit),
+        "args": build_argv(deployment, model_path=model_path, static=static),
+        "env": build_env(deployment, model_path=model_path, kit=kit, static=static),
         "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -121,7 +141,7 @@ def _template(
         "volumeMounts": [
             {"name": "model-cache", "mountPath": CACHE_MOUNT, "readOnly": True},
             {"name": "engine-kit", "mountPath": KIT_MOUNT, "readOnly": True},
-            {"name": "modules", "mountPath": MODULES_MOUNT, "readOnly": True},
+            *([{"name": "modules", "mountPath": MODULES_MOUNT, "readOnly": True}] if static is None else []),
             {"name": "gate", "mountPath": GATE_MOUNT, "readOnly": True},
             {"name": "kit-state", "mountPath": KIT_STATE_MOUNT},
             {"name": "home", "mountPath": HOME_MOUNT},
@@ -154,7 +174,7 @@ def _template(
                         "items": [{"key": file, "path": f"{KIT_PACKAGE}/{file}"} for file in kit_files],
                     },
                 },
-                {"name": "modules", "configMap": {"name": modules_config_map(name), "optional": True}},
+                *([_modules_volume(name)] if static is None else []),
                 {
                     "name": "gate",
                     "secret": {"secretName": gate_secret(name, deployment.metadata.uid), "defaultMode": 0o444},
@@ -165,6 +185,10 @@ def _template(
             ],
         },
     }
+
+
+def _modules_volume(name: str) -> dict[str, Any]:
+    return {"name": "modules", "configMap": {"name": modules_config_map(name), "optional": True}}
 
 
 def _probe(*, period: int, timeout: int, failures: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any, Final
 
 from lora_operator.api.deployment import VLLMDeployment
@@ -15,10 +16,12 @@ from lora_operator.constants import (
     KIT_STATE_MOUNT,
     MODULES_KEY,
     MODULES_MOUNT,
+    ROLLOUT,
     Reason,
 )
 from lora_operator.desired.common import literal
 from lora_operator.errors import ReasonError
+from lora_operator.names import short_hash
 
 HOME_MOUNT: Final = "/var/lib/vllm"
 # A pod is taken out of the Service's endpoints while preStop sleeps; then vLLM gets SIGTERM and finishes what runs.
@@ -27,13 +30,26 @@ SHUTDOWN_SECONDS: Final = 120
 GRACE_SECONDS: Final = PRE_STOP_SECONDS + SHUTDOWN_SECONDS + 25
 
 
+@dataclass(frozen=True)
+class StaticModules:
+    """The adapters in the pods' own arguments (updateStrategy Rollout); `entries` are JSON objects as vLLM takes them."""
+
+    generation: int
+    entries: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Hash of what engines are told; not of the generation, which may rise without a change of that."""
+        return short_hash(list(self.entries))
+
+
 def model_argument(command: tuple[str, ...], model_path: str) -> list[str]:
     """The base model: positional for `vllm serve`, --model for the module."""
     return [model_path] if command[-1] == "serve" else ["--model", model_path]
 
 
-def build_argv(deployment: VLLMDeployment, *, model_path: str) -> list[str]:
-    """The engine's whole command line without --lora-modules, which the launcher adds at every start."""
+def build_argv(deployment: VLLMDeployment, *, model_path: str, static: StaticModules | None = None) -> list[str]:
+    """The engine's whole command line. It ends with --lora-modules for `static`; else the launcher adds that at every start."""
     spec = deployment.spec
     argv = [*spec.engine.command, *model_argument(spec.engine.command, model_path)]
     argv += ["--served-model-name", *spec.model.served_names]
@@ -49,7 +65,8 @@ def build_argv(deployment: VLLMDeployment, *, model_path: str) -> list[str]:
         *("--api-server-count", "1"),
         *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
     ]
-    return [literal(argument) for argument in argv] + list(spec.engine.args)
+    adapters = ["--lora-modules", *static.entries] if static is not None and static.entries else []
+    return [*map(literal, argv), *spec.engine.args, *map(literal, adapters)]
 
 
 def build_launcher_command(command: tuple[str, ...]) -> list[str]:
@@ -58,7 +75,9 @@ def build_launcher_command(command: tuple[str, ...]) -> list[str]:
     return [command[0] if first.startswith("python") else "python3", "-m", f"{KIT_PACKAGE}.launcher"]
 
 
-def build_env(deployment: VLLMDeployment, *, model_path: str, kit: str) -> list[dict[str, Any]]:
+def build_env(
+    deployment: VLLMDeployment, *, model_path: str, kit: str, static: StaticModules | None = None
+) -> list[dict[str, Any]]:
     """The engine's environment: the kit's settings, writable homes, no network for models, then the user's own.
 
     Raises ReasonError(PodTemplateInvalid) for a PYTHONPATH that the kit's folder can't be put in front of.
@@ -70,7 +89,6 @@ def build_env(deployment: VLLMDeployment, *, model_path: str, kit: str) -> list[
         "LORA_OPERATOR_MAX_CPU_LORAS": str(spec.lora.max_cpu_loras),
         "LORA_OPERATOR_MAX_LORA_RANK": str(spec.lora.max_lora_rank),
         "LORA_OPERATOR_MODEL_PATH": model_path,
-        "LORA_OPERATOR_MODULES": f"{MODULES_MOUNT}/{MODULES_KEY}",
         "LORA_OPERATOR_SERVED_NAMES": json.dumps(list(spec.model.served_names)),
         "LORA_OPERATOR_STATE": KIT_STATE_MOUNT,
         "LORA_OPERATOR_TOKEN_FILE": f"{GATE_MOUNT}/{GATE_KEY}",
@@ -86,6 +104,10 @@ def build_env(deployment: VLLMDeployment, *, model_path: str, kit: str) -> list[
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONPATH": KIT_MOUNT,
     }
+    if static is None:
+        values["LORA_OPERATOR_MODULES"] = f"{MODULES_MOUNT}/{MODULES_KEY}"
+    else:
+        values |= {"LORA_OPERATOR_UPDATE_STRATEGY": ROLLOUT, "LORA_OPERATOR_LIST_GENERATION": str(static.generation)}
     env: dict[str, dict[str, Any]] = {
         name: {"name": name, "value": literal(value)} for name, value in sorted(values.items())
     }

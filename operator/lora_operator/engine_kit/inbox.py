@@ -1,6 +1,6 @@
 """The module list that a process holds: from its disk, from the operator by HTTP, and from the mounted ConfigMap.
 
-The highest generation wins, an older one is refused, and nothing is acknowledged that is not on disk.
+With updateStrategy Rollout only from its disk, where the launcher puts the list that it found in the arguments. The highest generation wins, an older one is refused, and nothing is acknowledged that is not on disk.
 """
 
 from __future__ import annotations
@@ -34,12 +34,17 @@ class Inbox:
     async def start(self) -> None:
         """Take the newest list that is there already."""
         one = self._settings
-        found = await asyncio.to_thread(newest_list, one.list_file, one.modules_file, served_names=one.served_names)
+        found = await asyncio.to_thread(newest_list, *one.list_files, served_names=one.served_names)
         if found is not None:
             self._take(found)
 
     async def accept(self, raw: bytes) -> tuple[int, str]:
-        """Take a list and keep it on disk; status 200, 400, 409 or 500, and what is wrong."""
+        """Take a list and keep it on disk; status 200, 400, 405, 409 or 500, and what is wrong."""
+        if self._settings.rolls:
+            return (
+                405,
+                "this pod's adapters are in its arguments (updateStrategy: Rollout): another list needs another pod",
+            )
         try:
             modules, plain = await asyncio.to_thread(parse_list, raw, served_names=self._settings.served_names)
         except ListProblem as problem:
@@ -58,7 +63,7 @@ class Inbox:
     async def reread(self) -> None:
         """Look whether the mounted list is newer than the one that is held."""
         now = time.monotonic()
-        if now < self._reread_at:
+        if now < self._reread_at or self._settings.rolls:
             return
         self._reread_at = now + REREAD_SECONDS
         signature = await asyncio.to_thread(_signature, self._settings.modules_file)

@@ -55,6 +55,9 @@ class Keeper:
         self._oldest_request = oldest_request
         self._handed: dict[str, float] = {}  # names whose client's resolution is about to write into the registry
         self._settled: int | None = None
+        self._closed = (
+            False  # with updateStrategy Rollout, once the list was tried: nothing is loaded while requests run
+        )
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._vanished_at = time.monotonic()
@@ -125,7 +128,7 @@ class Keeper:
     def _pause(self) -> float:
         if self._handed:
             return 0.1
-        retry = self.ledger.next_retry()
+        retry = None if self._closed else self.ledger.next_retry()
         return PASS_SECONDS if retry is None else max(0.05, min(PASS_SECONDS, retry - time.monotonic()))
 
     async def _pass(self) -> None:
@@ -145,7 +148,7 @@ class Keeper:
             if present is not None and present.path == module.path:
                 if present.base_model_name != module.base_model_name and self.served.atomic:
                     await self._put(replace(present, base_model_name=module.base_model_name))
-            elif not self.ledger.must_wait(module, time.monotonic()):
+            elif not self._must_wait(module):
                 await self._load(module)
                 if self.inbox.modules is not modules:
                     return  # a newer list came meanwhile; it has woken the loop
@@ -153,6 +156,7 @@ class Keeper:
         self._handed = {name: since for name, since in self._handed.items() if now - since < HANDED_SECONDS}
         self.ledger.forget_retired(self.running())
         self._settled = modules.generation
+        self._closed = self._settings.rolls
         self._tell()
 
     async def _adopt(self) -> None:
@@ -190,11 +194,13 @@ class Keeper:
 
     async def _load(self, module: Module) -> None:
         problem = await asyncio.to_thread(self._check, module)
+        key = (module.name, module.path)
+        known = self.ledger.known(key)
+        if problem is None and known is None and self._closed:
+            problem = "it was not loaded when the engine started, and is not while it runs (updateStrategy: Rollout)"
         if problem is not None:
             self._fail(module, "checks", problem)
             return
-        key = (module.name, module.path)
-        known = self.ledger.known(key)
         if known is None:
             internal = self.ledger.mint(module, self.inbox.modules.generation if self.inbox.modules is not None else 0)
             request = make_request(
@@ -272,11 +278,17 @@ class Keeper:
             and (module.name, module.path) not in self.ledger.failures
         )
 
+    def _must_wait(self, module: Module) -> bool:
+        """Whether an adapter failed so lately that it is not tried now; with updateStrategy Rollout a start tries it once."""
+        if self._closed and (module.name, module.path) in self.ledger.failures:
+            return True
+        return self.ledger.must_wait(module, time.monotonic())
+
     def _fail(self, module: Module, stage: str, message: str) -> None:
         now = time.monotonic()
         failure = self.ledger.fail(module, stage, message, now)
-        wait = failure.retry_at - now
-        log.warning("lora-operator: %s is not served: %s (next try in %.0f s)", module.name, failure.message, wait)
+        again = "at the next start" if self._settings.rolls else f"in {failure.retry_at - now:.0f} s"
+        log.warning("lora-operator: %s is not served: %s (next try %s)", module.name, failure.message, again)
         self._tell()
 
     def _check(self, module: Module) -> str | None:

@@ -176,6 +176,7 @@ class Kit:
                 for name, one in keeper.ledger.retired.items()
             ],
             "atomicSwap": keeper.served.atomic,
+            "updateStrategy": self._settings.update_strategy,
         }
 
 

@@ -5,12 +5,17 @@
 One bad `--lora-modules` entry ends the whole engine, so this passes what the checks accept and the engine has not refused before.
 When a start with entries did not get up all the same, the next one passes none, and the kit loads them afterwards. Nothing that
 goes wrong here may keep the engine from starting: it starts with less, and says so.
+
+With updateStrategy Rollout the list is in the container's own arguments, behind --lora-modules. It is taken out, put where the kit
+finds it, and from there on treated like any other.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +37,10 @@ from .modules import (
 from .tensors import is_inside, kind_of
 from .text import clean
 
+FLAG: Final = "--lora-modules"
+# Flags that the operator sets and older engines don't know, with the first version that does (engine-facts.md 13).
+_NEWER_FLAGS: Final = {"--shutdown-timeout": (0, 18)}
+_VERSION: Final = re.compile(r"""^__version__\b[^'"\n]*['"]v?(\d{1,6})\.(\d{1,6})""", re.MULTILINE)
 _ARGUMENT_BYTES: Final = 1 << 19  # of all entries; the kernel's limit is about 2 MiB with the environment
 
 
@@ -62,7 +71,7 @@ class Plan:
 
 def plan_start(settings: Settings) -> Plan:
     """Choose the static entries; reads files only."""
-    modules = newest_list(settings.list_file, settings.modules_file, served_names=settings.served_names)
+    modules = newest_list(*settings.list_files, served_names=settings.served_names)
     if modules is None:
         return Plan(note="there is no module list yet")
     plan = Plan(generation=modules.generation, dropped=list(modules.problems))
@@ -117,12 +126,64 @@ def build_argument(module: Module) -> str:
 
 def build_arguments(plan: Plan) -> list[str]:
     """The flag that is added to the engine's command line: one JSON object per argument, for of repeated flags the last wins alone."""
-    return ["--lora-modules", *map(build_argument, plan.static)] if plan.static else []
+    return [FLAG, *map(build_argument, plan.static)] if plan.static else []
 
 
-def prepare(settings: Settings) -> list[str]:
-    """Plan, leave the marker and the report, and return the arguments to add. Entries without a marker are never passed."""
+def split_modules(command: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command without --lora-modules, and that flag's values."""
+    if FLAG not in command:
+        return list(command), []
+    at = command.index(FLAG)
+    end = next((i for i in range(at + 1, len(command)) if command[i].startswith("-")), len(command))
+    return [*command[:at], *command[end:]], list(command[at + 1 : end])
+
+
+def keep_given(settings: Settings, given: Sequence[str]) -> None:
+    """Put the list of the arguments where the kit finds it; raises OSError. Damaged entries stay, for both to report."""
+    entries = []
+    for text in given:
+        try:
+            entry = json.loads(text)
+        except (ValueError, RecursionError):
+            entry = None
+        entry = entry if isinstance(entry, dict) else {}
+        entries.append(
+            {"name": entry.get("name"), "path": entry.get("path"), "baseModelName": entry.get("base_model_name")}
+        )
+    body = {"version": 1, "generation": settings.list_generation, "modules": entries}
+    write_file(settings.list_file, json.dumps(body).encode())
+
+
+def without_newer_flags(command: Sequence[str], version: tuple[int, int] | None) -> list[str]:
+    """The command without flags (of one value each) that an engine of this version would refuse to start with."""
+    kept = list(command)
+    for flag, since in _NEWER_FLAGS.items():
+        if version is not None and version < since and flag in kept:
+            at = kept.index(flag)
+            del kept[at : at + 2]
+    return kept
+
+
+def engine_version() -> tuple[int, int] | None:
+    """The version of the vLLM that this Python would import, without importing it; None where it can't be told."""
     try:
+        spec = importlib.util.find_spec("vllm")
+        if spec is None or spec.origin is None:
+            return None
+        found = _VERSION.search(Path(spec.origin).with_name("_version.py").read_text())
+    except (ImportError, OSError, ValueError):
+        return None
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def prepare(settings: Settings, given: Sequence[str] = ()) -> list[str]:
+    """Plan, leave the marker and the report, and return the arguments to add. Entries without a marker are never passed.
+
+    `given` are the values of --lora-modules in the container's arguments, which count with updateStrategy Rollout only.
+    """
+    try:
+        if settings.rolls:
+            keep_given(settings, given)
         plan = plan_start(settings)
     except Exception as error:
         plan = Plan(note=f"planning failed: {clean(f'{type(error).__name__}: {error}')}")
@@ -166,7 +227,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if not command:
         _log("no command was given")
         raise SystemExit(2)
-    command += prepare(Settings.read(os.environ))
+    command, given = split_modules(without_newer_flags(command, engine_version()))
+    command += prepare(Settings.read(os.environ), given)
     try:
         os.execvpe(command[0], command, build_environment(os.environ))  # noqa: S606 - becoming another program is the purpose
     except OSError as error:

@@ -126,9 +126,7 @@ class Ledger:
 
     def quarantine(self, module: Module, now: float) -> None:
         """An adapter was being loaded when the last process ended: leave it alone for a while, it may have been the cause."""
-        message = (
-            f"the engine's process ended while it loaded this adapter; it is tried again in {QUARANTINE_SECONDS:.0f} s"
-        )
+        message = f"the last engine's process ended while it loaded this adapter; this one leaves it out, for {QUARANTINE_SECONDS:.0f} s at least"
         self.failures[module.name, module.path] = Failure("engine", message, 1, now + QUARANTINE_SECONDS)
 
     def must_wait(self, module: Module, now: float) -> bool:

@@ -24,6 +24,9 @@ from .text import clean, quoted
 LIST_BYTES: Final = 32 << 20
 MAX_MODULES: Final = 100_000
 LIST_FILE: Final = "modules.json"  # what was acknowledged last
+ROLLOUT: Final = (
+    "Rollout"  # of LORA_OPERATOR_UPDATE_STRATEGY: the list is in the container's arguments, and never changes
+)
 MARKER_FILE: Final = "starting.json"  # there while an engine that got static entries is not up
 REFUSED_FILE: Final = "refused.json"  # what the engine refused, by name and path
 LOADING_FILE: Final = "loading.json"  # there while the engine loads one adapter
@@ -158,6 +161,8 @@ class Settings:
     max_cpu_loras: int
     kit: str
     api_key: str | None
+    update_strategy: str
+    list_generation: int  # of the list in the arguments
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
@@ -178,16 +183,28 @@ class Settings:
             max_cpu_loras=_number(env.get("LORA_OPERATOR_MAX_CPU_LORAS")) or 0,
             kit=env.get("LORA_OPERATOR_KIT", ""),
             api_key=env.get("VLLM_API_KEY") or None,
+            update_strategy=env.get("LORA_OPERATOR_UPDATE_STRATEGY") or "HotLoad",
+            list_generation=_number(env.get("LORA_OPERATOR_LIST_GENERATION"), digits=16) or 0,
         )
 
     @property
     def list_file(self) -> Path:
-        """The acknowledged list."""
+        """The acknowledged list; that of the arguments where it is there."""
         return self.state_dir / LIST_FILE
 
+    @property
+    def list_files(self) -> tuple[Path, ...]:
+        """Where a start finds lists."""
+        return (self.list_file,) if self.rolls else (self.list_file, self.modules_file)
 
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None
+    @property
+    def rolls(self) -> bool:
+        """Whether the list is in the arguments: other adapters come with another pod."""
+        return self.update_strategy == ROLLOUT
+
+
+def _number(text: str | None, *, digits: int = 9) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) <= digits else None
 
 
 def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:

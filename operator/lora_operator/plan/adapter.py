@@ -18,7 +18,7 @@ from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_ready_and_stalled
-from lora_operator.constants import CACHE_MOUNT, Condition, Reason
+from lora_operator.constants import CACHE_MOUNT, ROLLOUT, Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.admission import admit, yield_name
 from lora_operator.plan.fleet import AdapterLoad, Fleet
@@ -46,6 +46,7 @@ class AdapterObservation:
     artifacts: Mapping[tuple[str, str], ModelArtifact]
     fleet: Fleet | None  # None while nothing is known of the pods
     url: str | None
+    left_out: bool = False  # the pods' arguments have no room for it (updateStrategy Rollout)
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ def _plan_accepted(
         verdicts[Condition.LOADED] = _not_loaded(accepted)
     elif seen.fleet is not None:
         load = seen.fleet.load_of(module)
-        verdicts[Condition.LOADED] = _loaded(seen.fleet, load)
+        rolls = deployment.spec.lora.update_strategy == ROLLOUT
+        verdicts[Condition.LOADED] = _left_out(deployment) if seen.left_out else _loaded(seen.fleet, load, rolls=rolls)
     status = _status(seen, verdicts, now=now, artifact=artifact, key=key, load=load)
     waits_for_secret = (
         adapter.spec.source.hugging_face is not None
@@ -257,7 +259,16 @@ def _not_loaded(accepted: Verdict) -> Verdict:
     return failing(Reason.NOT_ACCEPTED, "the adapter is not accepted")
 
 
-def _loaded(fleet: Fleet, load: AdapterLoad) -> Verdict:
+def _left_out(deployment: VLLMDeployment) -> Verdict:
+    where = f"VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}"
+    return failing(
+        Reason.ARGUMENTS_TOO_LONG,
+        f"the pods' arguments of {where} have no room for it (1 MiB for all adapters): name another deployment, or have "
+        "spec.lora.updateStrategy: HotLoad set there",
+    )
+
+
+def _loaded(fleet: Fleet, load: AdapterLoad, *, rolls: bool) -> Verdict:
     if load.wanted == 0:
         if fleet.replicas == 0:
             return failing(Reason.SCALED_TO_ZERO, "the deployment is scaled to zero replicas")
@@ -270,6 +281,8 @@ def _loaded(fleet: Fleet, load: AdapterLoad) -> Verdict:
         return failing(Reason.ENGINE_REFUSED, f"{counts}{cause}")
     if load.unreachable and load.loaded + load.unreachable == load.wanted:
         return failing(Reason.ENGINE_UNREACHABLE, f"{counts}{cause}")
+    if rolls and not cause:
+        cause = "; it comes with the pods that replace them (updateStrategy: Rollout)"
     return failing(Reason.PARTIALLY_LOADED if load.loaded else Reason.LOADING, f"{counts}{cause}")
 
 

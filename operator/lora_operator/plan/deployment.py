@@ -10,10 +10,10 @@ from typing import Any
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.deployment import PodState, VLLMDeployment, VLLMDeploymentStatus
 from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_ready_and_stalled
-from lora_operator.constants import CACHE_MOUNT, Condition, Reason
+from lora_operator.constants import CACHE_MOUNT, ROLLOUT, Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.names import engine_selector
-from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves
+from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves, too_old_message
 from lora_operator.plan.modules import ModuleList
 from lora_operator.plan.pods import problem
 
@@ -34,6 +34,8 @@ class DeploymentObservation:
     pods: Sequence[dict[str, Any]]
     fleet: Fleet
     modules: ModuleList | None
+    waits_for: str | None = None  # with updateStrategy Rollout: what its roll-out of the list waits for
+    left_out: int = 0  # with updateStrategy Rollout: adapters that the arguments have no room for
 
 
 def service_url(deployment: VLLMDeployment) -> str:
@@ -57,7 +59,7 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
     rolling = _rolling_out(seen)
     if conditions[Condition.READY].is_true and rolling is not None:
         conditions[Condition.READY] = rolling
-    orphans = tuple(f"{pod.name}/{name}" for pod in ready if pod.view for name in pod.view.orphans)
+    orphans = tuple(f"{pod.name}/{name}" for pod in ready if pod.view for name in _unwanted(pod.view, seen))
     path = seen.artifact.status.path if seen.artifact and verdicts[Condition.MODEL_READY].is_true else None
     return VLLMDeploymentStatus(
         conditions=merge(deployment.status.conditions, conditions, generation=deployment.metadata.generation, now=now),
@@ -112,7 +114,7 @@ def _available(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
         )
     old = [view for view in views if view.too_old]
     if old:
-        return failing(Reason.ENGINE_TOO_OLD, f"vLLM {old[0].version} can't be hot-loaded safely: use 0.26 or newer")
+        return failing(Reason.ENGINE_TOO_OLD, too_old_message(old[0]))
     if seen.template_error is not None:
         return failing(seen.template_error.reason, seen.template_error.message)
     if any(view.gate_closed for view in views):
@@ -129,6 +131,8 @@ def _available(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
             Reason.MODEL_NOT_READY,
             f"no pod is made before the base model is in the cache: {_model_ready(seen).message}",
         )
+    if seen.workload is None and seen.waits_for is not None:
+        return failing(Reason.PROGRESSING, f"the first pod is made with its adapters: it waits {seen.waits_for}")
     if seen.workload is not None and seen.fleet.replicas == 0:
         return failing(Reason.SCALED_TO_ZERO, "spec.replicas is 0")
     for pod in seen.pods:
@@ -144,6 +148,11 @@ def _available(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
 def _in_sync(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
     if seen.modules is None:
         return failing(Reason.SYNC_PENDING, "the adapters have not all been looked at yet")
+    rolls = seen.deployment.spec.lora.update_strategy == ROLLOUT
+    if seen.waits_for is not None:
+        return failing(
+            Reason.SYNC_PENDING, f"list {seen.modules.generation} is not rolled out yet: it waits {seen.waits_for}"
+        )
     wanted = seen.modules.by_name()
     refused: set[str] = set()
     for pod in ready:
@@ -153,7 +162,8 @@ def _in_sync(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
         if view.list_generation != seen.modules.generation:
             return failing(
                 Reason.SYNC_PENDING,
-                f"pod {pod.name} holds list {view.list_generation}, the current one is {seen.modules.generation}",
+                f"pod {pod.name} holds list {view.list_generation}, the current one is {seen.modules.generation}"
+                + ("; the pods are being replaced" if rolls else ""),
             )
         missing = set(_missing(view, seen.modules))
         if missing - set(view.failures):
@@ -163,18 +173,31 @@ def _in_sync(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
             return failing(
                 Reason.ORPHANS_LOADED, f"pod {pod.name} answers {', '.join(view.orphans[:5])}, which no object wants"
             )
-        if not view.atomic_swap:
+        if not view.atomic_swap and not rolls:
             return failing(
                 Reason.NO_ATOMIC_SWAP,
                 f"pod {pod.name}: vLLM {view.version} has no registry that the kit knows: "
                 "while an adapter changes its revision, a few requests for it may get 404",
             )
+    if seen.left_out:
+        return failing(
+            Reason.ARGUMENTS_TOO_LONG,
+            f"{seen.left_out} adapters don't fit into the pods' arguments (1 MiB): use spec.lora.updateStrategy: HotLoad, "
+            "or serve some of them by another VLLMDeployment",
+        )
     if refused:
         return ok(
             Reason.IN_SYNC,
             f"list {seen.modules.generation}; not served: {', '.join(sorted(refused)[:5])} (see their status)",
         )
     return ok(Reason.IN_SYNC, f"list {seen.modules.generation} with {len(wanted)} adapters")
+
+
+def _unwanted(view: PodView, seen: DeploymentObservation) -> list[str]:
+    """Names that a pod answers and nobody wants. One that rolls answers them until it is replaced, so they are told as well."""
+    if seen.deployment.spec.lora.update_strategy != ROLLOUT or seen.modules is None:
+        return list(view.orphans)
+    return sorted({*view.orphans, *view.served} - set(seen.modules.by_name()))
 
 
 def _missing(view: PodView, modules: ModuleList) -> list[str]:

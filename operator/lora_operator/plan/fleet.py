@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lora_operator.constants import HOT_LOAD, ROLLOUT
 from lora_operator.plan.modules import Module
 
 
@@ -33,6 +34,7 @@ class PodView:
     failures: Mapping[str, str] = field(default_factory=dict)  # served name -> what the engine or the checks said
     orphans: tuple[str, ...] = ()  # names that the engine lists and its kit does not know
     atomic_swap: bool = True
+    update_strategy: str = HOT_LOAD  # of the pod; another one than the deployment's while that changes
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,20 @@ class Fleet:
                 failures.append((pod.name, view.error or "its gate is missing" if view else "not asked yet"))
             elif view.too_old:
                 refused = True
-                failures.append((pod.name, f"vLLM {view.version} can't be hot-loaded safely: use 0.26 or newer"))
+                failures.append((pod.name, too_old_message(view)))
             elif serves(view, module):
                 loaded += 1
             elif module.name in view.failures:
                 refused = True
                 failures.append((pod.name, view.failures[module.name]))
         return AdapterLoad(wanted, loaded, unreachable, refused, tuple(failures))
+
+
+def too_old_message(view: PodView) -> str:
+    """What to do about a pod's version."""
+    if view.update_strategy == ROLLOUT:
+        return f"vLLM {view.version} is too old: use 0.10 or newer"
+    return f"vLLM {view.version} can't be hot-loaded safely: use 0.26 or newer, or spec.lora.updateStrategy: Rollout"
 
 
 def serves(view: PodView, module: Module) -> bool:

@@ -94,6 +94,7 @@ async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation
         artifacts=store.artifacts,
         fleet=observe_fleet(context, deployment) if deployment else None,
         url=service_url(deployment) if deployment and admitted else None,
+        left_out=adapter.metadata.uid in context.registry.left_out.get(adapter.deployment_key, ()),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, CACHE_MOUNT, MODULES_KEY, Reason
+from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, CACHE_MOUNT, MODULES_KEY, ROLLOUT, Reason
 from lora_operator.desired.children import (
     build_gate_secret,
     build_kit_config_map,
@@ -38,6 +38,7 @@ from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, observe_fleet, own_pods
 from lora_operator.reconcile.kits import remove_old_kits
 from lora_operator.reconcile.registry import ModelWant
+from lora_operator.reconcile.rollout import Rollout, fit_arguments, look_at_rollout, rolled_list
 from lora_operator.reconcile.store import Key, Kind, ObjectKey
 
 
@@ -62,6 +63,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     model = await _want_model(context, deployment)
     await learn_owners(context, context.store.pods_of_deployment(place))
     modules = _update_list(context, deployment)
+    rollout = look_at_rollout(context, deployment, modules)
     template_error: ReasonError | None = None
     if (
         modules is not None
@@ -70,7 +72,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     ):
         try:
             await _apply_list(context, deployment, modules)
-            await _apply_children(context, deployment, model)
+            await _apply_children(context, deployment, model, rollout)
         except ReasonError as error:
             template_error = error
         except (InvalidObjectError, ForbiddenError, ConflictError) as error:
@@ -80,6 +82,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         place_of_pod = (pod["metadata"]["namespace"], pod["metadata"]["name"])
         view = context.registry.views.get(place_of_pod)
         behind = modules and view and view.gate_closed and view.error is None and not view.too_old
+        behind = behind and rollout is None and view and view.update_strategy != ROLLOUT
         if place_of_pod not in context.registry.asked or (
             behind and modules and view and view.list_generation != modules.generation
         ):
@@ -99,13 +102,16 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             template_error=template_error,
             pods=pods,
             fleet=fleet,
-            modules=modules,
+            modules=rolled_list(context, deployment, modules) if rollout else modules,
+            waits_for=rollout.plan.waits_for if rollout else None,
+            left_out=len(context.registry.left_out.get(place, ())),
         ),
         now=context.now(),
     )
     await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
     await remove_old_kits(context, deployment)
-    return 60.0 if model.blocked is None and template_error is None else 10.0
+    again = 60.0 if model.blocked is None and template_error is None else 10.0
+    return min(again, rollout.plan.look_again) if rollout and rollout.plan.look_again is not None else again
 
 
 def _tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet) -> None:
@@ -195,7 +201,7 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
             decisions.append(Decision(uid=module.uid, generation=0, accepted=False, keep=True))
     updated = plan_list(
         previous,
-        decisions,
+        fit_arguments(context, deployment, previous, decisions),
         deployment=f"{deployment.metadata.namespace}/{deployment.metadata.name}",
         above=registry.held.get(deployment.key, 0),
     )
@@ -231,7 +237,7 @@ async def _apply_list(context: Context, deployment: VLLMDeployment, modules: Mod
     await context.apply_child(manifest, live)
 
 
-async def _apply_children(context: Context, deployment: VLLMDeployment, model: _Model) -> None:
+async def _apply_children(context: Context, deployment: VLLMDeployment, model: _Model, rollout: Rollout | None) -> None:
     store, place = context.store, deployment.key
     assert model.cache is not None  # noqa: S101  checked by the caller; a narrowing for the type checker
     service = build_service(deployment)
@@ -247,12 +253,15 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
         live is not None
         and _owned(live, deployment)
         and _annotations(live).get(ANNOTATION_TEMPLATE_HASH) == wanted
+        and not (rollout and rollout.plan.roll)
         and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != kit_hash(context.kit_files))
     ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
         await _keep_kit(context, deployment, live)
         if deployment.spec.replicas is not None and live["spec"].get("replicas") != deployment.spec.replicas:
             patched = await context.kube.patch(DEPLOYMENTS, *place, {"spec": {"replicas": deployment.spec.replicas}})
             context.note_child(patched)
+        return
+    if live is None and rollout and not rollout.plan.roll:
         return
     kit = build_kit_config_map(deployment, context.kit_files)
     await context.apply_child(kit, store.config_maps.get((place[0], kit["metadata"]["name"])))
@@ -262,6 +271,7 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
         model_path=model_path,
         kit=kit_hash(context.kit_files),
         kit_files=tuple(sorted(context.kit_files)),
+        static=rollout.static if rollout else None,
     )
     await context.refuse_foreign(manifest, live)
     context.note_child(await context.kube.apply(manifest))

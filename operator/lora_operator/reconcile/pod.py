@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import LABEL_DEPLOYMENT
+from lora_operator.constants import LABEL_DEPLOYMENT, ROLLOUT
 from lora_operator.desired.children import gate_token
 from lora_operator.errors import EngineError, EngineUnreachable, StaleList
 from lora_operator.names import label_value
@@ -21,7 +21,7 @@ from lora_operator.plan.pods import engine_port, is_ready, pod_ip, running_conta
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, own_pods
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
-from lora_operator.vllm import MINIMUM_HOT_LOAD, KitState, ServedModel, parse_version
+from lora_operator.vllm import MINIMUM_VERSIONS, KitState, ServedModel, parse_version
 
 SETTLE_SECONDS: Final = 2.0  # how long a kit may hold the answer to a new list back while it loads
 POLL_STARTING: Final = 1.0
@@ -90,7 +90,8 @@ def _deployment(context: Context, pod: Body) -> VLLMDeployment | None:
 
 async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -> float:
     registry = context.registry
-    modules = registry.lists.get(deployment.key)
+    rolls = deployment.spec.lora.update_strategy == ROLLOUT  # then no pod is told a list
+    modules = None if rolls else registry.lists.get(deployment.key)
     known = registry.views.get(engine.pod)
     if known is not None and known.container_id != engine.container:
         known = None
@@ -126,9 +127,10 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
     registry.misses.pop(engine.pod, None)
     view = build_view(engine.uid, engine.container, state, models, served_names=deployment.spec.model.served_names)
     _publish(context, deployment, engine.pod, view)
-    if modules is not None and state.list_generation == modules.generation and state.settled:
+    told = modules is not None and state.list_generation == modules.generation
+    if state.settled and (told or rolls or state.update_strategy == ROLLOUT):
         return POLL_IDLE * random.uniform(0.8, 1.2)  # noqa: S311  spreads load
-    return POLL_UNSETTLED if modules is not None else POLL_STARTING
+    return POLL_UNSETTLED if modules is not None or rolls else POLL_STARTING
 
 
 def _note_held(context: Context, deployment: VLLMDeployment, state: KitState) -> None:
@@ -138,20 +140,22 @@ def _note_held(context: Context, deployment: VLLMDeployment, state: KitState) ->
 
 
 async def _exchange(context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None) -> KitState:
-    """Push the list where the pod is not known to hold it, else only ask."""
+    """Push the list where the pod is not known to hold it, else only ask. A pod with a list of its own takes none."""
     if modules is None or known is None or known.error is not None or known.list_generation == modules.generation:
         state = await context.engines.state(engine.url, engine.token)
-        if modules is None or state.list_generation == modules.generation or is_too_old(state):
+        told = modules is None or state.list_generation == modules.generation
+        if modules is None or told or is_too_old(state) or state.update_strategy == ROLLOUT:
             return state
-    elif known.too_old:
+    elif known.too_old or known.update_strategy == ROLLOUT:
         return await context.engines.state(engine.url, engine.token)
     return await context.engines.put_modules(engine.url, engine.token, encode(modules), wait=SETTLE_SECONDS)
 
 
 def is_too_old(state: KitState) -> bool:
-    """Whether the engine's version serves wrong weights while adapters are loaded: then it is told of none."""
+    """Whether the engine's version can't be given adapters safely in the pod's way: then it is told of none."""
     version = parse_version(state.vllm_version)
-    return version is not None and version < MINIMUM_HOT_LOAD
+    minimum = MINIMUM_VERSIONS.get(state.update_strategy)
+    return version is not None and minimum is not None and version < minimum
 
 
 def build_view(
@@ -181,6 +185,7 @@ def build_view(
         failures={failure.name: failure.message for failure in state.failures},
         orphans=tuple(sorted(listed)),
         atomic_swap=state.atomic_swap,
+        update_strategy=state.update_strategy,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lora_operator.plan.fleet import PodView
 from lora_operator.plan.modules import Decision, ModuleList
+from lora_operator.plan.rollout import Unrolled
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.store import Key, Kind, ObjectKey, Store
 
@@ -41,6 +42,8 @@ class Registry:
         self.kits_looked_at: dict[
             ObjectKey, tuple[frozenset[str], float]
         ] = {}  # old kits, and when they were looked at
+        self.unrolled: dict[ObjectKey, Unrolled] = {}  # lists of deployments whose pods' arguments don't hold them yet
+        self.left_out: dict[ObjectKey, frozenset[str]] = {}  # UIDs of adapters that don't fit into pods' arguments
         self.readiness: dict[ObjectKey, object] = {}  # of a deployment's pods, as its adapters were last told of it
 
     def decision(self, adapter: ObjectKey) -> Decision | None:
@@ -80,6 +83,8 @@ class Registry:
         self.held.pop(deployment, None)
         self.kits_looked_at.pop(deployment, None)
         self.readiness.pop(deployment, None)
+        self.unrolled.pop(deployment, None)
+        self.left_out.pop(deployment, None)
         old = self._model_wants.pop(deployment, None)
         return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), old.artifact if old else None, None, None)
 

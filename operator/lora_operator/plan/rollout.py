@@ -1,0 +1,135 @@
+"""With updateStrategy Rollout: which adapters fit into the pods' arguments, and when the pods are replaced for them.
+
+Starting an engine takes minutes, so changes that come together make one roll-out: it waits until the list was quiet, and for
+adapters that are just being fetched, but never for long. What can't be served is not on the list, so it rolls nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from lora_operator.api.artifact import ModelArtifact
+from lora_operator.conditions import find
+from lora_operator.constants import Condition, Reason
+from lora_operator.desired.common import literal
+from lora_operator.desired.engine import StaticModules
+from lora_operator.plan.modules import MAX_GENERATION, Decision, Module, ModuleList
+
+QUIET: Final = timedelta(seconds=5)  # after the last change of the list
+LONGEST: Final = timedelta(seconds=60)  # after the first change that the pods don't have
+LOOK_SECONDS: Final = 1.0  # while adapters are being fetched
+# etcd takes objects of 1.5 MiB, and the kernel 2 MiB of arguments and environment; the rest of the pod needs room too.
+MAX_ARGUMENT_BYTES: Final = 2**20
+_ON_THE_WAY: Final = (Reason.QUEUED, Reason.DOWNLOADING, Reason.VERIFYING)
+_ROLLED: Final = re.compile(r"(\d{1,16})-([0-9a-z]{1,64})")
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """The list that the pods' arguments hold."""
+
+    generation: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """A list that the pods' arguments don't hold yet: since when they lag, and since when it is as it is."""
+
+    digest: str
+    first: datetime
+    last: datetime
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """Whether pods are made from the list now; else what it waits for, and after how many seconds to look again."""
+
+    roll: bool
+    unrolled: Unrolled | None = None
+    waits_for: str | None = None
+    look_again: float | None = None
+
+
+def parse_rolled(text: str | None) -> Rolled | None:
+    """The Deployment's annotation; None where it has none, or one that somebody wrote by hand."""
+    match = _ROLLED.fullmatch(text or "")
+    if match is None or int(match[1]) >= MAX_GENERATION:
+        return None
+    return Rolled(int(match[1]), match[2])
+
+
+def plan_rollout(
+    wanted: StaticModules,
+    rolled: Rolled | None,
+    unrolled: Unrolled | None,
+    *,
+    coming: tuple[str, ...],
+    now: datetime,
+) -> RolloutPlan:
+    """Decide about `wanted`, where the pods have `rolled` (None: there are none) and `unrolled` was remembered.
+
+    `coming` are the adapters that are just being fetched. Pods that don't exist yet need not wait for quiet.
+    """
+    if rolled is not None and rolled.digest == wanted.digest:
+        return RolloutPlan(roll=False)
+    if unrolled is None:
+        unrolled = Unrolled(wanted.digest, now, now)
+    elif unrolled.digest != wanted.digest:
+        unrolled = replace(unrolled, digest=wanted.digest, last=now)
+    latest = unrolled.first + LONGEST
+    quiet = unrolled.first if rolled is None else min(unrolled.last + QUIET, latest)
+    if now >= (latest if coming else quiet):
+        return RolloutPlan(roll=True, unrolled=unrolled)
+    if coming:
+        waits_for = f"until {', '.join(coming[:3])} {'is' if len(coming) == 1 else 'are'} downloaded, at most {LONGEST.seconds} s"
+        return RolloutPlan(False, unrolled, waits_for, LOOK_SECONDS)
+    return RolloutPlan(
+        False, unrolled, f"until no adapter has changed for {QUIET.seconds} s", (quiet - now).total_seconds()
+    )
+
+
+def is_coming(decision: Decision | None, artifact: ModelArtifact | None) -> bool:
+    """Whether an adapter may soon be on the list: its content is fetched for the first time, or was a moment ago.
+
+    `decision` is None for an adapter that was not looked at yet. What failed once is not waited for.
+    """
+    if decision is None:
+        return True
+    if not decision.keep or decision.keep_unknown or artifact is None or artifact.status.failed_attempts:
+        return False
+    ready = find(artifact.status.conditions, Condition.READY)
+    return ready is None or ready.status == "True" or ready.reason in _ON_THE_WAY
+
+
+def build_static(modules: ModuleList) -> StaticModules:
+    """The list as arguments."""
+    return StaticModules(modules.generation, tuple(map(_entry, modules.modules)))
+
+
+def _entry(module: Module) -> str:
+    return json.dumps({"name": module.name, "path": module.path, "base_model_name": module.base_model_name})
+
+
+def leave_out(decisions: Iterable[Decision], present: Mapping[str, Module]) -> tuple[list[Decision], frozenset[str]]:
+    """The decisions, without modules that don't fit into the pods' arguments, and the UIDs of the adapters that don't.
+
+    An adapter that is on the list already (`present`, by UID) goes before others: nobody is displaced by who comes later.
+    """
+    room = MAX_ARGUMENT_BYTES
+    kept, left_out = [], set()
+    for decision in sorted(decisions, key=lambda one: (one.uid not in present, one.module.name if one.module else "")):
+        module = present.get(decision.uid) if decision.keep else decision.module
+        size = len(literal(_entry(module))) + 1 if module is not None else 0
+        if size > room:
+            left_out.add(decision.uid)
+            decision = replace(decision, module=None, keep=False)
+        else:
+            room -= size
+        kept.append(decision)
+    return kept, frozenset(left_out)

@@ -1,0 +1,98 @@
+"""What a deployment with updateStrategy Rollout has in its pods' arguments, and what is to come into them.
+
+The Deployment itself remembers what was rolled out; how long a change has waited is remembered in memory only, and begins anew
+with another operator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.constants import ANNOTATION_ARGUMENTS, ROLLOUT
+from lora_operator.desired.engine import StaticModules
+from lora_operator.plan.modules import Decision, ModuleList
+from lora_operator.plan.rollout import (
+    Rolled,
+    RolloutPlan,
+    build_static,
+    is_coming,
+    leave_out,
+    parse_rolled,
+    plan_rollout,
+)
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.store import Key, Kind
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The adapters as arguments, and whether the pods are to have them now."""
+
+    static: StaticModules
+    plan: RolloutPlan
+
+
+def look_at_rollout(context: Context, deployment: VLLMDeployment, modules: ModuleList | None) -> Rollout | None:
+    """Decide whether the list is rolled out now; None where pods are told of it instead, or it is not known."""
+    unrolled = context.registry.unrolled
+    if deployment.spec.lora.update_strategy != ROLLOUT or modules is None:
+        unrolled.pop(deployment.key, None)
+        return None
+    static = build_static(modules)
+    plan = plan_rollout(
+        static,
+        _rolled(context, deployment),
+        unrolled.get(deployment.key),
+        coming=_coming(context, deployment),
+        now=context.now(),
+    )
+    if plan.unrolled is None:
+        unrolled.pop(deployment.key, None)
+    else:
+        unrolled[deployment.key] = plan.unrolled
+    return Rollout(static, plan)
+
+
+def rolled_list(context: Context, deployment: VLLMDeployment, modules: ModuleList | None) -> ModuleList | None:
+    """The list under the generation that pods hold it by: that in their arguments, where these say the same."""
+    rolled = _rolled(context, deployment)
+    if modules is None or rolled is None or rolled.digest != build_static(modules).digest:
+        return modules
+    return replace(modules, generation=rolled.generation)
+
+
+def fit_arguments(
+    context: Context, deployment: VLLMDeployment, previous: ModuleList | None, decisions: list[Decision]
+) -> list[Decision]:
+    """The decisions without those that the pods' arguments have no room for, whose adapters are told."""
+    left_out: frozenset[str] = frozenset()
+    if deployment.spec.lora.update_strategy == ROLLOUT:
+        present = {module.uid: module for module in previous.modules} if previous else {}
+        decisions, left_out = leave_out(decisions, present)
+    before = context.registry.left_out.get(deployment.key, frozenset())
+    context.registry.left_out[deployment.key] = left_out
+    for adapter in context.store.adapters_of(deployment.key) if before != left_out else ():
+        if adapter.metadata.uid in before ^ left_out:
+            context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
+    return decisions
+
+
+def _rolled(context: Context, deployment: VLLMDeployment) -> Rolled | None:
+    workload = context.store.workloads.get(deployment.key)
+    annotations = (workload or {"metadata": {}})["metadata"].get("annotations") or {}
+    return parse_rolled(annotations.get(ANNOTATION_ARGUMENTS))
+
+
+def _coming(context: Context, deployment: VLLMDeployment) -> tuple[str, ...]:
+    """Adapters that may soon be on the list, as they are named in messages."""
+    found = []
+    for adapter in context.store.adapters_of(deployment.key):
+        decision = context.registry.decision(adapter.key)
+        metadata = adapter.metadata
+        if decision is not None and (decision.uid, decision.generation) != (metadata.uid, metadata.generation):
+            decision = None
+        artifact = context.store.artifacts.get(decision.artifact) if decision and decision.artifact else None
+        if is_coming(decision, artifact):
+            found.append(f"LoRAAdapter {metadata.namespace}/{metadata.name}")
+    return tuple(sorted(found))
