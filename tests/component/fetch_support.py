@@ -127,8 +127,9 @@ class Fetcher:
             "baseModelPath": self.base if type == "Adapter" else None,
         }
         if token is not None:
-            (folder / "token").write_text(token)
-            request["tokenFile"] = str(folder / "token")
+            (folder / "credentials").mkdir()
+            (folder / "credentials" / "token").write_text(token)
+            request["credentials"] = str(folder / "credentials")
         (folder / "termination-log").touch(mode=0o666)
         (folder / "termination-log").chmod(0o666)
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
