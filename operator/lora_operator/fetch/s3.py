@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -103,6 +103,8 @@ class S3Source:
                 Bucket=self.request.bucket, Prefix=self.prefix
             )
             for page in pages:
+                if "Name" not in page:
+                    raise unreachable(self.subject, "it does not answer like S3: its listing names no bucket")
                 for entry in page.get("Contents", ()):
                     file = self._remote(entry.get("Key"), entry.get("ETag"), entry.get("Size"))
                     if file is not None:
@@ -138,7 +140,7 @@ class S3Source:
         with self.translated():
             if file.size:
                 found = self.read(file, "bytes=0-0")
-                with found["Body"] as body:
+                with closing(found["Body"]) as body:
                     body.read(1)
             else:
                 found = self.client.head_object(

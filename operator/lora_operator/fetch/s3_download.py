@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
@@ -118,7 +119,7 @@ class S3Store:
 
     def _append(self, file: RemoteFile, target: FileIO, sums: _Sums, stop: threading.Event) -> None:
         log.info("downloading %s from byte %d of %d", file.path, sums.size, file.size)
-        with self.source.read(file, f"bytes={sums.size}-" if sums.size else "")["Body"] as body:
+        with closing(self.source.read(file, f"bytes={sums.size}-" if sums.size else "")["Body"]) as body:
             for chunk in body.iter_chunks(_CHUNK):
                 write_all(target, chunk)
                 sums.add(chunk)
