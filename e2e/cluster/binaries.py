@@ -136,6 +136,17 @@ def helm() -> Path:
 
 
 @cache
+def versitygw() -> Path:
+    """An S3 service over a folder."""
+    return _go_build(
+        "versitygw",
+        _HERE / "versitygw",
+        package="github.com/versity/versitygw/cmd/versitygw",
+        ldflags="",
+    )
+
+
+@cache
 def pause() -> Path:
     """The static program of the pause image."""
     return _go_build("pause", _HERE / "pause", package=".", ldflags="")

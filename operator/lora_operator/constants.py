@@ -45,6 +45,9 @@ GATE_KEY: Final = "token"
 KIT_STATE_MOUNT: Final = "/var/lib/lora-operator"
 CREDENTIALS_MOUNT: Final = "/etc/lora-operator/credentials"
 CREDENTIALS_KEY: Final = "token"
+S3_KEYS: Final = "AWS_*"  # stands for the keys below in a credentials identity; no key of a Secret can have this name
+S3_REQUIRED_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+S3_OPTIONAL_KEYS: Final = ("AWS_SESSION_TOKEN",)
 DEFAULT_ENGINE_PORT: Final = 8000
 ENGINE_CONTAINER: Final = "vllm"
 FETCH_CONTAINER: Final = "fetch"
@@ -108,6 +111,7 @@ class Reason(StrEnum):
     # Accepted
     DEPLOYMENT_NOT_FOUND = "DeploymentNotFound"
     NAMESPACE_NOT_ALLOWED = "NamespaceNotAllowed"
+    SOURCE_NOT_ALLOWED = "SourceNotAllowed"
     NAME_CONFLICT = "NameConflict"
     NAME_IS_BASE_MODEL = "NameIsBaseModel"
     BASE_MODEL_NOT_SERVED = "BaseModelNotServed"
@@ -127,6 +131,7 @@ class Reason(StrEnum):
     ENTRY_NOT_FOUND = "EntryNotFound"
     SOURCE_UNREACHABLE = "SourceUnreachable"
     RATE_LIMITED = "RateLimited"
+    SOURCE_CHANGED = "SourceChanged"
     CHECKSUM_MISMATCH = "ChecksumMismatch"
     UNSAFE_FORMAT = "UnsafeFormat"
     INVALID_ADAPTER = "InvalidAdapter"
@@ -187,6 +192,11 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.NAMESPACE_NOT_ALLOWED: ReasonInfo(
         "The deployment's adapterPolicy does not admit the adapter's namespace.", _WAIT, stalled=True
     ),
+    Reason.SOURCE_NOT_ALLOWED: ReasonInfo(
+        "The source names an S3 endpoint that the ModelCache's spec.s3.allowedEndpoints does not have.",
+        _WAIT,
+        stalled=True,
+    ),
     Reason.NAME_CONFLICT: ReasonInfo(
         "An older adapter of the same deployment already has the served name.", _WAIT, stalled=True
     ),
@@ -216,13 +226,18 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.UNAUTHORIZED: ReasonInfo(
         "The source refuses these credentials, or is private or gated and none were given.", _OUTSIDE, stalled=True
     ),
-    Reason.REPOSITORY_NOT_FOUND: ReasonInfo("The source says that no such repository exists.", _OUTSIDE, stalled=True),
+    Reason.REPOSITORY_NOT_FOUND: ReasonInfo(
+        "The source says that no such repository or bucket exists.", _OUTSIDE, stalled=True
+    ),
     Reason.REVISION_NOT_FOUND: ReasonInfo("The repository exists, the revision does not.", _OUTSIDE, stalled=True),
     Reason.ENTRY_NOT_FOUND: ReasonInfo(
         "The repository and revision exist, the wanted folder or files do not.", _OUTSIDE, stalled=True
     ),
     Reason.SOURCE_UNREACHABLE: ReasonInfo("The source does not answer, or answers with server errors.", _BACKOFF),
     Reason.RATE_LIMITED: ReasonInfo("The source asks for fewer requests.", _BACKOFF),
+    Reason.SOURCE_CHANGED: ReasonInfo(
+        "The source's listing changed during the download; nothing of the mixture was published.", _BACKOFF
+    ),
     Reason.CHECKSUM_MISMATCH: ReasonInfo("Downloaded bytes differ from what the source declares.", _BACKOFF),
     Reason.UNSAFE_FORMAT: ReasonInfo(
         "The weights exist only as pickle files, which can run code when read.", _NONE, stalled=True

@@ -34,15 +34,27 @@ class HuggingFaceRequest(_Wire):
     endpoint: str = "https://huggingface.co"
 
 
+class S3Request(_Wire):
+    """A folder of a bucket; without an endpoint on AWS."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+
+
 class FetchRequest(_Wire):
-    """All that a download Job is told; nothing in it is secret (the token is a file that `token_file` names)."""
+    """All that a download Job is told, with one source; nothing in it is secret (that lies in files of `credentials`)."""
 
     artifact: str
     type: Literal["Adapter", "BaseModel"]
-    hugging_face: HuggingFaceRequest
+    hugging_face: HuggingFaceRequest | None = None
+    s3: S3Request | None = None
     path: str = ""
     cache_root: str
-    token_file: str | None = None
+    credentials: str | None = None  # a folder with one file per key; None for anonymous access
     base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
 
 
@@ -83,7 +95,7 @@ class Manifest(_Wire):
     version: Literal[1] = 1
     artifact: str
     type: Literal["Adapter", "BaseModel"]
-    repo: str
+    repo: str  # or s3://bucket/prefix
     resolved_revision: str
     digest: str
     files: tuple[ManifestFile, ...] = Field(default=())

@@ -43,13 +43,13 @@ def dns_slug(text: str, limit: int) -> str:
     return _NOT_DNS.sub("-", text.lower()).strip("-")[:limit].strip("-") or "x"
 
 
-def artifact_name(*, repo: str, want: dict[str, Any]) -> str:
-    """Name of the ModelArtifact for a want: readable by the repository's last part, unique by the want's hash.
+def artifact_name(*, source: str, want: dict[str, Any]) -> str:
+    """Name of the ModelArtifact for a want: readable by the last part of the repository or prefix, unique by the want's hash.
 
     At most 51 characters, so that `<artifact>-<attempt>` fits a Job's name and a label value (63). The hash is long enough that
     nobody finds another want with the same name.
     """
-    return f"{dns_slug(repo.rsplit('/', 1)[-1], 30)}-{short_hash(want, 20)}"
+    return f"{dns_slug(source.rsplit('/', 1)[-1], 30)}-{short_hash(want, 20)}"
 
 
 def job_name(artifact: str, attempt: int) -> str:

@@ -113,7 +113,29 @@ class Fetcher:
         env: Mapping[str, str] | None = None,
         **source: Any,
     ) -> Job:
-        """Starts a program; `source` are further members of the request's huggingFace."""
+        """Starts a program that downloads from the Hub; `source` are further members of the request's huggingFace."""
+        return self.launch(
+            {"huggingFace": {"repo": repo, "revision": revision, "endpoint": self.endpoint, **source}},
+            credentials={"token": token} if token is not None else None,
+            type=type,
+            artifact=artifact,
+            path=path,
+            groups=groups,
+            env=env,
+        )
+
+    def launch(
+        self,
+        source: Mapping[str, Any],
+        *,
+        credentials: Mapping[str, str] | None = None,
+        type: str = "Adapter",  # noqa: A002 - as in the request
+        artifact: str | None = None,
+        path: str = "",
+        groups: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> Job:
+        """Starts a program; `source` is the request's one source."""
         self._count += 1
         folder = self.scratch / f"job-{self._count}"
         folder.mkdir(mode=0o777, parents=True)
@@ -121,14 +143,16 @@ class Fetcher:
         request = {
             "artifact": artifact or f"artifact-{self._count}",
             "type": type,
-            "huggingFace": {"repo": repo, "revision": revision, "endpoint": self.endpoint, **source},
+            **source,
             "path": path,
             "cacheRoot": str(self.cache),
             "baseModelPath": self.base if type == "Adapter" else None,
         }
-        if token is not None:
-            (folder / "token").write_text(token)
-            request["tokenFile"] = str(folder / "token")
+        if credentials is not None:
+            (folder / "credentials").mkdir()
+            for name, value in credentials.items():
+                (folder / "credentials" / name).write_text(value)
+            request["credentials"] = str(folder / "credentials")
         (folder / "termination-log").touch(mode=0o666)
         (folder / "termination-log").chmod(0o666)
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:

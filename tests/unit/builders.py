@@ -218,6 +218,7 @@ def ready_artifact(
 ) -> ModelArtifact:
     """A ModelArtifact whose content is in the cache."""
     status = {
+        "source": more.get("repo", "org/sql"),
         "attempt": 1,
         "finishedAttempt": 1,
         "failedAttempts": 0,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelArtifact
-from lora_operator.desired.job import build_job, build_request, build_token_secret
+from lora_operator.desired.job import build_credentials_secret, build_job, build_request
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest
 from lora_operator.names import token_secret
 from tests.unit.builders import make_artifact, make_cache
@@ -20,11 +20,11 @@ SECRET = ("team-a", "hf", "token", "uid-secret")
 
 
 def job_of(
-    artifact: ModelArtifact | None = None, *, with_token: bool = False, attempt: int = 3, **security: Any
+    artifact: ModelArtifact | None = None, *, with_credentials: bool = False, attempt: int = 3, **security: Any
 ) -> dict[str, Any]:
     artifact = artifact or make_artifact()
     cache = make_cache(claim="models", security=security)
-    request = build_request(artifact, cache, base_model_path="artifacts/base-1-abc", with_token=with_token)
+    request = build_request(artifact, cache, base_model_path="artifacts/base-1-abc", with_credentials=with_credentials)
     return build_job(
         artifact,
         cache,
@@ -45,7 +45,7 @@ def container_of(job: dict[str, Any]) -> dict[str, Any]:
 
 def test_what_the_job_is_told() -> None:
     artifact = make_artifact(repo="org/sql", revision="v1", base="base-1", credentials=SECRET)
-    request = build_request(artifact, make_cache(), base_model_path="artifacts/base-1-abc", with_token=True)
+    request = build_request(artifact, make_cache(), base_model_path="artifacts/base-1-abc", with_credentials=True)
     assert json.loads(request.model_dump_json(by_alias=True, exclude_none=True)) == {
         "artifact": "sql-0a1b2c3d4e",
         "type": "Adapter",
@@ -58,7 +58,7 @@ def test_what_the_job_is_told() -> None:
         },
         "path": "",
         "cacheRoot": "/model-cache",
-        "tokenFile": "/etc/lora-operator/credentials/token",
+        "credentials": "/etc/lora-operator/credentials",
         "baseModelPath": "artifacts/base-1-abc",
     }
 
@@ -72,7 +72,7 @@ def test_without_a_secret_access_is_anonymous() -> None:
 
 
 def test_a_job_with_a_token_waits_suspended_for_its_secret() -> None:
-    job = job_of(with_token=True)
+    job = job_of(with_credentials=True)
     assert job["spec"]["suspend"]
     volumes = {v["name"]: v for v in job["spec"]["template"]["spec"]["volumes"]}
     name = token_secret(job["metadata"]["name"], make_artifact().metadata.uid)
@@ -87,9 +87,9 @@ def test_a_job_with_a_token_waits_suspended_for_its_secret() -> None:
 
 def test_no_secret_stands_in_a_job() -> None:
     artifact = make_artifact(credentials=SECRET)
-    job = job_of(artifact, with_token=True)
+    job = job_of(artifact, with_credentials=True)
     job["metadata"]["uid"] = "uid-job"
-    secret = build_token_secret(artifact, job=job, token=TOKEN)
+    secret = build_credentials_secret(artifact, job=job, values={"token": TOKEN})
     text = json.dumps(job)
     for form in (TOKEN.decode(), base64.b64encode(TOKEN).decode(), "uid-secret", "team-a"):
         assert form not in text
@@ -97,9 +97,9 @@ def test_no_secret_stands_in_a_job() -> None:
 
 
 def test_the_copy_of_the_token_goes_with_its_job() -> None:
-    job = job_of(with_token=True)
+    job = job_of(with_credentials=True)
     job["metadata"]["uid"] = "uid-job"
-    secret = build_token_secret(make_artifact(), job=job, token=TOKEN)
+    secret = build_credentials_secret(make_artifact(), job=job, values={"token": TOKEN})
     assert (secret["kind"], secret["type"]) == ("Secret", "Opaque")
     assert secret["metadata"]["name"] == token_secret(job["metadata"]["name"], make_artifact().metadata.uid)
     assert secret["metadata"]["namespace"] == "serving"
@@ -175,9 +175,9 @@ def restricted_violations(pod: dict[str, Any]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("with_token", [False, True])
-def test_a_job_passes_restricted_pod_security(with_token: bool) -> None:
-    pod = job_of(with_token=with_token)["spec"]["template"]["spec"]
+@pytest.mark.parametrize("with_credentials", [False, True])
+def test_a_job_passes_restricted_pod_security(with_credentials: bool) -> None:
+    pod = job_of(with_credentials=with_credentials)["spec"]["template"]["spec"]
     assert restricted_violations(pod) == []
     assert restricted_violations({"containers": [{"name": "x"}], "hostNetwork": True}), (
         "the check itself finds something"
@@ -185,7 +185,7 @@ def test_a_job_passes_restricted_pod_security(with_token: bool) -> None:
 
 
 def test_a_job_can_write_only_where_it_has_to() -> None:
-    job = job_of(with_token=True)
+    job = job_of(with_credentials=True)
     container = container_of(job)
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")} == {"/model-cache", "/tmp"}

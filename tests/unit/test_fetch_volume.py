@@ -20,13 +20,13 @@ from lora_operator.manifest import MANIFEST_FILE, FetchRequest, HuggingFaceReque
 REVISION = "a" * 40
 
 
-def request_for(root: Path, token_file: Path | None = None) -> FetchRequest:
+def request_for(root: Path, credentials: Path | None = None) -> FetchRequest:
     return FetchRequest(
         artifact="art",
         type="Adapter",
         hugging_face=HuggingFaceRequest(repo="org/name", endpoint="http://127.0.0.1:1/"),
         cache_root=str(root),
-        token_file=None if token_file is None else str(token_file),
+        credentials=None if credentials is None else str(credentials),
     )
 
 
@@ -71,7 +71,7 @@ def test_a_token_file_that_is_no_token(sentence: str, tmp_path: Path) -> None:
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ReasonError) as caught:
-        environment.read_token(request_for(tmp_path, file))
+        environment.read_token(request_for(tmp_path, tmp_path))
     assert caught.value.reason is reason
     assert "hf_" not in caught.value.message
 
@@ -79,13 +79,13 @@ def test_a_token_file_that_is_no_token(sentence: str, tmp_path: Path) -> None:
 def test_a_token_is_read_without_its_line_end_and_protected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "_secrets", set())
     (tmp_path / "token").write_text("hf_abcdef\n")
-    assert environment.read_token(request_for(tmp_path, tmp_path / "token")) == "hf_abcdef"
+    assert environment.read_token(request_for(tmp_path, tmp_path)) == "hf_abcdef"
     assert text.clean("it was hf_abcdef") == "it was ***"
 
 
 def test_prepare_makes_directories_that_the_volumes_group_shares(tmp_path: Path) -> None:
-    volume.prepare(tmp_path)
-    volume.prepare(tmp_path)
+    volume.prepare(tmp_path, "hub")
+    volume.prepare(tmp_path, "hub")
     for name in ("hub", "artifacts"):
         found = (tmp_path / name).stat()
         assert found.st_mode & 0o7777 == 0o2775
@@ -95,7 +95,7 @@ def test_prepare_makes_directories_that_the_volumes_group_shares(tmp_path: Path)
 
 def test_a_cache_that_is_not_mounted(tmp_path: Path) -> None:
     with pytest.raises(ReasonError) as caught:
-        volume.prepare(tmp_path / "nope")
+        volume.prepare(tmp_path / "nope", "hub")
     assert caught.value.reason is Reason.CACHE_NOT_READY
 
 

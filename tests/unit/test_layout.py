@@ -26,9 +26,9 @@ SOURCES = {
 }
 CODE = "\n".join(SOURCES.values())
 KIT = "\n".join(text for path, text in SOURCES.items() if path.parts[0] == "engine_kit")
-# Of the models, only properties over their own spec count as readers.
+# Of the models, only properties over their own spec or fields count as readers; CEL is in camelCase.
 READERS = "\n".join(
-    text if path.parts[0] != "api" else "\n".join(re.findall(r"self\.spec\.\w+", text))
+    text if path.parts[0] != "api" else "\n".join(re.findall(r"self\.(?:spec\.\w+|\w+_\w+)", text))
     for path, text in SOURCES.items()
 )
 # Passed on with the object that holds it.

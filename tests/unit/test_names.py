@@ -44,7 +44,7 @@ def test_a_bounded_name_is_a_name(name: str) -> None:
 
 @given(repo=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,40}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,50})?", fullmatch=True))
 def test_an_artifacts_name_and_its_jobs_fit(repo: str) -> None:
-    name = names.artifact_name(repo=repo, want={"repo": repo})
+    name = names.artifact_name(source=repo, want={"repo": repo})
     assert DNS_SUBDOMAIN.match(name)
     assert len(name) <= 51
     assert len(names.job_name(name, 10**9)) <= 63
@@ -54,6 +54,8 @@ def test_an_artifacts_name_and_its_jobs_fit(repo: str) -> None:
 ARTIFACT_NAMES = {
     "the repository's last part makes it readable": ("org/Llama-2-7b-SQL_test.v1", "llama-2-7b-sql-test-v1-"),
     "a long one is cut": ("org/" + "x" * 90, "x" * 30 + "-"),
+    "a bucket's folder too": ("s3://Models/team-a/sql", "sql-"),
+    "a bucket": ("s3://models", "models-"),
     "one with nothing readable still has a name": ("org/___", "x-"),
 }
 
@@ -61,7 +63,7 @@ ARTIFACT_NAMES = {
 @pytest.mark.parametrize("case", ARTIFACT_NAMES)
 def test_artifact_name(case: str) -> None:
     repo, beginning = ARTIFACT_NAMES[case]
-    assert re.fullmatch(re.escape(beginning) + "[0-9a-f]{20}", names.artifact_name(repo=repo, want={}))
+    assert re.fullmatch(re.escape(beginning) + "[0-9a-f]{20}", names.artifact_name(source=repo, want={}))
 
 
 def test_a_job_of_a_hand_made_artifact_with_a_long_name_fits_too() -> None:

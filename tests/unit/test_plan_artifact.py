@@ -315,6 +315,7 @@ def test_what_a_success_records() -> None:
     status = plan.status.to_wire()
     assert [c["type"] for c in status.pop("conditions")] == ["Ready"]
     assert status == {
+        "source": "org/sql",
         "observedGeneration": 1,
         "attempt": 2,
         "finishedAttempt": 2,

@@ -63,7 +63,9 @@ class LoRAAdapterStatus(ApiModel):
     served_name: str | None = Field(default=None, description='What clients write into "model".')
     base_model_name: str | None = Field(default=None, description="The parent shown in /v1/models.")
     url: str | None = Field(default=None, description="Where the adapter is served, inside the cluster.")
-    resolved_revision: str | None = Field(default=None, description="The commit that the revision resolved to.")
+    resolved_revision: str | None = Field(
+        default=None, description="The commit that the revision resolved to; for S3 a hash of the listing."
+    )
     revision: str | None = Field(default=None, description="resolvedRevision, shortened for kubectl get.")
     digest: str | None = Field(default=None, description="Digest over the content's sorted (path, size, sha256).")
     size_bytes: int | None = Field(default=None, description="Size of the content in bytes.")

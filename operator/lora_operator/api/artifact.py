@@ -19,6 +19,7 @@ from lora_operator.api.common import (
     reason_column,
 )
 from lora_operator.api.source import SOURCE_RULES, Source
+from lora_operator.constants import S3_KEYS
 
 
 class CredentialsIdentity(ApiModel):
@@ -30,7 +31,7 @@ class CredentialsIdentity(ApiModel):
 
     namespace: str = Field(description="Namespace of the Secret.", max_length=63)
     name: str = Field(description="Name of the Secret.", max_length=253)
-    key: str = Field(description="Key inside the Secret.", max_length=253)
+    key: str = Field(description=f"Key inside the Secret; {S3_KEYS} for those that an S3 source reads.", max_length=253)
     uid: str = Field(description="UID of the Secret: a re-created Secret is another identity.", max_length=64)
 
 
@@ -44,6 +45,10 @@ class ModelArtifactSpec(ApiModel):
             (
                 "!has(self.credentials) || !has(self.source.huggingFace) || !has(self.source.huggingFace.tokenSecretRef)",
                 "credentials and source.huggingFace.tokenSecretRef exclude each other",
+            ),
+            (
+                "!has(self.credentials) || !has(self.source.s3) || !has(self.source.s3.credentialsSecretRef)",
+                "credentials and source.s3.credentialsSecretRef exclude each other",
             ),
         )
     )
@@ -82,6 +87,9 @@ class ModelArtifactStatus(ApiModel):
 
     conditions: Conditions = ()
     observed_generation: int | None = Field(default=None, description="The generation that this status speaks of.")
+    source: str | None = Field(
+        default=None, description="The source for kubectl get: a repository, or s3://bucket/prefix."
+    )
     attempt: int | None = Field(
         default=None, description="Number of the current or last attempt; its Job is <artifact>-<attempt>."
     )
@@ -98,7 +106,9 @@ class ModelArtifactStatus(ApiModel):
         description="resourceVersion of the Secret that the last attempt used: a changed one is tried at once.",
     )
     unreferenced_since: datetime | None = Field(default=None, description="Since when nothing wants the content.")
-    resolved_revision: str | None = Field(default=None, description="The commit that the revision resolved to.")
+    resolved_revision: str | None = Field(
+        default=None, description="The commit that the revision resolved to; for S3 a hash of the listing."
+    )
     revision: str | None = Field(default=None, description="resolvedRevision, shortened for kubectl get.")
     digest: str | None = Field(default=None, description="Digest over the content's sorted (path, size, sha256).")
     size_bytes: int | None = Field(default=None, description="Size of the content in bytes.")
@@ -128,7 +138,7 @@ RESOURCE = ResourceInfo(
     description="One source at one requested revision in one ModelCache: downloaded once, verified, shared.",
     columns=(
         PrinterColumn("Type", ".spec.type"),
-        PrinterColumn("Source", ".spec.source.huggingFace.repo"),
+        PrinterColumn("Source", ".status.source"),
         PrinterColumn("Revision", ".status.revision"),
         PrinterColumn("Size", ".status.size"),
         PrinterColumn("Percent", ".status.progress.percent", "integer"),

@@ -16,6 +16,7 @@ from lora_operator.api.common import (
     ResourceInfo,
     reason_column,
 )
+from lora_operator.api.source import S3_ENDPOINT
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
@@ -36,6 +37,16 @@ class HuggingFaceCacheSpec(ApiModel):
         description="Address of the Hugging Face Hub or of a mirror. A property of the cache, never of a tenant.",
         max_length=512,
         pattern=r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._/-]*)?$",
+    )
+
+
+class S3CacheSpec(ApiModel):
+    """Which S3-compatible services sources of this cache may name."""
+
+    allowed_endpoints: tuple[Annotated[str, Field(max_length=512, pattern=S3_ENDPOINT)], ...] = Field(
+        default=(),
+        description="Endpoints that sources may name, character by character; AWS itself needs no entry.",
+        max_length=32,
     )
 
 
@@ -62,6 +73,9 @@ class ModelCacheSpec(ApiModel):
     storage: StorageSpec = Field(description="The volume.")
     hugging_face: HuggingFaceCacheSpec = Field(
         default=HuggingFaceCacheSpec(), description="The Hub that sources of this cache are read from."
+    )
+    s3: S3CacheSpec = Field(
+        default=S3CacheSpec(), description="Which S3-compatible services sources of this cache may name."
     )
     security_context: CacheSecurityContext = Field(
         default=CacheSecurityContext(), description="Under which identity Jobs write to the volume."

@@ -1,8 +1,9 @@
-"""The download Job of one attempt, and the Secret with its token. Nothing secret stands in the Job itself."""
+"""The download Job of one attempt, and the Secret with its credentials. Nothing secret stands in the Job itself."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 from lora_operator.api.artifact import ModelArtifact
@@ -10,34 +11,28 @@ from lora_operator.api.cache import ModelCache
 from lora_operator.constants import (
     ANNOTATION_ATTEMPT,
     CACHE_MOUNT,
-    CREDENTIALS_KEY,
     CREDENTIALS_MOUNT,
     FETCH_CONTAINER,
 )
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
-from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, HuggingFaceRequest
+from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, HuggingFaceRequest, S3Request
 from lora_operator.names import fetch_labels, job_name, token_secret
 
 
 def build_request(
-    artifact: ModelArtifact, cache: ModelCache, *, base_model_path: str | None, with_token: bool
+    artifact: ModelArtifact, cache: ModelCache, *, base_model_path: str | None, with_credentials: bool
 ) -> FetchRequest:
     """What the Job is told."""
-    source = artifact.spec.source.hugging_face
-    assert source is not None  # noqa: S101  the schema's rule; a narrowing for the type checker
+    source = artifact.spec.source
+    hub, s3 = source.hugging_face, source.s3
     return FetchRequest(
         artifact=artifact.metadata.name,
         type=artifact.spec.type,
-        hugging_face=HuggingFaceRequest(
-            repo=source.repo,
-            revision=source.revision,
-            allow_patterns=source.allow_patterns,
-            ignore_patterns=source.ignore_patterns,
-            endpoint=cache.spec.hugging_face.endpoint,
-        ),
-        path=artifact.spec.source.path,
+        hugging_face=HuggingFaceRequest(**hub.to_wire(), endpoint=cache.spec.hugging_face.endpoint) if hub else None,
+        s3=S3Request(**s3.to_wire()) if s3 else None,
+        path=source.path,
         cache_root=CACHE_MOUNT,
-        token_file=f"{CREDENTIALS_MOUNT}/{CREDENTIALS_KEY}" if with_token else None,
+        credentials=CREDENTIALS_MOUNT if with_credentials else None,
         base_model_path=base_model_path,
     )
 
@@ -53,10 +48,10 @@ def build_job(
     deadline_seconds: int,
     resources: dict[str, Any],
 ) -> dict[str, Any]:
-    """The Job. One that has a token is made suspended, and goes on once the Secret that it owns exists."""
+    """The Job. One that has credentials is made suspended, and goes on once the Secret that it owns exists."""
     name = job_name(artifact.metadata.name, attempt)
     labels = fetch_labels(artifact.metadata.name)
-    with_token = request.token_file is not None
+    with_credentials = request.credentials is not None
     volumes: list[dict[str, Any]] = [
         {"name": "cache", "persistentVolumeClaim": {"claimName": cache.spec.storage.existing_claim}},
         {"name": "tmp", "emptyDir": {}},
@@ -65,7 +60,7 @@ def build_job(
         {"name": "cache", "mountPath": CACHE_MOUNT},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  an emptyDir in the pod
     ]
-    if with_token:
+    if with_credentials:
         volumes.append(
             {
                 "name": "credentials",
@@ -88,7 +83,7 @@ def build_job(
             "completions": 1,
             "parallelism": 1,
             "activeDeadlineSeconds": deadline_seconds,
-            "suspend": with_token,
+            "suspend": with_credentials,
             "template": {
                 "metadata": {"labels": labels},
                 "spec": {
@@ -137,8 +132,10 @@ def _pod_security(cache: ModelCache) -> dict[str, Any]:
     return context
 
 
-def build_token_secret(artifact: ModelArtifact, *, job: dict[str, Any], token: bytes) -> dict[str, Any]:
-    """The copy of the wanter's token for one Job's pod; it goes with the Job that owns it."""
+def build_credentials_secret(
+    artifact: ModelArtifact, *, job: dict[str, Any], values: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """The copy of the wanter's credentials for one Job's pod, a file per key; it goes with the Job that owns it."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -158,5 +155,5 @@ def build_token_secret(artifact: ModelArtifact, *, job: dict[str, Any], token: b
                 }
             ],
         },
-        "data": {CREDENTIALS_KEY: base64.b64encode(token).decode()},
+        "data": {name: base64.b64encode(value).decode() for name, value in values.items()},
     }

@@ -1,4 +1,4 @@
-"""Decides, from a listing alone, which files of a repository are wanted and under which names they are published. Pure.
+"""Decides, from a listing alone, which files of a source are wanted and under which names they are published. Pure.
 
 Names in a listing are hostile data: one that is wanted and could leave the view, hide, or collide with another one is refused. Names
 that nobody wants are not judged.
@@ -65,17 +65,19 @@ Kind = Literal["Adapter", "BaseModel"]
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of the listing: `path` in the repository, and what the source declares about its content."""
+    """One file of the listing: `path` in the source, and what the source declares about its content."""
 
     path: str
     size: int
-    git_oid: str
-    sha256: str | None  # declared for files in LFS only
+    git_oid: str = ""  # of the Hub
+    sha256: str | None = None  # of the Hub, for files in LFS only
+    version: str = ""  # of S3: the ETag as listed
+    stored_as: str = ""
 
     @property
-    def etag(self) -> str:
-        """The Hub's ETag, which is also the name of the blob in the cache."""
-        return self.sha256 or self.git_oid
+    def blob(self) -> str:
+        """The name of the payload on the volume: a declared hash of the content, where the source has one."""
+        return self.stored_as or self.sha256 or self.git_oid
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,7 @@ def choose(
     prefix = _prefix(folder)
     files = {file.path[len(prefix) :]: file for file in listing if file.path.startswith(prefix)}
     if not files:
-        raise ReasonError(
-            Reason.ENTRY_NOT_FOUND, _no_folder(listing, folder) if prefix else "the repository has no files"
-        )
+        raise ReasonError(Reason.ENTRY_NOT_FOUND, _no_folder(listing, folder) if prefix else "the source has no files")
     if kind == "Adapter":
         names = _matching(files, allow) if allow else _default_adapter(files)
         # Whatever the patterns ask for: reading a pickle can run code in the engine.
@@ -118,7 +118,7 @@ def choose(
     if not names:
         raise ReasonError(
             Reason.ENTRY_NOT_FOUND,
-            f"none of the {len(files)} files matches; correct source.huggingFace.allowPatterns and ignorePatterns",
+            f"none of the {len(files)} files matches; correct allowPatterns and ignorePatterns of the source",
         )
     if kind == "BaseModel":
         _require_model(names)

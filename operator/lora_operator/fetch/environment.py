@@ -1,6 +1,6 @@
-"""Prepares the process before huggingface_hub is imported: that library reads its settings, and ambient credentials, at import.
+"""Prepares the process before a source's library is imported: huggingface_hub reads settings, and ambient credentials, at import.
 
-The only identity of a Job is the token file that its request names. Whatever tokens, endpoints, caches or modes the image, the node or
+The only identity of a Job lies in the files of the folder that its request names. Whatever tokens, keys, endpoints, caches or modes the image, the node or
 a mounted home directory bring along must not be used, and are removed here.
 """
 
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from lora_operator.constants import Reason
+from lora_operator.constants import CREDENTIALS_KEY, S3_OPTIONAL_KEYS, S3_REQUIRED_KEYS, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.manifest import FetchRequest
@@ -19,11 +20,13 @@ from lora_operator.manifest import FetchRequest
 DOWNLOAD_TIMEOUT_S: Final = 30  # without a byte, per request; the library tries five times more before it gives up
 METADATA_TIMEOUT_S: Final = 15
 
-_TOKEN_BYTES: Final = 4096
+_SECRET_BYTES: Final = 4096
 _AMBIENT: Final = (
     "HF_",
     "HUGGINGFACE_",
     "HUGGING_FACE_",
+    "AWS_",
+    "BOTO_",
     "TRANSFORMERS_",
     "DISABLE_TELEMETRY",
     "DO_NOT_TRACK",
@@ -45,7 +48,6 @@ def prepare(request: FetchRequest, *, home: Path) -> None:
             "HOME": str(home),
             "NETRC": os.devnull,
             "HF_HOME": str(home / "huggingface"),
-            "HF_ENDPOINT": request.hugging_face.endpoint.rstrip("/"),
             "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_SHARED_BLOBS": "1",  # payloads stay in the repository's own blobs
@@ -55,8 +57,14 @@ def prepare(request: FetchRequest, *, home: Path) -> None:
             "HF_HUB_DISABLE_XET": "1",  # its transfers bypass the HTTP client, and so the rules of `transport`
             "HF_HUB_DOWNLOAD_TIMEOUT": str(DOWNLOAD_TIMEOUT_S),
             "HF_HUB_ETAG_TIMEOUT": str(METADATA_TIMEOUT_S),
+            # The client has no provider of credentials either; this is for whatever else would ask.
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
     )
+    if request.hugging_face is not None:
+        os.environ["HF_ENDPOINT"] = request.hugging_face.endpoint.rstrip("/")
 
 
 def private_home() -> tempfile.TemporaryDirectory[str]:
@@ -64,24 +72,44 @@ def private_home() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="lora-operator-", ignore_cleanup_errors=True)
 
 
+@dataclass(frozen=True)
+class S3Keys:
+    """What requests to S3 are signed with."""
+
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
 def read_token(request: FetchRequest) -> str | Literal[False]:
-    """The token of this Job, or False for anonymous access. Raises ReasonError where one was promised and is not usable."""
-    if request.token_file is None:
-        return False
+    """The Hub's token of this Job, or False for anonymous access. Raises ReasonError where one was promised and is not usable."""
+    return False if request.credentials is None else _read(Path(request.credentials), CREDENTIALS_KEY)
+
+
+def read_s3_keys(request: FetchRequest) -> S3Keys | None:
+    """The S3 keys of this Job, or None for anonymous access. Raises ReasonError where they were promised and are not usable."""
+    if request.credentials is None:
+        return None
+    folder = Path(request.credentials)
+    present = [name for name in S3_OPTIONAL_KEYS if (folder / name).exists()]
+    return S3Keys(*(_read(folder, name) for name in (*S3_REQUIRED_KEYS, *present)))
+
+
+def _read(folder: Path, name: str) -> str:
     try:
-        with Path(request.token_file).open("rb") as file:
-            raw = file.read(_TOKEN_BYTES + 1)
+        with (folder / name).open("rb") as file:
+            raw = file.read(_SECRET_BYTES + 1)
     except OSError as error:
         raise ReasonError(
-            Reason.CREDENTIALS_KEY_MISSING, f"the token could not be read from its Secret: {error.strerror}"
+            Reason.CREDENTIALS_KEY_MISSING, f"{name} could not be read from its Secret: {error.strerror}"
         ) from error
-    token = raw.decode("ascii", "replace").strip()
-    text.protect(token)
-    if not token:
-        raise ReasonError(Reason.CREDENTIALS_KEY_MISSING, "the token in the Secret is empty; put a token into that key")
-    if len(raw) > _TOKEN_BYTES or not all("!" <= c <= "~" for c in token):
+    value = raw.decode("ascii", "replace").strip()
+    text.protect(value)
+    if not value:
+        raise ReasonError(Reason.CREDENTIALS_KEY_MISSING, f"{name} in the Secret is empty; put its value into that key")
+    if len(raw) > _SECRET_BYTES or not all("!" <= c <= "~" for c in value):
         raise ReasonError(
             Reason.UNAUTHORIZED,
-            "the value in the Secret is not a token: it is too long or has spaces, line breaks or other characters inside",
+            f"the value of {name} in the Secret is none: it is too long or has spaces, line breaks or other characters inside",
         )
-    return token
+    return value

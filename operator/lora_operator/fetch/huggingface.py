@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import resume, text, transport
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
+from lora_operator.fetch.persist import persist
 from lora_operator.fetch.translate import Subject, translate
 from lora_operator.manifest import HuggingFaceRequest
 
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 WORKERS: Final = 4
 _MAX_LISTED: Final = 50_000
-_ATTEMPTS: Final = 4
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _OID: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -137,23 +136,18 @@ def download(
                 f"{text.clean(file.path, limit=200)!r} has {text.size(file.size)}, and the Hub serves files above "
                 f"{text.size(constants.MAX_HTTP_DOWNLOAD_SIZE)} by its Xet protocol only, which is not supported; use smaller shards",
             )
-    tries, best = 0, moving()
-    while True:
-        try:
-            with _translated(hub):
-                _download_once(hub, place, files, commit=commit)
-            return {file.path: _blob(place, commit, file) for file in files}
-        except ReasonError as error:
-            if error.reason is Reason.INSUFFICIENT_SPACE:
-                resume.discard_partial(place, files)
-            if error.reason is not Reason.SOURCE_UNREACHABLE:
-                raise
-            now = moving()
-            tries, best = (0, now) if now > best else (tries + 1, best)
-            if tries >= _ATTEMPTS:
-                raise
-            log.warning("going on after: %s", error)
-            time.sleep(2**tries)
+
+    def once() -> dict[str, Path]:
+        with _translated(hub):
+            _download_once(hub, place, files, commit=commit)
+        return {file.path: _blob(place, commit, file) for file in files}
+
+    try:
+        return persist(once, moving=moving)
+    except ReasonError as error:
+        if error.reason is Reason.INSUFFICIENT_SPACE:
+            resume.discard_partial(place, files)
+        raise
 
 
 def download_again(hub: Hub, place: resume.Place, file: RemoteFile, *, commit: str) -> None:

@@ -1,6 +1,6 @@
 """The main flow of a download Job, in the order that its safety needs.
 
-authorise → list and choose → prove readable → volume and space → download → verify → stage → check → publish
+authorise → list and choose → prove readable → volume and space → download → verify → confirm → stage → check → publish
 
 Nothing is looked at in the cache before the source accepted the Job's own credentials, and nothing is published that was not verified
 and checked in this very run. Every way out, also a signal, a stall and an unforeseen exception, leaves one result.
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 from pydantic import ValidationError
 
@@ -25,10 +25,8 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import choose, content, environment, outcome, publish, text, verify, volume
 from lora_operator.fetch.choose import RemoteFile, WantedFile
 from lora_operator.fetch.progress import STALL_AFTER_S, Reporter, measure_blobs
+from lora_operator.fetch.source import Source, Store, open_source
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, FetchResult, Manifest, ManifestFile
-
-if TYPE_CHECKING:
-    from lora_operator.fetch import huggingface, resume
 
 log = logging.getLogger(__name__)
 
@@ -54,106 +52,86 @@ def main() -> int:
 
 
 def _run(request: FetchRequest) -> FetchResult:
-    # huggingface_hub takes its settings from the environment when it is imported, so not before environment.prepare.
-    from lora_operator.fetch import huggingface
-
-    token = environment.read_token(request)
-    hub = huggingface.connect(request.hugging_face, token)
+    source = open_source(request)
 
     def on_stall(seconds: float) -> None:
-        _end_stalled(seconds, endpoint=hub.endpoint, status=hub.complaints.status)
+        _EXIT_NOW(outcome.finish(outcome.failure(source.stalled(seconds))))
 
     with Reporter(on_stall=on_stall, stall_after=_stall_after()) as reporter:
-        log.info("asking %s for %s at %s", hub.endpoint, request.hugging_face.repo, request.hugging_face.revision)
-        commit = huggingface.authorise(hub)
-        log.info("%s is commit %s", request.hugging_face.revision, commit)
+        log.info("asking for %s", source.title)
+        revision = source.authorise()
+        log.info("%s is at revision %s", source.title, revision)
         wanted = choose.choose(
-            huggingface.listing(hub, commit),
+            source.listing(),
             kind=request.type,
             folder=request.path,
-            allow=request.hugging_face.allow_patterns,
-            ignore=request.hugging_face.ignore_patterns,
+            allow=source.allow_patterns,
+            ignore=source.ignore_patterns,
         )
-        huggingface.prove_readable(hub, commit, wanted[0].remote.path)
-        return _fetch(request, hub, commit, wanted, reporter)
+        source.prove_readable([file.remote for file in wanted])
+        return _fetch(request, source, revision, wanted, reporter)
 
 
 def _fetch(
-    request: FetchRequest, hub: huggingface.Hub, commit: str, wanted: Sequence[WantedFile], reporter: Reporter
+    request: FetchRequest, source: Source, revision: str, wanted: Sequence[WantedFile], reporter: Reporter
 ) -> FetchResult:
-    from lora_operator.fetch import huggingface, resume
-
     root = Path(request.cache_root)
-    volume.prepare(root)
-    place = resume.Place(hub=root / volume.HUB, repo=request.hugging_face.repo)
-    files = list({file.remote.etag: file.remote for file in wanted}.values())
-    missing = resume.missing_bytes(place, files)
+    volume.prepare(root, source.folder)
+    store = source.open_store(root)
+    files = list({file.remote.blob: file.remote for file in wanted}.values())
+    missing = store.missing_bytes(files)
     log.info("%d files, %s; %s to download", len(wanted), text.size(_total(files)), text.size(missing))
     volume.require_space(root, missing)
 
-    cached = {file.etag for file in files if (place.blobs / file.etag).exists()}
-    measure = measure_blobs(place.blobs, files)
+    cached = {file.blob for file in files if store.has(file)}
+    measure = measure_blobs(store.blobs, files)
     reporter.enter("Downloading", total=_total(files), measure=measure)
     remotes = [file.remote for file in wanted]
-    blobs = huggingface.download(hub, place, remotes, commit=commit, moving=lambda: measure()[1])
+    blobs = store.download(remotes, moving=lambda: measure()[1])
 
-    verdicts = _verify(remotes, blobs, reporter)
-    spoilt = [file for file in remotes if verdicts[file.path].fault and file.etag in cached]
+    verdicts = _verify(store, remotes, blobs, reporter)
+    spoilt = [file for file in remotes if verdicts[file.path].fault and file.blob in cached]
     if spoilt:
         reporter.enter("Downloading", total=_total(files), measure=measure)
-        _heal(hub, place, spoilt, verdicts, commit=commit)
-        verdicts |= _verify(spoilt, blobs, reporter)
-    _require_right(place, remotes, verdicts, commit=commit)
+        for file in spoilt:  # engines may have it open, so it is replaced, never removed
+            log.warning("%s in the cache is wrong: %s; downloading it again", file.path, verdicts[file.path].fault)
+            store.download_again(file)
+        verdicts |= _verify(store, spoilt, blobs, reporter)
+    _require_right(store, remotes, verdicts)
+    store.confirm()
 
     reporter.enter("Publishing", total=_total(files), measure=lambda: (_total(files), 0))
-    return _publish(request, commit, wanted, blobs, verdicts)
+    return _publish(request, source.title, revision, wanted, blobs, verdicts)
 
 
-def _heal(
-    hub: huggingface.Hub,
-    place: resume.Place,
-    files: Sequence[RemoteFile],
-    verdicts: Mapping[str, verify.Verdict],
-    *,
-    commit: str,
-) -> None:
-    """Downloads again what was in the cache already and is wrong; engines may have it open, so it is replaced, never removed."""
-    from lora_operator.fetch import huggingface
-
-    for file in files:
-        log.warning("%s in the cache is wrong: %s; downloading it again", file.path, verdicts[file.path].fault)
-        huggingface.download_again(hub, place, file, commit=commit)
-
-
-def _verify(files: Sequence[RemoteFile], blobs: Mapping[str, Path], reporter: Reporter) -> dict[str, verify.Verdict]:
-    """Verdicts by the file's path in the repository; a blob that several files share is read once."""
+def _verify(
+    store: Store, files: Sequence[RemoteFile], blobs: Mapping[str, Path], reporter: Reporter
+) -> dict[str, verify.Verdict]:
+    """Verdicts by the file's path in the source; a blob that several files share is read once."""
     meter = verify.Meter()
-    unique = {blobs[file.path]: file for file in files}
+    unique = {blobs[file.path]: store.expected(file) for file in files}
     reporter.enter("Verifying", total=_total(unique.values()), measure=meter.read)
     verdicts = verify.verify(unique, count=meter.add)
     return {file.path: verdicts[blobs[file.path]] for file in files}
 
 
-def _require_right(
-    place: resume.Place, files: Sequence[RemoteFile], verdicts: Mapping[str, verify.Verdict], *, commit: str
-) -> None:
-    from lora_operator.fetch import huggingface
-
+def _require_right(store: Store, files: Sequence[RemoteFile], verdicts: Mapping[str, verify.Verdict]) -> None:
     wrong = [file for file in files if verdicts[file.path].fault]
     for file in wrong:
-        huggingface.forget(place, commit, file)
+        store.forget(file)
     if wrong:
         more = f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else ""
         raise ReasonError(
             Reason.CHECKSUM_MISMATCH,
             f"{text.clean(wrong[0].path, limit=200)!r} is not what the source declares: "
-            f"{verdicts[wrong[0].path].fault}{more}; it was removed and will be downloaded again",
+            f"{verdicts[wrong[0].path].fault}{more}; it will be downloaded again",
         )
 
 
 def _publish(
     request: FetchRequest,
-    commit: str,
+    title: str,
+    revision: str,
     wanted: Sequence[WantedFile],
     blobs: Mapping[str, Path],
     verdicts: Mapping[str, verify.Verdict],
@@ -168,8 +146,8 @@ def _publish(
         manifest = Manifest(
             artifact=request.artifact,
             type=request.type,
-            repo=request.hugging_face.repo,
-            resolved_revision=commit,
+            repo=title,
+            resolved_revision=revision,
             digest=verify.digest(files),
             files=files,
             rank=found.rank,
@@ -178,7 +156,7 @@ def _publish(
         path = publish.publish(root, staging, manifest)
     return FetchResult(
         ok=True,
-        resolved_revision=commit,
+        resolved_revision=revision,
         digest=manifest.digest,
         size_bytes=sum(file.size for file in files),
         files=len(files),
@@ -201,23 +179,13 @@ def _read_request() -> FetchRequest:
         raise ReasonError(
             Reason.JOB_FAILED, f"{FETCH_REQUEST_ENV} is no fetch request: {request.artifact!r} is not a name"
         )
+    if (request.hugging_face is None) == (request.s3 is None):
+        raise ReasonError(Reason.JOB_FAILED, f"{FETCH_REQUEST_ENV} is no fetch request: it has not exactly one source")
     return request
 
 
 def _stall_after() -> float:
     return float(os.environ.get(STALL_ENV) or STALL_AFTER_S)
-
-
-def _end_stalled(seconds: float, *, endpoint: str, status: int | None) -> NoReturn:
-    if status == 429:
-        error = ReasonError(Reason.RATE_LIMITED, f"{endpoint} asks for fewer requests (429)")
-    else:
-        last = f"; its last answer was {status}" if status is not None else ""
-        error = ReasonError(
-            Reason.SOURCE_UNREACHABLE,
-            f"nothing arrived from {endpoint} for {seconds:.0f} s{last}; what was downloaded is kept",
-        )
-    _EXIT_NOW(outcome.finish(outcome.failure(error)))
 
 
 def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -240,4 +208,5 @@ def _start_logging() -> None:
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    for library in ("httpx2", "boto3", "botocore"):
+        logging.getLogger(library).setLevel(logging.WARNING)

@@ -90,7 +90,7 @@ class Reporter:
 
 def measure_blobs(blobs: Path, files: Iterable[RemoteFile]) -> Callable[[], tuple[int, int]]:
     """Measures how much of `files` is in `blobs`; the second figure moves with anything that is written there."""
-    sizes = {file.etag: file.size for file in files}
+    sizes = {file.blob: file.size for file in files}
 
     def measure() -> tuple[int, int]:
         have: dict[str, int] = {}

@@ -59,7 +59,7 @@ class Place:
 
 def missing_bytes(place: Place, files: Iterable[RemoteFile]) -> int:
     """Bytes that a download of `files` still has to write."""
-    sizes = {file.etag: file.size for file in files}
+    sizes = {file.blob: file.size for file in files}
     return sum(max(0, size - _present(place, etag, size)) for etag, size in sizes.items())
 
 
@@ -76,18 +76,18 @@ def download_big(
     place.blobs.mkdir(parents=True, exist_ok=True)
     left_over = {path.name.partition(".")[0] for path in place.blobs.glob("*.incomplete")}
     wanted = {
-        file.etag: file
+        file.blob: file
         for file in files
-        if (file.size >= RESUMABLE_BYTES or file.etag in left_over)
-        and _NAME.fullmatch(file.etag)
-        and not (place.blobs / file.etag).exists()
+        if (file.size >= RESUMABLE_BYTES or file.blob in left_over)
+        and _NAME.fullmatch(file.blob)
+        and not (place.blobs / file.blob).exists()
     }
 
     def one(file: RemoteFile) -> None:
-        lock = place.lock(file.etag)
+        lock = place.lock(file.blob)
         lock.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
-            if (place.blobs / file.etag).exists():
+            if (place.blobs / file.blob).exists():
                 return
             partial = _adopt(place, file)
             if file.size < RESUMABLE_BYTES:
@@ -108,9 +108,9 @@ def download_big(
 def discard_partial(place: Place, files: Iterable[RemoteFile]) -> None:
     """Gives the space of unfinished downloads back, where nobody is working on them."""
     for file in files:
-        unfinished = (_partial(place, file.etag), *_left_over(place, file.etag))
+        unfinished = (_partial(place, file.blob), *_left_over(place, file.blob))
         if any(path.exists() for path in unfinished):
-            with contextlib.suppress(Timeout), WeakFileLock(place.lock(file.etag), timeout=_BUSY_AFTER_S):
+            with contextlib.suppress(Timeout), WeakFileLock(place.lock(file.blob), timeout=_BUSY_AFTER_S):
                 for path in unfinished:
                     path.unlink(missing_ok=True)
 
@@ -120,7 +120,7 @@ def _download(
 ) -> None:
     url = hf_hub_url(place.repo, file.path, revision=commit, endpoint=endpoint)
     found = get_hf_file_metadata(url, token=token, timeout=METADATA_TIMEOUT_S, endpoint=endpoint, retry_on_errors=True)
-    if found.etag != file.etag or found.size != file.size:
+    if found.etag != file.blob or found.size != file.size:
         log.info("%s has an unusual ETag; it is left to huggingface_hub", file.path)
         return
     with partial.open("ab") as target:
@@ -142,7 +142,7 @@ def _download(
         os.fsync(target.fileno())
     if partial.stat().st_size == file.size:
         partial.chmod(_MODE)
-        partial.replace(place.blobs / file.etag)
+        partial.replace(place.blobs / file.blob)
 
 
 def _partial(place: Place, etag: str) -> Path:
@@ -156,8 +156,8 @@ def _left_over(place: Place, etag: str) -> list[Path]:
 
 def _adopt(place: Place, file: RemoteFile) -> Path:
     """Keeps the longest unfinished download of a blob as its partial file and removes the others."""
-    partial = _partial(place, file.etag)
-    candidates = [(path.stat().st_size, path) for path in (partial, *_left_over(place, file.etag)) if path.is_file()]
+    partial = _partial(place, file.blob)
+    candidates = [(path.stat().st_size, path) for path in (partial, *_left_over(place, file.blob)) if path.is_file()]
     if candidates:
         longest = max(candidates)[1]
         for _, path in candidates:

@@ -1,4 +1,4 @@
-"""The one place where foreign exceptions of a Job become reasons with a message that says what to do.
+"""The one place where foreign exceptions of a Hub's Job become reasons with a message that says what to do.
 
 The Hub answers 401 for unknown and for private repositories alike when no token is sent, for any repository when the token is no good,
 and 404 to a good token that may not see the repository. Decisions are made on status and error code, never on message texts.
@@ -6,8 +6,6 @@ and 404 to a good token that may not see the repository. Decisions are made on s
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -21,8 +19,6 @@ from lora_operator.fetch import text, volume
 from lora_operator.manifest import HuggingFaceRequest
 
 _SERVER_TEXT_BYTES: Final = 300
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
-_NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -79,18 +75,7 @@ def _translate_one(error: BaseException, subject: Subject) -> ReasonError | None
         case OfflineModeIsEnabled():
             return _unreachable(subject, "this Job is in offline mode")
         case OSError():
-            return _from_system(error)
-    return None
-
-
-def _from_system(error: OSError) -> ReasonError | None:
-    if error.errno in _NO_SPACE:
-        return ReasonError(
-            Reason.INSUFFICIENT_SPACE,
-            "the cache's volume (or its quota) is full; free space on it or enlarge it",
-        )
-    if error.errno in _NOT_WRITABLE and error.filename is not None:
-        return volume.not_writable(os.fspath(error.filename), error)
+            return volume.from_system(error)
     return None
 
 

@@ -21,24 +21,26 @@ from lora_operator.fetch import text
 HUB: Final = "hub"
 ARTIFACTS: Final = "artifacts"
 _SHARED_DIRECTORY: Final = 0o2775
+NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
-def prepare(root: Path) -> None:
-    """Makes the cache's directories and proves that they can be written and can hold links.
+def prepare(root: Path, content: str) -> None:
+    """Makes the cache's directories, `content` for what is downloaded, and proves that they can be written and can hold links.
 
     Raises ReasonError: CacheNotReady without the mount, CacheNotWritable, InsufficientSpace.
     """
     if not root.is_dir():
         raise ReasonError(Reason.CACHE_NOT_READY, f"the cache is not mounted: there is no directory {root}")
-    for name in (HUB, ARTIFACTS):
+    for name in (content, ARTIFACTS):
         directory = root / name
         try:
             if not directory.is_dir():
                 _make_shared(directory, like=root)
             _probe(directory)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in NO_SPACE:
                 raise ReasonError(Reason.INSUFFICIENT_SPACE, f"the cache's volume is full: {error.strerror}") from error
             raise not_writable(str(directory), error) from error
 
@@ -61,6 +63,18 @@ def not_writable(path: str, error: OSError) -> ReasonError:
             "change the volume's owner or mode, or set the ModelCache's securityContext (supplementalGroups, fsGroup, runAsUser)"
         ),
     )
+
+
+def from_system(error: OSError) -> ReasonError | None:
+    """The reason behind an error of the volume; None for any other one."""
+    if error.errno in NO_SPACE:
+        return ReasonError(
+            Reason.INSUFFICIENT_SPACE,
+            "the cache's volume (or its quota) is full; free space on it or enlarge it",
+        )
+    if error.errno in _NOT_WRITABLE and error.filename is not None:
+        return not_writable(os.fspath(error.filename), error)
+    return None
 
 
 def require_space(root: Path, missing: int) -> None:

@@ -23,7 +23,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.plan.admission import admit, yield_name
 from lora_operator.plan.fleet import AdapterLoad, Fleet
 from lora_operator.plan.modules import Decision, Module
-from lora_operator.plan.wants import Credentials, build_artifact
+from lora_operator.plan.wants import Credentials, build_artifact, source_refused
 
 MAX_FAILURES = 5
 SECRET_POLL_SECONDS = 10.0
@@ -66,7 +66,7 @@ def plan_adapter(seen: AdapterObservation, *, now: datetime) -> AdapterPlan:
     if accepted.status is None:
         return AdapterPlan(unknown(adapter), None, None, requeue_after=1.0)
     if accepted.is_true:
-        accepted = yield_name(adapter, seen.rivals) or accepted
+        accepted = yield_name(adapter, seen.rivals) or _source_allowed(seen) or accepted
     if not accepted.is_true or seen.deployment is None:
         return AdapterPlan(
             _decision(adapter, accepted=False), None, _status(seen, {Condition.ACCEPTED: accepted}, now=now)
@@ -136,11 +136,7 @@ def _plan_accepted(
         rolls = deployment.spec.lora.update_strategy == ROLLOUT
         verdicts[Condition.LOADED] = _left_out(deployment) if seen.left_out else _loaded(seen.fleet, load, rolls=rolls)
     status = _status(seen, verdicts, now=now, artifact=artifact, key=key, load=load)
-    waits_for_secret = (
-        adapter.spec.source.hugging_face is not None
-        and not downloaded.is_true
-        and (adapter.spec.source.hugging_face.token_secret_ref is not None)
-    )
+    waits_for_secret = adapter.spec.source.secret is not None and not downloaded.is_true
     return AdapterPlan(decision, wanted, status, SECRET_POLL_SECONDS if waits_for_secret else None)
 
 
@@ -150,6 +146,11 @@ def plan_refused(seen: AdapterObservation, plan: AdapterPlan, cause: Verdict, *,
     verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: cause, Condition.LOADED: _not_loaded(accepted)}
     decision = _decision(seen.adapter, accepted=True, artifact=plan.decision.artifact, keep=True)
     return AdapterPlan(decision, None, _status(seen, verdicts, now=now), REFUSED_POLL_SECONDS)
+
+
+def _source_allowed(seen: AdapterObservation) -> Verdict | None:
+    refused = source_refused(seen.adapter.spec.source, seen.cache) if isinstance(seen.cache, ModelCache) else None
+    return failing(refused.reason, refused.message) if refused is not None else None
 
 
 def _wanted_artifact(seen: AdapterObservation) -> tuple[dict[str, Any] | None, Verdict | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from lora_operator.api.artifact import Failure, ModelArtifact, ModelArtifactStatus, Progress
@@ -14,7 +14,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.manifest import FetchProgress, FetchResult
 from lora_operator.names import format_size, is_pinned, short_revision
 from lora_operator.plan.fetch_job import JobView
-from lora_operator.plan.wants import Credentials
+from lora_operator.plan.wants import Credentials, source_refused
 
 FIRST_BACKOFF_SECONDS = 10
 # By the class of the reason; one that is otherwise waited for (a Job found the volume not mounted) is no reason to give up.
@@ -63,6 +63,14 @@ def is_by_hand(artifact: ModelArtifact) -> bool:
 
 def plan_artifact(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     """Decide on one artifact."""
+    plan, status = _plan(seen, now=now), seen.artifact.status
+    title = seen.artifact.spec.source.member.title
+    if plan.status is None and (not status.conditions or status.source == title):
+        return plan
+    return replace(plan, status=_update(plan.status or status, source=title))
+
+
+def _plan(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     artifact = seen.artifact
     status = artifact.status
     if seen.wanted is None:
@@ -144,6 +152,9 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
         # that a volume can be written again.
         if condition is None or condition.reason not in (Reason.CLAIM_PENDING, Reason.CACHE_NOT_WRITABLE):
             return failing(Reason.CACHE_NOT_READY, f"ModelCache {namespace}/{spec.cache_ref.name} is not ready{detail}")
+    refused = source_refused(spec.source, seen.cache)
+    if refused is not None:
+        return failing(refused.reason, refused.message)
     if spec.base_model_ref is None:
         return None
     if seen.base is None or not is_true(seen.base.status.conditions, Condition.READY):
@@ -200,7 +211,9 @@ def _plan_finished(seen: ArtifactObservation, job: JobView, result: FetchResult,
             requeue_after=0,
         )
     size = format_size(result.size_bytes)
-    verdict = ok(Reason.READY, f"{_repo(seen.artifact)}@{short_revision(result.resolved_revision)}, {size}")
+    verdict = ok(
+        Reason.READY, f"{seen.artifact.spec.source.member.title}@{short_revision(result.resolved_revision)}, {size}"
+    )
     return ArtifactPlan(
         ModelArtifactStatus(
             conditions=_conditions(seen.artifact, verdict, now=now),
@@ -286,18 +299,13 @@ def _update(status: ModelArtifactStatus, **changes: object) -> ModelArtifactStat
     return status.model_copy(update=changes)
 
 
-def _repo(artifact: ModelArtifact) -> str:
-    source = artifact.spec.source.hugging_face
-    return source.repo if source else ""
-
-
 def _revision(artifact: ModelArtifact) -> str:
-    source = artifact.spec.source.hugging_face
-    return source.revision if source else ""
+    return artifact.spec.source.member.requested
 
 
 def _what(artifact: ModelArtifact) -> str:
-    return f"downloading {_repo(artifact)}@{_revision(artifact)}"
+    source = artifact.spec.source
+    return f"downloading {source.member.title}" + (f"@{_revision(artifact)}" if source.hugging_face else "")
 
 
 def _percent(progress: FetchProgress) -> int:
@@ -308,7 +316,7 @@ def wanters_credentials(
     artifact: ModelArtifact, offered: Mapping[Credentials, object]
 ) -> Credentials | ReasonError | None:
     """Which Secret an attempt may use: one that a live, accepted wanter offers, or for a hand-made artifact one beside it."""
-    source = artifact.spec.source.hugging_face
+    secret = artifact.spec.source.secret
     identity = artifact.spec.credentials
     if identity is not None:
         credentials = (identity.namespace, identity.name, identity.key, identity.uid)
@@ -319,6 +327,4 @@ def wanters_credentials(
             f"no accepted LoRAAdapter or VLLMDeployment of namespace {identity.namespace} asks for this content with Secret "
             f"{identity.name}: credentials of another namespace come only through such an object",
         )
-    if source is not None and source.token_secret_ref is not None:
-        return (artifact.metadata.namespace, source.token_secret_ref.name, source.token_secret_ref.key, "")
-    return None
+    return (artifact.metadata.namespace, *secret, "") if secret is not None else None

@@ -50,29 +50,41 @@ def find_cache(
     return defaults[0]
 
 
+def source_refused(source: Source, cache: ModelCache) -> ReasonError | None:
+    """SourceNotAllowed where the source names an endpoint that the cache does not allow, character by character."""
+    endpoint = source.s3.endpoint if source.s3 is not None else None
+    if endpoint is None or endpoint in cache.spec.s3.allowed_endpoints:
+        return None
+    return ReasonError(
+        Reason.SOURCE_NOT_ALLOWED,
+        f"ModelCache {cache.metadata.namespace}/{cache.metadata.name} does not allow the S3 endpoint {endpoint}: use one that "
+        "it allows, or ask its owner to add this one to spec.s3.allowedEndpoints",
+    )
+
+
 def build_artifact(
     *, cache: ModelCache, source: Source, base_artifact: str | None, credentials: Credentials | None
 ) -> dict[str, Any]:
     """The ModelArtifact for a want: an adapter's where `base_artifact` is given, else a base model's."""
-    assert source.hugging_face is not None  # noqa: S101  the schema's rule; a narrowing for the type checker
-    huggingface = source.hugging_face.model_copy(update={"token_secret_ref": None})
     spec = ModelArtifactSpec.model_validate(
         {
             "cacheRef": {"name": cache.metadata.name},
             "type": "BaseModel" if base_artifact is None else "Adapter",
-            "source": {"huggingFace": huggingface.to_wire(), "path": source.path.strip("/")},
+            "source": source.anonymous().to_wire(),
             "baseModelRef": {"name": base_artifact} if base_artifact is not None else None,
             "credentials": dict(zip(("namespace", "name", "key", "uid"), credentials, strict=True))
             if credentials
             else None,
         }
     ).to_wire()
-    want = {"spec": spec, "cache": cache.metadata.uid, "endpoint": cache.spec.hugging_face.endpoint}
+    want = {"spec": spec, "cache": cache.metadata.uid}
+    if source.hugging_face is not None:
+        want["endpoint"] = cache.spec.hugging_face.endpoint
     return {
         "apiVersion": API_VERSION,
         "kind": "ModelArtifact",
         "metadata": {
-            "name": artifact_name(repo=huggingface.repo, want=want),
+            "name": artifact_name(source=source.anonymous().member.title, want=want),
             "namespace": cache.metadata.namespace,
             "labels": {LABEL_MANAGED_BY: MANAGED_BY},
         },

@@ -133,8 +133,5 @@ def cache_of(context: Context, deployment: VLLMDeployment) -> ModelCache | Reaso
 
 
 async def _credentials(context: Context, adapter: LoRAAdapter) -> Credentials | ReasonError | None:
-    source = adapter.spec.source.hugging_face
-    ref = source.token_secret_ref if source else None
-    if ref is None:
-        return None
-    return await context.credentials(adapter.metadata.namespace, ref.name, ref.key)
+    secret = adapter.spec.source.secret
+    return None if secret is None else await context.credentials(adapter.metadata.namespace, *secret)

@@ -1,4 +1,4 @@
-"""One ModelArtifact: its Jobs, their Secrets and logs, its status; the only place where a token's value is held, for a moment."""
+"""One ModelArtifact: its Jobs, their Secrets and logs, its status; the only place where a Secret's values are held, for a moment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.conditions import find
 from lora_operator.constants import FETCH_CONTAINER, Condition, Reason
-from lora_operator.desired.job import build_job, build_request, build_token_secret
+from lora_operator.desired.job import build_credentials_secret, build_job, build_request
 from lora_operator.errors import (
     ConflictError,
     ForbiddenError,
@@ -150,14 +150,14 @@ async def _progress(context: Context, namespace: str, job: JobView) -> FetchProg
 async def _start(
     context: Context, artifact: ModelArtifact, attempt: int, credentials: Credentials | ReasonError | None
 ) -> None:
-    """Create the attempt's Job; with a token: suspended, then its Secret, then let it go. Repeatable at every step."""
+    """Create the attempt's Job; with credentials: suspended, then its Secret, then let it go. Repeatable at every step."""
     if isinstance(credentials, ReasonError):
         raise credentials
-    token = (await context.secret_value(credentials))[0] if credentials else None
-    job = await _create_job(context, artifact, attempt, with_token=token is not None)
-    if job is None or token is None:
+    values = await context.secret_values(credentials) if credentials else None
+    job = await _create_job(context, artifact, attempt, with_credentials=values is not None)
+    if job is None or values is None:
         return
-    await context.ensure_secret(build_token_secret(artifact, job=job, token=token))
+    await context.ensure_secret(build_credentials_secret(artifact, job=job, values=values))
     if job["spec"].get("suspend"):
         patched = await context.kube.patch(
             JOBS, artifact.metadata.namespace, job["metadata"]["name"], {"spec": {"suspend": False}}
@@ -165,13 +165,17 @@ async def _start(
         context.take(Kind.JOB, patched)
 
 
-async def _create_job(context: Context, artifact: ModelArtifact, attempt: int, *, with_token: bool) -> Body | None:
+async def _create_job(
+    context: Context, artifact: ModelArtifact, attempt: int, *, with_credentials: bool
+) -> Body | None:
     """The attempt's Job, made now or before; None while a Job of an earlier artifact of this name is still going."""
     namespace = artifact.metadata.namespace
     cache = context.store.caches[(namespace, artifact.spec.cache_ref.name)]
     base_ref = artifact.spec.base_model_ref
     base = context.store.artifacts.get((namespace, base_ref.name)) if base_ref else None
-    request = build_request(artifact, cache, base_model_path=base.status.path if base else None, with_token=with_token)
+    request = build_request(
+        artifact, cache, base_model_path=base.status.path if base else None, with_credentials=with_credentials
+    )
     settings = context.settings
     manifest = build_job(
         artifact,

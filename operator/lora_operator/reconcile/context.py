@@ -15,7 +15,15 @@ from typing import Any, Final
 
 from lora_operator.api.common import ApiModel, Resource, StatusCondition
 from lora_operator.conditions import find
-from lora_operator.constants import API_VERSION, Condition, Reason
+from lora_operator.constants import (
+    API_VERSION,
+    CREDENTIALS_KEY,
+    S3_KEYS,
+    S3_OPTIONAL_KEYS,
+    S3_REQUIRED_KEYS,
+    Condition,
+    Reason,
+)
 from lora_operator.errors import ConflictError, ForbiddenError, NotFoundError, ReasonError
 from lora_operator.kube import CONFIG_MAPS, DEPLOYMENTS, SECRETS, SERVICES, Kube, ResourceType
 from lora_operator.names import short_hash
@@ -91,8 +99,8 @@ class Context:
             return _secret_forbidden(namespace, name)
         return (namespace, name, key, secret["metadata"]["uid"])
 
-    async def secret_value(self, credentials: Credentials) -> tuple[bytes, str]:
-        """One key's value and the Secret's resourceVersion. Raises ReasonError; the value goes into a Job's Secret only."""
+    async def secret_values(self, credentials: Credentials) -> dict[str, bytes]:
+        """What a Job may have of a Secret, by the names that it reads. Raises ReasonError; values go into a Job's Secret only."""
         namespace, name, key, uid = credentials
         try:
             secret = await self.kube.get(SECRETS, namespace, name)
@@ -104,15 +112,10 @@ class Context:
             raise ReasonError(
                 Reason.CREDENTIALS_NOT_FOUND, f"Secret {namespace}/{name} was replaced by another of the same name"
             )
-        try:
-            value = base64.b64decode((secret.get("data") or {}).get(key, ""), validate=True).strip()
-        except binascii.Error:
-            value = b""
-        if not value:
-            raise ReasonError(
-                Reason.CREDENTIALS_KEY_MISSING, f"Secret {namespace}/{name} has no key {key}, or it is empty: add it"
-            )
-        return value, secret["metadata"]["resourceVersion"]
+        if key != S3_KEYS:
+            return {CREDENTIALS_KEY: _value(secret, key, f"{namespace}/{name}")}
+        optional = [key for key in S3_OPTIONAL_KEYS if (secret.get("data") or {}).get(key)]
+        return {key: _value(secret, key, f"{namespace}/{name}") for key in (*S3_REQUIRED_KEYS, *optional)}
 
     async def write_status(self, rt: ResourceType, kind: Kind, resource: Resource, status: ApiModel) -> bool:
         """Write a status where it changed, then post an Event where Ready did. Returns whether it was written."""
@@ -233,6 +236,16 @@ def load_kit_files() -> dict[str, str]:
     """The engine kit's files by name, as shipped in this operator."""
     package = resources.files("lora_operator.engine_kit")
     return {item.name: item.read_text() for item in package.iterdir() if item.name.endswith(".py")}
+
+
+def _value(secret: Body, key: str, place: str) -> bytes:
+    try:
+        value = base64.b64decode((secret.get("data") or {}).get(key, ""), validate=True).strip()
+    except binascii.Error:
+        value = b""
+    if not value:
+        raise ReasonError(Reason.CREDENTIALS_KEY_MISSING, f"Secret {place} has no key {key}, or it is empty: add it")
+    return value
 
 
 def _secret_missing(namespace: str, name: str) -> ReasonError:

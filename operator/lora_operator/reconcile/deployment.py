@@ -32,7 +32,7 @@ from lora_operator.plan.modules import (
     plan_list,
 )
 from lora_operator.plan.pods import controller, running_container
-from lora_operator.plan.wants import Credentials, build_artifact
+from lora_operator.plan.wants import Credentials, build_artifact, source_refused
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, observe_fleet, own_pods
@@ -126,21 +126,19 @@ def _tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet) -
 async def _want_model(context: Context, deployment: VLLMDeployment) -> _Model:
     """Find the cache and the credentials, and make sure that the base model's artifact exists."""
     cache = cache_of(context, deployment)
-    source = deployment.spec.model.source.hugging_face
-    ref = source.token_secret_ref if source else None
+    source = deployment.spec.model.source
     credentials: Credentials | ReasonError | None = None
-    if ref is not None:
-        credentials = await context.credentials(deployment.metadata.namespace, ref.name, ref.key)
-    blocked = next((error for error in (cache, credentials) if isinstance(error, ReasonError)), None)
-    if isinstance(cache, ReasonError) or isinstance(credentials, ReasonError):
+    if source.secret is not None:
+        credentials = await context.credentials(deployment.metadata.namespace, *source.secret)
+    refused = source_refused(source, cache) if isinstance(cache, ModelCache) else None
+    blocked = next((error for error in (cache, refused, credentials) if isinstance(error, ReasonError)), None)
+    if isinstance(cache, ReasonError) or isinstance(credentials, ReasonError) or refused is not None:
         key = _recorded_artifact(context, deployment)
         _publish_want(context, deployment, key, None)
         artifact = context.store.artifacts.get(key) if key else None
-        usable = model_is_ready(artifact) and not isinstance(cache, ReasonError)
+        usable = model_is_ready(artifact) and blocked is credentials  # it was authorised when it was fetched
         return _Model(None if isinstance(cache, ReasonError) else cache, key, artifact, None if usable else blocked)
-    manifest = build_artifact(
-        cache=cache, source=deployment.spec.model.source, base_artifact=None, credentials=credentials
-    )
+    manifest = build_artifact(cache=cache, source=source, base_artifact=None, credentials=credentials)
     key = (manifest["metadata"]["namespace"], manifest["metadata"]["name"])
     if key not in context.store.artifacts:
         context.take(Kind.MODEL_ARTIFACT, await context.kube.apply(manifest))

@@ -1,0 +1,214 @@
+"""The S3 source: authorise, list, download. Imports boto3, so `environment.prepare` comes first.
+
+Requests are signed with the keys of the Job's Secret, or not at all: the client has no provider of credentials that could find
+others. A revision is a hash of the listing. Every byte is read under the ETag that was listed, and the listing is taken again at the
+end, so content is of one listing or it is not published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import boto3
+import botocore.session
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.credentials import CredentialResolver
+
+from lora_operator.constants import Reason
+from lora_operator.errors import ReasonError
+from lora_operator.fetch import environment, text
+from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.s3_download import WORKERS, S3Store
+from lora_operator.fetch.s3_errors import Subject, changed, translate, unreachable
+from lora_operator.fetch.s3_place import FOLDER, Place, blob_name
+from lora_operator.manifest import FetchRequest, S3Request
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
+
+CONNECT_TIMEOUT_S: Final = 10
+READ_TIMEOUT_S: Final = 30  # without a byte
+_TRIES: Final = 3  # of one request, by the library; what breaks in mid-object is taken up again here
+_MAX_LISTED: Final = 50_000
+_MD5: Final = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass
+class S3Source:
+    """One folder of one bucket as one set of credentials, or nobody, sees it."""
+
+    request: S3Request
+    client: S3Client
+    subject: Subject
+    revision: str = ""
+    files: tuple[RemoteFile, ...] = ()
+    md5: dict[str, str] = field(default_factory=dict)  # by path, of the files whose ETag is one
+
+    @classmethod
+    def open(cls, request: FetchRequest) -> S3Source:
+        """The request's bucket, with the Job's keys."""
+        assert request.s3 is not None  # noqa: S101  a narrowing for the type checker
+        keys = environment.read_s3_keys(request)
+        return cls(request.s3, build_client(request.s3, keys), Subject(request.s3, authenticated=keys is not None))
+
+    @property
+    def title(self) -> str:
+        return self.subject.title
+
+    @property
+    def folder(self) -> str:
+        return FOLDER
+
+    @property
+    def allow_patterns(self) -> Sequence[str]:
+        return self.request.allow_patterns
+
+    @property
+    def ignore_patterns(self) -> Sequence[str]:
+        return self.request.ignore_patterns
+
+    @property
+    def prefix(self) -> str:
+        """What every key begins with: empty, or ending in a slash."""
+        folder = self.request.prefix.strip("/")
+        return f"{folder}/" if folder else ""
+
+    def authorise(self) -> str:
+        self.files = self.list_files()
+        if not self.files:
+            raise ReasonError(
+                Reason.ENTRY_NOT_FOUND,
+                f"{self.title} at {self.subject.endpoint} has no objects; correct source.s3.prefix",
+            )
+        self.revision = revision_of(self.files)
+        return self.revision
+
+    def listing(self) -> Sequence[RemoteFile]:
+        return self.files
+
+    def list_files(self) -> tuple[RemoteFile, ...]:
+        """The objects below the prefix, without markers of folders, by the key's rest. Raises ReasonError."""
+        found: dict[str, RemoteFile] = {}
+        with self.translated():
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.request.bucket, Prefix=self.prefix
+            )
+            for page in pages:
+                if "Name" not in page:
+                    raise unreachable(self.subject, "it does not answer like S3: its listing names no bucket")
+                for entry in page.get("Contents", ()):
+                    file = self._remote(entry.get("Key"), entry.get("ETag"), entry.get("Size"))
+                    if file is not None:
+                        found[file.path] = file
+                if len(found) > _MAX_LISTED:
+                    raise ReasonError(
+                        Reason.JOB_FAILED,
+                        f"{self.title} has more than {_MAX_LISTED} objects, more than this program lists; narrow the prefix",
+                    )
+        return tuple(found[path] for path in sorted(found))
+
+    def _remote(self, key: object, etag: object, size: object) -> RemoteFile | None:
+        if not (isinstance(key, str) and isinstance(etag, str) and isinstance(size, int)) or size < 0 or not etag:
+            raise unreachable(self.subject, "its listing has no usable keys, ETags or sizes")
+        if not key.startswith(self.prefix) or key.endswith("/"):
+            return None
+        return RemoteFile(path=key[len(self.prefix) :], size=size, version=etag, stored_as=blob_name(key, etag, size))
+
+    def prove_readable(self, files: Sequence[RemoteFile]) -> None:
+        """Reads one byte of every wanted object: rights are an object's own, and another Job may have put it into the cache."""
+        with ThreadPoolExecutor(WORKERS, thread_name_prefix="authorise") as pool:
+            futures = [pool.submit(self._probe, file) for file in files]
+            try:
+                for future in as_completed(futures):
+                    path, md5 = future.result()
+                    if md5:
+                        self.md5[path] = md5
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _probe(self, file: RemoteFile) -> tuple[str, str]:
+        found: GetObjectOutputTypeDef | HeadObjectOutputTypeDef
+        with self.translated():
+            if file.size:
+                found = self.read(file, "bytes=0-0")
+                with closing(found["Body"]) as body:
+                    body.read(1)
+            else:
+                found = self.client.head_object(
+                    Bucket=self.request.bucket, Key=self.prefix + file.path, IfMatch=file.version
+                )
+        etag = file.version.strip('"').lower()
+        encrypted = found.get("SSECustomerAlgorithm") or str(found.get("ServerSideEncryption", "")).startswith("aws:")
+        return file.path, etag if _MD5.fullmatch(etag) and not encrypted else ""
+
+    def read(self, file: RemoteFile, range_: str = "") -> GetObjectOutputTypeDef:
+        """The answer with the object's bytes, of the version that was listed."""
+        where = {"Bucket": self.request.bucket, "Key": self.prefix + file.path, "IfMatch": file.version}
+        answer = self.client.get_object(**where, **({"Range": range_} if range_ else {}))  # type: ignore[arg-type]
+        if answer.get("ETag", "").strip('"') != file.version.strip('"'):  # not every service heeds If-Match
+            raise changed(self.subject, f"{text.clean(file.path, limit=200)!r} has another ETag than was listed")
+        if range_ and "ContentRange" not in answer:
+            raise unreachable(self.subject, "it does not answer to a range with that range")
+        return answer
+
+    def confirm(self) -> None:
+        """Raises SourceChanged where the listing is not what it was."""
+        if revision_of(self.list_files()) != self.revision:
+            raise changed(self.subject, "its listing is another one than at the beginning")
+
+    def open_store(self, root: Path) -> S3Store:
+        place = Place.of(root, endpoint=self.request.endpoint or "aws", bucket=self.request.bucket)
+        with self.translated():
+            place.prepare()
+        return S3Store(self, place)
+
+    def stalled(self, seconds: float) -> ReasonError:
+        return unreachable(self.subject, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Foreign exceptions as ReasonError."""
+        try:
+            yield
+        except Exception as error:
+            raise translate(error, self.subject) from error
+
+
+def revision_of(files: Sequence[RemoteFile]) -> str:
+    """The revision of a listing: hex sha256 over one line per object, key, NUL, ETag, NUL, size, NUL; sorted by the key's bytes."""
+    total = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.path.encode("utf-8", "surrogatepass")):
+        total.update(f"{file.path}\0{file.version}\0{file.size}\0\n".encode("utf-8", "surrogatepass"))
+    return total.hexdigest()
+
+
+def build_client(request: S3Request, keys: environment.S3Keys | None) -> S3Client:
+    """A client with these keys, or one that signs nothing; with a resolver that finds no others, wherever they may lie."""
+    core = botocore.session.Session()
+    core.register_component("credential_provider", CredentialResolver(providers=[]))
+    config = Config(
+        signature_version="s3v4" if keys else UNSIGNED,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        retries={"mode": "standard", "total_max_attempts": _TRIES},
+        max_pool_connections=2 * WORKERS,
+        s3={"addressing_style": "path" if request.endpoint else "auto"},
+    )
+    return boto3.session.Session(botocore_session=core).client(
+        "s3",
+        region_name=request.region or "us-east-1",
+        endpoint_url=request.endpoint,
+        aws_access_key_id=keys.access_key_id if keys else None,
+        aws_secret_access_key=keys.secret_access_key if keys else None,
+        aws_session_token=keys.session_token if keys else None,
+        config=config,
+    )

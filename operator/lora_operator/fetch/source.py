@@ -1,0 +1,90 @@
+"""What the program needs of a source: one protocol, whatever the content comes from, and the only place that knows them all.
+
+A source is asked in the order of the methods below. Nothing of it may look at the cache before `open_store`, and what `authorise`
+returns is the revision that all the rest speaks of. Every method raises ReasonError, and nothing else that a source can cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from lora_operator.errors import ReasonError
+from lora_operator.fetch.choose import RemoteFile
+from lora_operator.manifest import FetchRequest
+
+
+class Store(Protocol):
+    """The source's content on the volume, in the layout that is the source's own."""
+
+    @property
+    def blobs(self) -> Path:
+        """The folder with finished payloads, named by `RemoteFile.blob`, and unfinished ones, `<blob>….incomplete`."""
+
+    def has(self, file: RemoteFile) -> bool:
+        """Whether a finished payload is there; not whether it is right."""
+
+    def missing_bytes(self, files: Sequence[RemoteFile]) -> int:
+        """What a download of `files` still has to write."""
+
+    def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
+        """Brings `files` into their final place; returns each payload by the file's path. `moving` grows with what is written."""
+
+    def expected(self, file: RemoteFile) -> RemoteFile:
+        """The file with the checksum that its payload must have."""
+
+    def download_again(self, file: RemoteFile) -> None:
+        """Replaces a wrong payload by one rename: who has the old one open keeps it, and no moment is without one."""
+
+    def forget(self, file: RemoteFile) -> None:
+        """Makes sure that the next attempt downloads the file again."""
+
+    def confirm(self) -> None:
+        """The last word before publishing: raises SourceChanged where the revision is not what it was."""
+
+
+class Source(Protocol):
+    """One source as this Job's credentials see it."""
+
+    @property
+    def title(self) -> str:
+        """What stands in the manifest: a repository, or an address without credentials."""
+
+    @property
+    def folder(self) -> str:
+        """The folder of the cache that the source's stores lie in."""
+
+    @property
+    def allow_patterns(self) -> Sequence[str]:
+        """The request's."""
+
+    @property
+    def ignore_patterns(self) -> Sequence[str]:
+        """The request's."""
+
+    def authorise(self) -> str:
+        """The revision, once the source let the Job's own credentials see the content."""
+
+    def listing(self) -> Sequence[RemoteFile]:
+        """Every file of that revision."""
+
+    def prove_readable(self, files: Sequence[RemoteFile]) -> None:
+        """The last word on whether these credentials may read the wanted files' content."""
+
+    def open_store(self, root: Path) -> Store:
+        """Where the content lies on the volume that is mounted at `root`."""
+
+    def stalled(self, seconds: float) -> ReasonError:
+        """Why nothing has arrived for so long."""
+
+
+def open_source(request: FetchRequest) -> Source:
+    """The source of a request; sends nothing. Libraries are imported only here, once the environment is prepared."""
+    if request.hugging_face is not None:
+        from lora_operator.fetch.hub import HubSource
+
+        return HubSource.open(request)
+    from lora_operator.fetch.s3 import S3Source
+
+    return S3Source.open(request)
