@@ -144,6 +144,10 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
         # that a volume can be written again.
         if condition is None or condition.reason not in (Reason.CLAIM_PENDING, Reason.CACHE_NOT_WRITABLE):
             return failing(Reason.CACHE_NOT_READY, f"ModelCache {namespace}/{spec.cache_ref.name} is not ready{detail}")
+    if seen.cache.access_modes is None:  # which nodes may mount it is not known
+        return failing(
+            Reason.CACHE_NOT_READY, f"the claim of ModelCache {namespace}/{spec.cache_ref.name} was not looked at yet"
+        )
     if spec.base_model_ref is None:
         return None
     if seen.base is None or not is_true(seen.base.status.conditions, Condition.READY):
