@@ -12,7 +12,9 @@ from lora_operator.desired.placement import Placement, job_placement, keep_on_on
 from tests.unit.builders import make_cache, make_deployment, not_ready
 
 ZONE_B = {"topology.kubernetes.io/zone": "b"}
-NODES: dict[str, Any] = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": []}]}}
+NODES: dict[str, Any] = {
+    "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": []}]}
+}
 TOLERATE = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
 WHERE = {
     "nodeSelector": ZONE_B,

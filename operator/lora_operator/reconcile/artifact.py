@@ -168,7 +168,7 @@ async def _start(
         context.take(Kind.JOB, patched)
 
 
-def _fleets(context: Context, artifact: ModelArtifact) -> list[VLLMDeployment]:
+def fleets_of(context: Context, artifact: ModelArtifact) -> list[VLLMDeployment]:
     """Whose engines the content is for: the deployments that want it, also through an adapter; for what somebody made by hand
     those of its cache."""
     store, keys = context.store, set[ObjectKey]()
@@ -193,7 +193,7 @@ async def _create_job(context: Context, artifact: ModelArtifact, attempt: int, *
     base_ref = artifact.spec.base_model_ref
     base = context.store.artifacts.get((namespace, base_ref.name)) if base_ref else None
     request = build_request(artifact, cache, base_model_path=base.status.path if base else None, with_token=with_token)
-    placement = job_placement(cache, _fleets(context, artifact))
+    placement = job_placement(cache, fleets_of(context, artifact))
     settings = context.settings
     manifest = build_job(
         artifact,
