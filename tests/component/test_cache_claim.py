@@ -17,7 +17,7 @@ from lora_operator.vllm import Engines
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
 
-TEMPLATE = {
+TEMPLATE: dict[str, Any] = {
     "metadata": {"labels": {"team": "ml"}, "annotations": {"backup": "no"}},
     "spec": {
         "accessModes": ["ReadWriteOnce"],
