@@ -213,16 +213,28 @@ class Stack:
     def sweep(self) -> None:
         """Clear what an earlier run, killed or not, left on the cluster: namespaces with all in them, and volumes."""
         kubectl = self.cluster.kubectl
-        if not kubectl("get", "namespace,persistentvolume", "-l", OWNED, "-o", "name").strip():
+        if not kubectl("get", "namespace,persistentvolume,storageclass,node", "-l", OWNED, "-o", "name").strip():
             return
         with step("clearing what an earlier run left"):
+            fake = kubectl("get", "node", "-l", OWNED, "-o", "jsonpath={.items[*].metadata.name}").split()
             # Engines first: a namespace that is deleted with them in it waits for half their grace period, 75 s.
             for name in kubectl("get", "namespace", "-l", OWNED, "-o", "jsonpath={.items[*].metadata.name}").split():
                 if "vllmdeployments" in kubectl("get", "crd", "-o", "name"):
-                    kubectl("delete", "vllm,lora", "--all", "-n", name, "--wait=false")
+                    kubectl("delete", "vllm,lora,mart", "--all", "-n", name, "--wait=false")
+                    kubectl("delete", "deployment,job", "--all", "-n", name, "--wait=false")
+                    self.forget_pods(name, fake)
                     kubectl("delete", "deployment,job,pod", "--all", "-n", name, "--wait=true", timeout=200)
-            for kind in ("namespace", "persistentvolume"):
+            for kind in ("namespace", "persistentvolume", "storageclass", "node"):
                 kubectl("delete", kind, "-l", OWNED, "--wait=true", timeout=290)
+
+    def forget_pods(self, namespace: str, nodes: list[str]) -> None:
+        """Have pods gone that no kubelet will ever end: those on nodes that don't exist."""
+        for pod in self.items("pods", namespace) if nodes else ():
+            if pod["spec"].get("nodeName") in nodes:
+                name = pod["metadata"]["name"]
+                self.cluster.kubectl(
+                    *("delete", "pod", name, "-n", namespace, "--force", "--grace-period=0", "--ignore-not-found")
+                )
 
     # Namespaces and volumes
 

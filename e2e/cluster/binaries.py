@@ -147,6 +147,12 @@ def versitygw() -> Path:
 
 
 @cache
+def kwok() -> Path:
+    """Plays the kubelet of nodes that don't exist: for tests of scheduling."""
+    return _go_build("kwok", _HERE / "kwok", package="sigs.k8s.io/kwok/cmd/kwok", ldflags="")
+
+
+@cache
 def pause() -> Path:
     """The static program of the pause image."""
     return _go_build("pause", _HERE / "pause", package=".", ldflags="")

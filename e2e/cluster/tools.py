@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from e2e.cluster.binaries import apt_packages, go, helm, kube, kubectl, uv, versitygw
+from e2e.cluster.binaries import apt_packages, go, helm, kube, kubectl, kwok, uv, versitygw
 from e2e.cluster.images import BASE_IMAGE, PAUSE_IMAGE, Image, base_image, operator_image, pause_image
 from e2e.cluster.venvs import dev_venv, engine_venv
 
@@ -18,6 +18,7 @@ __all__ = [
     "helm",
     "kube",
     "kubectl",
+    "kwok",
     "operator_image",
     "pause_image",
     "uv",

@@ -20,6 +20,7 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "lora-operator"
 LABEL_DEPLOYMENT: Final = f"{GROUP}/vllmdeployment"
 LABEL_ARTIFACT: Final = f"{GROUP}/modelartifact"
+LABEL_CACHE: Final = f"{GROUP}/modelcache"  # on claims that were made, and on pods of a cache that one node can mount
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 COMPONENT_ENGINE: Final = "engine"
 COMPONENT_FETCH: Final = "fetch"
@@ -64,6 +65,7 @@ class Condition(StrEnum):
     MODEL_READY = "ModelReady"
     AVAILABLE = "Available"
     ADAPTERS_IN_SYNC = "AdaptersInSync"
+    SINGLE_NODE = "SingleNode"
 
 
 CONDITION_DOCS: Final[dict[Condition, str]] = {
@@ -75,6 +77,7 @@ CONDITION_DOCS: Final[dict[Condition, str]] = {
     Condition.MODEL_READY: "The base model is complete and verified in the cache.",
     Condition.AVAILABLE: "At least one engine pod is ready and its gate was proven closed.",
     Condition.ADAPTERS_IN_SYNC: "Every ready pod acknowledged the current module list and serves what it says.",
+    Condition.SINGLE_NODE: "Only one node can mount the cache's claim, so all its pods are kept on one node; the message names it.",
 }
 
 
@@ -173,6 +176,11 @@ class Reason(StrEnum):
     # Ready of a cache
     CLAIM_PENDING = "ClaimPending"
     CLAIM_NOT_FOUND = "ClaimNotFound"
+    CLAIM_UNUSABLE = "ClaimUnusable"
+    CLAIM_REFUSED = "ClaimRefused"
+    # SingleNode of a cache, True and False
+    READ_WRITE_ONCE = "ReadWriteOnce"
+    READ_WRITE_MANY = "ReadWriteMany"
 
 
 _WAIT, _BACKOFF, _OUTSIDE, _NONE = Retry.WAIT, Retry.BACKOFF, Retry.OUTSIDE, Retry.NONE
@@ -280,7 +288,9 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         "The API server refuses the Deployment that the spec leads to.", _WAIT, stalled=True
     ),
     Reason.NAME_TAKEN: ReasonInfo(
-        "An object of a name that the deployment needs exists and belongs to somebody else.", _WAIT, stalled=True
+        "An object of a name that the deployment or cache needs exists and belongs to somebody else.",
+        _WAIT,
+        stalled=True,
     ),
     Reason.PROGRESSING: ReasonInfo("Engine pods are starting.", _WAIT),
     Reason.SYNC_PENDING: ReasonInfo(
@@ -295,6 +305,22 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.ARGUMENTS_TOO_LONG: ReasonInfo(
         "With updateStrategy Rollout: no room for the adapter in the pods' arguments.", _WAIT, stalled=True
     ),
-    Reason.CLAIM_PENDING: ReasonInfo("The claim exists but is not bound.", _WAIT),
+    Reason.CLAIM_PENDING: ReasonInfo(
+        "The claim exists but is not bound. Where its class waits for the first consumer that is in order: a download Job's pod "
+        "is the first, and the message says so.",
+        _WAIT,
+    ),
     Reason.CLAIM_NOT_FOUND: ReasonInfo("The claim does not exist in the cache's namespace.", _WAIT, stalled=True),
+    Reason.CLAIM_UNUSABLE: ReasonInfo(
+        "The claim can't hold a cache: its volume is lost, it is being deleted, or its access or volume mode does not fit.",
+        _WAIT,
+        stalled=True,
+    ),
+    Reason.CLAIM_REFUSED: ReasonInfo(
+        "The API server refuses the claim that volumeClaimTemplate leads to: quota, admission, or the template itself.",
+        _WAIT,
+        stalled=True,
+    ),
+    Reason.READ_WRITE_ONCE: ReasonInfo("The claim asks for ReadWriteOnce: only one node can mount it.", _WAIT),
+    Reason.READ_WRITE_MANY: ReasonInfo("The claim asks for ReadWriteMany: pods on any node can mount it.", _WAIT),
 }

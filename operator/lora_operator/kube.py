@@ -43,6 +43,7 @@ from lora_operator.resource_types import (
     REPLICA_SETS,
     SECRETS,
     SERVICES,
+    STORAGE_CLASSES,
     VLLM_DEPLOYMENTS,
     ResourceType,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "REPLICA_SETS",
     "SECRETS",
     "SERVICES",
+    "STORAGE_CLASSES",
     "VLLM_DEPLOYMENTS",
     "Kube",
     "ResourceType",

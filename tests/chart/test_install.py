@@ -125,6 +125,8 @@ RIGHTS: list[tuple[str, str, str, dict[str, str], bool]] = [
     ("reads no such key elsewhere", "get", "secrets", {"name": "lora-operator-key"}, False),
     ("never removes a Secret", "delete", "secrets", {}, False),
     ("never removes a Deployment", "delete", "deployments.apps", {}, False),
+    ("makes a cache's claim", "create", "persistentvolumeclaims", {}, True),
+    ("lists no claims", "list", "persistentvolumeclaims", {}, False),
     ("never removes a claim", "delete", "persistentvolumeclaims", {}, False),
     ("never makes roles", "create", "rolebindings.rbac.authorization.k8s.io", {}, False),
 ]

@@ -46,7 +46,8 @@ def test_the_operator_has_these_cluster_wide_rights_and_no_other(render: Render)
         "services": READ | MAKE,
         "configmaps": READ | MAKE | {"delete"},
         "secrets": MAKE,
-        "persistentvolumeclaims": {"get"},
+        "persistentvolumeclaims": {"get"} | MAKE,
+        "storageclasses.storage.k8s.io": {"get"},
         "namespaces": READ,
         "events": {"get", "create", "patch"},
     }

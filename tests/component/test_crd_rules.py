@@ -30,6 +30,7 @@ class Case:
     refused_at: str | None = None
     name: str = "example"
     update: bool = False  # the unchanged manifest is there before
+    before: dict[str, Any] | None = None  # the manifest with these changes is there before
 
     def __str__(self) -> str:
         verb = "refuses" if self.refused_at is not None else "accepts"
@@ -265,14 +266,66 @@ def policy_cases(kind: str) -> Iterator[Case]:
     )
 
 
-CASES = [*source_cases(), *adapter_cases(), *artifact_cases(), *deployment_cases()]
+def claim_template(*modes: str, storage: str = "10Gi") -> dict[str, Any]:
+    return {"spec": {"accessModes": list(modes or ["ReadWriteMany"]), "resources": {"requests": {"storage": storage}}}}
+
+
+def made(template: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"spec.storage": {"volumeClaimTemplate": template, **more}}
+
+
+def cache_cases() -> Iterator[Case]:
+    kind, at = "ModelCache", "spec.storage"
+    yield from both(
+        kind,
+        at,
+        "storage must have exactly one of: existingClaim, volumeClaimTemplate",
+        accepted=[{f"{at}.existingClaim": "models"}, made(claim_template())],
+        refused=[{at: {}}, made(claim_template(), existingClaim="models")],
+    )
+    yield from both(
+        kind,
+        at,
+        "reclaimPolicy is only for volumeClaimTemplate: a claim that exists already is never deleted",
+        accepted=[made(claim_template(), reclaimPolicy=policy) for policy in ("Retain", "Delete")],
+        refused=[{f"{at}.reclaimPolicy": policy} for policy in ("Retain", "Delete")],
+    )
+    modes = f"{at}.volumeClaimTemplate.spec.accessModes"
+    yield from both(
+        kind,
+        modes,
+        "accessModes must have ReadWriteMany, or ReadWriteOnce for one node: Jobs write to the volume while engines read",
+        accepted=[made(claim_template("ReadWriteOnce")), made(claim_template("ReadOnlyMany", "ReadWriteMany"))],
+        refused=[made(claim_template("ReadOnlyMany"))],
+    )
+    yield from both(
+        kind,
+        modes,
+        "accessModes can't have ReadWriteOncePod: a Job and an engine could never mount the volume together",
+        accepted=[made(claim_template("ReadWriteOnce", "ReadWriteMany"))],
+        refused=[made(claim_template("ReadWriteOncePod")), made(claim_template("ReadWriteOnce", "ReadWriteOncePod"))],
+    )
+    message = (
+        "volumeClaimTemplate is immutable: to grow the volume, raise spec.resources.requests.storage of the claim itself, "
+        "which has this ModelCache's name"
+    )
+    first = made(claim_template())
+    yield Case(kind, at, message, made(claim_template(), reclaimPolicy="Delete"), before=first)
+    yield Case(kind, at, message, {f"{at}.existingClaim": "models"}, before=first)
+    yield Case(kind, at, message, made(claim_template()))
+    for change in (claim_template(storage="20Gi"), claim_template("ReadWriteOnce")):
+        yield Case(kind, at, message, made(change), refused_at=at, before=first)
+
+
+CASES = [*source_cases(), *adapter_cases(), *artifact_cases(), *deployment_cases(), *cache_cases()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_api_server(case: Case, kubectl: Kubectl, request: pytest.FixtureRequest) -> None:
-    namespace = request.getfixturevalue("namespace") if case.update else "default"
-    if case.update:
-        assert kubectl.apply(manifest(case.kind, name=case.name, namespace=namespace)).ok
+    updates = case.update or case.before is not None
+    namespace = request.getfixturevalue("namespace") if updates else "default"
+    if updates:
+        assert kubectl.apply(manifest(case.kind, case.before, name=case.name, namespace=namespace)).ok
 
     asked = manifest(case.kind, case.changes, name=case.name, namespace=namespace)
     answer = kubectl.apply(asked, "--dry-run=server")

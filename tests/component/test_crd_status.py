@@ -96,6 +96,7 @@ FULL: dict[str, ApiModel] = {
         conditions=(condition(Condition.READY, Reason.BOUND),),
         observed_generation=3,
         claim_name="models",
+        claim_uid="0b1c2d3e-0000-0000-0000-000000000000",
         capacity="100Gi",
         access_modes=("ReadWriteMany",),
         artifacts=12,

@@ -84,7 +84,12 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"spec.adapterPolicy.namespaces.from": "Some"},
         "spec.adapterPolicy.namespaces.from: Unsupported value",
     ),
-    ("no claim", "ModelCache", {"spec.storage": {}}, "spec.storage.existingClaim: Required value"),
+    (
+        "no claim",
+        "ModelCache",
+        {"spec.storage": {}},
+        "exactly one of: existingClaim, volumeClaimTemplate",
+    ),
     (
         "a Hub without a scheme",
         "ModelCache",

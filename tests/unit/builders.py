@@ -141,6 +141,9 @@ def make_cache(
     namespace: str = "serving",
     *,
     claim: str = "models",
+    template: Mapping[str, Any] | None = None,
+    reclaim: str | None = None,
+    access_modes: tuple[str, ...] = ("ReadWriteMany",),
     endpoint: str = "https://hub.test",
     security: Mapping[str, Any] | None = None,
     uid: str = "uid-cache",
@@ -149,7 +152,17 @@ def make_cache(
     conditions: Conditions | None = None,
     status: Mapping[str, Any] | None = None,
 ) -> ModelCache:
-    """A ModelCache, Ready unless `conditions` say otherwise."""
+    """A ModelCache whose claim was looked at, Ready unless `conditions` say otherwise; with `template`, the spec of a claim to make."""
+    storage: dict[str, Any] = {"existingClaim": claim}
+    if template is not None:
+        storage = {"volumeClaimTemplate": {"spec": dict(template)}}
+    if reclaim is not None:
+        storage["reclaimPolicy"] = reclaim
+    seen = {
+        "claimName": claim if template is None else name,
+        "claimUid": "uid-claim",
+        "accessModes": list(access_modes),
+    }
     return ModelCache.model_validate(
         {
             "metadata": {
@@ -160,12 +173,12 @@ def make_cache(
                 "annotations": {"lora-operator.dev/is-default-cache": "true"} if is_default else {},
             },
             "spec": {
-                "storage": {"existingClaim": claim},
+                "storage": storage,
                 "huggingFace": {"endpoint": endpoint},
                 "securityContext": dict(security or {}),
             },
             "status": {
-                **(status or {}),
+                **(seen if status is None else status),
                 "conditions": make_conditions(ready() if conditions is None else conditions),
             },
         }

@@ -203,7 +203,30 @@ def test_resources_are_the_users() -> None:
     assert pod_of(build(make_deployment(engine={"resources": resources})))["containers"][0]["resources"] == resources
 
 
+ONE_NODE = make_cache(access_modes=("ReadWriteOnce",))
+
+
+def test_engines_of_a_cache_that_one_node_can_mount_go_to_one_node_whatever_the_podtemplate_says() -> None:
+    theirs = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}}
+    pod_template = {"metadata": {"labels": {"lora-operator.dev/modelcache": "x"}}, "spec": {"affinity": theirs}}
+    template = build(make_deployment(podTemplate=pod_template), ONE_NODE)["spec"]["template"]
+    assert template["metadata"]["labels"]["lora-operator.dev/modelcache"] == "default"
+    [their_term, our_term] = template["spec"]["affinity"]["podAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert their_term == {"topologyKey": "zone"}
+    assert our_term["topologyKey"] == "kubernetes.io/hostname"
+    assert "lora-operator.dev/modelcache" not in build()["spec"]["template"]["metadata"]["labels"]
+
+
 PLAIN = template_hash(make_deployment(), make_cache(), model_path=PATH)
+
+
+def test_the_hash_is_the_one_that_running_fleets_have() -> None:
+    # Computed before claims could be made: a newer operator must come to the same, or it rolls every fleet.
+    assert template_hash(make_deployment(), make_cache(), model_path="/model-cache/artifacts/x") == "b479bd9c3d"
+
+
 SAME = {
     "scaled": template_hash(make_deployment(replicas=9), make_cache(), model_path=PATH),
     "scaled by an autoscaler": template_hash(make_deployment(replicas=None), make_cache(), model_path=PATH),
@@ -233,6 +256,10 @@ DIFFERENT = {
     "other numbers": template_hash(make_deployment(lora={"maxLoras": 9}), make_cache(), model_path=PATH),
     "another claim": template_hash(make_deployment(), make_cache(claim="other"), model_path=PATH),
     "other groups": template_hash(make_deployment(), make_cache(security={"supplementalGroups": [7]}), model_path=PATH),
+    "a claim that one node can mount": template_hash(make_deployment(), ONE_NODE, model_path=PATH),
+    "another cache on such a claim": template_hash(
+        make_deployment(), make_cache("other", access_modes=("ReadWriteOnce",)), model_path=PATH
+    ),
     "another template": template_hash(make_deployment(podTemplate={"spec": {}}), make_cache(), model_path=PATH),
     "yet another template": template_hash(
         make_deployment(podTemplate={"spec": {"nodeSelector": {"a": "b"}}}), make_cache(), model_path=PATH

@@ -492,6 +492,17 @@ def test_a_secret_made_anew_is_another_want() -> None:
     assert plan.decision.keep
 
 
+def test_what_it_has_stays_wanted_while_its_cache_is_away() -> None:
+    gone = ReasonError(Reason.CACHE_NOT_READY, "ModelCache serving/x does not exist")
+    plan = plan_adapter(seen(HAD, PRIVATE_GOOD, cache=gone), now=LATER)
+    assert plan.decision.artifact == PRIVATE_GOOD.key
+    assert plan.decision.module is None
+    assert plan.decision.keep
+    assert plan.status is not None
+    assert told(plan.status.conditions)["Ready"][1] == "CacheNotReady"
+    assert plan.status.artifact_ref == HAD.status.artifact_ref
+
+
 def test_failures_are_bounded() -> None:
     pods = [fleet_pod(f"p{i}", make_view(failures={"sql": "x" * 5000})) for i in range(9)]
     plan = plan_adapter(seen(None, GOOD, fleet=make_fleet(*pods)), now=NOW)

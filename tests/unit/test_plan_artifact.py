@@ -154,6 +154,13 @@ CASES: dict[str, tuple[ArtifactObservation, Said]] = {
         seen(cache=make_cache(conditions=not_ready("ClaimNotFound", "no claim"))),
         Said(("False", "CacheNotReady", "ModelCache serving/default is not ready: no claim"), again=30.0),
     ),
+    "with a claim that was not looked at: whether the Job belongs on one node with others is not known": (
+        seen(cache=make_cache(status={})),
+        Said(
+            ("False", "CacheNotReady", "the claim of ModelCache serving/default was not looked at yet"),
+            again=30.0,
+        ),
+    ),
     "with a claim that waits for its first consumer, which the Job's pod is": (
         seen(cache=make_cache(conditions=not_ready("ClaimPending", "not bound"))),
         Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=1.0),

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelArtifact
-from lora_operator.plan.cache import CacheObservation, plan_cache
+from lora_operator.constants import Reason
+from lora_operator.errors import ReasonError
+from lora_operator.plan.cache import CacheObservation, plan_cache, why_not_ours
 from tests.unit.builders import (
     LATER,
     NOW,
@@ -20,12 +22,12 @@ from tests.unit.builders import (
 )
 
 
-def claim(phase: str | None, **spec: Any) -> dict[str, Any]:
+def claim(phase: str | None, *, annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
     status = {"phase": phase} if phase else {}
     return {
-        "metadata": {"name": "models"},
-        "spec": spec,
-        "status": status | {"capacity": {"storage": "10Gi"}, "accessModes": ["ReadWriteMany"]},
+        "metadata": {"name": "models", "uid": "uid-claim", "annotations": annotations or {}},
+        "spec": {"accessModes": ["ReadWriteMany"]} | spec,
+        "status": status | {"capacity": {"storage": "10Gi"}, "accessModes": ["ReadWriteMany", "ReadOnlyMany"]},
     }
 
 
@@ -63,7 +65,8 @@ CACHES: dict[str, Case] = {
             "Ready": (
                 "False",
                 "ClaimPending",
-                "PersistentVolumeClaim serving/models is not bound: class nfs; see its events",
+                "PersistentVolumeClaim serving/models is not bound: StorageClass nfs does not exist: create it, or make "
+                "the claim with another one",
             )
         },
         3,
@@ -75,7 +78,8 @@ CACHES: dict[str, Case] = {
             "Ready": (
                 "False",
                 "ClaimPending",
-                "PersistentVolumeClaim serving/models is not bound: class none; see its events",
+                "PersistentVolumeClaim serving/models is not bound: it names no StorageClass, and the cluster has no default "
+                "one; see kubectl describe pvc -n serving models",
             )
         },
         3,
@@ -84,7 +88,7 @@ CACHES: dict[str, Case] = {
         claim("Lost"),
         [],
         {
-            type_: (status, "ClaimNotFound", "PersistentVolumeClaim serving/models has lost its volume")
+            type_: (status, "ClaimUnusable", "PersistentVolumeClaim serving/models has lost its volume")
             for type_, status in (("Ready", "False"), ("Stalled", "True"))
         },
         5,
@@ -115,7 +119,9 @@ def test_plan_cache(case: str) -> None:
     seen_claim, artifacts, conditions, again = CACHES[case]
     cache = make_cache(conditions={})
     status, seconds = plan_cache(CacheObservation(cache=cache, claim=seen_claim, artifacts=artifacts), now=NOW)
-    assert told(status.conditions) == conditions
+    found = told(status.conditions)
+    found.pop("SingleNode")
+    assert found == conditions
     assert seconds == again
     assert (status.claim_name, status.observed_generation) == ("models", 1)
     stored = cache.model_copy(update={"status": through_the_api(status)})
@@ -137,3 +143,126 @@ def test_what_is_in_it() -> None:
 def test_nothing_is_claimed_of_a_claim_that_is_not_there() -> None:
     status, _ = plan_cache(CacheObservation(make_cache(), None, []), now=NOW)
     assert (status.capacity, status.access_modes, status.artifacts, status.size) == (None, None, 0, "0")
+    assert status.claim_uid is None
+    found = told(status.conditions)
+    assert found["SingleNode"] == ("Unknown", *found["Ready"][1:])
+
+
+DESCRIBE = "see kubectl describe pvc -n serving models"
+PENDING: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
+    "its class waits for the first consumer": (
+        claim("Pending", storageClassName="local"),
+        {"volumeBindingMode": "WaitForFirstConsumer"},
+        "StorageClass local waits for the first consumer, which will be a download Job's pod; nothing is wrong",
+    ),
+    "the first consumer has a node, and no volume is there yet": (
+        claim("Pending", storageClassName="local", annotations={"volume.kubernetes.io/selected-node": "n1"}),
+        {"volumeBindingMode": "WaitForFirstConsumer"},
+        f"its first consumer goes to node n1, and StorageClass local makes the volume; where that lasts, {DESCRIBE}",
+    ),
+    "its class binds at once": (
+        claim("Pending", storageClassName="nfs"),
+        {"volumeBindingMode": "Immediate"},
+        f"StorageClass nfs has not given it a volume; where that lasts, {DESCRIBE}",
+    ),
+    "a class without a mode binds at once": (
+        claim("Pending", storageClassName="nfs"),
+        {},
+        f"StorageClass nfs has not given it a volume; where that lasts, {DESCRIBE}",
+    ),
+    "it waits for a volume made by hand": (
+        claim("Pending", storageClassName=""),
+        None,
+        f"it has an empty storageClassName, so it waits for a PersistentVolume that fits; {DESCRIBE}",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PENDING)
+def test_a_pending_claim_says_what_it_waits_for(case: str) -> None:
+    seen, storage_class, why = PENDING[case]
+    status, again = plan_cache(CacheObservation(make_cache(), seen, [], storage_class=storage_class), now=NOW)
+    found = told(status.conditions)
+    assert found["Ready"] == ("False", "ClaimPending", f"PersistentVolumeClaim serving/models is not bound: {why}")
+    assert "Stalled" not in found
+    assert again == 3
+
+
+DELETED = claim("Bound") | {"metadata": {"name": "models", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"}}
+UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "only one pod may mount it": (claim("Bound", accessModes=["ReadWriteOncePod"]), "asks for ReadWriteOncePod: a Job"),
+    "nobody may write": (claim("Bound", accessModes=["ReadOnlyMany"]), "asks for ReadOnlyMany: a Job writes"),
+    "a block device": (claim("Pending", volumeMode="Block"), "has volumeMode Block: a cache needs a file system"),
+    "it is being deleted": (DELETED, "is being deleted, which waits for the pods that mount it"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_a_claim_that_can_not_be_a_cache_says_why(case: str) -> None:
+    seen, why = UNUSABLE[case]
+    status, _ = plan_cache(CacheObservation(make_cache(), seen, []), now=NOW)
+    found = told(status.conditions)
+    assert found["Ready"][:2] == ("False", "ClaimUnusable")
+    assert found["Ready"][2].startswith(f"PersistentVolumeClaim serving/models {why}")
+    assert found["Stalled"] == ("True", *found["Ready"][1:])
+
+
+def test_a_claim_that_was_refused() -> None:
+    refused = ReasonError(Reason.CLAIM_REFUSED, "exceeded quota")
+    status, again = plan_cache(CacheObservation(make_cache(), None, [], refused=refused), now=NOW)
+    assert told(status.conditions)["Ready"] == ("False", "ClaimRefused", "exceeded quota")
+    assert (status.claim_name, status.claim_uid, status.access_modes, again) == ("models", None, None, 10)
+
+
+def pod(name: str, node: str | None, phase: str = "Running") -> dict[str, Any]:
+    return {"metadata": {"name": name}, "spec": {"nodeName": node} if node else {}, "status": {"phase": phase}}
+
+
+def test_a_claim_of_one_node_names_the_node_and_who_waits() -> None:
+    seen = claim("Bound", accessModes=["ReadWriteOnce"])
+    pods = [pod("a", "n1"), pod("b", "n1", "Pending"), pod("done", "n2", "Succeeded"), pod("c", None, "Pending")]
+    status, _ = plan_cache(CacheObservation(make_cache(), seen, [], pods=pods), now=NOW)
+    assert told(status.conditions)["SingleNode"] == (
+        "True",
+        "ReadWriteOnce",
+        "PersistentVolumeClaim models is not ReadWriteMany, so engines and Jobs are kept on one node: node n1 (2 pods); "
+        "1 pod waiting for a place there",
+    )
+    assert told(status.conditions)["Ready"][0] == "True"
+    status, _ = plan_cache(CacheObservation(make_cache(), seen, []), now=NOW)
+    assert "on one node: no node yet; 0 pods waiting" in told(status.conditions)["SingleNode"][2]
+
+
+def test_a_claim_of_many_nodes_is_no_single_node() -> None:
+    status, _ = plan_cache(CacheObservation(make_cache(), claim("Bound"), []), now=NOW)
+    assert told(status.conditions)["SingleNode"] == ("False", "ReadWriteMany", "pods on any node can mount the claim")
+
+
+def owned_by(kind: str, uid: str) -> list[dict[str, Any]]:
+    return [{"kind": kind, "name": "default", "uid": uid, "controller": True}]
+
+
+OURS = {"app.kubernetes.io/managed-by": "lora-operator", "lora-operator.dev/modelcache": "default"}
+TEMPLATE = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Gi"}}}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        pytest.param({"labels": OURS}, None, id="it was kept"),
+        pytest.param(
+            {"labels": OURS | {"a": "b"}, "ownerReferences": owned_by("ModelCache", "uid-cache")}, None, id="own"
+        ),
+        pytest.param({}, "NameTaken", id="it has no labels"),
+        pytest.param({"labels": OURS | {"lora-operator.dev/modelcache": "x"}}, "NameTaken", id="of another cache"),
+        pytest.param({"labels": {"lora-operator.dev/modelcache": "default"}}, "NameTaken", id="managed by others"),
+        pytest.param(
+            {"labels": OURS, "ownerReferences": owned_by("ModelCache", "uid-old")}, "ClaimUnusable", id="it goes soon"
+        ),
+    ],
+)
+def test_whose_claim_of_that_name_it_is(metadata: dict[str, Any], reason: str | None) -> None:
+    error = why_not_ours(make_cache(template=TEMPLATE), {"metadata": {"name": "default", **metadata}})
+    assert (error.reason if error else None) == reason
+    if error:
+        assert error.message.startswith("PersistentVolumeClaim serving/default ")

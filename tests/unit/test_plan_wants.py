@@ -10,7 +10,9 @@ from lora_operator.api import ModelArtifact, ModelCache
 from lora_operator.api.source import Source
 from lora_operator.errors import ReasonError
 from lora_operator.plan.wants import Credentials, build_artifact, find_cache
-from tests.unit.builders import make_cache
+from tests.unit.builders import make_cache, not_ready
+
+TEMPLATE: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "10Gi"}}}
 
 SECRET: Credentials = ("team-a", "hf", "token", "uid-secret")
 
@@ -80,6 +82,10 @@ SAME = {
         want(source(), credentials=SECRET),
         want(source(tokenSecretRef={"name": "hf"}), credentials=SECRET),
     ),
+    "a cache that was made anew over the claim that an earlier one made": (
+        want(cache=make_cache(template=TEMPLATE, uid="uid-1")),
+        want(cache=make_cache(template=TEMPLATE, uid="uid-2")),
+    ),
     "the cache's status and generation are no part": (
         want(cache=make_cache()),
         want(cache=make_cache(generation=7, conditions={})),
@@ -106,6 +112,9 @@ DIFFERENT = {
     "a Secret that was made anew": want(credentials=(*SECRET[:3], "uid-2")),
     "the same Secret name in another namespace": want(credentials=("team-b", *SECRET[1:])),
     "another key": want(credentials=("team-a", "hf", "other", "uid-secret")),
+    "a claim that was made anew": want(
+        cache=make_cache(template=TEMPLATE, status={"claimName": "default", "claimUid": "uid-claim-2"})
+    ),
     "a cache that was made anew": want(cache=make_cache(uid="uid-2")),
     "another endpoint of the cache": want(cache=make_cache(endpoint="https://mirror.test")),
 }
@@ -153,6 +162,15 @@ NOT_FOUND: dict[str, tuple[Caches, str | None, str]] = {
         None,
         "VLLMDeployment serving/llama names no ModelCache and namespace serving has 2 annotated "
         'lora-operator.dev/is-default-cache="true": set cacheRef, or annotate exactly one',
+    ),
+}
+
+
+NOT_FOUND |= {
+    "its claim is not made yet": (
+        [make_cache("b", template=TEMPLATE, status={}, conditions=not_ready("ClaimRefused", "exceeded quota"))],
+        "b",
+        "ModelCache serving/b has no claim yet: exceeded quota",
     ),
 }
 

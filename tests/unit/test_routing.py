@@ -158,6 +158,7 @@ CACHE_NEWS: dict[str, Body] = {
     "its spec": cache(generation=2),
     "it was made anew": cache(uid="uid-2"),
     "it is the default now": cache(annotations={"lora-operator.dev/is-default-cache": "true"}),
+    "its claim was looked at": cache(status={"claimName": "models", "accessModes": ["ReadWriteOnce"]}),
     "it is not Ready any more": cache(conditions=not_ready("ClaimNotFound")),
 }
 
@@ -165,6 +166,29 @@ CACHE_NEWS: dict[str, Body] = {
 @pytest.mark.parametrize("case", CACHE_NEWS)
 def test_what_is_news_to_all_that_use_a_cache(world: World, case: str) -> None:
     assert world.put(Kind.MODEL_CACHE, CACHE_NEWS[case]) == EVERYTHING_OF_THE_CACHE
+
+
+def pod_of_the_cache(node: str | None = None, phase: str = "Pending", label: str = "default") -> Body:
+    return {
+        "metadata": {
+            "name": "job-pod",
+            "namespace": CACHE.namespace,
+            "uid": "uid-pod",
+            "labels": {"lora-operator.dev/modelcache": label},
+        },
+        "spec": {"nodeName": node} if node else {},
+        "status": {"phase": phase},
+    }
+
+
+def test_where_pods_of_a_one_node_cache_are_is_news_to_it(world: World) -> None:
+    key = Key(Kind.POD, CACHE.namespace, "job-pod")
+    assert world.put(Kind.POD, pod_of_the_cache()) == {CACHE}
+    assert world.put(Kind.POD, pod_of_the_cache("n1")) == {CACHE}
+    assert world.put(Kind.POD, pod_of_the_cache("n1", "Running")) == set()
+    assert world.put(Kind.POD, pod_of_the_cache("n1", "Succeeded")) == {CACHE}
+    assert world.drop(key) == {CACHE}
+    assert world.put(Kind.POD, pod_of_the_cache(label="no-such-cache") | {}) == set()
 
 
 def test_a_cache_that_comes_and_goes(world: World) -> None:

@@ -10,23 +10,15 @@ from lora_operator.api.common import (
     AGE,
     ApiModel,
     Conditions,
-    ObjectName,
     PrinterColumn,
     Resource,
     ResourceInfo,
     reason_column,
 )
 from lora_operator.api.source import S3_ENDPOINT
+from lora_operator.api.storage import READ_WRITE_MANY, STORAGE_RULES, StorageSpec
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-
-
-class StorageSpec(ApiModel):
-    """The volume."""
-
-    existing_claim: ObjectName = Field(
-        description="A PersistentVolumeClaim in the cache's namespace; ReadWriteMany when pods run on several nodes."
-    )
 
 
 class HuggingFaceCacheSpec(ApiModel):
@@ -70,7 +62,9 @@ class CacheSecurityContext(ApiModel):
 class ModelCacheSpec(ApiModel):
     """A shared volume."""
 
-    storage: StorageSpec = Field(description="The volume.")
+    storage: StorageSpec = Field(
+        description="The volume: exactly one of existingClaim and volumeClaimTemplate.", json_schema_extra=STORAGE_RULES
+    )
     hugging_face: HuggingFaceCacheSpec = Field(
         default=HuggingFaceCacheSpec(), description="The Hub that sources of this cache are read from."
     )
@@ -89,7 +83,8 @@ class ModelCacheStatus(ApiModel):
     observed_generation: int | None = Field(default=None, description="The generation that this status speaks of.")
     claim_name: str | None = Field(default=None, description="The claim that is used.")
     capacity: str | None = Field(default=None, description="Capacity of the claim, as its volume says.")
-    access_modes: tuple[str, ...] | None = Field(default=None, description="Access modes of the claim.")
+    claim_uid: str | None = Field(default=None, description="UID of the claim; of another claim nothing here speaks.")
+    access_modes: tuple[str, ...] | None = Field(default=None, description="Access modes that the claim asks for.")
     artifacts: int | None = Field(default=None, description="Artifacts that are Ready in this cache.")
     size: str | None = Field(default=None, description="Sum of their sizes.")
 
@@ -100,6 +95,29 @@ class ModelCache(Resource):
     kind: Literal["ModelCache"] = "ModelCache"
     spec: ModelCacheSpec
     status: ModelCacheStatus = ModelCacheStatus()
+
+    @property
+    def claim_name(self) -> str:
+        """The claim that everybody mounts: the one that exists already, else the one that is made with this cache's name."""
+        return self.spec.storage.existing_claim or self.metadata.name
+
+    @property
+    def access_modes(self) -> tuple[str, ...] | None:
+        """What the claim asks for; None until it was looked at, and nothing that mounts it is made before."""
+        return self.status.access_modes if self.status.claim_name == self.claim_name else None
+
+    @property
+    def single_node(self) -> bool:
+        """Whether only one node can mount the claim: Jobs write while engines read, so ReadOnlyMany does not help."""
+        return self.access_modes is not None and READ_WRITE_MANY not in self.access_modes
+
+    @property
+    def content_identity(self) -> str | None:
+        """What tells content in this cache from that in others. A claim that was made may outlive its cache, and is its own
+        identity, None until there is one; a claim of somebody else's is this cache's for as long as the cache lives."""
+        if self.spec.storage.volume_claim_template is None:
+            return self.metadata.uid
+        return self.status.claim_uid if self.status.claim_name == self.claim_name else None
 
 
 RESOURCE = ResourceInfo(

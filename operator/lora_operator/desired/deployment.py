@@ -28,6 +28,7 @@ from lora_operator.desired.engine import (
     build_env,
     build_launcher_command,
 )
+from lora_operator.desired.placement import keep_on_one_node
 from lora_operator.desired.pod_template import merge_pod_template
 from lora_operator.names import engine_labels, gate_secret, kit_config_map, modules_config_map, short_hash
 
@@ -41,7 +42,8 @@ def template_hash(deployment: VLLMDeployment, cache: ModelCache, *, model_path: 
     for not_in_pods in ("replicas", "adapterPolicy"):
         spec.pop(not_in_pods, None)
     groups = list(cache.spec.security_context.supplemental_groups)
-    return short_hash([spec, cache.spec.storage.existing_claim, groups, model_path])
+    together = [cache.metadata.name] if cache.single_node else []
+    return short_hash([spec, cache.claim_name, groups, model_path, *together])
 
 
 def build_deployment(
@@ -62,6 +64,7 @@ def build_deployment(
     template = _template(deployment, cache, model_path=model_path, kit=kit, kit_files=kit_files, static=static)
     if deployment.spec.pod_template:
         template = merge_pod_template(template, deployment.spec.pod_template, where=where)
+    template = keep_on_one_node(template, cache)
     spec: dict[str, Any] = {
         "selector": {"matchLabels": engine_labels(metadata.name)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling(template)},
@@ -165,7 +168,7 @@ def _template(
             "volumes": [
                 {
                     "name": "model-cache",
-                    "persistentVolumeClaim": {"claimName": cache.spec.storage.existing_claim, "readOnly": True},
+                    "persistentVolumeClaim": {"claimName": cache.claim_name, "readOnly": True},
                 },
                 {
                     "name": "engine-kit",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
@@ -15,8 +15,11 @@ from lora_operator.constants import (
     FETCH_CONTAINER,
 )
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
+from lora_operator.desired.placement import Placement, keep_on_one_node
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, HuggingFaceRequest, S3Request
 from lora_operator.names import fetch_labels, job_name, token_secret
+
+ANYWHERE: Final = Placement()
 
 
 def build_request(
@@ -47,13 +50,14 @@ def build_job(
     image_pull_policy: str,
     deadline_seconds: int,
     resources: dict[str, Any],
+    placement: Placement = ANYWHERE,
 ) -> dict[str, Any]:
     """The Job. One that has credentials is made suspended, and goes on once the Secret that it owns exists."""
     name = job_name(artifact.metadata.name, attempt)
     labels = fetch_labels(artifact.metadata.name)
     with_credentials = request.credentials is not None
     volumes: list[dict[str, Any]] = [
-        {"name": "cache", "persistentVolumeClaim": {"claimName": cache.spec.storage.existing_claim}},
+        {"name": "cache", "persistentVolumeClaim": {"claimName": cache.claim_name}},
         {"name": "tmp", "emptyDir": {}},
     ]
     mounts: list[dict[str, Any]] = [
@@ -68,6 +72,37 @@ def build_job(
             }
         )
         mounts.append({"name": "credentials", "mountPath": CREDENTIALS_MOUNT, "readOnly": True})
+    template = {
+        "metadata": {"labels": labels},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": 10,
+            "securityContext": _pod_security(cache),
+            "containers": [
+                {
+                    "name": FETCH_CONTAINER,
+                    "image": image,
+                    "imagePullPolicy": image_pull_policy,
+                    "args": ["fetch"],
+                    "env": [
+                        {
+                            "name": FETCH_REQUEST_ENV,
+                            "value": literal(request.model_dump_json(by_alias=True, exclude_none=True)),
+                        },
+                        {"name": "HOME", "value": "/tmp"},  # noqa: S108
+                    ],
+                    "resources": resources,
+                    "securityContext": CONTAINER_SECURITY | {"readOnlyRootFilesystem": True},
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
+                    "volumeMounts": mounts,
+                }
+            ],
+            "volumes": volumes,
+        }
+        | placement.pod_spec,
+    }
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -84,36 +119,7 @@ def build_job(
             "parallelism": 1,
             "activeDeadlineSeconds": deadline_seconds,
             "suspend": with_credentials,
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    "restartPolicy": "Never",
-                    "automountServiceAccountToken": False,
-                    "enableServiceLinks": False,
-                    "terminationGracePeriodSeconds": 10,
-                    "securityContext": _pod_security(cache),
-                    "containers": [
-                        {
-                            "name": FETCH_CONTAINER,
-                            "image": image,
-                            "imagePullPolicy": image_pull_policy,
-                            "args": ["fetch"],
-                            "env": [
-                                {
-                                    "name": FETCH_REQUEST_ENV,
-                                    "value": literal(request.model_dump_json(by_alias=True, exclude_none=True)),
-                                },
-                                {"name": "HOME", "value": "/tmp"},  # noqa: S108
-                            ],
-                            "resources": resources,
-                            "securityContext": CONTAINER_SECURITY | {"readOnlyRootFilesystem": True},
-                            "terminationMessagePolicy": "FallbackToLogsOnError",
-                            "volumeMounts": mounts,
-                        }
-                    ],
-                    "volumes": volumes,
-                },
-            },
+            "template": keep_on_one_node(template, cache),
         },
     }
 

@@ -93,7 +93,7 @@ def _plan_accepted(
             adapter, accepted=True, artifact=(ref.namespace, ref.name) if ref is not None else None, keep=True
         )
         return AdapterPlan(decision, None, _status(seen, verdicts, now=now), BLOCKED_POLL_SECONDS)
-    key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"]) if wanted else None
+    key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"]) if wanted else _kept(seen)
     artifact = seen.artifacts.get(key) if key else None
     if downloaded is None:
         downloaded = _downloaded(artifact, key)
@@ -183,6 +183,12 @@ def _wanted_artifact(seen: AdapterObservation) -> tuple[dict[str, Any] | None, V
         ),
         None,
     )
+
+
+def _kept(seen: AdapterObservation) -> tuple[str, str] | None:
+    """What the adapter has stays wanted while the cache can't be found: it may be made anew over the same claim."""
+    artifact = _authorised(seen) if isinstance(seen.cache, ReasonError) else None
+    return artifact.key if artifact is not None else None
 
 
 def _authorised(seen: AdapterObservation) -> ModelArtifact | None:

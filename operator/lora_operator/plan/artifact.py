@@ -155,6 +155,10 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
     refused = source_refused(spec.source, seen.cache)
     if refused is not None:
         return failing(refused.reason, refused.message)
+    if seen.cache.access_modes is None:  # which nodes may mount it is not known
+        return failing(
+            Reason.CACHE_NOT_READY, f"the claim of ModelCache {namespace}/{spec.cache_ref.name} was not looked at yet"
+        )
     if spec.base_model_ref is None:
         return None
     if seen.base is None or not is_true(seen.base.status.conditions, Condition.READY):

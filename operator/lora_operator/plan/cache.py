@@ -1,4 +1,4 @@
-"""What follows for a ModelCache: whether its claim can be used, and what is in it."""
+"""What follows for a ModelCache: whether its claim can be used, which nodes can mount it, and what is in it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from typing import Any
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache, ModelCacheStatus
+from lora_operator.api.storage import READ_WRITE_MANY, READ_WRITE_ONCE
 from lora_operator.conditions import Verdict, failing, is_true, merge, ok, with_stalled
 from lora_operator.constants import Condition, Reason
+from lora_operator.desired.claim import claim_labels
+from lora_operator.errors import ReasonError
 from lora_operator.names import format_size
+from lora_operator.plan.pods import controller
 
 POLL_SECONDS = {
     Reason.BOUND: 300.0,
     Reason.CLAIM_PENDING: 3.0,
     Reason.CLAIM_NOT_FOUND: 5.0,
+    Reason.CLAIM_UNUSABLE: 5.0,
+    Reason.CLAIM_REFUSED: 10.0,
+    Reason.NAME_TAKEN: 10.0,
     Reason.CACHE_NOT_WRITABLE: 60.0,
 }
+SELECTED_NODE = "volume.kubernetes.io/selected-node"  # the scheduler's, on the claim of a pod that it has placed
 
 
 @dataclass(frozen=True)
@@ -26,43 +34,69 @@ class CacheObservation:
     """All that is known when a cache is planned."""
 
     cache: ModelCache
-    claim: dict[str, Any] | None  # None: it does not exist
+    claim: dict[str, Any] | None  # None: it does not exist, or is not this cache's
     artifacts: Sequence[ModelArtifact]  # of this cache
+    refused: ReasonError | None = None  # why the claim that the template leads to can't be had
+    storage_class: dict[str, Any] | None = None  # of a claim that is not bound; None: there is no such class
+    pods: Sequence[dict[str, Any]] = ()  # that are labelled as this cache's: those that are kept on one node
 
 
 def plan_cache(seen: CacheObservation, *, now: datetime) -> tuple[ModelCacheStatus, float]:
     """The status, and after how many seconds to look again: claims are not watched."""
     cache = seen.cache
-    verdict = _ready(seen)
-    ready = [a for a in seen.artifacts if is_true(a.status.conditions, Condition.READY)]
-    claim_status = (seen.claim or {}).get("status") or {}
+    claim = seen.claim or {}
+    ready = _ready(seen)
+    verdicts = with_stalled({Condition.READY: ready})
+    verdicts[Condition.SINGLE_NODE] = _single_node(seen, ready)
+    present = [a for a in seen.artifacts if is_true(a.status.conditions, Condition.READY)]
     status = ModelCacheStatus(
-        conditions=merge(
-            cache.status.conditions,
-            with_stalled({Condition.READY: verdict}),
-            generation=cache.metadata.generation,
-            now=now,
-        ),
+        conditions=merge(cache.status.conditions, verdicts, generation=cache.metadata.generation, now=now),
         observed_generation=cache.metadata.generation,
-        claim_name=cache.spec.storage.existing_claim,
-        capacity=(claim_status.get("capacity") or {}).get("storage"),
-        access_modes=tuple(claim_status.get("accessModes") or ()) or None,
-        artifacts=len(ready),
-        size=format_size(sum(a.status.size_bytes or 0 for a in ready)),
+        claim_name=cache.claim_name,
+        claim_uid=(claim.get("metadata") or {}).get("uid"),
+        capacity=((claim.get("status") or {}).get("capacity") or {}).get("storage"),
+        access_modes=_modes(claim) or None,
+        artifacts=len(present),
+        size=format_size(sum(a.status.size_bytes or 0 for a in present)),
     )
-    return status, POLL_SECONDS[verdict.reason]
+    return status, POLL_SECONDS[ready.reason]
+
+
+def why_not_ours(cache: ModelCache, claim: dict[str, Any]) -> ReasonError | None:
+    """Why a claim of the name that a template leads to can't be taken; None where it was made for a cache of this name."""
+    where = f"PersistentVolumeClaim {cache.metadata.namespace}/{cache.claim_name}"
+    labels = claim["metadata"].get("labels") or {}
+    if any(labels.get(name) != value for name, value in claim_labels(cache).items()):
+        return ReasonError(
+            Reason.NAME_TAKEN,
+            f"{where} exists and was not made for this ModelCache: name it in spec.storage.existingClaim to use it, "
+            "or give the ModelCache another name",
+        )
+    owner = controller(claim)
+    if owner is not None and owner[2] != cache.metadata.uid:
+        return ReasonError(
+            Reason.CLAIM_UNUSABLE, f"{where} belongs to {owner[0]} {owner[1]} of before, and is deleted with it: wait"
+        )
+    return None
+
+
+def _modes(claim: dict[str, Any]) -> tuple[str, ...]:
+    """What is asked for, which never changes; what a volume could do besides is in the claim's status."""
+    return tuple((claim.get("spec") or {}).get("accessModes") or ())
 
 
 def _ready(seen: CacheObservation) -> Verdict:
-    namespace, name = seen.cache.metadata.namespace, seen.cache.spec.storage.existing_claim
+    name = seen.cache.claim_name
+    where = f"PersistentVolumeClaim {seen.cache.metadata.namespace}/{name}"
+    if seen.refused is not None:
+        return failing(seen.refused.reason, seen.refused.message)
     if seen.claim is None:
         return failing(
-            Reason.CLAIM_NOT_FOUND,
-            f"PersistentVolumeClaim {namespace}/{name} does not exist: create it or change spec.storage.existingClaim",
+            Reason.CLAIM_NOT_FOUND, f"{where} does not exist: create it or change spec.storage.existingClaim"
         )
-    phase = (seen.claim.get("status") or {}).get("phase", "Pending")
-    if phase == "Lost":
-        return failing(Reason.CLAIM_NOT_FOUND, f"PersistentVolumeClaim {namespace}/{name} has lost its volume")
+    unusable = _why_unusable(seen.claim)
+    if unusable is not None:
+        return failing(Reason.CLAIM_UNUSABLE, f"{where} {unusable}")
     unwritable = [
         artifact.status.last_failure
         for artifact in seen.artifacts
@@ -72,14 +106,68 @@ def _ready(seen: CacheObservation) -> Verdict:
     ]
     if unwritable:
         return failing(Reason.CACHE_NOT_WRITABLE, max(unwritable, key=lambda failure: failure.time).message)
-    if phase != "Bound":
-        return _pending(seen.claim, namespace, name)
+    if (seen.claim.get("status") or {}).get("phase", "Pending") != "Bound":
+        return failing(Reason.CLAIM_PENDING, f"{where} is not bound: {_why_pending(seen, seen.claim)}")
     return ok(Reason.BOUND, f"PersistentVolumeClaim {name} is bound")
 
 
-def _pending(claim: dict[str, Any], namespace: str, name: str) -> Verdict:
-    return failing(
-        Reason.CLAIM_PENDING,
-        f"PersistentVolumeClaim {namespace}/{name} is not bound: class "
-        f"{claim.get('spec', {}).get('storageClassName') or 'none'}; see its events",
+def _why_unusable(claim: dict[str, Any]) -> str | None:
+    spec, modes = claim.get("spec") or {}, _modes(claim)
+    if claim["metadata"].get("deletionTimestamp"):
+        return "is being deleted, which waits for the pods that mount it: end those, then it can be made anew"
+    if (claim.get("status") or {}).get("phase") == "Lost":
+        return "has lost its volume"
+    if spec.get("volumeMode") == "Block":
+        return "has volumeMode Block: a cache needs a file system, make a claim with volumeMode Filesystem"
+    if not {READ_WRITE_MANY, READ_WRITE_ONCE} & set(modes):
+        return (
+            f"asks for {', '.join(modes) or 'no access mode'}: a Job writes to the volume while engines read, "
+            "so make a claim with ReadWriteMany, or with ReadWriteOnce for one node"
+        )
+    return None
+
+
+def _why_pending(seen: CacheObservation, claim: dict[str, Any]) -> str:
+    """What it waits for: the first consumer, which is in order, or something that may never come."""
+    name = (claim.get("spec") or {}).get("storageClassName")
+    look = f"see kubectl describe pvc -n {seen.cache.metadata.namespace} {seen.cache.claim_name}"
+    if name is None:
+        return f"it names no StorageClass, and the cluster has no default one; {look}"
+    if name == "":
+        return f"it has an empty storageClassName, so it waits for a PersistentVolume that fits; {look}"
+    if seen.storage_class is None:
+        return f"StorageClass {name} does not exist: create it, or make the claim with another one"
+    if seen.storage_class.get("volumeBindingMode") != "WaitForFirstConsumer":
+        return f"StorageClass {name} has not given it a volume; where that lasts, {look}"
+    node = (claim["metadata"].get("annotations") or {}).get(SELECTED_NODE)
+    if node is not None:
+        return f"its first consumer goes to node {node}, and StorageClass {name} makes the volume; where that lasts, {look}"
+    return f"StorageClass {name} waits for the first consumer, which will be a download Job's pod; nothing is wrong"
+
+
+def _single_node(seen: CacheObservation, ready: Verdict) -> Verdict:
+    modes = _modes(seen.claim or {})
+    if not modes:
+        return Verdict(None, ready.reason, ready.message)
+    if READ_WRITE_MANY in modes:
+        return failing(Reason.READ_WRITE_MANY, "pods on any node can mount the claim")
+    seated: dict[str, int] = {}
+    waiting = 0
+    for pod in seen.pods:
+        if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+            continue
+        node = (pod.get("spec") or {}).get("nodeName")
+        if node:
+            seated[node] = seated.get(node, 0) + 1
+        else:
+            waiting += 1
+    where = ", ".join(f"node {node} ({_pods(count)})" for node, count in sorted(seated.items())) or "no node yet"
+    return ok(
+        Reason.READ_WRITE_ONCE,
+        f"PersistentVolumeClaim {seen.cache.claim_name} is not ReadWriteMany, so engines and Jobs are kept on one node: "
+        f"{where}; {_pods(waiting)} waiting for a place there",
     )
+
+
+def _pods(count: int) -> str:
+    return f"{count} pod{'' if count == 1 else 's'}"

@@ -8,11 +8,13 @@ from typing import Any
 from lora_operator.api.artifact import ModelArtifactSpec
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.source import Source
+from lora_operator.conditions import find
 from lora_operator.constants import (
     ANNOTATION_DEFAULT_CACHE,
     API_VERSION,
     LABEL_MANAGED_BY,
     MANAGED_BY,
+    Condition,
     Reason,
 )
 from lora_operator.errors import ReasonError
@@ -26,8 +28,21 @@ def find_cache(
 ) -> ModelCache:
     """The ModelCache of a deployment: the named one, else the namespace's default.
 
-    Raises ReasonError(CacheNotReady) where there is none, or more than one default.
+    Raises ReasonError(CacheNotReady) where there is none, more than one default, or no claim that content could be in.
     """
+    cache = _chosen_cache(caches, namespace=namespace, ref=ref, used_by=used_by)
+    if cache.content_identity is None:
+        ready = find(cache.status.conditions, Condition.READY)
+        raise ReasonError(
+            Reason.CACHE_NOT_READY,
+            f"ModelCache {namespace}/{cache.metadata.name} has no claim yet: {ready.message if ready else 'it is new'}",
+        )
+    return cache
+
+
+def _chosen_cache(
+    caches: Mapping[tuple[str, str], ModelCache], *, namespace: str, ref: str | None, used_by: str
+) -> ModelCache:
     if ref is not None:
         cache = caches.get((namespace, ref))
         if cache is None:
@@ -77,7 +92,7 @@ def build_artifact(
             else None,
         }
     ).to_wire()
-    want = {"spec": spec, "cache": cache.metadata.uid}
+    want = {"spec": spec, "cache": cache.content_identity}
     if source.hugging_face is not None:
         want["endpoint"] = cache.spec.hugging_face.endpoint
     return {

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from lora_operator.api.artifact import ModelArtifact
+from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import find
 from lora_operator.constants import FETCH_CONTAINER, Condition, Reason
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request
+from lora_operator.desired.placement import job_placement
 from lora_operator.errors import (
     ConflictError,
     ForbiddenError,
@@ -30,8 +32,9 @@ from lora_operator.plan.artifact import (
 from lora_operator.plan.fetch_job import JobView, view_job
 from lora_operator.plan.pods import controller
 from lora_operator.plan.wants import Credentials
+from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Body, Key, Kind
+from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 
 LOG_LINES = 20
 
@@ -165,6 +168,24 @@ async def _start(
         context.take(Kind.JOB, patched)
 
 
+def fleets_of(context: Context, artifact: ModelArtifact) -> list[VLLMDeployment]:
+    """Whose engines the content is for: the deployments that want it, also through an adapter; for what somebody made by hand
+    those of its cache."""
+    store, keys = context.store, set[ObjectKey]()
+    for wanter in context.registry.wanters(artifact.key):
+        place = (wanter.namespace, wanter.name)
+        if wanter.kind is Kind.VLLM_DEPLOYMENT:
+            keys.add(place)
+        elif (adapter := store.adapters.get(place)) is not None:
+            keys.add(adapter.deployment_key)
+    if found := [store.deployments[key] for key in keys if key in store.deployments]:
+        return found
+    beside = [d for d in store.deployments.values() if d.metadata.namespace == artifact.metadata.namespace]
+    caches = ((deployment, cache_of(context, deployment)) for deployment in beside)
+    cache_key = (artifact.metadata.namespace, artifact.spec.cache_ref.name)
+    return [deployment for deployment, cache in caches if not isinstance(cache, ReasonError) and cache.key == cache_key]
+
+
 async def _create_job(
     context: Context, artifact: ModelArtifact, attempt: int, *, with_credentials: bool
 ) -> Body | None:
@@ -176,6 +197,7 @@ async def _create_job(
     request = build_request(
         artifact, cache, base_model_path=base.status.path if base else None, with_credentials=with_credentials
     )
+    placement = job_placement(cache, fleets_of(context, artifact))
     settings = context.settings
     manifest = build_job(
         artifact,
@@ -186,6 +208,7 @@ async def _create_job(
         image_pull_policy=settings.operator_image_pull_policy,
         deadline_seconds=settings.job_deadline_seconds,
         resources=dict(settings.job_resources),
+        placement=placement,
     )
     try:
         job = await context.kube.create(manifest)
@@ -202,6 +225,7 @@ async def _create_job(
     except ForbiddenError as error:
         raise ReasonError(Reason.JOB_UNSCHEDULABLE, f"the download Job was refused: {error}") from error
     except InvalidObjectError as error:
-        raise ReasonError(Reason.JOB_FAILED, f"the download Job was not accepted: {error}") from error
+        part = f" (its node constraints are those of {placement.origin}'s podTemplate)" if placement.origin else ""
+        raise ReasonError(Reason.JOB_FAILED, f"the download Job was not accepted{part}: {error}") from error
     context.take(Kind.JOB, job)
     return job

@@ -1,12 +1,16 @@
-"""One ModelCache: look at its claim, write its status."""
+"""One ModelCache: look at its claim, or make it, and write its status."""
 
 from __future__ import annotations
 
-from lora_operator.errors import NotFoundError
-from lora_operator.kube import CLAIMS, MODEL_CACHES
-from lora_operator.plan.cache import CacheObservation, plan_cache
+from lora_operator.api.cache import ModelCache
+from lora_operator.constants import LABEL_CACHE, Reason
+from lora_operator.desired.claim import build_claim, wanted_owners
+from lora_operator.errors import ForbiddenError, InvalidObjectError, NotFoundError, ReasonError
+from lora_operator.kube import CLAIMS, MODEL_CACHES, STORAGE_CLASSES
+from lora_operator.names import label_value
+from lora_operator.plan.cache import CacheObservation, plan_cache, why_not_ours
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Body, Key, Kind
 
 
 async def reconcile_cache(context: Context, key: Key) -> float | None:
@@ -14,11 +18,63 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
     cache = context.store.caches.get((key.namespace, key.name))
     if cache is None:
         return None
+    refused: ReasonError | None = None
     try:
-        claim = await context.kube.get(CLAIMS, key.namespace, cache.spec.storage.existing_claim)
-    except NotFoundError:
-        claim = None
-    observation = CacheObservation(cache=cache, claim=claim, artifacts=context.store.artifacts_of(cache.key))
+        claim = await _claim(context, cache)
+    except ReasonError as error:
+        claim, refused = None, error
+    observation = CacheObservation(
+        cache=cache,
+        claim=claim,
+        artifacts=context.store.artifacts_of(cache.key),
+        refused=refused,
+        storage_class=await _storage_class(context, claim) if claim else None,
+        pods=_pods(context, cache),
+    )
     status, again = plan_cache(observation, now=context.now())
     await context.write_status(MODEL_CACHES, Kind.MODEL_CACHE, cache, status)
     return again
+
+
+async def _claim(context: Context, cache: ModelCache) -> Body | None:
+    """The claim, made where a template says so; None where one that should exist does not. Raises ReasonError."""
+    namespace, name = cache.metadata.namespace, cache.claim_name
+    try:
+        claim = await context.kube.get(CLAIMS, namespace, name)
+    except NotFoundError:
+        claim = None
+    if cache.spec.storage.existing_claim is not None:
+        return claim
+    try:
+        if claim is None:
+            return await context.kube.create(build_claim(cache))
+        if (error := why_not_ours(cache, claim)) is not None:
+            raise error
+        present = claim["metadata"].get("ownerReferences") or []
+        if (wanted := wanted_owners(cache, present)) != present:
+            metadata = {"ownerReferences": wanted, "resourceVersion": claim["metadata"]["resourceVersion"]}
+            return await context.kube.patch(CLAIMS, namespace, name, {"metadata": metadata})
+    except (ForbiddenError, InvalidObjectError) as error:
+        raise ReasonError(Reason.CLAIM_REFUSED, f"spec.storage.volumeClaimTemplate: {error}") from error
+    return claim
+
+
+async def _storage_class(context: Context, claim: Body) -> Body | None:
+    """The class of a claim that is not bound; None where there is none of that name."""
+    name = (claim.get("spec") or {}).get("storageClassName")
+    if not name or (claim.get("status") or {}).get("phase") == "Bound":
+        return None
+    try:
+        return await context.kube.get(STORAGE_CLASSES, "", name)
+    except NotFoundError:
+        return None
+
+
+def _pods(context: Context, cache: ModelCache) -> list[Body]:
+    """Pods labelled as this cache's; only such that are kept on one node are."""
+    value = label_value(cache.metadata.name)
+    return [
+        pod
+        for (namespace, _), pod in sorted(context.store.pods.items())
+        if namespace == cache.metadata.namespace and (pod["metadata"].get("labels") or {}).get(LABEL_CACHE) == value
+    ]

@@ -246,6 +246,11 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
         return  # the pods that run keep the model that they have
     model_path = f"{CACHE_MOUNT}/{model.artifact.status.path}"
     live = store.workloads.get(place)
+    if model.cache.access_modes is None:  # unknown: whether the pods belong on one node
+        if live is not None:
+            return
+        where = f"{place[0]}/{model.cache.metadata.name}"
+        raise ReasonError(Reason.CACHE_NOT_READY, f"the claim of ModelCache {where} can't be looked at: see its status")
     wanted = template_hash(deployment, model.cache, model_path=model_path)
     if (
         live is not None

@@ -7,7 +7,8 @@ from typing import Any
 
 from lora_operator.api import LoRAAdapter, ModelArtifact, ModelCache, VLLMDeployment
 from lora_operator.conditions import find, is_true
-from lora_operator.constants import ANNOTATION_DEFAULT_CACHE, COMPONENT_ENGINE, LABEL_COMPONENT, Condition
+from lora_operator.constants import ANNOTATION_DEFAULT_CACHE, COMPONENT_ENGINE, LABEL_CACHE, LABEL_COMPONENT, Condition
+from lora_operator.names import label_value
 from lora_operator.plan.pods import controller
 from lora_operator.reconcile.store import Change, Key, Kind, Store
 
@@ -61,7 +62,8 @@ def _cache_form(cache: ModelCache | None) -> tuple[Any, ...] | None:
     ready = find(cache.status.conditions, Condition.READY)
     metadata = cache.metadata
     default = metadata.annotations.get(ANNOTATION_DEFAULT_CACHE)
-    return (metadata.uid, metadata.generation, default, ready and (ready.status, ready.reason))
+    claim = (cache.access_modes, cache.content_identity)
+    return (metadata.uid, metadata.generation, default, ready and (ready.status, ready.reason), claim)
 
 
 def _for_cache(change: Change, store: Store) -> Iterator[Key]:
@@ -104,6 +106,7 @@ def _owner(change: Change, owner_kind: str, kind: Kind) -> set[Key]:
 
 def _for_pod(change: Change, store: Store) -> Iterator[Key]:
     bodies: list[dict[str, Any]] = [body for body in (change.new, change.old) if body]
+    yield from _cache_of_pod(change, store)
     if any((body["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == COMPONENT_ENGINE for body in bodies):
         yield change.key
         for deployment in store.deployments.values():
@@ -115,6 +118,25 @@ def _for_pod(change: Change, store: Store) -> Iterator[Key]:
     above = controller(job) if job else None
     if above is not None:
         yield Key(Kind.MODEL_ARTIFACT, change.key.namespace, above[1])
+
+
+def _cache_of_pod(change: Change, store: Store) -> Iterator[Key]:
+    """The cache whose pods are kept on one node, when one of them comes, goes, gets its node, or ends."""
+    was, now = (_seat(body) for body in (change.old, change.new))
+    if was == now:
+        return
+    labels = {seat[0] for seat in (was, now) if seat is not None}
+    for namespace, name in store.caches:
+        if namespace == change.key.namespace and label_value(name) in labels:
+            yield Key(Kind.MODEL_CACHE, namespace, name)
+
+
+def _seat(body: dict[str, Any] | None) -> tuple[Any, ...] | None:
+    label = ((body or {}).get("metadata") or {}).get("labels", {}).get(LABEL_CACHE)
+    if body is None or label is None:
+        return None
+    status = body.get("status") or {}
+    return (label, (body.get("spec") or {}).get("nodeName"), status.get("phase") in ("Succeeded", "Failed"))
 
 
 def _for_namespace(change: Change, store: Store) -> Iterator[Key]:

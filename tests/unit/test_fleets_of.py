@@ -1,0 +1,72 @@
+"""Whose engines an artifact is for: who wants it, directly or by an adapter; for one made by hand who uses its cache."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from lora_operator.api.common import ApiModel
+from lora_operator.kube import Kube
+from lora_operator.plan.modules import Decision
+from lora_operator.reconcile.artifact import fleets_of
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.registry import ModelWant
+from lora_operator.reconcile.store import Kind, Store
+from lora_operator.settings import Settings
+from lora_operator.vllm import Engines
+from tests.unit.builders import make_adapter, make_artifact, make_cache, make_deployment
+
+ARTIFACT = make_artifact("wanted")
+
+
+def body(kind: Kind, model: ApiModel) -> tuple[Kind, dict[str, Any]]:
+    return kind, model.to_wire()
+
+
+@pytest.fixture
+def context() -> Context:
+    """Two fleets over the default cache, one over another, one elsewhere; nobody wants anything yet."""
+    store = Store()
+    for kind, model in (
+        body(Kind.MODEL_CACHE, make_cache(is_default=True)),
+        body(Kind.MODEL_CACHE, make_cache("other")),
+        body(Kind.VLLM_DEPLOYMENT, make_deployment("by-default")),
+        body(Kind.VLLM_DEPLOYMENT, make_deployment("by-name", cacheRef={"name": "default"})),
+        body(Kind.VLLM_DEPLOYMENT, make_deployment("beside", cacheRef={"name": "other"})),
+        body(Kind.VLLM_DEPLOYMENT, make_deployment("no-cache", cacheRef={"name": "none"})),
+        body(Kind.VLLM_DEPLOYMENT, make_deployment("far", "elsewhere")),
+        body(Kind.LORA_ADAPTER, make_adapter("sql", deployment="by-name")),
+    ):
+        store.upsert(kind, model)
+    return Context(
+        kube=cast(Kube, None),
+        engines=cast(Engines, None),
+        store=store,
+        settings=Settings(operator_image="i", operator_namespace="n"),
+        enqueue=lambda *_: None,
+    )
+
+
+def names(context: Context) -> set[str]:
+    return {deployment.metadata.name for deployment in fleets_of(context, ARTIFACT)}
+
+
+def test_one_made_by_hand_is_for_all_that_use_its_cache(context: Context) -> None:
+    assert names(context) == {"by-default", "by-name"}
+
+
+def test_a_fleet_that_wants_it(context: Context) -> None:
+    context.registry.publish_model_want(("serving", "by-default"), ModelWant("u", 1, ARTIFACT.key, None))
+    assert names(context) == {"by-default"}
+
+
+def test_the_fleet_of_an_adapter_that_wants_it(context: Context) -> None:
+    decision = Decision(uid="u", generation=1, accepted=True, artifact=ARTIFACT.key)
+    context.registry.publish_decision(("team-a", "sql"), decision)
+    assert names(context) == {"by-name"}
+
+
+def test_a_wanter_that_is_gone_says_nothing(context: Context) -> None:
+    context.registry.publish_model_want(("serving", "gone"), ModelWant("u", 1, ARTIFACT.key, None))
+    assert names(context) == {"by-default", "by-name"}
