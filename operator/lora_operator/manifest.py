@@ -20,6 +20,9 @@ TERMINATION_LOG_BYTES: Final = 3072
 MANIFEST_FILE: Final = ".lora-operator.json"
 
 
+ContentType = Literal["Adapter", "BaseModel", "Tokenizer"]
+
+
 class _Wire(BaseModel):
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore")
 
@@ -38,11 +41,14 @@ class FetchRequest(_Wire):
     """All that a download Job is told; nothing in it is secret (the token is a file that `token_file` names)."""
 
     artifact: str
-    type: Literal["Adapter", "BaseModel"]
+    type: ContentType
     hugging_face: HuggingFaceRequest
     path: str = ""
     cache_root: str
     token_file: str | None = None
+    load_format: str = "auto"  # which weights of a base model
+    trust_remote_code: bool = False  # whether Python files are wanted
+    without_tokenizer: bool = False  # whether a base model is complete without one
     base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
 
 
@@ -82,7 +88,7 @@ class Manifest(_Wire):
 
     version: Literal[1] = 1
     artifact: str
-    type: Literal["Adapter", "BaseModel"]
+    type: ContentType
     repo: str
     resolved_revision: str
     digest: str

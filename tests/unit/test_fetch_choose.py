@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.choose import MAX_FILES, Kind, RemoteFile, choose
+from lora_operator.fetch.choose import Kind, RemoteFile, choose
+from lora_operator.fetch.decent import MAX_FILES
 
 OID = "0" * 40
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

@@ -10,6 +10,7 @@ from lora_operator.constants import (
     ANNOTATION_KIT,
     ANNOTATION_TEMPLATE_HASH,
     CACHE_MOUNT,
+    CHAT_MOUNT,
     ENGINE_CONTAINER,
     GATE_MOUNT,
     KIT_MOUNT,
@@ -21,16 +22,27 @@ from lora_operator.desired.common import CONTAINER_SECURITY, owner_reference
 from lora_operator.desired.engine import (
     GRACE_SECONDS,
     HOME_MOUNT,
+    NO_AUXILIARY,
     PRE_STOP_SECONDS,
+    Auxiliary,
     build_argv,
     build_env,
     build_launcher_command,
 )
 from lora_operator.desired.pod_template import merge_pod_template
-from lora_operator.names import engine_labels, gate_secret, kit_config_map, modules_config_map, short_hash
+from lora_operator.names import (
+    chat_config_map,
+    engine_labels,
+    gate_secret,
+    kit_config_map,
+    modules_config_map,
+    short_hash,
+)
 
 
-def template_hash(deployment: VLLMDeployment, cache: ModelCache, *, model_path: str) -> str:
+def template_hash(
+    deployment: VLLMDeployment, cache: ModelCache, *, model_path: str, auxiliary: Auxiliary = NO_AUXILIARY
+) -> str:
     """Hash of all that the pods follow from: pods roll when it changes, and never for another reason.
 
     Defaults are no part of it: a later operator, whose spec has more fields, must not roll fleets.
@@ -39,16 +51,25 @@ def template_hash(deployment: VLLMDeployment, cache: ModelCache, *, model_path: 
     for not_in_pods in ("replicas", "adapterPolicy"):
         spec.pop(not_in_pods, None)
     groups = list(cache.spec.security_context.supplemental_groups)
-    return short_hash([spec, cache.spec.storage.existing_claim, groups, model_path])
+    paths = [path for path in (auxiliary.tokenizer, auxiliary.draft_model) if path is not None]
+    return short_hash([spec, cache.spec.storage.existing_claim, groups, model_path, *paths])
 
 
 def build_deployment(
-    deployment: VLLMDeployment, cache: ModelCache, *, model_path: str, kit: str, kit_files: tuple[str, ...]
+    deployment: VLLMDeployment,
+    cache: ModelCache,
+    *,
+    model_path: str,
+    kit: str,
+    kit_files: tuple[str, ...],
+    auxiliary: Auxiliary = NO_AUXILIARY,
 ) -> dict[str, Any]:
     """The apps/v1 Deployment. Raises ReasonError(PodTemplateInvalid) for a podTemplate that can't be merged."""
     metadata = deployment.metadata
     where = f"VLLMDeployment {metadata.namespace}/{metadata.name}"
-    template = _template(deployment, cache, model_path=model_path, kit=kit, kit_files=kit_files)
+    argv = build_argv(deployment, model_path=model_path, auxiliary=auxiliary)
+    template = _template(deployment, cache, argv, model_path=model_path, kit=kit, kit_files=kit_files)
+    _mount_chat_template(deployment, template["spec"])
     if deployment.spec.pod_template:
         template = merge_pod_template(template, deployment.spec.pod_template, where=where)
     spec: dict[str, Any] = {
@@ -68,7 +89,7 @@ def build_deployment(
             "namespace": metadata.namespace,
             "labels": engine_labels(metadata.name),
             "annotations": {
-                ANNOTATION_TEMPLATE_HASH: template_hash(deployment, cache, model_path=model_path),
+                ANNOTATION_TEMPLATE_HASH: template_hash(deployment, cache, model_path=model_path, auxiliary=auxiliary),
                 ANNOTATION_KIT: kit,
             },
             "ownerReferences": [owner_reference(deployment, "VLLMDeployment")],
@@ -98,7 +119,13 @@ def _wants_devices(container: dict[str, Any]) -> bool:
 
 
 def _template(
-    deployment: VLLMDeployment, cache: ModelCache, *, model_path: str, kit: str, kit_files: tuple[str, ...]
+    deployment: VLLMDeployment,
+    cache: ModelCache,
+    argv: list[str],
+    *,
+    model_path: str,
+    kit: str,
+    kit_files: tuple[str, ...],
 ) -> dict[str, Any]:
     engine = deployment.spec.engine
     security: dict[str, Any] = {"seccompProfile": {"type": "RuntimeDefault"}}
@@ -108,7 +135,7 @@ def _template(
         "name": ENGINE_CONTAINER,
         "image": engine.image,
         "command": build_launcher_command(engine.command),
-        "args": build_argv(deployment, model_path=model_path),
+        "args": argv,
         "env": build_env(deployment, model_path=model_path, kit=kit),
         "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
         "securityContext": CONTAINER_SECURITY,
@@ -165,6 +192,15 @@ def _template(
             ],
         },
     }
+
+
+def _mount_chat_template(deployment: VLLMDeployment, pod: dict[str, Any]) -> None:
+    template = deployment.spec.model.chat_template
+    if template is not None:
+        name = chat_config_map(deployment.metadata.name, template)
+        pod["volumes"].append({"name": "chat-template", "configMap": {"name": name}})
+        mount = {"name": "chat-template", "mountPath": CHAT_MOUNT, "readOnly": True}
+        pod["containers"][0]["volumeMounts"].append(mount)
 
 
 def _probe(*, period: int, timeout: int, failures: int) -> dict[str, Any]:

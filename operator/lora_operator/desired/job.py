@@ -16,7 +16,9 @@ from lora_operator.constants import (
 )
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, HuggingFaceRequest
-from lora_operator.names import fetch_labels, job_name, token_secret
+from lora_operator.names import bounded, fetch_labels, job_name, token_secret
+
+MAX_VIEW_NAME = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
 
 
 def build_request(
@@ -26,7 +28,7 @@ def build_request(
     source = artifact.spec.source.hugging_face
     assert source is not None  # noqa: S101  the schema's rule; a narrowing for the type checker
     return FetchRequest(
-        artifact=artifact.metadata.name,
+        artifact=bounded(artifact.metadata.name, MAX_VIEW_NAME),
         type=artifact.spec.type,
         hugging_face=HuggingFaceRequest(
             repo=source.repo,
@@ -38,6 +40,9 @@ def build_request(
         path=artifact.spec.source.path,
         cache_root=CACHE_MOUNT,
         token_file=f"{CREDENTIALS_MOUNT}/{CREDENTIALS_KEY}" if with_token else None,
+        load_format=artifact.spec.load_format or "auto",
+        trust_remote_code=artifact.spec.trust_remote_code or False,
+        without_tokenizer=artifact.spec.without_tokenizer or False,
         base_model_path=base_model_path,
     )
 

@@ -73,6 +73,11 @@ def _run(request: FetchRequest) -> FetchResult:
             folder=request.path,
             allow=request.hugging_face.allow_patterns,
             ignore=request.hugging_face.ignore_patterns,
+            options=choose.Options(
+                load_format=request.load_format,
+                code=request.trust_remote_code,
+                own_tokenizer=not request.without_tokenizer,
+            ),
         )
         huggingface.prove_readable(hub, commit, wanted[0].remote.path)
         return _fetch(request, hub, commit, wanted, reporter)
