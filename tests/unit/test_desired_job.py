@@ -59,6 +59,9 @@ def test_what_the_job_is_told() -> None:
         "path": "",
         "cacheRoot": "/model-cache",
         "tokenFile": "/etc/lora-operator/credentials/token",
+        "loadFormat": "auto",
+        "trustRemoteCode": False,
+        "withoutTokenizer": False,
         "baseModelPath": "artifacts/base-1-abc",
     }
 
