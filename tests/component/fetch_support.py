@@ -111,9 +111,10 @@ class Fetcher:
         path: str = "",
         groups: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
+        want: Mapping[str, Any] | None = None,
         **source: Any,
     ) -> Job:
-        """Starts a program; `source` are further members of the request's huggingFace."""
+        """Starts a program; `want` are further members of the request, `source` of its huggingFace."""
         self._count += 1
         folder = self.scratch / f"job-{self._count}"
         folder.mkdir(mode=0o777, parents=True)
@@ -125,6 +126,7 @@ class Fetcher:
             "path": path,
             "cacheRoot": str(self.cache),
             "baseModelPath": self.base if type == "Adapter" else None,
+            **(want or {}),
         }
         if token is not None:
             (folder / "token").write_text(token)
