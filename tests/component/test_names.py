@@ -20,6 +20,7 @@ from lora_operator.desired.children import (
 )
 from lora_operator.desired.deployment import build_deployment
 from lora_operator.desired.job import build_job, build_request, build_token_secret
+from lora_operator.kube_answers import build_event
 from lora_operator.plan.wants import build_artifact
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
@@ -41,6 +42,8 @@ def accepted(kubectl: Kubectl, *objects: dict[str, Any]) -> None:
     for obj in objects:
         placed = copy.deepcopy(obj)
         placed["metadata"]["namespace"] = "default"
+        if obj["kind"] == "Event":
+            placed["involvedObject"]["namespace"] = "default"
         placed["metadata"].pop("uid", None)
         answer = kubectl.apply(placed, "--server-side", "--dry-run=server")
         assert answer.ok, f"{obj['kind']} {obj['metadata']['name']}: {answer.error}"
@@ -83,6 +86,7 @@ def test_what_is_made_for_adapters_caches_artifacts_and_secrets(case: str, kubec
         job,
         pod_of(job, f"{job['metadata']['name'][:57]}-x2x4x"),
         secret,
+        build_event(by_hand.to_wire() | {"kind": "ModelArtifact"}, event_type="Normal", reason="Ready", message="x"),
     )
     volumes = {volume["name"]: volume for volume in job["spec"]["template"]["spec"]["volumes"]}
     assert volumes["credentials"]["secret"]["secretName"] == secret["metadata"]["name"]
