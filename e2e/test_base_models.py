@@ -53,17 +53,17 @@ def test_pods_are_made_once_all_that_engines_read_is_there(stack: Stack, hub: Hu
         hub.commit(repo, content)
     stack.make_serving_namespace(NAMESPACE)
     manifest = deployment(
-        tokenizer=source("tiny/tokenizer-not-yet-there"),
+        tokenizer={"source": {"huggingFace": {"repo": "tiny/tokenizer", "revision": "not-yet"}}},
         draftModel={**source("tiny/draft"), "numSpeculativeTokens": DRAFT_TOKENS},
         chatTemplate=TEMPLATE,
     )
     stack.apply(manifest, lora_adapter("one", NAMESPACE, repo="tiny/one", deployment=(NAMESPACE, "vllm")))
     waiting = stack.wait_condition(
-        "vllm", "vllm", NAMESPACE, type_="ModelReady", status="False", reason="RepositoryNotFound"
+        "vllm", "vllm", NAMESPACE, type_="ModelReady", status="False", reason="RevisionNotFound"
     )
     condition = next(c for c in waiting["status"]["conditions"] if c["type"] == "ModelReady")
     assert condition["message"].startswith("tokenizer: ")
-    assert "tiny/tokenizer-not-yet-there" in condition["message"]
+    assert "'not-yet'" in condition["message"]
     assert stack.get("deployment", "vllm", NAMESPACE) is None
 
     manifest["spec"]["model"]["tokenizer"] = source("tiny/tokenizer")
@@ -104,7 +104,17 @@ def test_pods_are_made_once_all_that_engines_read_is_there(stack: Stack, hub: Hu
 def quantise(layout: str, folder: Path) -> Path:
     """The tiny base model in another layout."""
     base = tiny_fixtures() / "base"
-    command: list[Any] = [engine_python(), "-m", "e2e.fixtures.quantised", "--base", base, "--layout", layout, "--out", folder]
+    command: list[Any] = [
+        engine_python(),
+        "-m",
+        "e2e.fixtures.quantised",
+        "--base",
+        base,
+        "--layout",
+        layout,
+        "--out",
+        folder,
+    ]
     subprocess.run(command, cwd=paths.REPO, check=True, capture_output=True, timeout=120)
     return folder
 
