@@ -26,6 +26,7 @@ from e2e.stack import (
     Stack,
     lora_adapter,
     namespace,
+    service,
     tiny_fixtures,
     token_secret,
     vllm_deployment,
@@ -192,6 +193,7 @@ def fleet(stack: Stack, hub: HubServer, reference: Any) -> Fleet:
         "from": "Selector",
         "selector": {"matchExpressions": [{"key": "lora-operator.test/team", "operator": "In", "values": ["a", "b"]}]},
     }
+    stack.apply(service("vllm", SERVING))  # with service links it would set VLLM_PORT, and no engine would start
     stack.apply(
         vllm_deployment(FLEET, SERVING, repo="tiny/base", replicas=REPLICAS, policy=policy),
         lora_adapter("early", TEAM_A, repo="tiny/two", deployment=DEPLOYMENT),

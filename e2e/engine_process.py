@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,16 @@ def engine_python() -> str:
 class EngineProcess:
     """One engine below `root`, with its cache, state folder and token."""
 
-    def __init__(self, root: Path, base: Path, *, middleware: str = "lora_operator_kit.kit.Kit") -> None:
+    def __init__(
+        self, root: Path, base: Path, *, middleware: str = "lora_operator_kit.kit.Kit", args: Sequence[str] = ()
+    ) -> None:
         self.root = root
         self.cache = root / "model-cache"
         self.state_dir = root / "state"
         self.token_file = root / "token"
         self.log = root / "engine.log"
         self.middleware = middleware
+        self.args = tuple(args)  # after the others, and so instead of them
         self.starts = 0
         self.generation = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -77,7 +80,7 @@ class EngineProcess:
         argv += ["--served-model-name", *SERVED, "--host", "127.0.0.1", "--port", self.url.rpartition(":")[2]]
         argv += ["--dtype", "float32", "--max-model-len", "8192", "--max-num-seqs", "16", "--enforce-eager"]
         argv += ["--enable-lora", "--max-loras", "2", "--max-cpu-loras", "4", "--max-lora-rank", "16"]
-        argv += ["--middleware", self.middleware, "--api-server-count", "1"]
+        argv += ["--middleware", self.middleware, "--api-server-count", "1", *self.args]
         env = {
             **os.environ,
             "PYTHONPATH": str(self.root / "kit"),

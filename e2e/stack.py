@@ -293,6 +293,16 @@ def namespace(name: str, labels: dict[str, str] | None = None) -> Json:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
 
 
+def service(name: str, namespace_: str) -> Json:
+    """A ClusterIP Service of somebody else's, without pods."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace_},
+        "spec": {"ports": [{"port": 80}]},
+    }
+
+
 def volume(namespace_: str, name: str, folder: Path, *, read_only: bool) -> list[Json]:
     """A hostPath PersistentVolume and the claim that is bound to it."""
     modes = ["ReadOnlyMany"] if read_only else ["ReadWriteMany"]

@@ -27,6 +27,17 @@ def adapters(stack: Stack, fleet: Fleet) -> Any:
         stack.delete("lora", name, team)
 
 
+def test_a_service_named_vllm_is_not_in_the_engines_environment(stack: Stack, fleet: Fleet) -> None:
+    """One that was there before the pods; in pods with service links it sets VLLM_PORT, which vLLM takes for its own."""
+    assert stack.get("service", "vllm", SERVING) is not None
+    for pod in stack.pods(SERVING, FLEET):
+        name = pod["metadata"]["name"]
+        environment = stack.cluster.kubectl("exec", name, "-n", SERVING, "--", "cat", "/proc/1/environ")
+        names = {entry.partition("=")[0] for entry in environment.split("\0")}
+        assert "LORA_OPERATOR_MODEL_PATH" in names
+        assert not {name for name in names if name.startswith("VLLM_PORT") or name == "VLLM_SERVICE_HOST"}
+
+
 def test_no_engine_pod_exists_before_the_model_is_in_the_cache(fleet: Fleet) -> None:
     ready = [
         when

@@ -61,7 +61,10 @@ def build_event(regarding: Mapping[str, Any], *, event_type: str, reason: str, m
     metadata = regarding.get("metadata") or regarding
     namespace, message = metadata.get("namespace") or "default", message[:MAX_EVENT_MESSAGE]
     digest = short_hash([regarding.get("kind"), metadata.get("uid"), event_type, reason, message], 16)
-    name, now = f"{str(metadata.get('name'))[:230]}.{digest}", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    name, now = (
+        f"{str(metadata.get('name'))[:230].rstrip('-.')}.{digest}",
+        datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
     return {
         "apiVersion": "v1",
         "kind": "Event",

@@ -20,6 +20,9 @@ TERMINATION_LOG_BYTES: Final = 3072
 MANIFEST_FILE: Final = ".lora-operator.json"
 
 
+ContentType = Literal["Adapter", "BaseModel", "Tokenizer"]
+
+
 class _Wire(BaseModel):
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore")
 
@@ -49,12 +52,15 @@ class FetchRequest(_Wire):
     """All that a download Job is told, with one source; nothing in it is secret (that lies in files of `credentials`)."""
 
     artifact: str
-    type: Literal["Adapter", "BaseModel"]
+    type: ContentType
     hugging_face: HuggingFaceRequest | None = None
     s3: S3Request | None = None
     path: str = ""
     cache_root: str
     credentials: str | None = None  # a folder with one file per key; None for anonymous access
+    load_format: str = "auto"  # which weights of a base model
+    trust_remote_code: bool = False  # whether Python files are wanted
+    without_tokenizer: bool = False  # whether a base model is complete without one
     base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
 
 
@@ -94,7 +100,7 @@ class Manifest(_Wire):
 
     version: Literal[1] = 1
     artifact: str
-    type: Literal["Adapter", "BaseModel"]
+    type: ContentType
     repo: str  # or s3://bucket/prefix
     resolved_revision: str
     digest: str

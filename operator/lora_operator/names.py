@@ -115,6 +115,11 @@ def kit_config_map(deployment: str, kit: str) -> str:
     return f"{bounded(deployment, 230)}-kit-{kit}"
 
 
+def chat_config_map(deployment: str, template: str) -> str:
+    """Name of the immutable ConfigMap with a chat template."""
+    return f"{bounded(deployment, 230)}-chat-{short_hash(template)}"
+
+
 def format_size(size: int) -> str:
     """Bytes as Kubernetes quantities show them: 512, 12Ki, 128Mi, 3.2Gi."""
     value = float(size)

@@ -111,9 +111,10 @@ class Fetcher:
         path: str = "",
         groups: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
+        want: Mapping[str, Any] | None = None,
         **source: Any,
     ) -> Job:
-        """Starts a program that downloads from the Hub; `source` are further members of the request's huggingFace."""
+        """Starts a program that downloads from the Hub; `want` are further members of the request, `source` of its huggingFace."""
         return self.launch(
             {"huggingFace": {"repo": repo, "revision": revision, "endpoint": self.endpoint, **source}},
             credentials={"token": token} if token is not None else None,
@@ -122,6 +123,7 @@ class Fetcher:
             path=path,
             groups=groups,
             env=env,
+            want=want,
         )
 
     def launch(
@@ -134,6 +136,7 @@ class Fetcher:
         path: str = "",
         groups: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
+        want: Mapping[str, Any] | None = None,
     ) -> Job:
         """Starts a program; `source` is the request's one source."""
         self._count += 1
@@ -147,6 +150,7 @@ class Fetcher:
             "path": path,
             "cacheRoot": str(self.cache),
             "baseModelPath": self.base if type == "Adapter" else None,
+            **(want or {}),
         }
         if credentials is not None:
             (folder / "credentials").mkdir()

@@ -6,8 +6,9 @@ The table is compared with the generated CRDs, so a rule without both fails the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -41,13 +42,20 @@ class Case:
 
 
 def both(
-    kind: str, path: str, message: str, *, accepted: list[dict[str, Any]], refused: list[dict[str, Any]], at: str = ""
+    kind: str,
+    path: str,
+    message: str,
+    *,
+    accepted: list[dict[str, Any]],
+    refused: list[dict[str, Any]],
+    at: str = "",
+    beside: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Case]:
     """Cases of one rule; `at` is where the refusal is reported, when that is not the rule's own path."""
     for changes in accepted:
-        yield Case(kind, path, message, changes)
+        yield Case(kind, path, message, {**beside, **changes})
     for changes in refused:
-        yield Case(kind, path, message, changes, refused_at=at or path)
+        yield Case(kind, path, message, {**beside, **changes}, refused_at=at or path)
 
 
 def values(path: str, items: list[Any]) -> list[dict[str, Any]]:
@@ -59,15 +67,22 @@ def source_cases() -> Iterator[Case]:
     for kind, at in (
         ("LoRAAdapter", "spec.source"),
         ("VLLMDeployment", "spec.model.source"),
+        ("VLLMDeployment", "spec.model.tokenizer.source"),
+        ("VLLMDeployment", "spec.model.draftModel.source"),
         ("ModelArtifact", "spec.source"),
     ):
         hub = f"{at}.huggingFace"
+        # What has to stand beside a change where the smallest manifest has no such source.
+        beside: dict[str, Any] = {f"{hub}.repo": "org/other"} if at.count(".") > 2 else {}
+        if "draftModel" in at:
+            beside["spec.model.draftModel.numSpeculativeTokens"] = 3
         yield from both(
             kind,
             at,
             "source must have exactly one of: huggingFace",
             accepted=[{f"{at}.path": "checkpoint-500"}],
             refused=[{at: {}}, {at: {"path": "checkpoint-500"}}],
+            beside=beside,
         )
         yield from both(
             kind,
@@ -75,6 +90,7 @@ def source_cases() -> Iterator[Case]:
             "path must be a folder inside the source: relative, without '.' and '..' parts",
             accepted=values(f"{at}.path", ["", "checkpoint-500", "a/b", "a/b/", "..a", "a b"]),
             refused=values(f"{at}.path", ["/etc", "..", "a/../../b", "./a", "a/."]),
+            beside=beside,
         )
         yield from both(
             kind,
@@ -82,6 +98,7 @@ def source_cases() -> Iterator[Case]:
             "repo must be a repository id like organisation/name",
             accepted=values(f"{hub}.repo", ["org/name", "gpt2", "Org_1/na.me-1"]),
             refused=values(f"{hub}.repo", ["/name", "org/", "a/b/c", "https://hub.example/org/name", "org/na me"]),
+            beside=beside,
         )
         yield from both(
             kind,
@@ -89,6 +106,7 @@ def source_cases() -> Iterator[Case]:
             "repo must be a repository id without '--', '..' or a trailing '.git'",
             accepted=values(f"{hub}.repo", ["org/a-b.c"]),
             refused=values(f"{hub}.repo", ["org/a--b", "org/a..b", "org/a.git"]),
+            beside=beside,
         )
         yield from both(
             kind,
@@ -96,6 +114,7 @@ def source_cases() -> Iterator[Case]:
             "revision must be a branch, tag or commit",
             accepted=values(f"{hub}.revision", ["v1.0", "refs/pr/1", "0123456789abcdef0123456789abcdef01234567"]),
             refused=values(f"{hub}.revision", ["-x", "a b", "/main", "a@{1}", "a?b"]),
+            beside=beside,
         )
         yield from both(
             kind,
@@ -103,6 +122,7 @@ def source_cases() -> Iterator[Case]:
             "revision must be a branch, tag or commit, without '..'",
             accepted=values(f"{hub}.revision", ["release.1"]),
             refused=values(f"{hub}.revision", ["a/../b"]),
+            beside=beside,
         )
 
 
@@ -147,6 +167,23 @@ def artifact_cases() -> Iterator[Case]:
         refused=[{"spec.baseModelRef": {"name": "base"}, "spec.type": "BaseModel"}],
     )
     credentials = {"namespace": "team-a", "name": "hf", "key": "token", "uid": "1"}
+    base = {"spec.type": "BaseModel"}
+    yield from both(
+        kind,
+        "spec",
+        "loadFormat and withoutTokenizer are only for type: BaseModel, trustRemoteCode for it and for type: Tokenizer",
+        accepted=[
+            base | {"spec.loadFormat": "pt", "spec.withoutTokenizer": True, "spec.trustRemoteCode": True},
+            {"spec.type": "Tokenizer", "spec.trustRemoteCode": True},
+            {"spec.type": "Tokenizer"},
+        ],
+        refused=[
+            {"spec.loadFormat": "pt"},
+            {"spec.trustRemoteCode": True},
+            {"spec.type": "Tokenizer", "spec.withoutTokenizer": True},
+            {"spec.type": "Tokenizer", "spec.loadFormat": "pt"},
+        ],
+    )
     token = "spec.source.huggingFace.tokenSecretRef"
     yield from both(
         kind,
@@ -175,6 +212,15 @@ GOOD_ARGS = [
     "--hf-overrides.rope_theta=1",
     "--enable-prefix-caching",
     "--root-paths",
+    "--tokenizer-mode=mistral",
+    "--tokenizer-revision",
+    "--chat-template-content-format",
+    "--default-chat-template-kwargs",
+    "--quantization-config",
+    "--speculative-config",
+    "-sc",
+    "--spec-method=ngram",
+    "--specialize-active-lora",
 ]
 BAD_ARGS = [
     *RESERVED_FLAGS,
@@ -191,6 +237,14 @@ BAD_ARGS = [
     "--middle=x.Y",
     "--no-enable-lo",
     "-as",
+    "-qawq",
+    "-q=awq",
+    "--quant",
+    "--load_format=pt",
+    "--trust",
+    "--trust-remote-code=true",
+    "--chat-templ",
+    "--tok",
 ]
 
 
@@ -217,6 +271,23 @@ def deployment_cases() -> Iterator[Case]:
         refused=[{"spec.lora": {"maxLoras": 5, "maxCpuLoras": 4}}, {"spec.lora": {"maxLoras": 65}}],
     )
     yield from policy_cases(kind)
+    draft = {"source": {"huggingFace": {"repo": "org/draft"}}, "numSpeculativeTokens": 3}
+    flags = ["--speculative-config", "--speculative_config={}", "--specu", "-sc", "-sc.method=ngram", "--spec-model=x"]
+    yield from both(
+        kind,
+        "spec",
+        "model.draftModel sets --speculative-config: take the flags of speculative decoding out of engine.args, "
+        "or leave out draftModel",
+        accepted=[
+            {"spec.engine.args": flags},
+            {"spec.model.draftModel": draft},
+            {
+                "spec.model.draftModel": draft,
+                "spec.engine.args": ["--enforce-eager", "--specialize-active-lora", "-tp"],
+            },
+        ],
+        refused=[{"spec.model.draftModel": draft, "spec.engine.args": ["--enforce-eager", flag]} for flag in flags],
+    )
     yield from both(
         kind,
         "spec.engine.args[]",

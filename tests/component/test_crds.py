@@ -147,7 +147,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "model": {
             "source": {"huggingFace": {"repo": "org/llama", "revision": "main"}},
             "servedNames": ["org/llama"],
+            "loadFormat": "auto",
             "dtype": "auto",
+            "trustRemoteCode": False,
         },
         "lora": {"updateStrategy": "HotLoad", "maxLoras": 8, "maxCpuLoras": 64, "maxLoraRank": 64},
         "adapterPolicy": {"namespaces": {"from": "Same"}},

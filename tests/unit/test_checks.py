@@ -408,13 +408,68 @@ def test_base_models_are_read_from_headers_of_one_file_or_of_an_index(tmp_path: 
     (sharded / "m-2.safetensors").write_bytes(safetensors({"a.k_proj.weight": (4, 8)}))
     index = {"weight_map": {"a.q_proj.qweight": "m-1.safetensors", "a.k_proj.weight": "m-2.safetensors"}}
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert dict(read_base_model(sharded).modules) == {"a.q_proj": None, "a.k_proj": (4, 8)}
+    assert dict(read_base_model(sharded).modules) == {"a.q_proj": None, "a.k_proj": (4, 8)}, "no scales: not known"
     (sharded / "m-2.safetensors").unlink()
     with pytest.raises(AdapterProblem, match=r"m-2\.safetensors' is missing"):
         read_base_model(sharded)
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../m.safetensors"}}))
     with pytest.raises(AdapterProblem, match="no plain file name"):
         read_base_model(sharded)
+
+
+# Parameters of a module of 64 inputs and 32 outputs in 4 bits, by what the files of each method hold.
+QUANTISED: dict[str, tuple[dict[str, tuple[int, ...]], tuple[int | None, int | None]]] = {
+    "GPTQ": ({"qweight": (8, 32), "qzeros": (2, 4), "scales": (2, 32), "g_idx": (64,)}, (32, 64)),
+    "GPTQ without groups' order": ({"qweight": (8, 32), "qzeros": (2, 4), "scales": (2, 32)}, (32, None)),
+    "GPTQ in 8 bits": ({"qweight": (16, 32), "qzeros": (2, 8), "scales": (2, 32), "g_idx": (64,)}, (32, 64)),
+    "AWQ": ({"qweight": (64, 4), "qzeros": (2, 4), "scales": (2, 32), "bias": (32,)}, (32, 64)),
+    "compressed-tensors": ({"weight_packed": (32, 8), "weight_scale": (32, 2), "weight_shape": (2,)}, (32, None)),
+}
+
+
+@pytest.mark.parametrize("method", QUANTISED)
+def test_the_widths_of_quantised_modules_are_those_of_the_module(tmp_path: Path, method: str) -> None:
+    parameters, shape = QUANTISED[method]
+    base = tmp_path / "base"
+    base.mkdir()
+    # Parts of one module may lie in several files.
+    for name, size in parameters.items():
+        (base / f"model-{name}.safetensors").write_bytes(safetensors({f"{Q}.{name}": size}, dtype="I32"))
+    found = read_base_model(base)
+    assert dict(found.modules) == {Q: shape}
+    right = safetensors(pair(Q, inputs=64, outputs=32))
+    check_adapter(adapter(tmp_path / "good", weights=right), base=found)
+    wrong = problem(adapter(tmp_path / "bad", weights=safetensors(pair(Q, inputs=64, outputs=4))), base=found)
+    assert (wrong.kind, "as 64 to 4 wide" in wrong.message) == (Kind.INCOMPATIBLE, True)
+    other = problem(
+        adapter(tmp_path / "other", weights=safetensors(pair("model.layers.0.self_attn.o_proj"))), base=found
+    )
+    assert "has none of that kind" in other.message
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("U8", 1), ("I8", 1)])
+def test_the_widths_of_weights_in_whole_bytes_are_not_judged(tmp_path: Path, dtype: str, width: int) -> None:
+    weights = safetensors({f"{Q}.weight": (128, 1)}, dtype=dtype, width=width)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert dict(read_base_model(tmp_path).modules) == {Q: None}
+
+
+def test_everything_fits_a_model_in_mistrals_own_format_whose_modules_have_other_names(tmp_path: Path) -> None:
+    (tmp_path / "consolidated.safetensors").write_bytes(safetensors({"layers.0.attention.wq.weight": (4, 8)}))
+    base = read_base_model(tmp_path)
+    check_adapter(adapter(tmp_path / "a"), base=base)
+    (tmp_path / "consolidated.safetensors").write_bytes(b"short")
+    with pytest.raises(AdapterProblem, match=r"'consolidated\.safetensors' is too short"):
+        read_base_model(tmp_path)
+
+
+def test_pickled_base_models_are_not_opened_but_must_be_all_there(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "1.bin", "b": "2.bin"}}))
+    for name in ("1.bin", "2.bin"):
+        with pytest.raises(AdapterProblem, match=f"'{name}' is missing, and pytorch_model.bin.index.json names it"):
+            read_base_model(tmp_path)
+        (tmp_path / name).write_bytes(b"never read")
+    assert not read_base_model(tmp_path).modules
 
 
 def test_everything_fits_a_base_model_without_safetensors(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lora_operator.desired.children import (
+    build_chat_config_map,
     build_gate_secret,
     build_kit_config_map,
     build_modules_config_map,
@@ -27,6 +28,7 @@ TOKEN = gate_token(KEY, make_deployment())
 CHILDREN: dict[str, dict[str, Any]] = {
     "Service": build_service(make_deployment()),
     "kit": build_kit_config_map(make_deployment(), FILES),
+    "chat template": build_chat_config_map(make_deployment(model={"chatTemplate": "{{ x }}"})) or {},
     "modules": build_modules_config_map(make_deployment(), "data"),
     "gate": build_gate_secret(make_deployment(), TOKEN),
 }

@@ -9,8 +9,9 @@ import pytest
 from lora_operator.api import ModelCache, VLLMDeployment
 from lora_operator.api.deployment import VLLMDeploymentSpec
 from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH
+from lora_operator.desired.children import build_chat_config_map
 from lora_operator.desired.deployment import build_deployment, template_hash
-from lora_operator.desired.engine import StaticModules
+from lora_operator.desired.engine import Auxiliary, StaticModules
 from lora_operator.names import engine_labels, gate_secret
 from tests.unit.builders import make_cache, make_deployment
 
@@ -106,6 +107,27 @@ def test_the_kit_is_mounted_as_a_package() -> None:
     assert MOUNTS["engine-kit"]["mountPath"] == "/opt/lora-operator"
     assert ENGINE["command"] == ["python3", "-m", "lora_operator_kit.launcher"]
     assert {"name": "PYTHONPATH", "value": "/opt/lora-operator"} in ENGINE["env"]
+
+
+def test_a_chat_template_is_mounted_from_its_config_map() -> None:
+    deployment = make_deployment(model={"chatTemplate": "{{ messages }}"})
+    pod = pod_of(build(deployment))
+    config_map = build_chat_config_map(deployment)
+    assert config_map is not None
+    assert (config_map["immutable"], config_map["data"]) == (True, {"template.jinja": "{{ messages }}"})
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["chat-template"]["configMap"] == {"name": config_map["metadata"]["name"]}
+    mounts = {mount["name"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts["chat-template"] == {
+        "name": "chat-template",
+        "mountPath": "/etc/lora-operator/chat",
+        "readOnly": True,
+    }
+    other = build_chat_config_map(make_deployment(model={"chatTemplate": "{{ other }}"}))
+    assert other is not None
+    assert other["metadata"]["name"] != config_map["metadata"]["name"], "pods of the older spec keep theirs"
+    assert "chat-template" not in VOLUMES
+    assert build_chat_config_map(make_deployment()) is None
 
 
 def test_a_pod_starts_without_a_list_but_not_without_the_gates_token() -> None:
@@ -228,6 +250,10 @@ def test_the_hash_is_the_one_that_running_fleets_have() -> None:
 
 
 SAME = {
+    "an operator that knew less of models": "b540cd0a4f",
+    "defaults of a model that are written out": template_hash(
+        make_deployment(model={"loadFormat": "auto", "trustRemoteCode": False}), make_cache(), model_path=PATH
+    ),
     "scaled": template_hash(make_deployment(replicas=9), make_cache(), model_path=PATH),
     "scaled by an autoscaler": template_hash(make_deployment(replicas=None), make_cache(), model_path=PATH),
     "other namespaces are admitted": template_hash(
@@ -250,6 +276,14 @@ def test_pods_do_not_roll(case: str) -> None:
 
 
 DIFFERENT = {
+    "another format": template_hash(make_deployment(model={"loadFormat": "pt"}), make_cache(), model_path=PATH),
+    "a chat template": template_hash(make_deployment(model={"chatTemplate": "{}"}), make_cache(), model_path=PATH),
+    "another revision of the tokenizer": template_hash(
+        make_deployment(), make_cache(), model_path=PATH, auxiliary=Auxiliary(tokenizer="/a")
+    ),
+    "another revision of the draft model": template_hash(
+        make_deployment(), make_cache(), model_path=PATH, auxiliary=Auxiliary(draft_model="/b")
+    ),
     "another image": template_hash(make_deployment(engine={"image": "vllm:2"}), make_cache(), model_path=PATH),
     "another model": template_hash(make_deployment(), make_cache(), model_path=PATH + "2"),
     "another served name": template_hash(make_deployment(served_names=("x",)), make_cache(), model_path=PATH),

@@ -13,6 +13,7 @@ from lora_operator.desired.engine import (
     GRACE_SECONDS,
     PRE_STOP_SECONDS,
     SHUTDOWN_SECONDS,
+    Auxiliary,
     StaticModules,
     build_argv,
     build_env,
@@ -53,6 +54,43 @@ def test_the_whole_command_line() -> None:
         *("--shutdown-timeout", "120"),
         "--enforce-eager",
     ]
+
+
+TOKENIZER, DRAFT = "/model-cache/artifacts/tok-1-abc", "/model-cache/artifacts/draft-1-abc"
+SOURCE = {"source": {"huggingFace": {"repo": "org/other"}}}
+MODEL_FLAGS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a format": ({"loadFormat": "pt"}, ["--load-format", "pt"]),
+    "the default format is left to vLLM": ({"loadFormat": "auto"}, []),
+    "a quantisation": ({"quantization": "bitsandbytes"}, ["--quantization", "bitsandbytes"]),
+    "code of the model's own": ({"trustRemoteCode": True}, ["--trust-remote-code"]),
+    "code that is not trusted is not spoken of": ({"trustRemoteCode": False}, []),
+    "a chat template by its file": (
+        {"chatTemplate": "{{ x }}"},
+        ["--chat-template", "/etc/lora-operator/chat/template.jinja"],
+    ),
+    "another tokenizer": ({"tokenizer": SOURCE}, ["--tokenizer", TOKENIZER]),
+    "a draft model": (
+        {"draftModel": {**SOURCE, "numSpeculativeTokens": 3}},
+        ["--speculative-config", json.dumps({"model": DRAFT, "num_speculative_tokens": 3})],
+    ),
+    "a draft model of a kind": (
+        {"draftModel": {**SOURCE, "numSpeculativeTokens": 1, "method": "eagle3"}},
+        ["--speculative-config", json.dumps({"model": DRAFT, "num_speculative_tokens": 1, "method": "eagle3"})],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MODEL_FLAGS)
+def test_what_a_model_adds_to_the_command_line(case: str) -> None:
+    model, expected = MODEL_FLAGS[case]
+    plain, deployment = argv(), make_deployment(model=model)
+    auxiliary = Auxiliary(
+        tokenizer=TOKENIZER if deployment.spec.model.tokenizer else None,
+        draft_model=DRAFT if deployment.spec.model.draft_model else None,
+    )
+    found = build_argv(deployment, model_path=PATH, auxiliary=auxiliary)
+    place = plain.index("--enable-lora")
+    assert found == [*plain[:place], *expected, *plain[place:]]
 
 
 MODELS: dict[str, tuple[list[str], list[str], list[str]]] = {

@@ -59,6 +59,9 @@ def test_what_the_job_is_told() -> None:
         "path": "",
         "cacheRoot": "/model-cache",
         "credentials": "/etc/lora-operator/credentials",
+        "loadFormat": "auto",
+        "trustRemoteCode": False,
+        "withoutTokenizer": False,
         "baseModelPath": "artifacts/base-1-abc",
     }
 
@@ -250,4 +253,5 @@ def test_what_the_kubelet_would_expand_comes_through_as_it_is() -> None:
     job = job_of(artifact.model_copy(update={"spec": spec}))
     env = {e["name"]: e["value"] for e in container_of(job)["env"]}
     request = FetchRequest.model_validate_json(expanded(env[FETCH_REQUEST_ENV]))
+    assert request.hugging_face is not None
     assert request.hugging_face.allow_patterns == ("$(HOME)/*", "$$x", "a$")

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.choose import MAX_FILES, Kind, RemoteFile, choose
+from lora_operator.fetch.choose import Kind, Options, RemoteFile, choose
+from lora_operator.fetch.decent import MAX_FILES
 
 OID = "0" * 40
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 MODEL = ("config.json", "model.safetensors", "tokenizer.json")
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
 def listed(*paths: str) -> list[RemoteFile]:
@@ -83,6 +85,57 @@ WANTED: dict[str, tuple[Kind, dict[str, object], tuple[str, ...], tuple[str, ...
         ("config.json", "tekken.json", "consolidated.safetensors"),
         ("config.json", "consolidated.safetensors", "tekken.json"),
     ),
+    "safetensors where they are asked for, with their own index alone": (
+        "BaseModel",
+        {"options": Options(load_format="safetensors")},
+        (
+            "config.json", "tokenizer.json", *SHARDS, "model.safetensors.index.json", "pytorch_model.bin",
+            "pytorch_model.bin.index.json", "consolidated.safetensors", "consolidated.safetensors.index.json",
+        ),
+        ("config.json", "tokenizer.json", *SHARDS, "model.safetensors.index.json"),
+    ),
+    "Mistral's own files where they are asked for, without the index of the others": (
+        "BaseModel",
+        {"options": Options(load_format="mistral")},
+        ("params.json", "tekken.json", "consolidated.safetensors", *SHARDS, "model.safetensors.index.json"),
+        ("params.json", "tekken.json", "consolidated.safetensors"),
+    ),
+    "*.pt where they are asked for, as vLLM reads them, though there are safetensors": (
+        "BaseModel",
+        {"options": Options(load_format="pt")},
+        (*MODEL, "gptq-4bit.pt", "pytorch_model.bin", "rng_state_0.pth", "optimizer.pt"),
+        ("config.json", "gptq-4bit.pt", "tokenizer.json"),
+    ),
+    "all shards of pickled weights with their index": (
+        "BaseModel",
+        {"options": Options(load_format="hf")},
+        ("config.json", "tokenizer.model", "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "consolidated.safetensors"),
+        ("config.json", "tokenizer.model", "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"),
+    ),
+    "the model's Python files where they are trusted": (
+        "BaseModel",
+        {"options": Options(code=True)},
+        (*MODEL, "modeling_x.py", "lib/kernel.py", "lib/kernel.so", "original/run.py"),
+        (*MODEL, "lib/kernel.py", "modeling_x.py"),
+    ),
+    "no code where it is not trusted, whatever the patterns ask for": (
+        "BaseModel", {"allow": ["*"]}, (*MODEL, "modeling_x.py", "a/X.PY", "kernel.so", "old.pyc"), MODEL,
+    ),
+    "no code for an adapter ever": (
+        "Adapter", {"allow": ["*"], "options": Options(code=True)}, (*ADAPTER, "x.py"), ADAPTER,
+    ),
+    "a model without tokenizer where another one is given": (
+        "BaseModel", {"options": Options(own_tokenizer=False)}, MODEL[:2], MODEL[:2],
+    ),
+    "a tokenizer's own files out of a whole model": (
+        "Tokenizer",
+        {},
+        (*MODEL, "model.safetensors.index.json", "tokenizer_config.json", "merges.txt", "tokenization_x.py", "onnx/tokenizer.json", "x/a.json"),
+        ("config.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
+    ),
+    "a tokenizer's Python files where they are trusted": (
+        "Tokenizer", {"options": Options(code=True)}, ("tokenizer.model", "tokenization_x.py"), ("tokenization_x.py", "tokenizer.model"),
+    ),
     "a folder pattern as everything in it": (
         "BaseModel",
         {"allow": ["*.json", "model.safetensors", "extra/"]},
@@ -123,6 +176,25 @@ REFUSED: dict[str, tuple[Kind, dict[str, object], tuple[str, ...], Reason, str]]
     "a model without configuration": ("BaseModel", {}, MODEL[1:], Reason.INCOMPLETE_MODEL, "config.json"),
     "a model without weights": ("BaseModel", {}, ("config.json", "tokenizer.json"), Reason.INCOMPLETE_MODEL, "weights"),
     "a model without tokenizer": ("BaseModel", {}, MODEL[:2], Reason.INCOMPLETE_MODEL, "a tokenizer"),
+    "a model without some of its shards, naming them": (
+        "BaseModel", {}, ("config.json", "tokenizer.json", "model-00002-of-00003.safetensors"), Reason.INCOMPLETE_MODEL,
+        "lacks model-00001-of-00003.safetensors, model-00003-of-00003.safetensors",
+    ),
+    "all that is missing at once": (
+        "BaseModel", {}, ("README.md", "pytorch_model-00001-of-00002.bin"), Reason.INCOMPLETE_MODEL,
+        "lacks config.json, pytorch_model-00002-of-00002.bin, a tokenizer (tokenizer.json, tokenizer.model or another "
+        "tokenizer's file; or set model.tokenizer)",
+    ),
+    "a model without weights of the format, naming what there is": (
+        "BaseModel", {"options": Options(load_format="pt")}, ("config.json", "tokenizer.json", "pytorch_model.bin"),
+        Reason.INCOMPLETE_MODEL,
+        "lacks weights (*.pt), which loadFormat pt reads; it has pytorch_model.bin: loadFormat auto takes those",
+    ),
+    "a model without safetensors where no pickle is wanted": (
+        "BaseModel", {"options": Options(load_format="safetensors")}, ("config.json", "tokenizer.json", "pytorch_model.bin"),
+        Reason.INCOMPLETE_MODEL, "weights (*.safetensors), which loadFormat safetensors reads",
+    ),
+    "a tokenizer that is none": ("Tokenizer", {}, ("config.json", "model.safetensors"), Reason.INCOMPLETE_MODEL, "no tokenizer"),
     "patterns that match nothing": ("BaseModel", {"allow": ["nope"]}, MODEL, Reason.ENTRY_NOT_FOUND, "allowPatterns"),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ import pytest
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.deployment import (
+    Content,
     DeploymentObservation,
     model_is_ready,
     plan_deployment,
@@ -84,6 +85,8 @@ MODEL = ("True", "ModelReady", BASE_WORDS)
 AVAILABLE = ("True", "Available", "2 of 2 pods ready")
 ONE = ("True", "Available", "1 of 1 pods ready")
 IN_SYNC = ("True", "InSync", "list 4 with 2 adapters")
+TOKENIZER = Content("tokenizer", "tok-1", ready_artifact("tok-1"), None)
+DOWNLOADING = Content("tokenizer", "tok-1", make_artifact(conditions=not_ready("Downloading", "1%")), None)
 BLOCKED = ReasonError(Reason.CREDENTIALS_NOT_FOUND, "Secret serving/hf does not exist: create it")
 BAD_TEMPLATE = ReasonError(Reason.POD_TEMPLATE_INVALID, "spec.template.spec.containers[0].env: invalid")
 Words = tuple[str, str, str]
@@ -136,6 +139,30 @@ CASES: dict[str, Case] = {
         IN_SYNC,
         ("False", "CredentialsNotFound", BLOCKED.message),
         True,
+    ),
+    "its tokenizer downloads": (
+        no_pod(workload=None, auxiliary=[DOWNLOADING]),
+        ("False", "Downloading", "tokenizer: 1%"),
+        ("False", "ModelNotReady", "no pod is made before the base model is in the cache: tokenizer: 1%"),
+        IN_SYNC,
+        ("False", "Downloading", "tokenizer: 1%"),
+        False,
+    ),
+    "its draft model's Secret does not exist": (
+        seen(auxiliary=[TOKENIZER, Content("draftModel", None, None, BLOCKED)]),
+        ("False", "CredentialsNotFound", f"draft model: {BLOCKED.message}"),
+        AVAILABLE,
+        IN_SYNC,
+        ("False", "CredentialsNotFound", f"draft model: {BLOCKED.message}"),
+        True,
+    ),
+    "what goes with the base model is there, and named": (
+        seen(auxiliary=[TOKENIZER, Content("draftModel", "draft-1", ready_artifact("draft-1"), None)]),
+        ("True", "ModelReady", f"{BASE_WORDS}; tokenizer: {BASE_WORDS}; draft model: {BASE_WORDS}"),
+        AVAILABLE,
+        IN_SYNC,
+        ("True", "Ready", "2 of 2 pods ready"),
+        False,
     ),
     "another base model downloads while pods serve the one they have": (
         seen(artifact=make_artifact("base-2", conditions=not_ready("Downloading", "1%"))),
@@ -372,6 +399,13 @@ def test_what_the_status_says() -> None:
             {"name": "b", "ready": True, "listGeneration": 3, "loaded": 1, "missing": ["chat"], "version": "0.32.0"},
         ],
     }
+
+
+def test_what_goes_with_the_base_model_is_named_also_before_it_is_there() -> None:
+    draft = Content("draftModel", "draft-1", None, None)
+    status = plan_deployment(seen(auxiliary=[TOKENIZER, draft]), now=NOW)
+    assert (status.tokenizer_artifact, status.draft_model_artifact) == ("tok-1", "draft-1")
+    assert status.model_path is None, "pods are made once all is there"
 
 
 def test_no_path_is_told_before_the_model_is_there() -> None:

@@ -9,8 +9,8 @@ import pytest
 from lora_operator.api import ModelArtifact, ModelCache
 from lora_operator.api.source import Source
 from lora_operator.errors import ReasonError
-from lora_operator.plan.wants import Credentials, build_artifact, find_cache
-from tests.unit.builders import make_cache, not_ready
+from lora_operator.plan.wants import Credentials, build_artifact, find_cache, model_wants
+from tests.unit.builders import make_cache, make_deployment, not_ready
 
 TEMPLATE: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "10Gi"}}}
 
@@ -97,6 +97,46 @@ SAME = {
 def test_equal_wants_share_one_download(case: str) -> None:
     first, second = SAME[case]
     assert first == second
+
+
+def role_names(**model: Any) -> dict[str, str]:
+    """Names of the artifacts that a deployment of this model wants, by role."""
+    wants = model_wants(make_deployment(model=model).spec.model)
+    return {
+        w.role: build_artifact(
+            cache=make_cache(), source=w.source, base_artifact=None, credentials=None, details=w.details
+        )["metadata"]["name"]
+        for w in wants
+    }
+
+
+OTHER = {"source": {"huggingFace": {"repo": "org/other"}}}
+DRAFT = {**OTHER, "numSpeculativeTokens": 3}
+
+
+def test_a_base_model_of_defaults_is_the_artifact_that_it_was_before_there_were_any() -> None:
+    expected = {"model": "base-356e35ea5951f8c70089"}
+    assert role_names() == role_names(loadFormat="auto", trustRemoteCode=False) == expected
+
+
+def test_what_changes_the_wanted_files_makes_another_artifact() -> None:
+    models: list[dict[str, Any]] = [{}, {"loadFormat": "pt"}, {"trustRemoteCode": True}, {"tokenizer": OTHER}]
+    names = [role_names(**model)["model"] for model in models]
+    assert len(set(names)) == len(names)
+    same: list[dict[str, Any]] = [{"quantization": "awq"}, {"chatTemplate": "x"}, {"draftModel": DRAFT}]
+    for model in same:
+        assert role_names(**model)["model"] == names[0]
+
+
+def test_what_goes_with_a_base_model() -> None:
+    model = {"tokenizer": OTHER, "draftModel": DRAFT, "loadFormat": "pt", "trustRemoteCode": True}
+    wants = model_wants(make_deployment(model=model).spec.model)
+    assert [(w.role, w.source.hugging_face and w.source.hugging_face.repo, w.details) for w in wants] == [
+        ("model", "meta/base", {"loadFormat": "pt", "trustRemoteCode": True, "withoutTokenizer": True}),
+        ("tokenizer", "org/other", {"type": "Tokenizer", "trustRemoteCode": True}),
+        ("draftModel", "org/other", {"loadFormat": "pt", "trustRemoteCode": True, "withoutTokenizer": True}),
+    ]
+    assert len(set(role_names(**model).values())) == 3
 
 
 DIFFERENT = {

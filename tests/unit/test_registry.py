@@ -85,6 +85,23 @@ def test_a_deployment_wants_its_base_model() -> None:
     assert registry.wanters(TWO) == {}
 
 
+def test_a_deployment_wants_what_goes_with_its_base_model_and_lends_each_its_own_secret() -> None:
+    registry = Registry()
+    three = ("serving", "artifact-3")
+    key = Key(Kind.VLLM_DEPLOYMENT, *LLAMA)
+    both = want(credentials=SECRET, auxiliary=((TWO, SECRET_2), (three, None)))
+    assert registry.publish_model_want(LLAMA, both) == {ONE, TWO, three}
+    assert [registry.wanters(artifact) for artifact in (ONE, TWO, three)] == [
+        {key: SECRET},
+        {key: SECRET_2},
+        {key: None},
+    ]
+    assert registry.publish_model_want(LLAMA, want(credentials=SECRET, auxiliary=((TWO, None),))) == {ONE, TWO, three}
+    assert [registry.wanters(artifact) for artifact in (ONE, TWO, three)] == [{key: SECRET}, {key: None}, {}]
+    assert registry.withdraw_deployment(LLAMA) == {ONE, TWO}
+    assert [registry.wanters(artifact) for artifact in (ONE, TWO)] == [{}, {}]
+
+
 def test_an_adapter_and_a_deployment_of_one_name_are_two() -> None:
     registry = Registry()
     registry.publish_decision(LLAMA, decision())

@@ -18,6 +18,7 @@ from lora_operator.api.common import (
     cel,
     reason_column,
 )
+from lora_operator.api.model import LoadFormat
 from lora_operator.api.source import SOURCE_RULES, Source
 from lora_operator.constants import S3_KEYS
 
@@ -43,6 +44,11 @@ class ModelArtifactSpec(ApiModel):
             ("self == oldSelf", "spec is immutable: another source or revision is another ModelArtifact"),
             ("self.type == 'Adapter' || !has(self.baseModelRef)", "baseModelRef is only for type: Adapter"),
             (
+                "self.type == 'BaseModel' || !has(self.loadFormat) && !has(self.withoutTokenizer) && "
+                "(self.type == 'Tokenizer' || !has(self.trustRemoteCode))",
+                "loadFormat and withoutTokenizer are only for type: BaseModel, trustRemoteCode for it and for type: Tokenizer",
+            ),
+            (
                 "!has(self.credentials) || !has(self.source.huggingFace) || !has(self.source.huggingFace.tokenSecretRef)",
                 "credentials and source.huggingFace.tokenSecretRef exclude each other",
             ),
@@ -54,10 +60,23 @@ class ModelArtifactSpec(ApiModel):
     )
 
     cache_ref: LocalRef = Field(description="The ModelCache, in the same namespace.")
-    type: Literal["Adapter", "BaseModel"] = Field(description="What the content is, and so how it is checked.")
+    type: Literal["Adapter", "BaseModel", "Tokenizer"] = Field(
+        description="What the content is, and so which files of it are wanted, and how they are checked."
+    )
     source: Source = Field(description="Where the content comes from.", json_schema_extra=SOURCE_RULES)
     base_model_ref: LocalRef | None = Field(
         default=None, description="For an adapter: the base model's ModelArtifact, which it is checked against."
+    )
+    # Absent means the default in all three: a name is the hash of what is there.
+    load_format: LoadFormat | None = Field(
+        default=None,
+        description="For a base model: which weights are wanted, as in a VLLMDeployment's model.loadFormat.",
+    )
+    trust_remote_code: bool | None = Field(
+        default=None, description="Whether Python files of the repository are wanted too; otherwise they never are."
+    )
+    without_tokenizer: bool | None = Field(
+        default=None, description="For a base model or draft model: whether it is complete without a tokenizer."
     )
     credentials: CredentialsIdentity | None = Field(
         default=None, description="Set by the operator: the Secret of the adapter or deployment that wants the content."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from lora_operator.api.common import (
     AGE,
@@ -17,16 +17,15 @@ from lora_operator.api.common import (
     Resource,
     ResourceInfo,
     SecretKeyRef,
-    ServedName,
     cel,
     reason_column,
 )
-from lora_operator.api.source import SOURCE_RULES, Source
+from lora_operator.api.model import ModelSpec
 from lora_operator.constants import DEFAULT_ENGINE_PORT
 
 # Flags that follow from other fields of the spec, or that would open or break what the operator runs (no gate on a gRPC
 # frontend; probes and the operator speak plain HTTP). vLLM takes _ for -, any unambiguous beginning of a flag, and
-# --flag.key for a part of a JSON value (vllm/utils/argparse_utils.py), so the rule refuses those as well.
+# --flag.key for a part of a JSON value (vllm/utils/argparse_utils.py), so the rule refuses those as well, and -qawq for -q awq.
 RESERVED_FLAGS = (
     "--model",
     "--served-model-name",
@@ -36,6 +35,13 @@ RESERVED_FLAGS = (
     "--config",
     "--dtype",
     "--max-model-len",
+    "--load-format",
+    "--quantization",
+    "-q",
+    "--trust-remote-code",
+    "--no-trust-remote-code",
+    "--chat-template",
+    "--tokenizer",
     "--enable-lora",
     "--no-enable-lora",
     "--max-loras",
@@ -65,8 +71,13 @@ RESERVED_ENV = (
 _FLAG_LIST = "[" + ", ".join(f"'{flag}'" for flag in RESERVED_FLAGS) + "]"
 # The list of one element binds the flag's name to f: said twice it would cost too much for the API server's budget.
 _ARG_RULE = (
-    "!self.startsWith('-') || ![self.split('=')[0].split('.')[0].replace('_', '-')]"
+    "!self.startsWith('-') || !self.startsWith('-q') && ![self.split('=')[0].split('.')[0].replace('_', '-')]"
     f".exists(f, size(f) > 2 && {_FLAG_LIST}.exists(r, r.startsWith(f)))"
+)
+# Reserved only while the operator sets --speculative-config: without a draft model vLLM can speculate by other ways (ngram, MTP).
+_SPECULATIVE_RULE = (
+    "!has(self.model.draftModel) || !has(self.engine.args) || !self.engine.args.exists(a, a.startsWith('-s') || "
+    "['--specu', '--spec-', '--spec_'].exists(s, a.startsWith(s)))"
 )
 _ENV_RULE = "!self.startsWith('LORA_OPERATOR_') && !(self in [" + ", ".join(f"'{name}'" for name in RESERVED_ENV) + "])"
 
@@ -87,24 +98,6 @@ LoraRank = Annotated[
     Literal[1, 8, 16, 32, 64, 128, 256, 320, 512],
     WithJsonSchema({"type": "integer", "enum": [1, 8, 16, 32, 64, 128, 256, 320, 512]}),
 ]
-
-
-class ModelSpec(ApiModel):
-    """The base model."""
-
-    source: Source = Field(description="Where the base model comes from.", json_schema_extra=SOURCE_RULES)
-    served_names: tuple[ServedName, ...] = Field(
-        description='Names that clients write into "model" for the base model; the first is the default lineage.',
-        min_length=1,
-        max_length=16,
-        json_schema_extra={"x-kubernetes-list-type": "set"},
-    )
-    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = Field(
-        default="auto", description="vLLM's --dtype."
-    )
-    max_model_len: int | None = Field(
-        default=None, ge=1, description="vLLM's --max-model-len; default: the model's own."
-    )
 
 
 class LoraSpec(ApiModel):
@@ -197,6 +190,16 @@ class EngineSpec(ApiModel):
 class VLLMDeploymentSpec(ApiModel):
     """A fleet of vLLM pods."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                _SPECULATIVE_RULE,
+                "model.draftModel sets --speculative-config: take the flags of speculative decoding out of engine.args, "
+                "or leave out draftModel",
+            )
+        )
+    )
+
     replicas: int | None = Field(default=None, ge=0, description="Engine pods; leave it out under an autoscaler.")
     model: ModelSpec = Field(description="The base model.")
     cache_ref: LocalRef | None = Field(
@@ -249,6 +252,8 @@ class VLLMDeploymentStatus(ApiModel):
     url: str | None = Field(default=None, description="Where the fleet is served, inside the cluster.")
     model_path: str | None = Field(default=None, description="Path of the base model in the pods: root in /v1/models.")
     model_artifact: str | None = Field(default=None, description="The ModelArtifact of the base model.")
+    tokenizer_artifact: str | None = Field(default=None, description="The ModelArtifact of model.tokenizer.")
+    draft_model_artifact: str | None = Field(default=None, description="The ModelArtifact of model.draftModel.")
     list_generation: int | None = Field(
         default=None, description="Generation of the module list that pods should hold."
     )

@@ -9,9 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import GATE_KEY, MODULES_KEY
+from lora_operator.constants import CHAT_TEMPLATE_KEY, GATE_KEY, MODULES_KEY
 from lora_operator.desired.common import owner_reference
-from lora_operator.names import engine_labels, gate_secret, kit_config_map, modules_config_map, short_hash
+from lora_operator.names import (
+    chat_config_map,
+    engine_labels,
+    gate_secret,
+    kit_config_map,
+    modules_config_map,
+    short_hash,
+)
 
 
 def gate_token(master_key: bytes, deployment: VLLMDeployment) -> str:
@@ -50,6 +57,15 @@ def build_kit_config_map(deployment: VLLMDeployment, files: Mapping[str, str]) -
         kit_config_map(deployment.metadata.name, kit_hash(files)),
         {"immutable": True, "data": dict(files)},
     )
+
+
+def build_chat_config_map(deployment: VLLMDeployment) -> dict[str, Any] | None:
+    """The chat template, immutable and named by its hash, so that pods of an older spec keep theirs; None where there is none."""
+    template = deployment.spec.model.chat_template
+    if template is None:
+        return None
+    name = chat_config_map(deployment.metadata.name, template)
+    return _object(deployment, "ConfigMap", name, {"immutable": True, "data": {CHAT_TEMPLATE_KEY: template}})
 
 
 def build_modules_config_map(deployment: VLLMDeployment, encoded: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from lora_operator.constants import (
     ANNOTATION_KIT,
     ANNOTATION_TEMPLATE_HASH,
     CACHE_MOUNT,
+    CHAT_MOUNT,
     ENGINE_CONTAINER,
     GATE_MOUNT,
     KIT_MOUNT,
@@ -22,7 +23,9 @@ from lora_operator.desired.common import CONTAINER_SECURITY, owner_reference
 from lora_operator.desired.engine import (
     GRACE_SECONDS,
     HOME_MOUNT,
+    NO_AUXILIARY,
     PRE_STOP_SECONDS,
+    Auxiliary,
     StaticModules,
     build_argv,
     build_env,
@@ -30,10 +33,19 @@ from lora_operator.desired.engine import (
 )
 from lora_operator.desired.placement import keep_on_one_node
 from lora_operator.desired.pod_template import merge_pod_template
-from lora_operator.names import engine_labels, gate_secret, kit_config_map, modules_config_map, short_hash
+from lora_operator.names import (
+    chat_config_map,
+    engine_labels,
+    gate_secret,
+    kit_config_map,
+    modules_config_map,
+    short_hash,
+)
 
 
-def template_hash(deployment: VLLMDeployment, cache: ModelCache, *, model_path: str) -> str:
+def template_hash(
+    deployment: VLLMDeployment, cache: ModelCache, *, model_path: str, auxiliary: Auxiliary = NO_AUXILIARY
+) -> str:
     """Hash of all that the pods follow from beside adapters in their arguments: when it changes, pods roll at once.
 
     Defaults are no part of it: a later operator, whose spec has more fields, must not roll fleets.
@@ -43,7 +55,8 @@ def template_hash(deployment: VLLMDeployment, cache: ModelCache, *, model_path: 
         spec.pop(not_in_pods, None)
     groups = list(cache.spec.security_context.supplemental_groups)
     together = [cache.metadata.name] if cache.single_node else []
-    return short_hash([spec, cache.claim_name, groups, model_path, *together])
+    paths = [path for path in (auxiliary.tokenizer, auxiliary.draft_model) if path is not None]
+    return short_hash([spec, cache.claim_name, groups, model_path, *together, *paths])
 
 
 def build_deployment(
@@ -54,6 +67,7 @@ def build_deployment(
     kit: str,
     kit_files: tuple[str, ...],
     static: StaticModules | None = None,
+    auxiliary: Auxiliary = NO_AUXILIARY,
 ) -> dict[str, Any]:
     """The apps/v1 Deployment; `static` are the adapters in its arguments with updateStrategy Rollout, else None.
 
@@ -61,7 +75,9 @@ def build_deployment(
     """
     metadata = deployment.metadata
     where = f"VLLMDeployment {metadata.namespace}/{metadata.name}"
-    template = _template(deployment, cache, model_path=model_path, kit=kit, kit_files=kit_files, static=static)
+    argv = build_argv(deployment, model_path=model_path, auxiliary=auxiliary, static=static)
+    template = _template(deployment, cache, argv, model_path=model_path, kit=kit, kit_files=kit_files, static=static)
+    _mount_chat_template(deployment, template["spec"])
     if deployment.spec.pod_template:
         template = merge_pod_template(template, deployment.spec.pod_template, where=where)
     template = keep_on_one_node(template, cache)
@@ -75,7 +91,7 @@ def build_deployment(
     if deployment.spec.replicas is not None:
         spec["replicas"] = deployment.spec.replicas
     annotations = {
-        ANNOTATION_TEMPLATE_HASH: template_hash(deployment, cache, model_path=model_path),
+        ANNOTATION_TEMPLATE_HASH: template_hash(deployment, cache, model_path=model_path, auxiliary=auxiliary),
         ANNOTATION_KIT: kit,
     }
     if static is not None:
@@ -117,6 +133,7 @@ def _wants_devices(container: dict[str, Any]) -> bool:
 def _template(
     deployment: VLLMDeployment,
     cache: ModelCache,
+    argv: list[str],
     *,
     model_path: str,
     kit: str,
@@ -131,7 +148,7 @@ def _template(
         "name": ENGINE_CONTAINER,
         "image": engine.image,
         "command": build_launcher_command(engine.command),
-        "args": build_argv(deployment, model_path=model_path, static=static),
+        "args": argv,
         "env": build_env(deployment, model_path=model_path, kit=kit, static=static),
         "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
         "securityContext": CONTAINER_SECURITY,
@@ -192,6 +209,15 @@ def _template(
 
 def _modules_volume(name: str) -> dict[str, Any]:
     return {"name": "modules", "configMap": {"name": modules_config_map(name), "optional": True}}
+
+
+def _mount_chat_template(deployment: VLLMDeployment, pod: dict[str, Any]) -> None:
+    template = deployment.spec.model.chat_template
+    if template is not None:
+        name = chat_config_map(deployment.metadata.name, template)
+        pod["volumes"].append({"name": "chat-template", "configMap": {"name": name}})
+        mount = {"name": "chat-template", "mountPath": CHAT_MOUNT, "readOnly": True}
+        pod["containers"][0]["volumeMounts"].append(mount)
 
 
 def _probe(*, period: int, timeout: int, failures: int) -> dict[str, Any]:

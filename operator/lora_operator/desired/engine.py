@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.api.model import ModelSpec
 from lora_operator.constants import (
     CACHE_MOUNT,
+    CHAT_MOUNT,
+    CHAT_TEMPLATE_KEY,
     GATE_KEY,
     GATE_MOUNT,
     KIT_MOUNT,
@@ -43,12 +46,29 @@ class StaticModules:
         return short_hash(list(self.entries))
 
 
+@dataclass(frozen=True)
+class Auxiliary:
+    """Where in the pods the contents lie that go with the base model."""
+
+    tokenizer: str | None = None
+    draft_model: str | None = None
+
+
+NO_AUXILIARY: Final = Auxiliary()
+
+
 def model_argument(command: tuple[str, ...], model_path: str) -> list[str]:
     """The base model: positional for `vllm serve`, --model for the module."""
     return [model_path] if command[-1] == "serve" else ["--model", model_path]
 
 
-def build_argv(deployment: VLLMDeployment, *, model_path: str, static: StaticModules | None = None) -> list[str]:
+def build_argv(
+    deployment: VLLMDeployment,
+    *,
+    model_path: str,
+    auxiliary: Auxiliary = NO_AUXILIARY,
+    static: StaticModules | None = None,
+) -> list[str]:
     """The engine's whole command line. It ends with --lora-modules for `static`; else the launcher adds that at every start."""
     spec = deployment.spec
     argv = [*spec.engine.command, *model_argument(spec.engine.command, model_path)]
@@ -56,6 +76,7 @@ def build_argv(deployment: VLLMDeployment, *, model_path: str, static: StaticMod
     argv += ["--port", str(spec.engine.port), "--dtype", spec.model.dtype]
     if spec.model.max_model_len is not None:
         argv += ["--max-model-len", str(spec.model.max_model_len)]
+    argv += _model_flags(spec.model, auxiliary)
     argv += [
         "--enable-lora",
         *("--max-loras", str(spec.lora.max_loras)),
@@ -67,6 +88,30 @@ def build_argv(deployment: VLLMDeployment, *, model_path: str, static: StaticMod
     ]
     adapters = ["--lora-modules", *static.entries] if static is not None and static.entries else []
     return [*map(literal, argv), *spec.engine.args, *map(literal, adapters)]
+
+
+def _model_flags(model: ModelSpec, auxiliary: Auxiliary) -> list[str]:
+    """Flags of what is not left to its default: an engine older than one of them can still be run without it."""
+    argv: list[str] = []
+    if model.load_format != "auto":
+        argv += ["--load-format", model.load_format]
+    if model.quantization is not None:
+        argv += ["--quantization", model.quantization]
+    if model.trust_remote_code:
+        argv += ["--trust-remote-code"]
+    if model.chat_template is not None:
+        argv += ["--chat-template", f"{CHAT_MOUNT}/{CHAT_TEMPLATE_KEY}"]
+    if auxiliary.tokenizer is not None:
+        argv += ["--tokenizer", auxiliary.tokenizer]
+    if model.draft_model is not None and auxiliary.draft_model is not None:
+        speculative: dict[str, Any] = {
+            "model": auxiliary.draft_model,
+            "num_speculative_tokens": model.draft_model.num_speculative_tokens,
+        }
+        if model.draft_model.method is not None:
+            speculative["method"] = model.draft_model.method
+        argv += ["--speculative-config", json.dumps(speculative)]
+    return argv
 
 
 def build_launcher_command(command: tuple[str, ...]) -> list[str]:

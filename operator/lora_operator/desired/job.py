@@ -17,8 +17,9 @@ from lora_operator.constants import (
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.desired.placement import Placement, keep_on_one_node
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, HuggingFaceRequest, S3Request
-from lora_operator.names import fetch_labels, job_name, token_secret
+from lora_operator.names import bounded, fetch_labels, job_name, token_secret
 
+MAX_VIEW_NAME: Final = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
 ANYWHERE: Final = Placement()
 
 
@@ -29,13 +30,16 @@ def build_request(
     source = artifact.spec.source
     hub, s3 = source.hugging_face, source.s3
     return FetchRequest(
-        artifact=artifact.metadata.name,
+        artifact=bounded(artifact.metadata.name, MAX_VIEW_NAME),
         type=artifact.spec.type,
         hugging_face=HuggingFaceRequest(**hub.to_wire(), endpoint=cache.spec.hugging_face.endpoint) if hub else None,
         s3=S3Request(**s3.to_wire()) if s3 else None,
         path=source.path,
         cache_root=CACHE_MOUNT,
         credentials=CREDENTIALS_MOUNT if with_credentials else None,
+        load_format=artifact.spec.load_format or "auto",
+        trust_remote_code=artifact.spec.trust_remote_code or False,
+        without_tokenizer=artifact.spec.without_tokenizer or False,
         base_model_path=base_model_path,
     )
 

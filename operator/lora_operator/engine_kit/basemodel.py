@@ -1,7 +1,7 @@
 """What a base model's files say about its modules: their names and shapes, from safetensors headers alone.
 
 Adapters are checked against it. A checkpoint's names are not always the engine's (fused projections, renamed prefixes,
-quantised weights): so this answers "fits", "does not fit", or "can't be told", and only the second refuses an adapter.
+some quantised weights): so this answers "fits", "does not fit", or "can't be told", and only the second refuses an adapter.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Final
 
 from .problems import AdapterProblem, Kind
-from .tensors import FLOATS, MODEL_HEADER_BYTES, FileProblem, kind_of, open_regular, parse_json, read_header
+from .tensors import FLOATS, MODEL_HEADER_BYTES, FileProblem, Tensor, kind_of, open_regular, parse_json, read_header
 from .text import quoted
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
+PICKLED_INDEX: Final = "pytorch_model.bin.index.json"
 _INDEX_BYTES: Final = 100_000_000
+_MISTRAL: Final = (
+    "consolidated"  # files of Mistral's own format, in which modules have other names than in engines and adapters
+)
 
 # A checkpoint's fused module and what adapters may call its parts; engines fuse and split both ways.
 _PARTS: Final = {
@@ -50,16 +54,20 @@ class Width:
     outputs: int | None = None
 
 
+# Of a linear module: (outputs, inputs); None for a side, or the whole, that the files don't tell.
+Shape = tuple[int | None, int | None]
+
+
 @dataclass(frozen=True)
 class BaseModel:
-    """The modules of a base model; a shape is that of the weight (outputs, inputs), None when it is packed or quantised."""
+    """The modules of a base model."""
 
-    modules: Mapping[str, tuple[int, int] | None]
+    modules: Mapping[str, Shape | None]
     kinds: frozenset[str]  # last components of module names, with what engines may call them instead
     templates: frozenset[str]  # module names with # for every number
 
     @classmethod
-    def of(cls, modules: Mapping[str, tuple[int, int] | None]) -> BaseModel:
+    def of(cls, modules: Mapping[str, Shape | None]) -> BaseModel:
         """A model of these modules."""
         kinds = {name.rpartition(".")[2] for name in modules}
         for fused, parts in _PARTS.items():
@@ -96,48 +104,70 @@ def _template(name: str) -> str:
 def read_base_model(path: Path | str, *, root: Path | None = None) -> BaseModel:
     """The modules of the model in the folder `path`, from headers and the index; no tensor is read.
 
-    A model without safetensors files has no modules, and everything fits it. Raises AdapterProblem when a file is
-    missing, damaged, cut off, or leads out of `root`.
+    A model without safetensors files has no modules, and everything fits it: what pickles hold is known only by running
+    them. Raises AdapterProblem when a file is missing, damaged, cut off, or leads out of `root`.
     """
     folder = Path(path)
-    modules: dict[str, tuple[int, int] | None] = {}
+    found: dict[str, dict[str, Tensor]] = {}
     for name in _files(folder, root):
         try:
             with open_regular(folder / name, root=root) as file:
                 tensors, _ = read_header(file, limit=MODEL_HEADER_BYTES, known_types_only=False)
         except FileProblem as problem:
             raise AdapterProblem(Kind.INVALID, f"{quoted(name)} {problem}") from None
+        if name.startswith(_MISTRAL):
+            continue
         for key, tensor in tensors.items():
             module, _, parameter = key.rpartition(".")
-            if not module:
-                continue
-            comparable = parameter == "weight" and len(tensor.shape) == 2 and tensor.dtype in FLOATS
-            if comparable:
-                modules[module] = (tensor.shape[0], tensor.shape[1])
-            else:
-                modules.setdefault(module, None)
-    return BaseModel.of(modules)
+            if module:
+                found.setdefault(module, {})[parameter] = tensor
+    return BaseModel.of({module: _shape(parameters) for module, parameters in found.items()})
+
+
+def _shape(parameters: Mapping[str, Tensor]) -> Shape | None:
+    weight, packed, scales = (parameters.get(name) for name in ("weight", "qweight", "scales"))
+    if weight is not None:
+        plain = len(weight.shape) == 2 and weight.dtype in FLOATS
+        return (weight.shape[0], weight.shape[1]) if plain else None
+    if packed is not None and scales is not None and len(packed.shape) == len(scales.shape) == 2:
+        outputs = scales.shape[1]  # one scale per group of inputs and output
+        if packed.shape[1] < outputs:
+            return outputs, packed.shape[0]  # AWQ: several outputs to a word
+        groups = parameters.get("g_idx")  # GPTQ: several inputs to a word, and each input's group
+        return outputs, groups.shape[0] if groups is not None and len(groups.shape) == 1 else None
+    packed = parameters.get("weight_packed")  # compressed-tensors: several inputs to a word
+    return (packed.shape[0], None) if packed is not None and len(packed.shape) == 2 else None
 
 
 def _files(folder: Path, root: Path | None) -> list[str]:
-    """Names of the model's safetensors files."""
+    """Names of the model's safetensors files. Of a model in pickles only their index is looked at, whether all are there."""
     if kind_of(folder / INDEX):
-        try:
-            with open_regular(folder / INDEX, root=root) as file:
-                index = parse_json(file.read(_INDEX_BYTES))
-        except FileProblem as problem:
-            raise AdapterProblem(Kind.INVALID, f"{INDEX} {problem}") from None
-        weights = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
-            raise AdapterProblem(Kind.INVALID, f"{INDEX} has no weight_map of file names")
-        names = sorted(set(weights.values()))
-        for name in names:
-            if name != Path(name).name or name in ("", ".", ".."):
-                raise AdapterProblem(Kind.INVALID, f"{INDEX} names {quoted(name)}, which is no plain file name")
-        return names
+        return _listed(folder, INDEX, root)
     if kind_of(folder / SINGLE):
         return [SINGLE]
     try:
-        return sorted(file.name for file in folder.glob("*.safetensors"))
+        files = sorted(file.name for file in folder.glob("*.safetensors"))
     except OSError:
         return []
+    if not files and kind_of(folder / PICKLED_INDEX):
+        for name in _listed(folder, PICKLED_INDEX, root):
+            if not kind_of(folder / name):
+                raise AdapterProblem(Kind.INVALID, f"{quoted(name)} is missing, and {PICKLED_INDEX} names it")
+    return files
+
+
+def _listed(folder: Path, index: str, root: Path | None) -> list[str]:
+    """The files that an index names."""
+    try:
+        with open_regular(folder / index, root=root) as file:
+            content = parse_json(file.read(_INDEX_BYTES))
+    except FileProblem as problem:
+        raise AdapterProblem(Kind.INVALID, f"{index} {problem}") from None
+    weights = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise AdapterProblem(Kind.INVALID, f"{index} has no weight_map of file names")
+    names = sorted(set(weights.values()))
+    for name in names:
+        if name != Path(name).name or name in ("", ".", ".."):
+            raise AdapterProblem(Kind.INVALID, f"{index} names {quoted(name)}, which is no plain file name")
+    return names

@@ -1,25 +1,21 @@
 """Decides, from a listing alone, which files of a source are wanted and under which names they are published. Pure.
 
-Names in a listing are hostile data: one that is wanted and could leave the view, hide, or collide with another one is refused. Names
-that nobody wants are not judged.
+Names in a listing are hostile data; those that are wanted are judged by `decent`, others not at all.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import unicodedata
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text
-from lora_operator.manifest import MANIFEST_FILE
+from lora_operator.fetch import decent, text
+from lora_operator.manifest import MANIFEST_FILE, ContentType
 
-MAX_FILES: Final = 2000
-_MAX_PART_BYTES: Final = 255
-_MAX_PATH_BYTES: Final = 1024
 _SHOWN: Final = 5
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -39,6 +35,7 @@ _MODEL_IGNORE: Final = (
     "runs/*",
     "trainer_state.json",
 )
+_NO_TOKENIZER: Final = "tokenizer.json, tokenizer.model or another tokenizer's file"
 _PICKLE: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _NOT_WEIGHTS: Final = (
     "training_args.bin",
@@ -60,7 +57,14 @@ _TOKENIZERS: Final = (
     "*.tiktoken",
 )
 
-Kind = Literal["Adapter", "BaseModel"]
+# What is run when it is imported: taken only where the platform team trusts it, whatever the patterns ask for.
+_CODE: Final = (".py", ".pyc", ".so")
+# vLLM's formats that read safetensors alone.
+_SAFE_FORMATS: Final = ("safetensors", "fastsafetensors", "instanttensor", "runai_streamer")
+_INDEX: Final = ".index.json"
+_SHARD: Final = re.compile(r"(.+-)(\d{5})(-of-(\d{5})\.[a-z]+)")
+
+Kind = ContentType
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,18 @@ class WantedFile:
     remote: RemoteFile
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a base model's or tokenizer's want says beside the source's patterns."""
+
+    load_format: str = "auto"
+    code: bool = False
+    own_tokenizer: bool = True
+
+
+_DEFAULTS: Final = Options()
+
+
 def choose(
     listing: Sequence[RemoteFile],
     *,
@@ -95,6 +111,7 @@ def choose(
     folder: str = "",
     allow: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    options: Options = _DEFAULTS,
 ) -> tuple[WantedFile, ...]:
     """The wanted files, sorted by name.
 
@@ -105,12 +122,12 @@ def choose(
     files = {file.path[len(prefix) :]: file for file in listing if file.path.startswith(prefix)}
     if not files:
         raise ReasonError(Reason.ENTRY_NOT_FOUND, _no_folder(listing, folder) if prefix else "the source has no files")
+    names = _matching(files, allow) if allow else _defaults(files, kind, options)
+    # Whatever the patterns ask for: reading a pickle can run code in the engine, and so can a module that lies beside a model.
     if kind == "Adapter":
-        names = _matching(files, allow) if allow else _default_adapter(files)
-        # Whatever the patterns ask for: reading a pickle can run code in the engine.
         names = [name for name in names if not _is_pickle(name)]
-    else:
-        names = _matching(files, allow) if allow else _default_model(files)
+    if kind == "Adapter" or not options.code:
+        names = [name for name in names if not name.lower().endswith(_CODE)]
     ignored = set(_matching(files, ignore))
     names = sorted(name for name in names if name not in ignored and name != MANIFEST_FILE)
     if kind == "Adapter":
@@ -121,8 +138,10 @@ def choose(
             f"none of the {len(files)} files matches; correct allowPatterns and ignorePatterns of the source",
         )
     if kind == "BaseModel":
-        _require_model(names)
-    _require_decent(names, Reason.INVALID_ADAPTER if kind == "Adapter" else Reason.INCOMPLETE_MODEL)
+        _require_model(files, names, options)
+    if kind == "Tokenizer" and not _matching(names, _TOKENIZERS):
+        raise ReasonError(Reason.INCOMPLETE_MODEL, f"there is no tokenizer: {_NO_TOKENIZER} is not there")
+    decent.require(names, Reason.INVALID_ADAPTER if kind == "Adapter" else Reason.INCOMPLETE_MODEL)
     return tuple(WantedFile(name=name, remote=files[name]) for name in names)
 
 
@@ -140,30 +159,42 @@ def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wide)]
 
 
-def _default_adapter(files: Iterable[str]) -> list[str]:
-    flat = [name for name in files if "/" not in name]
-    left_out = set(_matching(flat, _ADAPTER_IGNORE))
-    return [name for name in _matching(flat, _ADAPTER_ALLOW) if name not in left_out]
-
-
-def _default_model(files: Iterable[str]) -> list[str]:
-    names = list(files)
-    left_out = set(_matching(names, _MODEL_IGNORE))
-    names = [name for name in names if name not in left_out]
+def _defaults(files: Iterable[str], kind: Kind, options: Options) -> list[str]:
+    if kind == "Adapter":
+        flat = [name for name in files if "/" not in name]
+        left_out = set(_matching(flat, _ADAPTER_IGNORE))
+        return [name for name in _matching(flat, _ADAPTER_ALLOW) if name not in left_out]
+    left_out = set(_matching(files, _MODEL_IGNORE))
+    names = [name for name in files if name not in left_out]
+    flat = [name for name in names if "/" not in name]
+    small = _matching(names if kind == "BaseModel" else flat, (*_SMALL, "*.py") if options.code else _SMALL)
     # Further copies of the weights lie in folders (original/, fp16/, mlx/, …); vLLM reads those beside config.json.
-    return _matching(names, _SMALL) + _weights([name for name in names if "/" not in name])
+    weights = _weights(flat, options.load_format) if kind == "BaseModel" else []
+    return [name for name in small if not _is_stray_index(name, weights)] + weights
 
 
-def _weights(names: list[str]) -> list[str]:
+def _weights(names: list[str], load_format: str) -> list[str]:
+    """The one copy of the weights that vLLM reads with this format; none where there is none."""
     safe = _matching(names, ["*.safetensors"])
-    standard = [name for name in safe if not name.startswith("consolidated")]
-    if safe:
-        return standard or safe
-    for suffix in (".bin", ".pt"):
-        pickled = [name for name in names if name.endswith(suffix) and not _matching([name], _NOT_WEIGHTS)]
-        if pickled:
-            return pickled
-    return []
+    mistral = [name for name in safe if name.startswith("consolidated")]
+    standard = [name for name in safe if name not in mistral]
+    pickled = [name for name in names if _is_pickle(name) and not _matching([name], _NOT_WEIGHTS)]
+    bins, pts = ([name for name in pickled if name.endswith(suffix)] for suffix in (".bin", ".pt"))
+    if load_format in _SAFE_FORMATS:
+        return standard
+    if load_format == "mistral":
+        return mistral
+    if load_format == "pt":
+        return pts
+    return standard or (mistral if load_format == "auto" else []) or bins or pts
+
+
+def _is_stray_index(name: str, weights: Sequence[str]) -> bool:
+    """Whether it is the index of weights that are not taken."""
+    if not name.endswith(_INDEX) or "/" in name:
+        return False
+    stem, _, suffix = name.removesuffix(_INDEX).rpartition(".")
+    return not any(file.startswith(stem) and file.endswith(suffix) for file in weights)
 
 
 def _is_pickle(name: str) -> bool:
@@ -189,56 +220,39 @@ def _require_adapter(files: dict[str, RemoteFile], names: Sequence[str]) -> None
         raise ReasonError(Reason.INVALID_ADAPTER, "the adapter has no weights: there is no adapter_model.safetensors")
 
 
-def _require_model(names: Sequence[str]) -> None:
+def _require_model(files: Iterable[str], names: Sequence[str], options: Options) -> None:
     missing = []
-    if MODEL_CONFIG not in names:
+    # Mistral's own format has its configuration under another name.
+    if MODEL_CONFIG not in names and not (options.load_format == "mistral" and "params.json" in names):
         missing.append(MODEL_CONFIG)
-    if not any(name.endswith((".safetensors", ".bin", ".pt")) and "/" not in name for name in names):
-        missing.append("weights (*.safetensors)")
-    if not _matching(names, _TOKENIZERS):
-        missing.append("a tokenizer (tokenizer.json, tokenizer.model, …)")
+    weights = _weights([name for name in names if "/" not in name], options.load_format)
+    if not weights:
+        missing.append(_no_weights(files, options.load_format))
+    missing += _missing_shards(weights)
+    if options.own_tokenizer and not _matching(names, _TOKENIZERS):
+        missing.append(f"a tokenizer ({_NO_TOKENIZER}; or set model.tokenizer)")
     if missing:
-        raise ReasonError(Reason.INCOMPLETE_MODEL, f"the base model lacks {', '.join(missing)}")
+        raise ReasonError(Reason.INCOMPLETE_MODEL, f"the base model lacks {_few(missing)}")
 
 
-def _require_decent(names: Sequence[str], reason: Reason) -> None:
-    if len(names) > MAX_FILES:
-        raise ReasonError(
-            reason, f"{len(names)} files are wanted, more than {MAX_FILES}; narrow allowPatterns or set source.path"
-        )
-    taken: dict[str, str] = {}
-    folders = {
-        "/".join(parts[:depth]) for parts in (name.split("/") for name in names) for depth in range(1, len(parts))
-    }
-    for name in names:
-        fault = _fault(name)
-        if fault:
-            raise ReasonError(
-                reason, f"the file name {ascii(name)[:200]} {fault}; rename it or leave it out by ignorePatterns"
-            )
-        # Folders count too: `a` and `A/b` collide on a volume that ignores case.
-        parts = name.split("/")
-        for depth in range(1, len(parts) + 1):
-            path = "/".join(parts[:depth])
-            other = taken.setdefault(unicodedata.normalize("NFKC", path).casefold(), path)
-            if other != path or (depth == len(parts) and path in folders):
-                raise ReasonError(
-                    reason,
-                    f"the file names {ascii(other)[:200]} and {ascii(path)[:200]} collide; rename one or leave it out",
-                )
+def _no_weights(files: Iterable[str], load_format: str) -> str:
+    kinds = {"mistral": "consolidated*.safetensors", "pt": "*.pt"}
+    wanted = f"weights ({kinds.get(load_format, '*.safetensors')})"
+    if load_format == "auto":
+        return wanted
+    other = _weights([name for name in files if "/" not in name], "auto")
+    hint = f"; it has {_few(other)}: loadFormat auto takes those" if other else ""
+    return f"{wanted}, which loadFormat {load_format} reads{hint}"
 
 
-def _fault(name: str) -> str:
-    parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts) or "\\" in name:
-        return "leads out of its folder"
-    if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in name):
-        return "has control characters"
-    if len(name.encode()) > _MAX_PATH_BYTES or any(len(part.encode()) > _MAX_PART_BYTES for part in parts):
-        return "is too long"
-    if MANIFEST_FILE in parts:
-        return "is reserved"
-    return ""
+def _missing_shards(weights: Sequence[str]) -> list[str]:
+    """Names of the parts that the other parts' names count (model-00001-of-00002.safetensors) and that are not there."""
+    have = set(weights)
+    missing: list[str] = []
+    for start, end, total in sorted({(m[1], m[3], int(m[4])) for name in weights if (m := _SHARD.fullmatch(name))}):
+        numbers = range(1, min(total, decent.MAX_FILES) + 1)
+        missing += [part for number in numbers if (part := f"{start}{number:05}{end}") not in have]
+    return missing
 
 
 def _no_folder(listing: Sequence[RemoteFile], folder: str) -> str:

@@ -17,7 +17,7 @@ from lora_operator.manifest import FetchRequest
 
 @dataclass(frozen=True)
 class Found:
-    """What the checks found out about an adapter; empty for a base model."""
+    """What the checks found out about an adapter; empty for other content."""
 
     rank: int | None = None
     target_modules: tuple[str, ...] = ()
@@ -29,6 +29,8 @@ def inspect(request: FetchRequest, *, root: Path, view: Path) -> Found:
     InvalidAdapter, UnsafeFormat, IncompatibleBaseModel, IncompleteModel; JobFailed when the base model to compare with is not there.
     All weights of an adapter are read once more, to find NaN and infinity (about a second per GiB).
     """
+    if request.type == "Tokenizer":
+        return Found()
     if request.type == "BaseModel":
         _read_base(view, root=root, reason=Reason.INCOMPLETE_MODEL)
         return Found()

@@ -67,6 +67,11 @@ def _run(request: FetchRequest) -> FetchResult:
             folder=request.path,
             allow=source.allow_patterns,
             ignore=source.ignore_patterns,
+            options=choose.Options(
+                load_format=request.load_format,
+                code=request.trust_remote_code,
+                own_tokenizer=not request.without_tokenizer,
+            ),
         )
         source.prove_readable([file.remote for file in wanted])
         return _fetch(request, source, revision, wanted, reporter)

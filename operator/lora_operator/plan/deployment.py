@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,9 +16,21 @@ from lora_operator.names import engine_selector
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves, too_old_message
 from lora_operator.plan.modules import ModuleList
 from lora_operator.plan.pods import problem
+from lora_operator.plan.wants import Role
 
 MAX_MISSING = 10
+ROLE_NAMES: Mapping[Role, str] = {"tokenizer": "tokenizer", "draftModel": "draft model"}
 MAX_ORPHANS = 20
+
+
+@dataclass(frozen=True)
+class Content:
+    """One content that the engines read, as far as it can be wanted."""
+
+    role: Role
+    artifact_name: str | None
+    artifact: ModelArtifact | None
+    blocked: ReasonError | None  # why no artifact can be wanted: cache or credentials
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class DeploymentObservation:
     pods: Sequence[dict[str, Any]]
     fleet: Fleet
     modules: ModuleList | None
+    auxiliary: Sequence[Content] = ()  # tokenizer and draft model, where the spec has them
     waits_for: str | None = None  # with updateStrategy Rollout: what its roll-out of the list waits for
     left_out: int = 0  # with updateStrategy Rollout: adapters that the arguments have no room for
 
@@ -61,6 +74,7 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
         conditions[Condition.READY] = rolling
     orphans = tuple(f"{pod.name}/{name}" for pod in ready if pod.view for name in _unwanted(pod.view, seen))
     path = seen.artifact.status.path if seen.artifact and verdicts[Condition.MODEL_READY].is_true else None
+    names = {content.role: content.artifact_name for content in seen.auxiliary}
     return VLLMDeploymentStatus(
         conditions=merge(deployment.status.conditions, conditions, generation=deployment.metadata.generation, now=now),
         observed_generation=deployment.metadata.generation,
@@ -71,6 +85,8 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
         url=service_url(deployment),
         model_path=f"{CACHE_MOUNT}/{path}" if path else None,
         model_artifact=seen.artifact_name,
+        tokenizer_artifact=names.get("tokenizer"),
+        draft_model_artifact=names.get("draftModel"),
         list_generation=seen.modules.generation if seen.modules else None,
         adapters=len(seen.modules.modules) if seen.modules else None,
         pods=tuple(_pod_state(pod, seen.modules) for pod in fleet.pods) or None,
@@ -93,11 +109,23 @@ def _rolling_out(seen: DeploymentObservation) -> Verdict | None:
 
 
 def _model_ready(seen: DeploymentObservation) -> Verdict:
-    if seen.blocked is not None:
-        return failing(seen.blocked.reason, seen.blocked.message)
-    condition = find(seen.artifact.status.conditions, Condition.READY) if seen.artifact else None
+    """Of all that the engines read; what else there is than a base model is named in the message."""
+    verdict = _content_ready(Content("model", seen.artifact_name, seen.artifact, seen.blocked))
+    messages = [verdict.message]
+    for content in seen.auxiliary:
+        if not verdict.is_true:
+            break
+        verdict = _content_ready(content)
+        messages.append(f"{ROLE_NAMES[content.role]}: {verdict.message}")
+    return ok(Reason.MODEL_READY, "; ".join(messages)) if verdict.is_true else failing(verdict.reason, messages[-1])
+
+
+def _content_ready(content: Content) -> Verdict:
+    if content.blocked is not None:
+        return failing(content.blocked.reason, content.blocked.message)
+    condition = find(content.artifact.status.conditions, Condition.READY) if content.artifact else None
     if condition is None:
-        return failing(Reason.QUEUED, f"ModelArtifact {seen.artifact_name} has not started")
+        return failing(Reason.QUEUED, f"ModelArtifact {content.artifact_name} has not started")
     if condition.status == "True":
         return ok(Reason.MODEL_READY, condition.message)
     return failing(reason_of(condition.reason), condition.message)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from lora_operator.api.artifact import ModelArtifactSpec
 from lora_operator.api.cache import ModelCache
+from lora_operator.api.model import ModelSpec
 from lora_operator.api.source import Source
 from lora_operator.conditions import find
 from lora_operator.constants import (
@@ -21,6 +23,34 @@ from lora_operator.errors import ReasonError
 from lora_operator.names import artifact_name
 
 Credentials = tuple[str, str, str, str]  # namespace, name, key and UID of a Secret
+
+
+Role = Literal["model", "tokenizer", "draftModel"]  # the field of a deployment's spec.model that asks for it
+
+
+@dataclass(frozen=True)
+class ContentWant:
+    """One content that a deployment's engines read: its base model, or what goes with it."""
+
+    role: Role
+    source: Source
+    details: Mapping[
+        str, Any
+    ]  # of the artifact's spec, in wire form; a default is left out, so names stay what they were
+
+
+def model_wants(model: ModelSpec) -> tuple[ContentWant, ...]:
+    """All that the engines read, the base model first."""
+    code: dict[str, Any] = {"trustRemoteCode": True} if model.trust_remote_code else {}
+    # vLLM loads a draft model in the base model's format.
+    weights = code if model.load_format == "auto" else {**code, "loadFormat": model.load_format}
+    without = {"withoutTokenizer": True}
+    wants = [ContentWant("model", model.source, {**weights, **(without if model.tokenizer else {})})]
+    if model.tokenizer is not None:
+        wants.append(ContentWant("tokenizer", model.tokenizer.source, {"type": "Tokenizer", **code}))
+    if model.draft_model is not None:
+        wants.append(ContentWant("draftModel", model.draft_model.source, {**weights, **without}))
+    return tuple(wants)
 
 
 def find_cache(
@@ -78,9 +108,14 @@ def source_refused(source: Source, cache: ModelCache) -> ReasonError | None:
 
 
 def build_artifact(
-    *, cache: ModelCache, source: Source, base_artifact: str | None, credentials: Credentials | None
+    *,
+    cache: ModelCache,
+    source: Source,
+    base_artifact: str | None,
+    credentials: Credentials | None,
+    details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The ModelArtifact for a want: an adapter's where `base_artifact` is given, else a base model's."""
+    """The ModelArtifact for a want: an adapter's where `base_artifact` is given, else what `details` say, or a base model's."""
     spec = ModelArtifactSpec.model_validate(
         {
             "cacheRef": {"name": cache.metadata.name},
@@ -90,6 +125,7 @@ def build_artifact(
             "credentials": dict(zip(("namespace", "name", "key", "uid"), credentials, strict=True))
             if credentials
             else None,
+            **(details or {}),
         }
     ).to_wire()
     want = {"spec": spec, "cache": cache.content_identity}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from lora_operator.api.artifact import ModelArtifact
-from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, CACHE_MOUNT, MODULES_KEY, ROLLOUT, Reason
+from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, MODULES_KEY, ROLLOUT, Reason
 from lora_operator.desired.children import (
+    build_chat_config_map,
     build_gate_secret,
     build_kit_config_map,
     build_modules_config_map,
@@ -22,7 +20,7 @@ from lora_operator.desired.deployment import build_deployment, template_hash
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, ReasonError
 from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
 from lora_operator.names import kit_config_map, modules_config_map
-from lora_operator.plan.deployment import DeploymentObservation, model_is_ready, plan_deployment
+from lora_operator.plan.deployment import DeploymentObservation, plan_deployment
 from lora_operator.plan.fleet import Fleet
 from lora_operator.plan.modules import (
     Decision,
@@ -32,24 +30,12 @@ from lora_operator.plan.modules import (
     plan_list,
 )
 from lora_operator.plan.pods import controller, running_container
-from lora_operator.plan.wants import Credentials, build_artifact, source_refused
-from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, observe_fleet, own_pods
 from lora_operator.reconcile.kits import remove_old_kits
-from lora_operator.reconcile.registry import ModelWant
+from lora_operator.reconcile.model import Model, want_model
 from lora_operator.reconcile.rollout import Rollout, fit_arguments, look_at_rollout, rolled_list
-from lora_operator.reconcile.store import Key, Kind, ObjectKey
-
-
-@dataclass(frozen=True)
-class _Model:
-    """The base model's artifact as far as it can be wanted."""
-
-    cache: ModelCache | None
-    key: ObjectKey | None
-    artifact: ModelArtifact | None
-    blocked: ReasonError | None
+from lora_operator.reconcile.store import Key, Kind
 
 
 async def reconcile_deployment(context: Context, key: Key) -> float | None:
@@ -60,16 +46,12 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         for artifact in context.registry.withdraw_deployment(place):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
         return None
-    model = await _want_model(context, deployment)
+    model = await want_model(context, deployment)
     await learn_owners(context, context.store.pods_of_deployment(place))
     modules = _update_list(context, deployment)
     rollout = look_at_rollout(context, deployment, modules)
     template_error: ReasonError | None = None
-    if (
-        modules is not None
-        and model.cache is not None
-        and (model_is_ready(model.artifact) or place in context.store.workloads)
-    ):
+    if modules is not None and model.cache is not None and (model.is_ready or place in context.store.workloads):
         try:
             await _apply_list(context, deployment, modules)
             await _apply_children(context, deployment, model, rollout)
@@ -95,9 +77,9 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     status = plan_deployment(
         DeploymentObservation(
             deployment=deployment,
-            artifact_name=model.key[1] if model.key else None,
-            artifact=model.artifact,
-            blocked=model.blocked,
+            artifact_name=model.base.artifact_name,
+            artifact=model.base.artifact,
+            blocked=model.base.blocked,
             workload=workload,
             template_error=template_error,
             pods=pods,
@@ -105,12 +87,13 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             modules=rolled_list(context, deployment, modules) if rollout else modules,
             waits_for=rollout.plan.waits_for if rollout else None,
             left_out=len(context.registry.left_out.get(place, ())),
+            auxiliary=model.contents[1:],
         ),
         now=context.now(),
     )
     await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
     await remove_old_kits(context, deployment)
-    again = 60.0 if model.blocked is None and template_error is None else 10.0
+    again = 60.0 if not model.is_blocked and template_error is None else 10.0
     return min(again, rollout.plan.look_again) if rollout and rollout.plan.look_again is not None else again
 
 
@@ -121,56 +104,6 @@ def _tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet) -
         context.registry.readiness[deployment.key] = readiness
         for adapter in context.store.adapters_of(deployment.key):
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
-
-
-async def _want_model(context: Context, deployment: VLLMDeployment) -> _Model:
-    """Find the cache and the credentials, and make sure that the base model's artifact exists."""
-    cache = cache_of(context, deployment)
-    source = deployment.spec.model.source
-    credentials: Credentials | ReasonError | None = None
-    if source.secret is not None:
-        credentials = await context.credentials(deployment.metadata.namespace, *source.secret)
-    refused = source_refused(source, cache) if isinstance(cache, ModelCache) else None
-    blocked = next((error for error in (cache, refused, credentials) if isinstance(error, ReasonError)), None)
-    if isinstance(cache, ReasonError) or isinstance(credentials, ReasonError) or refused is not None:
-        key = _recorded_artifact(context, deployment)
-        _publish_want(context, deployment, key, None)
-        artifact = context.store.artifacts.get(key) if key else None
-        usable = model_is_ready(artifact) and blocked is credentials  # it was authorised when it was fetched
-        return _Model(None if isinstance(cache, ReasonError) else cache, key, artifact, None if usable else blocked)
-    manifest = build_artifact(cache=cache, source=source, base_artifact=None, credentials=credentials)
-    key = (manifest["metadata"]["namespace"], manifest["metadata"]["name"])
-    if key not in context.store.artifacts:
-        context.take(Kind.MODEL_ARTIFACT, await context.kube.apply(manifest))
-        context.enqueue(Key(Kind.MODEL_ARTIFACT, *key))
-    _publish_want(context, deployment, key, credentials)
-    artifact = context.store.artifacts.get(key)
-    if artifact is not None and artifact.spec.to_wire() != manifest["spec"]:
-        taken = f"ModelArtifact {key[0]}/{key[1]} exists with another spec: delete it"
-        return _Model(cache, key, None, ReasonError(Reason.NAME_TAKEN, taken))
-    return _Model(cache, key, artifact, None)
-
-
-def _recorded_artifact(context: Context, deployment: VLLMDeployment) -> ObjectKey | None:
-    """The artifact in use, where the Secret or cache that it came through is gone but the spec is the same."""
-    status = deployment.status
-    if status.model_artifact is None or status.observed_generation != deployment.metadata.generation:
-        return None
-    key = (deployment.metadata.namespace, status.model_artifact)
-    return key if key in context.store.artifacts else None
-
-
-def _publish_want(
-    context: Context, deployment: VLLMDeployment, key: ObjectKey | None, credentials: Credentials | None
-) -> None:
-    want = ModelWant(deployment.metadata.uid, deployment.metadata.generation, key, credentials)
-    changed = context.registry.publish_model_want(deployment.key, want)
-    if changed is None:
-        return
-    for artifact in changed:
-        context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
-    for adapter in context.store.adapters_of(deployment.key):
-        context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
 
 
 def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
@@ -235,23 +168,26 @@ async def _apply_list(context: Context, deployment: VLLMDeployment, modules: Mod
     await context.apply_child(manifest, live)
 
 
-async def _apply_children(context: Context, deployment: VLLMDeployment, model: _Model, rollout: Rollout | None) -> None:
+async def _apply_children(context: Context, deployment: VLLMDeployment, model: Model, rollout: Rollout | None) -> None:
     store, place = context.store, deployment.key
     assert model.cache is not None  # noqa: S101  checked by the caller; a narrowing for the type checker
     service = build_service(deployment)
     await context.apply_child(service, store.services.get(place))
     token = gate_token(await context.master_key(), deployment)
     await context.ensure_secret(build_gate_secret(deployment, token), doubtful=_lacks_a_pod(context, deployment))
-    if not model_is_ready(model.artifact) or model.artifact is None:
+    model_path = model.path("model")
+    if not model.is_ready or model_path is None:
         return  # the pods that run keep the model that they have
-    model_path = f"{CACHE_MOUNT}/{model.artifact.status.path}"
+    chat = build_chat_config_map(deployment)
+    if chat is not None:
+        await context.apply_child(chat, store.config_maps.get((place[0], chat["metadata"]["name"])))
     live = store.workloads.get(place)
     if model.cache.access_modes is None:  # unknown: whether the pods belong on one node
         if live is not None:
             return
         where = f"{place[0]}/{model.cache.metadata.name}"
         raise ReasonError(Reason.CACHE_NOT_READY, f"the claim of ModelCache {where} can't be looked at: see its status")
-    wanted = template_hash(deployment, model.cache, model_path=model_path)
+    wanted = template_hash(deployment, model.cache, model_path=model_path, auxiliary=model.auxiliary)
     if (
         live is not None
         and _owned(live, deployment)
@@ -274,6 +210,7 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
         model_path=model_path,
         kit=kit_hash(context.kit_files),
         kit_files=tuple(sorted(context.kit_files)),
+        auxiliary=model.auxiliary,
         static=rollout.static if rollout else None,
     )
     await context.refuse_foreign(manifest, live)

@@ -16,12 +16,18 @@ from lora_operator.reconcile.store import Key, Kind, ObjectKey, Store
 
 @dataclass(frozen=True)
 class ModelWant:
-    """The base model's artifact that a deployment wants; None while its cache or credentials don't allow one."""
+    """The artifacts that a deployment wants; None for the base model's while its cache or credentials don't allow one."""
 
     uid: str
     generation: int
     artifact: ObjectKey | None
     credentials: Credentials | None
+    auxiliary: tuple[tuple[ObjectKey, Credentials | None], ...] = ()  # of the tokenizer and draft model
+
+    def lent(self) -> dict[ObjectKey, Credentials | None]:
+        """All wanted artifacts, with the credentials that are lent to each."""
+        base = {} if self.artifact is None else {self.artifact: self.credentials}
+        return base | dict(self.auxiliary)
 
 
 class Registry:
@@ -74,8 +80,7 @@ class Registry:
         if old == want:
             return None
         self._model_wants[deployment] = want
-        key = Key(Kind.VLLM_DEPLOYMENT, *deployment)
-        return self._rewire(key, old.artifact if old else None, want.artifact, want.credentials)
+        return self._rewire_all(deployment, old, want)
 
     def withdraw_deployment(self, deployment: ObjectKey) -> set[ObjectKey]:
         """Forget a deployment that is gone. Returns the artifacts whose wanters changed."""
@@ -85,8 +90,7 @@ class Registry:
         self.readiness.pop(deployment, None)
         self.unrolled.pop(deployment, None)
         self.left_out.pop(deployment, None)
-        old = self._model_wants.pop(deployment, None)
-        return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), old.artifact if old else None, None, None)
+        return self._rewire_all(deployment, self._model_wants.pop(deployment, None), None)
 
     def wanters(self, artifact: ObjectKey) -> dict[Key, Credentials | None]:
         """Who wants an artifact, with the credentials that each lends to it."""
@@ -112,6 +116,15 @@ class Registry:
                 if (decision.uid, decision.generation) != (adapter.metadata.uid, adapter.metadata.generation):
                     return False
         return True
+
+    def _rewire_all(self, deployment: ObjectKey, old: ModelWant | None, new: ModelWant | None) -> set[ObjectKey]:
+        key = Key(Kind.VLLM_DEPLOYMENT, *deployment)
+        before, after = (want.lent() if want else {} for want in (old, new))
+        for artifact in before.keys() - after.keys():
+            self._rewire(key, artifact, None, None)
+        for artifact, credentials in after.items():
+            self._rewire(key, artifact, artifact, credentials)
+        return set(before) | set(after)
 
     def _rewire(
         self, wanter: Key, old: ObjectKey | None, new: ObjectKey | None, credentials: Credentials | None
