@@ -19,7 +19,7 @@ FILES = ("__init__.py", "kit.py")
 
 def build(deployment: VLLMDeployment | None = None, cache: ModelCache | None = None, kit: str = "k1") -> dict[str, Any]:
     return build_deployment(
-        deployment or make_deployment(), cache or make_cache(), model_path=PATH, kit=kit, kit_files=FILES
+        deployment or make_deployment(), cache or make_cache(), model_path=PATH, replicas=2, kit=kit, kit_files=FILES
     )
 
 

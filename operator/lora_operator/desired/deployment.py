@@ -43,23 +43,31 @@ def template_hash(deployment: VLLMDeployment, cache: ModelCache, *, model_path: 
 
 
 def build_deployment(
-    deployment: VLLMDeployment, cache: ModelCache, *, model_path: str, kit: str, kit_files: tuple[str, ...]
+    deployment: VLLMDeployment,
+    cache: ModelCache,
+    *,
+    model_path: str,
+    replicas: int,
+    kit: str,
+    kit_files: tuple[str, ...],
 ) -> dict[str, Any]:
-    """The apps/v1 Deployment. Raises ReasonError(PodTemplateInvalid) for a podTemplate that can't be merged."""
+    """The apps/v1 Deployment. Raises ReasonError(PodTemplateInvalid) for a podTemplate that can't be merged.
+
+    `replicas` is always in it: a field that was applied and is left out next time falls back to 1.
+    """
     metadata = deployment.metadata
     where = f"VLLMDeployment {metadata.namespace}/{metadata.name}"
     template = _template(deployment, cache, model_path=model_path, kit=kit, kit_files=kit_files)
     if deployment.spec.pod_template:
         template = merge_pod_template(template, deployment.spec.pod_template, where=where)
     spec: dict[str, Any] = {
+        "replicas": replicas,
         "selector": {"matchLabels": engine_labels(metadata.name)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling(template)},
         "progressDeadlineSeconds": 7200,
         "revisionHistoryLimit": 3,
         "template": template,
     }
-    if deployment.spec.replicas is not None:
-        spec["replicas"] = deployment.spec.replicas
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

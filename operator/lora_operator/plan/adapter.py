@@ -18,7 +18,7 @@ from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_ready_and_stalled
-from lora_operator.constants import CACHE_MOUNT, Condition, Reason
+from lora_operator.constants import CACHE_MOUNT, REASONS, Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.admission import admit, yield_name
 from lora_operator.plan.fleet import AdapterLoad, Fleet
@@ -132,7 +132,7 @@ def _plan_accepted(
         verdicts[Condition.LOADED] = _not_loaded(accepted)
     elif seen.fleet is not None:
         load = seen.fleet.load_of(module)
-        verdicts[Condition.LOADED] = _loaded(seen.fleet, load)
+        verdicts[Condition.LOADED] = _loaded(seen.fleet, load, deployment)
     status = _status(seen, verdicts, now=now, artifact=artifact, key=key, load=load)
     waits_for_secret = (
         adapter.spec.source.hugging_face is not None
@@ -257,11 +257,11 @@ def _not_loaded(accepted: Verdict) -> Verdict:
     return failing(Reason.NOT_ACCEPTED, "the adapter is not accepted")
 
 
-def _loaded(fleet: Fleet, load: AdapterLoad) -> Verdict:
+def _loaded(fleet: Fleet, load: AdapterLoad, deployment: VLLMDeployment) -> Verdict:
     if load.wanted == 0:
         if fleet.replicas == 0:
             return failing(Reason.SCALED_TO_ZERO, "the deployment is scaled to zero replicas")
-        return failing(Reason.NO_READY_PODS, f"none of the deployment's {len(fleet.pods)} pods is ready")
+        return failing(Reason.NO_READY_PODS, _why_down(fleet, deployment))
     counts = f"{load.loaded} of {load.wanted} ready pods serve it"
     if load.loaded == load.wanted:
         return ok(Reason.LOADED, counts)
@@ -271,6 +271,18 @@ def _loaded(fleet: Fleet, load: AdapterLoad) -> Verdict:
     if load.unreachable and load.loaded + load.unreachable == load.wanted:
         return failing(Reason.ENGINE_UNREACHABLE, f"{counts}{cause}")
     return failing(Reason.PARTIALLY_LOADED if load.loaded else Reason.LOADING, f"{counts}{cause}")
+
+
+def _why_down(fleet: Fleet, deployment: VLLMDeployment) -> str:
+    """The deployment's reason in the words of its documentation: pods' names and logs are not for other namespaces."""
+    where = f"VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}"
+    message = f"0 of {fleet.replicas} pods of {where} are ready"
+    available = find(deployment.status.conditions, Condition.AVAILABLE)
+    reason = reason_of(available.reason) if available and available.status != "True" else None
+    if reason is None or reason is Reason.SCALED_TO_ZERO:
+        return message
+    doc = REASONS[reason].doc.rstrip(".")
+    return f"{message}: {reason}: {doc[0].lower()}{doc[1:]}; its status has the details"
 
 
 def _status(

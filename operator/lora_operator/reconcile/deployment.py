@@ -8,8 +8,16 @@ from typing import Any
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
-from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, CACHE_MOUNT, MODULES_KEY, Reason
+from lora_operator.api.deployment import VLLMDeployment, VLLMDeploymentStatus
+from lora_operator.conditions import find
+from lora_operator.constants import (
+    ANNOTATION_KIT,
+    ANNOTATION_TEMPLATE_HASH,
+    CACHE_MOUNT,
+    MODULES_KEY,
+    Condition,
+    Reason,
+)
 from lora_operator.desired.children import (
     build_gate_secret,
     build_kit_config_map,
@@ -22,7 +30,7 @@ from lora_operator.desired.deployment import build_deployment, template_hash
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, ReasonError
 from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
 from lora_operator.names import kit_config_map, modules_config_map
-from lora_operator.plan.deployment import DeploymentObservation, model_is_ready, plan_deployment
+from lora_operator.plan.deployment import DeploymentObservation, model_is_ready, plan_deployment, replicas_wanted
 from lora_operator.plan.fleet import Fleet
 from lora_operator.plan.modules import (
     Decision,
@@ -35,9 +43,11 @@ from lora_operator.plan.pods import controller
 from lora_operator.plan.wants import Credentials, build_artifact
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.fleet import learn_owners, observe_fleet, own_pods
+from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods
 from lora_operator.reconcile.registry import ModelWant
+from lora_operator.reconcile.replicas import keep_replicas
 from lora_operator.reconcile.store import Key, Kind, ObjectKey
+from lora_operator.reconcile.warnings import SILENT_SECONDS, warnings_of
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         for artifact in context.registry.withdraw_deployment(place):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
         return None
+    await keep_replicas(context, deployment)
     model = await _want_model(context, deployment)
     await learn_owners(context, context.store.pods_of_deployment(place))
     modules = _update_list(context, deployment)
@@ -72,10 +83,15 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             await _apply_children(context, deployment, model)
         except ReasonError as error:
             template_error = error
-        except (InvalidObjectError, ForbiddenError, ConflictError) as error:
-            template_error = ReasonError(Reason.POD_TEMPLATE_INVALID, str(error))
-    pods = own_pods(context, deployment)
-    for pod in pods:
+        except ForbiddenError as error:
+            template_error = ReasonError(
+                Reason.PODS_REFUSED, f"{error}; change what refuses it: quota, policy or right"
+            )
+        except (InvalidObjectError, ConflictError) as error:
+            template_error = ReasonError(
+                Reason.POD_TEMPLATE_INVALID, f"{error}; change spec.podTemplate or spec.engine"
+            )
+    for pod in own_pods(context, deployment):
         place_of_pod = (pod["metadata"]["namespace"], pod["metadata"]["name"])
         view = context.registry.views.get(place_of_pod)
         behind = modules and view and view.gate_closed and view.error is None and not view.too_old
@@ -86,29 +102,41 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     fleet = observe_fleet(context, deployment)
     if fleet is None:
         return 1.0  # just started: what stands in the status stays until the pods were asked
-    _tell_adapters(context, deployment, fleet)
-    workload = context.store.workloads.get(place)
+    pods = all_own_pods(context, deployment)
+    silent, warnings = await warnings_of(context, pods)
     status = plan_deployment(
         DeploymentObservation(
             deployment=deployment,
             artifact_name=model.key[1] if model.key else None,
             artifact=model.artifact,
             blocked=model.blocked,
-            workload=workload,
+            workload=context.store.workloads.get(place),
             template_error=template_error,
             pods=pods,
             fleet=fleet,
             modules=modules,
+            warnings=warnings,
         ),
         now=context.now(),
     )
     await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
+    _tell_adapters(context, deployment, fleet, status)
+    if silent:
+        return SILENT_SECONDS
     return 60.0 if model.blocked is None and template_error is None else 10.0
 
 
-def _tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet) -> None:
-    """Wake the adapters when pods came, went, or changed their readiness; of what engines serve, pods' own looks tell."""
-    readiness = (fleet.replicas, tuple((pod.name, pod.ready, pod.view is None) for pod in fleet.pods))
+def _tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, status: VLLMDeploymentStatus) -> None:
+    """Wake the adapters when pods came, went, or changed their readiness, or are away for another reason.
+
+    Of what engines serve, pods' own looks tell. The status was written before: adapters read the reason there.
+    """
+    available = find(status.conditions, Condition.AVAILABLE)
+    readiness = (
+        fleet.replicas,
+        tuple((pod.name, pod.ready, pod.view is None) for pod in fleet.pods),
+        available and available.reason,
+    )
     if context.registry.readiness.get(deployment.key) != readiness:
         context.registry.readiness[deployment.key] = readiness
         for adapter in context.store.adapters_of(deployment.key):
@@ -248,8 +276,9 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
         and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != kit_hash(context.kit_files))
     ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
         await _keep_kit(context, deployment, live)
-        if deployment.spec.replicas is not None and live["spec"].get("replicas") != deployment.spec.replicas:
-            patched = await context.kube.patch(DEPLOYMENTS, *place, {"spec": {"replicas": deployment.spec.replicas}})
+        replicas = replicas_wanted(deployment, live)
+        if live["spec"].get("replicas") != replicas:
+            patched = await context.kube.patch(DEPLOYMENTS, *place, {"spec": {"replicas": replicas}})
             context.note_child(patched)
         return
     kit = build_kit_config_map(deployment, context.kit_files)
@@ -258,6 +287,7 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: _
         deployment,
         model.cache,
         model_path=model_path,
+        replicas=replicas_wanted(deployment, live),
         kit=kit_hash(context.kit_files),
         kit_files=tuple(sorted(context.kit_files)),
     )

@@ -30,7 +30,16 @@ async def learn_owners(context: Context, pods: list[Body]) -> None:
 
 
 def own_pods(context: Context, deployment: VLLMDeployment) -> list[Body]:
-    """Live pods of the deployment's Deployment, by owner chain: pod → ReplicaSet → Deployment → VLLMDeployment."""
+    """Live pods of the deployment's Deployment."""
+    return [
+        pod
+        for pod in all_own_pods(context, deployment)
+        if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+    ]
+
+
+def all_own_pods(context: Context, deployment: VLLMDeployment) -> list[Body]:
+    """Its pods, with those that have ended, by owner chain: pod → ReplicaSet → Deployment → VLLMDeployment."""
     workload = context.store.workloads.get(deployment.key)
     if workload is None:
         return []
@@ -41,8 +50,7 @@ def own_pods(context: Context, deployment: VLLMDeployment) -> list[Body]:
     found = []
     for pod in context.store.pods_of_deployment(deployment.key):
         owner = controller(pod)
-        ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-        if owner is not None and not ended and owners.get(owner[2]) == workload["metadata"]["uid"]:
+        if owner is not None and owners.get(owner[2]) == workload["metadata"]["uid"]:
             found.append(pod)
     return found
 

@@ -38,6 +38,9 @@ class Registry:
         self.silent: set[ObjectKey] = set()  # pods whose engine did not listen when it was last tried: it starts
         self.replica_set_owners: dict[str, str | None] = {}  # ReplicaSet UID → its Deployment's UID
         self.announced: dict[ObjectKey, object] = {}  # what an artifact's wanters were last told of
+        self.warnings: dict[
+            str, tuple[float, str | None]
+        ] = {}  # an object's UID → when its Events were asked, and what they said
         self.readiness: dict[ObjectKey, object] = {}  # of a deployment's pods, as its adapters were last told of it
 
     def decision(self, adapter: ObjectKey) -> Decision | None:
