@@ -261,7 +261,7 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     ),
     Reason.OUT_OF_MEMORY: ReasonInfo("A container of an engine pod was killed for its memory use.", _WAIT),
     Reason.CRASH_LOOPING: ReasonInfo(
-        "A container of an engine pod exits; the deployment's message has its last lines.", _WAIT
+        "A container of an engine pod keeps exiting; the VLLMDeployment's message has its last lines.", _WAIT
     ),
     Reason.PODS_REFUSED: ReasonInfo("Quota or admission refuses the engine pods, or their Deployment.", _WAIT),
     Reason.GATE_MISSING: ReasonInfo("A pod's engine answers without the operator's gate.", _WAIT, stalled=True),

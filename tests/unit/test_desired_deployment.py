@@ -190,10 +190,9 @@ def test_the_frame() -> None:
     }
 
 
-def test_replicas_are_left_to_an_autoscaler() -> None:
-    assert build()["spec"]["replicas"] == 2
-    assert build(make_deployment(replicas=0))["spec"]["replicas"] == 0
-    assert "replicas" not in build(make_deployment(replicas=None))["spec"]
+def test_the_number_of_replicas_is_always_told() -> None:
+    """What was applied once and is left out the next time would fall back to 1."""
+    assert build(make_deployment(replicas=None))["spec"]["replicas"] == 2
 
 
 def test_resources_are_the_users() -> None:

@@ -199,7 +199,7 @@ def _plan_finished(seen: ArtifactObservation, job: JobView, result: FetchResult,
         if reason is Reason.JOB_TIMEOUT and shown is not None and shown.reason in NEVER_STARTED:
             reason, message = (
                 reason_of(shown.reason),
-                f"{shown.message[:MAX_FAILURE_SHOWN]}; the Job came to its deadline so",
+                f"{shown.message[:MAX_FAILURE_SHOWN]}; so the Job came to its deadline",
             )
         return ArtifactPlan(
             plan_failure(seen.artifact, reason, message, attempt=job.attempt, now=now),

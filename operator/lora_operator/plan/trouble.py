@@ -144,7 +144,7 @@ def _exit_trouble(pod: str, what: str, status: dict[str, Any], ended: dict[str, 
     running = (status.get("state") or {}).get("running")
     again += f", last at {running.get('startedAt')}" if running else ""
     option = "" if what == "the engine" else f" -c {status.get('name')}"
-    hint = "" if lines else f" (see kubectl logs {pod}{option} --previous)"
+    hint = "" if lines else f" (see kubectl logs {pod}{option}{' --previous' if restarts else ''})"
     return failing(
         Reason.CRASH_LOOPING,
         f"pod {pod}: {what} exited with code {code}{SIGNALS.get(code or 0, '')}{again}; "
