@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +15,7 @@ from lora_operator.reconcile.replicas import keep_replicas
 from lora_operator.reconcile.store import Kind, Store
 from lora_operator.reconcile.warnings import last_warning
 from lora_operator.settings import Settings
+from lora_operator.vllm import Engines
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
 from tests.unit.builders import make_workload
@@ -26,13 +27,12 @@ APPLY: dict[str, tuple[str, ...]] = {"client-side": (), "server-side": ("--serve
 async def context(control_plane: ControlPlane) -> AsyncIterator[Context]:
     """What a reconciler is given: a real API server, an empty store."""
     async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube:
-        settings = Settings(operator_image="operator:1", operator_namespace="ops")
         yield Context(
             kube=kube,
-            engines=None,
+            engines=cast(Engines, None),
             store=Store(),
-            settings=settings,
-            enqueue=lambda *_, **__: None,  # type: ignore[arg-type]
+            settings=Settings(operator_image="operator:1", operator_namespace="ops"),
+            enqueue=lambda *_, **__: None,
         )
 
 
