@@ -86,6 +86,7 @@ class ReasonInfo:
     doc: str
     retry: Retry
     stalled: bool = False
+    warns: bool = False  # an Event about it is a Warning, though it may pass without a change by a user
 
 
 class Reason(StrEnum):
@@ -253,17 +254,22 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.ENGINE_REFUSED: ReasonInfo("An engine refused the adapter; the message has the engine's words.", _BACKOFF),
     Reason.ENGINE_UNREACHABLE: ReasonInfo("A ready pod's engine does not answer the operator.", _BACKOFF),
     Reason.MODEL_NOT_READY: ReasonInfo("No pod is made before the base model is in the cache.", _WAIT),
-    Reason.UNSCHEDULABLE: ReasonInfo("No node can run an engine pod.", _WAIT),
-    Reason.IMAGE_PULL: ReasonInfo("The engine's image can't be pulled.", _WAIT),
+    Reason.UNSCHEDULABLE: ReasonInfo("No node can run an engine pod.", _WAIT, warns=True),
+    Reason.IMAGE_PULL: ReasonInfo("The engine's image can't be pulled.", _WAIT, warns=True),
     Reason.POD_NOT_STARTED: ReasonInfo(
         "A container of an engine pod can't be made or started: a volume, Secret, ConfigMap or program is missing.",
         _WAIT,
+        warns=True,
     ),
-    Reason.OUT_OF_MEMORY: ReasonInfo("A container of an engine pod was killed for its memory use.", _WAIT),
+    Reason.OUT_OF_MEMORY: ReasonInfo("A container of an engine pod was killed for its memory use.", _WAIT, warns=True),
     Reason.CRASH_LOOPING: ReasonInfo(
-        "A container of an engine pod keeps exiting; the VLLMDeployment's message has its last lines.", _WAIT
+        "A container of an engine pod keeps exiting; the VLLMDeployment's message has its last lines.",
+        _WAIT,
+        warns=True,
     ),
-    Reason.PODS_REFUSED: ReasonInfo("Quota or admission refuses the engine pods, or their Deployment.", _WAIT),
+    Reason.PODS_REFUSED: ReasonInfo(
+        "Quota or admission refuses the engine pods, or their Deployment.", _WAIT, warns=True
+    ),
     Reason.GATE_MISSING: ReasonInfo("A pod's engine answers without the operator's gate.", _WAIT, stalled=True),
     Reason.ENGINE_TOO_OLD: ReasonInfo("The engine's version can't be hot-loaded safely.", _WAIT, stalled=True),
     Reason.POD_TEMPLATE_INVALID: ReasonInfo(

@@ -211,6 +211,14 @@ def test_find_trouble(case: str) -> None:
     assert (found and (found.reason, found.message)) == expected
 
 
+def test_what_will_not_pass_is_told_before_what_may() -> None:
+    slow, stuck = set_up(since=60), down(waiting("ErrImagePull", "no"), name="llama-1")
+    for pods in ([slow, stuck], [stuck, slow]):
+        found = find_trouble(pods, None, warnings={}, now=NOW)
+        assert found is not None
+        assert found.reason == "ImagePull"
+
+
 def test_a_slow_set_up_is_told_without_an_event_too() -> None:
     found = find_trouble([set_up(since=31)], None, warnings={}, now=NOW)
     assert found is not None

@@ -46,8 +46,9 @@ def find_trouble(
     """Why not all of a Deployment's pods run, where Kubernetes says so; `warnings`: what Events say, by the pod's UID."""
     pods = list(pods)
     waiting = [pod for pod in pods if is_alive(pod) and not is_ready(pod)]
-    found = next((trouble for pod in waiting if (trouble := pod_trouble(pod, warnings=warnings, now=now))), None)
-    found = found or _refused(workload)
+    told = [pod_trouble(pod, warnings=warnings, now=now) for pod in waiting]
+    known = [trouble for trouble in (*told, _refused(workload)) if trouble is not None]
+    found = next((trouble for trouble in known if trouble.reason is not Reason.PROGRESSING), next(iter(known), None))
     ended = _replaced(pods, waiting)
     if ended is None or (found is not None and found.reason is not Reason.UNSCHEDULABLE):
         return found
