@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
@@ -27,7 +27,7 @@ from lora_operator.desired.children import (
     kit_hash,
 )
 from lora_operator.desired.deployment import build_deployment, template_hash
-from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, ReasonError
+from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, ReasonError, UnavailableError
 from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
 from lora_operator.names import kit_config_map, modules_config_map
 from lora_operator.plan.deployment import DeploymentObservation, model_is_ready, plan_deployment, replicas_wanted
@@ -48,6 +48,8 @@ from lora_operator.reconcile.registry import ModelWant
 from lora_operator.reconcile.replicas import keep_replicas
 from lora_operator.reconcile.store import Key, Kind, ObjectKey
 from lora_operator.reconcile.warnings import SILENT_SECONDS, warnings_of
+
+REFUSED_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             template_error = ReasonError(
                 Reason.PODS_REFUSED, f"{error}; change what refuses it: quota, policy or right"
             )
+        except (
+            UnavailableError
+        ) as error:  # an admission webhook is down; or the API server, and then the status fails too
+            template_error = ReasonError(Reason.PROGRESSING, f"{error}; tried again every {REFUSED_SECONDS:.0f} s")
         except (InvalidObjectError, ConflictError) as error:
             template_error = ReasonError(
                 Reason.POD_TEMPLATE_INVALID, f"{error}; change spec.podTemplate or spec.engine"
@@ -123,7 +129,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     _tell_adapters(context, deployment, fleet, status)
     if silent:
         return SILENT_SECONDS
-    return 60.0 if model.blocked is None and template_error is None else 10.0
+    return 60.0 if model.blocked is None and template_error is None else REFUSED_SECONDS
 
 
 def _tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, status: VLLMDeploymentStatus) -> None:
