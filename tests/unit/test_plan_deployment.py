@@ -173,7 +173,7 @@ CASES: dict[str, Case] = {
     "quota refuses the pods": available(
         no_pod(workload=make_workload(conditions=[{"type": "ReplicaFailure", "status": "True", "message": "quota"}])),
         "PodsRefused",
-        "quota; raise the quota, or change what is refused: spec.engine, spec.podTemplate, or the namespace's policy",
+        "quota; raise the quota, or ask for less: see spec.engine and spec.podTemplate",
     ),
     "the API server refuses the Deployment": available(
         no_pod(workload=None, template_error=BAD_TEMPLATE),

@@ -14,7 +14,8 @@ Words = tuple[str, str]
 UNSCHEDULED = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes: Insufficient nvidia.com/gpu"}
 WHAT_TO_DO = "free or add what it asks for, or change spec.engine.resources or spec.podTemplate"
 CHECK_IMAGE = "check the image's name, its registry and imagePullSecrets"
-REFUSED = "raise the quota, or change what is refused: spec.engine, spec.podTemplate, or the namespace's policy"
+REFUSED = "raise the quota, or ask for less: see spec.engine and spec.podTemplate"
+BY_POLICY = "change what is refused, or the policy that refuses it: see spec.engine and spec.podTemplate"
 
 
 def at(seconds: float) -> str:
@@ -191,7 +192,7 @@ PODS: dict[str, tuple[dict[str, Any], Words | None]] = {
     "volumes that are being mounted": (set_up(since=3), None),
     "volumes that are still being mounted, and Events say why": (
         set_up(since=6),
-        ("PodNotStarted", 'pod llama-0: FailedMount: configmap "x" not found'),
+        ("PodNotStarted", 'pod llama-0: FailedMount: configmap "x" not found; it is tried again until that is there'),
     ),
     "an image that is being pulled for long": (set_up(since=600, sandbox=True), None),
     "a node that is lost": (
@@ -251,7 +252,7 @@ def test_quota_and_admission_speak_for_themselves() -> None:
     )
     silent = find_trouble([], refusing(None), warnings={}, now=NOW)
     assert silent is not None
-    assert silent.message == f"the API server refuses the pods; {REFUSED}"
+    assert silent.message == f"the API server refuses the pods; {BY_POLICY}"
     over = make_workload(conditions=[{"type": "ReplicaFailure", "status": "False", "message": "old"}])
     assert find_trouble([], over, warnings={}, now=NOW) is None
 

@@ -78,7 +78,9 @@ def pod_trouble(pod: dict[str, Any], *, warnings: Mapping[str, str], now: dateti
     if is_setting_up(pod, now=now, seconds=SETUP_SECONDS):
         warning = warnings.get(pod["metadata"].get("uid", ""))
         if warning is not None:
-            return failing(Reason.POD_NOT_STARTED, f"pod {name}: {_words(warning)}")
+            return failing(
+                Reason.POD_NOT_STARTED, f"pod {name}: {_words(warning)}; it is tried again until that is there"
+            )
         if is_setting_up(pod, now=now, seconds=SLOW_SETUP_SECONDS):
             return failing(
                 Reason.PROGRESSING,
@@ -141,7 +143,7 @@ def _exit_trouble(pod: str, what: str, status: dict[str, Any], ended: dict[str, 
     if what != "the engine" and code == 0:
         return None  # an init container that has done its work, or a sidecar that is started again
     lines = " | ".join(line.strip() for line in message.splitlines()[-MAX_LINES:] if line.strip())
-    again = f" and was restarted {restarts} times" if restarts else ""
+    again = f" and was restarted {restarts} time{'s' if restarts > 1 else ''}" if restarts else ""
     running = (status.get("state") or {}).get("running")
     again += f", last at {running.get('startedAt')}" if running else ""
     option = "" if what == "the engine" else f" -c {status.get('name')}"
@@ -156,11 +158,14 @@ def _exit_trouble(pod: str, what: str, status: dict[str, Any], ended: dict[str, 
 def _refused(workload: Mapping[str, Any] | None) -> Verdict | None:
     for condition in ((workload or {}).get("status") or {}).get("conditions") or ():
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            return failing(
-                Reason.PODS_REFUSED,
-                f"{_words(condition.get('message')) or 'the API server refuses the pods'}; raise the quota, or change what is "
-                "refused: spec.engine, spec.podTemplate, or the namespace's policy",
+            words = _words(condition.get("message")) or "the API server refuses the pods"
+            by_quota = "quota" in words
+            hint = (
+                "raise the quota, or ask for less"
+                if by_quota
+                else "change what is refused, or the policy that refuses it"
             )
+            return failing(Reason.PODS_REFUSED, f"{words}; {hint}: see spec.engine and spec.podTemplate")
     return None
 
 
