@@ -8,14 +8,12 @@ from typing import Any, Final
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
-from lora_operator.api.deployment import VLLMDeployment, VLLMDeploymentStatus
-from lora_operator.conditions import find
+from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import (
     ANNOTATION_KIT,
     ANNOTATION_TEMPLATE_HASH,
     CACHE_MOUNT,
     MODULES_KEY,
-    Condition,
     Reason,
 )
 from lora_operator.desired.children import (
@@ -31,7 +29,6 @@ from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectErr
 from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
 from lora_operator.names import kit_config_map, modules_config_map
 from lora_operator.plan.deployment import DeploymentObservation, model_is_ready, plan_deployment, replicas_wanted
-from lora_operator.plan.fleet import Fleet
 from lora_operator.plan.modules import (
     Decision,
     ModuleList,
@@ -43,7 +40,7 @@ from lora_operator.plan.pods import controller
 from lora_operator.plan.wants import Credentials, build_artifact
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods
+from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods, tell_adapters
 from lora_operator.reconcile.registry import ModelWant
 from lora_operator.reconcile.replicas import keep_replicas
 from lora_operator.reconcile.store import Key, Kind, ObjectKey
@@ -126,27 +123,10 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         now=context.now(),
     )
     await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
-    _tell_adapters(context, deployment, fleet, status)
+    tell_adapters(context, deployment, fleet, status)
     if silent:
         return SILENT_SECONDS
     return 60.0 if model.blocked is None and template_error is None else REFUSED_SECONDS
-
-
-def _tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, status: VLLMDeploymentStatus) -> None:
-    """Wake the adapters when pods came, went, or changed their readiness, or are away for another reason.
-
-    Of what engines serve, pods' own looks tell. The status was written before: adapters read the reason there.
-    """
-    available = find(status.conditions, Condition.AVAILABLE)
-    readiness = (
-        fleet.replicas,
-        tuple((pod.name, pod.ready, pod.view is None) for pod in fleet.pods),
-        available and available.reason,
-    )
-    if context.registry.readiness.get(deployment.key) != readiness:
-        context.registry.readiness[deployment.key] = readiness
-        for adapter in context.store.adapters_of(deployment.key):
-            context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
 
 
 async def _want_model(context: Context, deployment: VLLMDeployment) -> _Model:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.api.deployment import VLLMDeployment, VLLMDeploymentStatus
+from lora_operator.conditions import find
+from lora_operator.constants import Condition
 from lora_operator.errors import NotFoundError
 from lora_operator.kube import REPLICA_SETS
 from lora_operator.plan.deployment import replicas_wanted
 from lora_operator.plan.fleet import Fleet, FleetPod
 from lora_operator.plan.pods import controller, is_ready, running_container
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Body, ObjectKey
+from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 
 
 async def learn_owners(context: Context, pods: list[Body]) -> None:
@@ -76,3 +78,21 @@ def observe_fleet(context: Context, deployment: VLLMDeployment) -> Fleet | None:
             return None
         pods.append(FleetPod(name=metadata["name"], ready=ready, view=view))
     return Fleet(replicas=replicas_wanted(deployment, workload), pods=tuple(pods))
+
+
+def tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, status: VLLMDeploymentStatus) -> None:
+    """Wake the adapters when pods came, went, or changed their readiness, or are away for another reason.
+
+    Not for other words of the same reason, which may come with every restart of an engine; and of what engines serve,
+    pods' own looks tell. The status is written already: adapters read the reason there.
+    """
+    available = find(status.conditions, Condition.AVAILABLE)
+    readiness = (
+        fleet.replicas,
+        tuple((pod.name, pod.ready, pod.view is None) for pod in fleet.pods),
+        available and available.reason,
+    )
+    if context.registry.readiness.get(deployment.key) != readiness:
+        context.registry.readiness[deployment.key] = readiness
+        for adapter in context.store.adapters_of(deployment.key):
+            context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
