@@ -99,6 +99,7 @@ class ReasonInfo:
     doc: str
     retry: Retry
     stalled: bool = False
+    warns: bool = False  # an Event about it is a Warning, though it may pass without a change by a user
 
 
 class Reason(StrEnum):
@@ -147,6 +148,7 @@ class Reason(StrEnum):
     CACHE_NOT_WRITABLE = "CacheNotWritable"
     JOB_UNSCHEDULABLE = "JobUnschedulable"
     JOB_IMAGE_PULL = "JobImagePull"
+    JOB_NOT_STARTED = "JobNotStarted"
     JOB_OUT_OF_MEMORY = "JobOutOfMemory"
     JOB_TIMEOUT = "JobTimeout"
     JOB_FAILED = "JobFailed"
@@ -162,6 +164,7 @@ class Reason(StrEnum):
     MODEL_NOT_READY = "ModelNotReady"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL = "ImagePull"
+    POD_NOT_STARTED = "PodNotStarted"
     OUT_OF_MEMORY = "OutOfMemory"
     CRASH_LOOPING = "CrashLooping"
     PODS_REFUSED = "PodsRefused"
@@ -266,6 +269,11 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         "No node can run the download Job's pod, or admission refuses it.", _OUTSIDE, stalled=True
     ),
     Reason.JOB_IMAGE_PULL: ReasonInfo("The download Job's image can't be pulled.", _OUTSIDE, stalled=True),
+    Reason.JOB_NOT_STARTED: ReasonInfo(
+        "The download Job's container can't be made: a volume, a Secret or a right of its user is missing.",
+        _OUTSIDE,
+        stalled=True,
+    ),
     Reason.JOB_OUT_OF_MEMORY: ReasonInfo("The download Job was killed for its memory use.", _BACKOFF),
     Reason.JOB_TIMEOUT: ReasonInfo("The download Job took longer than its deadline.", _BACKOFF),
     Reason.JOB_FAILED: ReasonInfo("The download Job ended without a result.", _BACKOFF),
@@ -277,11 +285,22 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.ENGINE_REFUSED: ReasonInfo("An engine refused the adapter; the message has the engine's words.", _BACKOFF),
     Reason.ENGINE_UNREACHABLE: ReasonInfo("A ready pod's engine does not answer the operator.", _BACKOFF),
     Reason.MODEL_NOT_READY: ReasonInfo("No pod is made before the base model is in the cache.", _WAIT),
-    Reason.UNSCHEDULABLE: ReasonInfo("No node can run an engine pod.", _WAIT),
-    Reason.IMAGE_PULL: ReasonInfo("The engine's image can't be pulled.", _WAIT),
-    Reason.OUT_OF_MEMORY: ReasonInfo("An engine was killed for its memory use.", _WAIT),
-    Reason.CRASH_LOOPING: ReasonInfo("An engine keeps exiting; the message has its last lines.", _WAIT),
-    Reason.PODS_REFUSED: ReasonInfo("Quota or admission refuses the engine pods.", _WAIT),
+    Reason.UNSCHEDULABLE: ReasonInfo("No node can run an engine pod.", _WAIT, warns=True),
+    Reason.IMAGE_PULL: ReasonInfo("The engine's image can't be pulled.", _WAIT, warns=True),
+    Reason.POD_NOT_STARTED: ReasonInfo(
+        "A container of an engine pod can't be made or started: a volume, Secret, ConfigMap or program is missing.",
+        _WAIT,
+        warns=True,
+    ),
+    Reason.OUT_OF_MEMORY: ReasonInfo("A container of an engine pod was killed for its memory use.", _WAIT, warns=True),
+    Reason.CRASH_LOOPING: ReasonInfo(
+        "A container of an engine pod keeps exiting; the VLLMDeployment's message has its last lines.",
+        _WAIT,
+        warns=True,
+    ),
+    Reason.PODS_REFUSED: ReasonInfo(
+        "Quota or admission refuses the engine pods, or their Deployment.", _WAIT, warns=True
+    ),
     Reason.GATE_MISSING: ReasonInfo("A pod's engine answers without the operator's gate.", _WAIT, stalled=True),
     Reason.ENGINE_TOO_OLD: ReasonInfo(
         "The engine's version is too old for the deployment's updateStrategy.", _WAIT, stalled=True

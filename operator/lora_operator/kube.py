@@ -132,10 +132,16 @@ class Kube:
     # Reading
 
     async def list(
-        self, rt: ResourceType, *, namespace: str | None = None, label_selector: str | None = None
+        self,
+        rt: ResourceType,
+        *,
+        namespace: str | None = None,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
     ) -> tuple[builtins.list[Body], str]:
         """All objects of a type, read in chunks, and the list's resourceVersion."""
-        query = {"limit": str(LIST_CHUNK), **({"labelSelector": label_selector} if label_selector else {})}
+        selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
+        query = {"limit": str(LIST_CHUNK), **{name: value for name, value in selectors.items() if value}}
         what = f"list {rt.plural}"
         items: builtins.list[Body] = []
         while True:
@@ -236,10 +242,19 @@ class Kube:
         what, query = _what("create", rt, namespace, name), {"fieldManager": FIELD_MANAGER}
         return await self._json(what, "POST", rt.path(namespace), query=query, body=obj)
 
-    async def patch(self, rt: ResourceType, namespace: str, name: str, merge_patch: Mapping[str, Any]) -> Body:
+    async def patch(
+        self,
+        rt: ResourceType,
+        namespace: str,
+        name: str,
+        merge_patch: Mapping[str, Any],
+        *,
+        subresource: str | None = None,
+    ) -> Body:
         """JSON merge patch: null removes a field, lists are replaced whole."""
-        what, query = _what("patch", rt, namespace, name), {"fieldManager": FIELD_MANAGER}
-        return await self._json(what, "PATCH", rt.path(namespace, name), query=query, body=merge_patch, content=_MERGE)
+        what = _what(f"patch {subresource} of" if subresource else "patch", rt, namespace, name)
+        path, query = rt.path(namespace, name, subresource), {"fieldManager": FIELD_MANAGER}
+        return await self._json(what, "PATCH", path, query=query, body=merge_patch, content=_MERGE)
 
     async def delete(
         self,

@@ -36,6 +36,7 @@ def rights(role: dict[str, Any]) -> Rights:
 def test_the_operator_has_these_cluster_wide_rights_and_no_other(render: Render) -> None:
     expected: Rights = {kind: set(READ) for kind in KINDS}
     expected |= {f"{info.plural}/status.{GROUP}": {"patch"} for info in RESOURCES}
+    expected[f"vllmdeployments/scale.{GROUP}"] = {"patch"}
     expected[f"modelartifacts.{GROUP}"] |= MAKE | {"delete"}
     expected |= {
         "jobs.batch": READ | MAKE | {"delete"},
@@ -49,7 +50,7 @@ def test_the_operator_has_these_cluster_wide_rights_and_no_other(render: Render)
         "persistentvolumeclaims": {"get"} | MAKE,
         "storageclasses.storage.k8s.io": {"get"},
         "namespaces": READ,
-        "events": {"get", "create", "patch"},
+        "events": {"get", "list", "create", "patch"},
     }
     chart = render()
 

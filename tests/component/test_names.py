@@ -99,7 +99,7 @@ def test_what_is_made_for_deployments(case: str, kubectl: Kubectl) -> None:
     deployment = make_deployment(name, model={"chatTemplate": "{{ x }}"})
     files = {"kit.py": "x"}
     workload = build_deployment(
-        deployment, make_cache(claim="a" * 253), model_path="/m", kit="0123456789", kit_files=("kit.py",)
+        deployment, make_cache(claim="a" * 253), model_path="/m", replicas=1, kit="0123456789", kit_files=("kit.py",)
     )
     chat = build_chat_config_map(deployment)
     assert chat is not None
@@ -125,7 +125,7 @@ def templates() -> Iterator[tuple[str, dict[str, Any]]]:
     )
     yield "Job", job["spec"]["template"]["spec"]
     for name in ("vllm", "llama"):
-        workload = build_deployment(make_deployment(name), cache, model_path="/m", kit="0", kit_files=())
+        workload = build_deployment(make_deployment(name), cache, model_path="/m", replicas=1, kit="0", kit_files=())
         yield name, workload["spec"]["template"]["spec"]
 
 

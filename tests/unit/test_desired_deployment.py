@@ -21,7 +21,7 @@ FILES = ("__init__.py", "kit.py")
 
 def build(deployment: VLLMDeployment | None = None, cache: ModelCache | None = None, kit: str = "k1") -> dict[str, Any]:
     return build_deployment(
-        deployment or make_deployment(), cache or make_cache(), model_path=PATH, kit=kit, kit_files=FILES
+        deployment or make_deployment(), cache or make_cache(), model_path=PATH, replicas=2, kit=kit, kit_files=FILES
     )
 
 
@@ -213,10 +213,9 @@ def test_the_frame() -> None:
     }
 
 
-def test_replicas_are_left_to_an_autoscaler() -> None:
-    assert build()["spec"]["replicas"] == 2
-    assert build(make_deployment(replicas=0))["spec"]["replicas"] == 0
-    assert "replicas" not in build(make_deployment(replicas=None))["spec"]
+def test_the_number_of_replicas_is_always_told() -> None:
+    """What was applied once and is left out the next time would fall back to 1."""
+    assert build(make_deployment(replicas=None))["spec"]["replicas"] == 2
 
 
 def test_resources_are_the_users() -> None:
@@ -320,7 +319,9 @@ def test_pods_do_not_roll_because_the_operator_is_newer() -> None:
 def test_adapters_in_the_arguments_are_in_no_hash_but_in_an_annotation() -> None:
     deployment = make_deployment(lora={"updateStrategy": "Rollout"})
     static = StaticModules(7, ("{}",))
-    manifest = build_deployment(deployment, make_cache(), model_path=PATH, kit="k1", kit_files=FILES, static=static)
+    manifest = build_deployment(
+        deployment, make_cache(), model_path=PATH, replicas=1, kit="k1", kit_files=FILES, static=static
+    )
     assert manifest["metadata"]["annotations"] == {
         ANNOTATION_TEMPLATE_HASH: template_hash(deployment, make_cache(), model_path=PATH),
         ANNOTATION_KIT: "k1",

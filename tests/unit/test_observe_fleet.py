@@ -6,14 +6,15 @@ from typing import Any, cast
 
 import pytest
 
+from lora_operator.constants import API_VERSION
 from lora_operator.kube import Kube
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.fleet import observe_fleet, own_pods
+from lora_operator.reconcile.fleet import observe_fleet, own_pods, tell_adapters
 from lora_operator.reconcile.store import Kind, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
-from tests.unit.builders import engine_pod, make_deployment, make_view, make_workload
+from tests.unit.builders import engine_pod, make_adapter, make_deployment, make_view, make_workload
 
 PLACE = ("serving", "llama-0")
 OWNERS: dict[str, str | None] = {"uid-rs": "uid-deploy", "uid-foreign-rs": "uid-foreign-deploy", "uid-gone-rs": None}
@@ -124,3 +125,26 @@ FLEETS: dict[str, tuple[Context, Fleet | None]] = {
 def test_observe_fleet(case: str) -> None:
     found, expected = FLEETS[case]
     assert observe_fleet(found, make_deployment()) == expected
+
+
+def told_of(found: Context, reason: str, message: str, fleet: Fleet) -> int:
+    """How many adapters are woken by this state of their deployment."""
+    woken: list[object] = []
+    found.enqueue = woken.append
+    deployment = make_deployment(conditions={"Available": ("False", reason, message)})
+    tell_adapters(found, deployment, fleet, deployment.status)
+    return len(woken)
+
+
+def test_adapters_are_woken_by_another_reason_and_not_by_other_words() -> None:
+    """An engine that crashes again and again would else cost a write on each of thousands of adapters every time."""
+    found = context(workload=make_workload())
+    for number in range(3):
+        body = make_adapter(f"a{number}").to_wire() | {"apiVersion": API_VERSION, "kind": "LoRAAdapter"}
+        found.store.upsert(Kind.LORA_ADAPTER, body)
+    down = Fleet(1, (FleetPod("llama-0", False, None),))
+
+    assert told_of(found, "Progressing", "engines are starting", down) == 3
+    assert told_of(found, "CrashLooping", "restarted 1 time", down) == 3
+    assert told_of(found, "CrashLooping", "restarted 2 times", down) == 0
+    assert told_of(found, "CrashLooping", "restarted 3 times", Fleet(2, down.pods)) == 3

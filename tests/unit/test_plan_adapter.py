@@ -310,9 +310,54 @@ CASES: dict[str, Case] = {
         "served",
         None,
     ),
-    "no pod is ready": (
+    "no pod is ready, and its deployment has not said why": (
         seen(None, GOOD, fleet=make_fleet(fleet_pod("a", None, is_ready=False), replicas=2)),
-        loads("NoReadyPods", "none of the deployment's 1 pods is ready"),
+        loads("NoReadyPods", "0 of 2 pods of VLLMDeployment serving/llama are ready"),
+        "served",
+        None,
+    ),
+    "no pod is ready, and its deployment says why: the reason, and no log line of the engine": (
+        seen(
+            None,
+            GOOD,
+            deployment=make_deployment(
+                conditions={"Available": ("False", "CrashLooping", "pod llama-0: last lines: /secret/path leaked")}
+            ),
+            fleet=make_fleet(fleet_pod("llama-0", None, is_ready=False), replicas=2),
+        ),
+        loads(
+            "NoReadyPods",
+            "0 of 2 pods of VLLMDeployment serving/llama are ready: CrashLooping: a container of an engine pod keeps exiting; "
+            "the VLLMDeployment's message has its last lines; its status has the details",
+        ),
+        "served",
+        None,
+    ),
+    "no pod can be made, and its deployment says why": (
+        seen(
+            None,
+            GOOD,
+            deployment=make_deployment(
+                conditions={"Available": ("False", "PodsRefused", "exceeded quota: secret-name")}
+            ),
+            fleet=make_fleet(replicas=2),
+        ),
+        loads(
+            "NoReadyPods",
+            "0 of 2 pods of VLLMDeployment serving/llama are ready: PodsRefused: quota or admission refuses the engine pods, "
+            "or their Deployment; its status has the details",
+        ),
+        "served",
+        None,
+    ),
+    "no pod is ready any more, and its deployment does not know yet": (
+        seen(
+            None,
+            GOOD,
+            deployment=make_deployment(conditions={"Available": ("True", "Available", "2 of 2 pods ready")}),
+            fleet=make_fleet(fleet_pod("llama-0", None, is_ready=False), replicas=2),
+        ),
+        loads("NoReadyPods", "0 of 2 pods of VLLMDeployment serving/llama are ready"),
         "served",
         None,
     ),

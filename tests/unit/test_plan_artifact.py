@@ -591,3 +591,17 @@ def test_a_start_that_fails_is_recorded_over_what_the_plan_wrote_so_that_a_repai
     waiting = PRIVATE.model_copy(update={"status": through_the_api(status)})
     assert starts(waiting, NOW, secret=secret("1")) is None
     assert starts(waiting, NOW, secret=secret("2")) == 2
+
+
+def test_a_job_that_never_started_does_not_end_as_only_late() -> None:
+    """Its deadline comes hours after the cause, which only the status still knows."""
+    cause = "no pod of Job sql-0a1b2c3d4e-1 can be made: exceeded quota"
+    first = seen(jobs=(job(waiting=(Reason.JOB_UNSCHEDULABLE, cause)),))
+    waiting = after(first.artifact, plan_artifact(first, now=NOW))
+    late = failed(Reason.JOB_TIMEOUT, message="the Job took longer than its deadline")
+    ended = after(waiting, plan_artifact(seen(waiting, jobs=(late,)), now=NOW))
+    assert ended.status.last_failure is not None
+    assert (ended.status.last_failure.reason, ended.status.last_failure.message) == (
+        "JobUnschedulable",
+        f"{cause}; so the Job came to its deadline",
+    )

@@ -81,6 +81,19 @@ def no_pod(**more: Any) -> DeploymentObservation:
     return seen(**({"fleet": make_fleet(replicas=2)} | more))
 
 
+STUCK = engine_pod(
+    "b",
+    is_ready=False,
+    container={},
+    conditions=({"type": "PodScheduled", "status": "False", "message": "no GPU"},),
+)
+
+
+def half(*, view: Any = GOOD, **more: Any) -> DeploymentObservation:
+    """One pod of two serves."""
+    return seen(**({"fleet": make_fleet(fleet_pod("a", view), fleet_pod("b", None, is_ready=False))} | more))
+
+
 MODEL = ("True", "ModelReady", BASE_WORDS)
 AVAILABLE = ("True", "Available", "2 of 2 pods ready")
 ONE = ("True", "Available", "1 of 1 pods ready")
@@ -195,12 +208,12 @@ CASES: dict[str, Case] = {
             ]
         ),
         "Unschedulable",
-        "pod llama-0: no GPU",
+        "pod llama-0: no GPU; free or add what it asks for, or change spec.engine.resources or spec.podTemplate",
     ),
     "quota refuses the pods": available(
         no_pod(workload=make_workload(conditions=[{"type": "ReplicaFailure", "status": "True", "message": "quota"}])),
         "PodsRefused",
-        "quota",
+        "quota; raise the quota, or ask for less: see spec.engine and spec.podTemplate",
     ),
     "the API server refuses the Deployment": available(
         no_pod(workload=None, template_error=BAD_TEMPLATE),
@@ -208,8 +221,37 @@ CASES: dict[str, Case] = {
         BAD_TEMPLATE.message,
         stalled=True,
     ),
-    "a new spec is refused while old pods serve": available(
-        seen(template_error=BAD_TEMPLATE), "PodTemplateInvalid", BAD_TEMPLATE.message, stalled=True
+    "a new spec is refused while old pods serve": (
+        seen(template_error=BAD_TEMPLATE),
+        MODEL,
+        AVAILABLE,
+        IN_SYNC,
+        ("False", "PodTemplateInvalid", f"{BAD_TEMPLATE.message}; the pods that run go on serving"),
+        True,
+    ),
+    "one pod serves and the other has no node": (
+        half(pods=[STUCK]),
+        MODEL,
+        ("True", "Available", "1 of 2 pods ready"),
+        IN_SYNC,
+        (
+            "False",
+            "Unschedulable",
+            "pod b: no GPU; free or add what it asks for, or change spec.engine.resources or spec.podTemplate; 1 of 2 pods ready",
+        ),
+        False,
+    ),
+    "what keeps a pod away comes before what the other still loads": (
+        half(pods=[STUCK], view=make_view(SQL, generation=4)),
+        MODEL,
+        ("True", "Available", "1 of 2 pods ready"),
+        ("False", "SyncPending", "pod a is loading chat"),
+        (
+            "False",
+            "Unschedulable",
+            "pod b: no GPU; free or add what it asks for, or change spec.engine.resources or spec.podTemplate; 1 of 2 pods ready",
+        ),
+        False,
     ),
     "an engine without the gate": (
         seen(fleet=make_fleet(fleet_pod("a", GOOD), fleet_pod("b", make_view(gate_closed=False, generation=None)))),
@@ -341,7 +383,7 @@ ROLLOUTS = {
         (
             "False",
             "CrashLooping",
-            "pod c: the engine exited with code 2 and was restarted 2 times; last lines: none; "
+            "pod c: the engine exited with code 2 and was restarted 2 times; last lines: none (see kubectl logs c --previous); "
             "rolling out: 1 of 2 pods are of the present spec",
         ),
     ),

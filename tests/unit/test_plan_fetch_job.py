@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
 from lora_operator.manifest import FetchResult
-from lora_operator.plan.fetch_job import view_job
-from tests.unit.builders import COMMIT, job_pod, make_job
+from lora_operator.plan.fetch_job import silent_object, view_job
+from tests.unit.builders import COMMIT, NOW, job_pod, make_job
 
 GOOD = FetchResult(
     ok=True, resolved_revision=COMMIT, digest="sha256:aa", size_bytes=1, files=1, path=f"artifacts/x-{COMMIT}"
@@ -155,6 +156,11 @@ RUNNING: dict[str, tuple[dict[str, Any], list[dict[str, Any]], tuple[str | None,
         [job_pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}})],
         (None, ("JobImagePull", "pod fetch-1-x: ImagePullBackOff: no such image")),
     ),
+    "a Secret or a right that is missing is no image": (
+        make_job(),
+        [job_pod({"waiting": {"reason": "CreateContainerConfigError", "message": "image will run as root"}})],
+        (None, ("JobNotStarted", "pod fetch-1-x: CreateContainerConfigError: image will run as root")),
+    ),
     "no node": (
         make_job(),
         [job_pod(unscheduled="0/3 nodes are available")],
@@ -170,6 +176,41 @@ def test_a_job_that_goes_on(case: str) -> None:
     assert not view.finished
     assert view.result is None
     assert (view.pod, view.waiting) == (pod, waiting)
+
+
+def started(seconds: float, **more: Any) -> dict[str, Any]:
+    """A Job or a pod that was begun so long ago."""
+    status = {"startTime": (NOW - timedelta(seconds=seconds)).isoformat()}
+    return {**more, "status": {**more.get("status", {}), **status}}
+
+
+CREATING = job_pod({"waiting": {"reason": "ContainerCreating"}})
+SILENT: dict[str, tuple[dict[str, Any], list[dict[str, Any]], bool]] = {
+    "a Job that has only just begun": (started(1, **make_job()), [], False),
+    "a Job whose pods are not made": (started(6, **make_job()), [], True),
+    "a Job that waits for its Secret": (started(6, **make_job(suspend=True)), [], False),
+    "a Job that has ended": (started(6, **make_job(failed="DeadlineExceeded")), [], False),
+    "a Job with a pod": (started(6, **make_job()), [job_pod({"running": {}})], False),
+    "a Job that its controller has not seen": (make_job(), [], False),
+    "a Job's pod that is not set up": (started(9, **make_job()), [started(6, **CREATING)], True),
+}
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_of_what_only_events_tell(case: str) -> None:
+    job, pods, expected = SILENT[case]
+    assert silent_object(job, pods, now=NOW) is ((pods[0] if pods else job) if expected else None)
+
+
+def test_what_events_say_is_told() -> None:
+    refused = view_job(started(6, **make_job()), [], warning='FailedCreate: pods "x" is forbidden: exceeded quota')
+    assert refused.waiting == (
+        "JobUnschedulable",
+        'no pod of Job sql-0a1b2c3d4e-1 can be made: FailedCreate: pods "x" is forbidden: exceeded quota; '
+        "raise the quota, or change the policy that refuses it",
+    )
+    unmounted = view_job(started(6, **make_job()), [started(6, **CREATING)], warning="FailedMount: no such volume")
+    assert unmounted.waiting == ("JobNotStarted", "pod fetch-1-x: FailedMount: no such volume")
 
 
 def test_which_attempt_it_is_and_whose() -> None:

@@ -200,7 +200,11 @@ class VLLMDeploymentSpec(ApiModel):
         )
     )
 
-    replicas: int | None = Field(default=None, ge=0, description="Engine pods; leave it out under an autoscaler.")
+    replicas: int | None = Field(
+        default=None,
+        ge=0,
+        description="Engine pods. Leave it out under an autoscaler: the operator then writes 1, once, and keeps off.",
+    )
     model: ModelSpec = Field(description="The base model.")
     cache_ref: LocalRef | None = Field(
         default=None,

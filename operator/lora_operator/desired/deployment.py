@@ -64,6 +64,7 @@ def build_deployment(
     cache: ModelCache,
     *,
     model_path: str,
+    replicas: int,
     kit: str,
     kit_files: tuple[str, ...],
     static: StaticModules | None = None,
@@ -71,6 +72,7 @@ def build_deployment(
 ) -> dict[str, Any]:
     """The apps/v1 Deployment; `static` are the adapters in its arguments with updateStrategy Rollout, else None.
 
+    `replicas` is always in it: a field that was applied and is left out next time falls back to 1.
     Raises ReasonError(PodTemplateInvalid) for a podTemplate that can't be merged.
     """
     metadata = deployment.metadata
@@ -82,14 +84,13 @@ def build_deployment(
         template = merge_pod_template(template, deployment.spec.pod_template, where=where)
     template = keep_on_one_node(template, cache)
     spec: dict[str, Any] = {
+        "replicas": replicas,
         "selector": {"matchLabels": engine_labels(metadata.name)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling(template)},
         "progressDeadlineSeconds": 7200,
         "revisionHistoryLimit": 3,
         "template": template,
     }
-    if deployment.spec.replicas is not None:
-        spec["replicas"] = deployment.spec.replicas
     annotations = {
         ANNOTATION_TEMPLATE_HASH: template_hash(deployment, cache, model_path=model_path, auxiliary=auxiliary),
         ANNOTATION_KIT: kit,

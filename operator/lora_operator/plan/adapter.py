@@ -18,7 +18,7 @@ from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_ready_and_stalled
-from lora_operator.constants import CACHE_MOUNT, ROLLOUT, Condition, Reason
+from lora_operator.constants import CACHE_MOUNT, REASONS, ROLLOUT, Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.admission import admit, yield_name
 from lora_operator.plan.fleet import AdapterLoad, Fleet
@@ -133,8 +133,7 @@ def _plan_accepted(
         verdicts[Condition.LOADED] = _not_loaded(accepted)
     elif seen.fleet is not None:
         load = seen.fleet.load_of(module)
-        rolls = deployment.spec.lora.update_strategy == ROLLOUT
-        verdicts[Condition.LOADED] = _left_out(deployment) if seen.left_out else _loaded(seen.fleet, load, rolls=rolls)
+        verdicts[Condition.LOADED] = _left_out(deployment) if seen.left_out else _loaded(seen.fleet, load, deployment)
     status = _status(seen, verdicts, now=now, artifact=artifact, key=key, load=load)
     waits_for_secret = adapter.spec.source.secret is not None and not downloaded.is_true
     return AdapterPlan(decision, wanted, status, SECRET_POLL_SECONDS if waits_for_secret else None)
@@ -275,11 +274,11 @@ def _left_out(deployment: VLLMDeployment) -> Verdict:
     )
 
 
-def _loaded(fleet: Fleet, load: AdapterLoad, *, rolls: bool) -> Verdict:
+def _loaded(fleet: Fleet, load: AdapterLoad, deployment: VLLMDeployment) -> Verdict:
     if load.wanted == 0:
         if fleet.replicas == 0:
             return failing(Reason.SCALED_TO_ZERO, "the deployment is scaled to zero replicas")
-        return failing(Reason.NO_READY_PODS, f"none of the deployment's {len(fleet.pods)} pods is ready")
+        return failing(Reason.NO_READY_PODS, _why_down(fleet, deployment))
     counts = f"{load.loaded} of {load.wanted} ready pods serve it"
     if load.loaded == load.wanted:
         return ok(Reason.LOADED, counts)
@@ -288,9 +287,21 @@ def _loaded(fleet: Fleet, load: AdapterLoad, *, rolls: bool) -> Verdict:
         return failing(Reason.ENGINE_REFUSED, f"{counts}{cause}")
     if load.unreachable and load.loaded + load.unreachable == load.wanted:
         return failing(Reason.ENGINE_UNREACHABLE, f"{counts}{cause}")
-    if rolls and not cause:
+    if deployment.spec.lora.update_strategy == ROLLOUT and not cause:
         cause = "; it comes with the pods that replace them (updateStrategy: Rollout)"
     return failing(Reason.PARTIALLY_LOADED if load.loaded else Reason.LOADING, f"{counts}{cause}")
+
+
+def _why_down(fleet: Fleet, deployment: VLLMDeployment) -> str:
+    """The deployment's reason in the words of its documentation: pods' names and logs are not for other namespaces."""
+    where = f"VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}"
+    message = f"0 of {fleet.replicas} pods of {where} are ready"
+    available = find(deployment.status.conditions, Condition.AVAILABLE)
+    reason = reason_of(available.reason) if available and available.status != "True" else None
+    if reason is None or reason is Reason.SCALED_TO_ZERO:
+        return message
+    doc = REASONS[reason].doc.rstrip(".")
+    return f"{message}: {reason}: {doc[0].lower()}{doc[1:]}; its status has the details"
 
 
 def _status(

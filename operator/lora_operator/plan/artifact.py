@@ -20,6 +20,7 @@ FIRST_BACKOFF_SECONDS = 10
 # By the class of the reason; one that is otherwise waited for (a Job found the volume not mounted) is no reason to give up.
 MAX_BACKOFF_SECONDS = {Retry.BACKOFF: 300, Retry.OUTSIDE: 600, Retry.WAIT: 300, Retry.NONE: None}
 MAX_FAILURE_SHOWN = 1900  # characters of a Job's message in a condition, so that what happens next is not cut off
+NEVER_STARTED = (Reason.JOB_UNSCHEDULABLE, Reason.JOB_IMAGE_PULL, Reason.JOB_NOT_STARTED)
 POLL_RUNNING_SECONDS = 1.0
 POLL_SECRET_SECONDS = 10.0
 
@@ -208,9 +209,15 @@ def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ..
 def _plan_finished(seen: ArtifactObservation, job: JobView, result: FetchResult, *, now: datetime) -> ArtifactPlan:
     status = seen.artifact.status
     if not result.ok:
-        reason = result.reason or Reason.JOB_FAILED
+        reason, message = result.reason or Reason.JOB_FAILED, result.message
+        shown = find(status.conditions, Condition.READY)
+        if reason is Reason.JOB_TIMEOUT and shown is not None and shown.reason in NEVER_STARTED:
+            reason, message = (
+                reason_of(shown.reason),
+                f"{shown.message[:MAX_FAILURE_SHOWN]}; so the Job came to its deadline",
+            )
         return ArtifactPlan(
-            plan_failure(seen.artifact, reason, result.message, attempt=job.attempt, now=now),
+            plan_failure(seen.artifact, reason, message, attempt=job.attempt, now=now),
             delete_jobs=(job.name,),
             requeue_after=0,
         )

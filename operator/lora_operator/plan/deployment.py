@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.deployment import PodState, VLLMDeployment, VLLMDeploymentStatus
-from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_ready_and_stalled
+from lora_operator.conditions import (
+    Verdict,
+    failing,
+    find,
+    is_true,
+    merge,
+    ok,
+    reason_of,
+    with_ready_and_stalled,
+    with_stalled,
+)
 from lora_operator.constants import CACHE_MOUNT, ROLLOUT, Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.names import engine_selector
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves, too_old_message
 from lora_operator.plan.modules import ModuleList
-from lora_operator.plan.pods import problem
+from lora_operator.plan.trouble import find_trouble
 from lora_operator.plan.wants import Role
 
 MAX_MISSING = 10
@@ -43,12 +53,13 @@ class DeploymentObservation:
     blocked: ReasonError | None  # why no artifact can be wanted: cache or credentials
     workload: dict[str, Any] | None  # the apps/v1 Deployment
     template_error: ReasonError | None  # why the pods that the spec leads to can't be made
-    pods: Sequence[dict[str, Any]]
+    pods: Sequence[dict[str, Any]]  # those that have ended too
     fleet: Fleet
     modules: ModuleList | None
     auxiliary: Sequence[Content] = ()  # tokenizer and draft model, where the spec has them
     waits_for: str | None = None  # with updateStrategy Rollout: what its roll-out of the list waits for
     left_out: int = 0  # with updateStrategy Rollout: adapters that the arguments have no room for
+    warnings: Mapping[str, str] = field(default_factory=dict)  # what Events say of a pod that is not set up, by its UID
 
 
 def service_url(deployment: VLLMDeployment) -> str:
@@ -61,17 +72,19 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
     """The status."""
     deployment, fleet = seen.deployment, seen.fleet
     ready = [pod for pod in fleet.pods if pod.ready]
+    trouble = find_trouble(seen.pods, seen.workload, warnings=seen.warnings, now=now)
     verdicts = {
         Condition.MODEL_READY: _model_ready(seen),
-        Condition.AVAILABLE: _available(seen, ready),
+        Condition.AVAILABLE: _available(seen, ready, trouble),
         Condition.ADAPTERS_IN_SYNC: _in_sync(seen, ready),
     }
     conditions = with_ready_and_stalled(verdicts, f"{len(ready)} of {fleet.replicas} pods ready")
-    if conditions[Condition.READY].is_true and len(ready) < fleet.replicas:
-        conditions[Condition.READY] = failing(Reason.PROGRESSING, f"{len(ready)} of {fleet.replicas} pods ready")
-    rolling = _rolling_out(seen)
-    if conditions[Condition.READY].is_true and rolling is not None:
-        conditions[Condition.READY] = rolling
+    if verdicts[Condition.MODEL_READY].is_true and verdicts[Condition.AVAILABLE].is_true:
+        incomplete = _incomplete(seen, len(ready), trouble)
+        # What keeps a pod away is said before what the others still have to load; that they are coming, after it.
+        lasting = incomplete is not None and incomplete.reason is not Reason.PROGRESSING
+        if incomplete is not None and (lasting or conditions[Condition.READY].is_true):
+            conditions = with_stalled(conditions | {Condition.READY: incomplete})
     orphans = tuple(f"{pod.name}/{name}" for pod in ready if pod.view for name in _unwanted(pod.view, seen))
     path = seen.artifact.status.path if seen.artifact and verdicts[Condition.MODEL_READY].is_true else None
     names = {content.role: content.artifact_name for content in seen.auxiliary}
@@ -94,18 +107,22 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
     )
 
 
-def _rolling_out(seen: DeploymentObservation) -> Verdict | None:
-    """Why the pods are not all of the present spec, or None: what a pod of the new spec meets, else only that it goes on."""
+def _incomplete(seen: DeploymentObservation, ready: int, trouble: Verdict | None) -> Verdict | None:
+    """Why the fleet that serves is not all that the spec asks for, or None: what keeps the others away, else that it goes on."""
+    if seen.template_error is not None:
+        return failing(seen.template_error.reason, f"{seen.template_error.message}; the pods that run go on serving")
     workload = seen.workload or {"metadata": {}}
     status = workload.get("status") or {}
     current = status.get("observedGeneration", 0) >= workload["metadata"].get("generation", 0)
     updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
-    if current and updated == total == seen.fleet.replicas:
+    if current and updated == total == seen.fleet.replicas <= ready:
         return None
-    ready = {pod.name for pod in seen.fleet.pods if pod.ready}
-    found = next((p for pod in seen.pods if pod["metadata"]["name"] not in ready and (p := problem(pod))), None)
-    progress = f"rolling out: {updated if current else 0} of {seen.fleet.replicas} pods are of the present spec"
-    return failing(found[0], f"{found[1]}; {progress}") if found else failing(Reason.PROGRESSING, progress)
+    progress = f"{ready} of {seen.fleet.replicas} pods ready"
+    if ready >= seen.fleet.replicas:
+        progress = f"rolling out: {updated if current else 0} of {seen.fleet.replicas} pods are of the present spec"
+    return (
+        failing(trouble.reason, f"{trouble.message}; {progress}") if trouble else failing(Reason.PROGRESSING, progress)
+    )
 
 
 def _model_ready(seen: DeploymentObservation) -> Verdict:
@@ -131,7 +148,7 @@ def _content_ready(content: Content) -> Verdict:
     return failing(reason_of(condition.reason), condition.message)
 
 
-def _available(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
+def _available(seen: DeploymentObservation, ready: list[FleetPod], trouble: Verdict | None) -> Verdict:
     views = [pod.view for pod in ready if pod.view is not None]
     open_gates = [pod.name for pod in ready if pod.view and pod.view.error is None and not pod.view.gate_closed]
     if open_gates:
@@ -143,8 +160,6 @@ def _available(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
     old = [view for view in views if view.too_old]
     if old:
         return failing(Reason.ENGINE_TOO_OLD, too_old_message(old[0]))
-    if seen.template_error is not None:
-        return failing(seen.template_error.reason, seen.template_error.message)
     if any(view.gate_closed for view in views):
         return ok(Reason.AVAILABLE, f"{len(ready)} of {seen.fleet.replicas} pods ready")
     if ready:
@@ -154,6 +169,8 @@ def _available(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
             f"pod {ready[0].name} is ready, but its engine was not seen to refuse clients' loads: "
             f"{(view.error if view else None) or 'not asked yet'}",
         )
+    if seen.template_error is not None:
+        return failing(seen.template_error.reason, seen.template_error.message)
     if seen.workload is None and not _model_ready(seen).is_true:
         return failing(
             Reason.MODEL_NOT_READY,
@@ -163,13 +180,8 @@ def _available(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
         return failing(Reason.PROGRESSING, f"the first pod is made with its adapters: it waits {seen.waits_for}")
     if seen.workload is not None and seen.fleet.replicas == 0:
         return failing(Reason.SCALED_TO_ZERO, "spec.replicas is 0")
-    for pod in seen.pods:
-        found = problem(pod)
-        if found is not None:
-            return failing(*found)
-    for condition in ((seen.workload or {}).get("status") or {}).get("conditions") or ():
-        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            return failing(Reason.PODS_REFUSED, condition.get("message") or "the API server refuses the pods")
+    if trouble is not None:
+        return trouble
     return failing(Reason.PROGRESSING, f"0 of {seen.fleet.replicas} pods ready; engines are starting")
 
 

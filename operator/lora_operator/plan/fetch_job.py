@@ -5,20 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
 from lora_operator.constants import ANNOTATION_ATTEMPT, Reason
 from lora_operator.manifest import FetchResult
+from lora_operator.plan.trouble import IMAGE_PROBLEMS, NO_PROBLEMS, SETUP_SECONDS, is_setting_up, parse_time
 
-IMAGE_PROBLEMS = (
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "CreateContainerConfigError",
-)
 _VIEW_PATH = re.compile(r"artifacts/[A-Za-z0-9][A-Za-z0-9._-]*")  # what a Job may publish, and engines be told to load
 
 
@@ -37,8 +32,21 @@ class JobView:
     waiting: tuple[Reason, str] | None  # why the pod has not started, where Kubernetes says so
 
 
-def view_job(job: dict[str, Any], pods: Iterable[dict[str, Any]]) -> JobView:
-    """What the Job and its pods say."""
+def silent_object(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, now: datetime) -> dict[str, Any] | None:
+    """What only Events tell of, if anything: the Job, where no pod of it was made; its pod, where that is not set up."""
+    mine = [pod for pod in pods if _owner_uid(pod) == job["metadata"]["uid"]]
+    if mine:
+        return next((pod for pod in mine if is_setting_up(pod, now=now, seconds=SETUP_SECONDS)), None)
+    status = job.get("status") or {}
+    since = parse_time(status.get("startTime"))
+    ended = any(condition.get("status") == "True" for condition in status.get("conditions") or ())
+    if ended or job["spec"].get("suspend") or since is None or now - since < timedelta(seconds=SETUP_SECONDS):
+        return None
+    return job
+
+
+def view_job(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, warning: str | None = None) -> JobView:
+    """What the Job and its pods say; `warning`: what Events say of its `silent_object`."""
     metadata, status = job["metadata"], job.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or () if c.get("status") == "True"}
     failed, complete = conditions.get("Failed"), conditions.get("Complete")
@@ -55,7 +63,7 @@ def view_job(job: dict[str, Any], pods: Iterable[dict[str, Any]]) -> JobView:
         finished=finished,
         result=_result(container, failed) if finished else None,
         pod=started[0]["metadata"]["name"] if started else None,
-        waiting=None if finished else _waiting(mine),
+        waiting=None if finished or job["spec"].get("suspend") else _waiting(job, mine, warning),
     )
 
 
@@ -115,15 +123,23 @@ def _result(container: dict[str, Any] | None, failed: dict[str, Any] | None) -> 
     )
 
 
-def _waiting(pods: list[dict[str, Any]]) -> tuple[Reason, str] | None:
+def _waiting(job: dict[str, Any], pods: list[dict[str, Any]], warning: str | None) -> tuple[Reason, str] | None:
     for pod in pods:
-        waiting = _container_state(pod, "waiting") or {}
-        if waiting.get("reason") in IMAGE_PROBLEMS:
-            return (
-                Reason.JOB_IMAGE_PULL,
-                f"pod {pod['metadata']['name']}: {waiting['reason']}: {waiting.get('message', '')}",
-            )
+        name, waiting = pod["metadata"]["name"], _container_state(pod, "waiting") or {}
+        reason = waiting.get("reason") or ""
+        words = f"pod {name}: {reason}: {waiting.get('message', '')}"
+        if reason in IMAGE_PROBLEMS:
+            return Reason.JOB_IMAGE_PULL, words
+        if reason not in NO_PROBLEMS:
+            return Reason.JOB_NOT_STARTED, words
         for condition in (pod.get("status") or {}).get("conditions") or ():
             if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-                return Reason.JOB_UNSCHEDULABLE, f"pod {pod['metadata']['name']}: {condition.get('message', '')}"
+                return Reason.JOB_UNSCHEDULABLE, f"pod {name}: {condition.get('message', '')}"
+        if warning is not None:
+            return Reason.JOB_NOT_STARTED, f"pod {name}: {warning}"
+    if warning is not None:
+        return (
+            Reason.JOB_UNSCHEDULABLE,
+            f"no pod of Job {job['metadata']['name']} can be made: {warning}; raise the quota, or change the policy that refuses it",
+        )
     return None

@@ -29,12 +29,13 @@ from lora_operator.plan.artifact import (
     plan_failure,
     wanters_credentials,
 )
-from lora_operator.plan.fetch_job import JobView, view_job
+from lora_operator.plan.fetch_job import JobView, silent_object, view_job
 from lora_operator.plan.pods import controller
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.warnings import last_warning
 
 LOG_LINES = 20
 
@@ -90,7 +91,7 @@ async def _observe(
 ) -> ArtifactObservation:
     store, namespace = context.store, artifact.metadata.namespace
     pods = store.pods_of_artifact(artifact.key)
-    jobs = tuple([view_job(job, await _pods_of(context, job, pods)) for job in store.jobs_of_artifact(artifact.key)])
+    jobs = tuple([await _view(context, job, pods) for job in store.jobs_of_artifact(artifact.key)])
     running = next((job for job in jobs if not job.finished and job.owner_uid == artifact.metadata.uid), None)
     wanted: bool | None = bool(context.registry.wanters(artifact.key)) or is_by_hand(artifact)
     if not wanted and not context.registry.all_decided(store, namespace):
@@ -110,6 +111,12 @@ async def _observe(
         jobs=jobs,
         progress=await _progress(context, namespace, running) if running else None,
     )
+
+
+async def _view(context: Context, job: Body, known: list[Body]) -> JobView:
+    pods = await _pods_of(context, job, known)
+    silent = silent_object(job, pods, now=context.now())
+    return view_job(job, pods, warning=await last_warning(context, silent) if silent is not None else None)
 
 
 async def _pods_of(context: Context, job: Body, known: list[Body]) -> list[Body]:

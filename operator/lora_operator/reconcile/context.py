@@ -14,10 +14,11 @@ from importlib import resources
 from typing import Any, Final
 
 from lora_operator.api.common import ApiModel, Resource, StatusCondition
-from lora_operator.conditions import find
+from lora_operator.conditions import find, reason_of
 from lora_operator.constants import (
     API_VERSION,
     CREDENTIALS_KEY,
+    REASONS,
     S3_KEYS,
     S3_OPTIONAL_KEYS,
     S3_REQUIRED_KEYS,
@@ -138,7 +139,8 @@ class Context:
         before: StatusCondition | None = find(old.conditions, Condition.READY)
         after: StatusCondition | None = find(status.conditions, Condition.READY)  # type: ignore[attr-defined]
         if after is not None and (before is None or (before.status, before.reason) != (after.status, after.reason)):
-            warning = after.status != "True" and find(status.conditions, Condition.STALLED) is not None  # type: ignore[attr-defined]
+            stalled = find(status.conditions, Condition.STALLED) is not None  # type: ignore[attr-defined]
+            warning = after.status != "True" and (stalled or REASONS[reason_of(after.reason)].warns)
             await self.kube.event(
                 {
                     "apiVersion": API_VERSION,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, MODULES_KEY, ROLLOUT, Reason
@@ -17,11 +17,10 @@ from lora_operator.desired.children import (
     kit_hash,
 )
 from lora_operator.desired.deployment import build_deployment, template_hash
-from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, ReasonError
+from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, ReasonError, UnavailableError
 from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
 from lora_operator.names import kit_config_map, modules_config_map
-from lora_operator.plan.deployment import DeploymentObservation, plan_deployment
-from lora_operator.plan.fleet import Fleet
+from lora_operator.plan.deployment import DeploymentObservation, plan_deployment, replicas_wanted
 from lora_operator.plan.modules import (
     Decision,
     ModuleList,
@@ -31,11 +30,15 @@ from lora_operator.plan.modules import (
 )
 from lora_operator.plan.pods import controller, running_container
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.fleet import learn_owners, observe_fleet, own_pods
+from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods, tell_adapters
 from lora_operator.reconcile.kits import remove_old_kits
 from lora_operator.reconcile.model import Model, want_model
+from lora_operator.reconcile.replicas import keep_replicas
 from lora_operator.reconcile.rollout import Rollout, fit_arguments, look_at_rollout, rolled_list
 from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.warnings import SILENT_SECONDS, warnings_of
+
+REFUSED_SECONDS: Final = 10.0
 
 
 async def reconcile_deployment(context: Context, key: Key) -> float | None:
@@ -46,6 +49,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         for artifact in context.registry.withdraw_deployment(place):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
         return None
+    await keep_replicas(context, deployment)
     model = await want_model(context, deployment)
     await learn_owners(context, context.store.pods_of_deployment(place))
     modules = _update_list(context, deployment)
@@ -57,10 +61,19 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             await _apply_children(context, deployment, model, rollout)
         except ReasonError as error:
             template_error = error
-        except (InvalidObjectError, ForbiddenError, ConflictError) as error:
-            template_error = ReasonError(Reason.POD_TEMPLATE_INVALID, str(error))
-    pods = own_pods(context, deployment)
-    for pod in pods:
+        except ForbiddenError as error:
+            template_error = ReasonError(
+                Reason.PODS_REFUSED, f"{error}; change what refuses it: quota, policy or right"
+            )
+        except (
+            UnavailableError
+        ) as error:  # an admission webhook is down; or the API server, and then the status fails too
+            template_error = ReasonError(Reason.PROGRESSING, f"{error}; tried again every {REFUSED_SECONDS:.0f} s")
+        except (InvalidObjectError, ConflictError) as error:
+            template_error = ReasonError(
+                Reason.POD_TEMPLATE_INVALID, f"{error}; change spec.podTemplate or spec.engine"
+            )
+    for pod in own_pods(context, deployment):
         place_of_pod = (pod["metadata"]["namespace"], pod["metadata"]["name"])
         view = context.registry.views.get(place_of_pod)
         behind = modules and view and view.gate_closed and view.error is None and not view.too_old
@@ -72,15 +85,15 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     fleet = observe_fleet(context, deployment)
     if fleet is None:
         return 1.0  # just started: what stands in the status stays until the pods were asked
-    _tell_adapters(context, deployment, fleet)
-    workload = context.store.workloads.get(place)
+    pods = all_own_pods(context, deployment)
+    silent, warnings = await warnings_of(context, pods)
     status = plan_deployment(
         DeploymentObservation(
             deployment=deployment,
             artifact_name=model.base.artifact_name,
             artifact=model.base.artifact,
             blocked=model.base.blocked,
-            workload=workload,
+            workload=context.store.workloads.get(place),
             template_error=template_error,
             pods=pods,
             fleet=fleet,
@@ -88,22 +101,17 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             waits_for=rollout.plan.waits_for if rollout else None,
             left_out=len(context.registry.left_out.get(place, ())),
             auxiliary=model.contents[1:],
+            warnings=warnings,
         ),
         now=context.now(),
     )
     await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
+    tell_adapters(context, deployment, fleet, status)
     await remove_old_kits(context, deployment)
-    again = 60.0 if not model.is_blocked and template_error is None else 10.0
+    again = 60.0 if not model.is_blocked and template_error is None else REFUSED_SECONDS
+    if silent:
+        again = min(again, SILENT_SECONDS)
     return min(again, rollout.plan.look_again) if rollout and rollout.plan.look_again is not None else again
-
-
-def _tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet) -> None:
-    """Wake the adapters when pods came, went, or changed their readiness; of what engines serve, pods' own looks tell."""
-    readiness = (fleet.replicas, tuple((pod.name, pod.ready, pod.view is None) for pod in fleet.pods))
-    if context.registry.readiness.get(deployment.key) != readiness:
-        context.registry.readiness[deployment.key] = readiness
-        for adapter in context.store.adapters_of(deployment.key):
-            context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
 
 
 def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
@@ -196,8 +204,9 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: M
         and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != kit_hash(context.kit_files))
     ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
         await _keep_kit(context, deployment, live)
-        if deployment.spec.replicas is not None and live["spec"].get("replicas") != deployment.spec.replicas:
-            patched = await context.kube.patch(DEPLOYMENTS, *place, {"spec": {"replicas": deployment.spec.replicas}})
+        replicas = replicas_wanted(deployment, live)
+        if live["spec"].get("replicas") != replicas:
+            patched = await context.kube.patch(DEPLOYMENTS, *place, {"spec": {"replicas": replicas}})
             context.note_child(patched)
         return
     if live is None and rollout and not rollout.plan.roll:
@@ -208,6 +217,7 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: M
         deployment,
         model.cache,
         model_path=model_path,
+        replicas=replicas_wanted(deployment, live),
         kit=kit_hash(context.kit_files),
         kit_files=tuple(sorted(context.kit_files)),
         auxiliary=model.auxiliary,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.api.deployment import VLLMDeployment, VLLMDeploymentStatus
+from lora_operator.conditions import find
+from lora_operator.constants import Condition
 from lora_operator.errors import NotFoundError
 from lora_operator.kube import REPLICA_SETS
 from lora_operator.plan.deployment import replicas_wanted
 from lora_operator.plan.fleet import Fleet, FleetPod
 from lora_operator.plan.pods import controller, is_ready, running_container
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Body, ObjectKey
+from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 
 
 async def learn_owners(context: Context, pods: list[Body]) -> None:
@@ -30,7 +32,16 @@ async def learn_owners(context: Context, pods: list[Body]) -> None:
 
 
 def own_pods(context: Context, deployment: VLLMDeployment) -> list[Body]:
-    """Live pods of the deployment's Deployment, by owner chain: pod → ReplicaSet → Deployment → VLLMDeployment."""
+    """Live pods of the deployment's Deployment."""
+    return [
+        pod
+        for pod in all_own_pods(context, deployment)
+        if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+    ]
+
+
+def all_own_pods(context: Context, deployment: VLLMDeployment) -> list[Body]:
+    """Its pods, with those that have ended, by owner chain: pod → ReplicaSet → Deployment → VLLMDeployment."""
     workload = context.store.workloads.get(deployment.key)
     if workload is None:
         return []
@@ -41,8 +52,7 @@ def own_pods(context: Context, deployment: VLLMDeployment) -> list[Body]:
     found = []
     for pod in context.store.pods_of_deployment(deployment.key):
         owner = controller(pod)
-        ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-        if owner is not None and not ended and owners.get(owner[2]) == workload["metadata"]["uid"]:
+        if owner is not None and owners.get(owner[2]) == workload["metadata"]["uid"]:
             found.append(pod)
     return found
 
@@ -68,3 +78,21 @@ def observe_fleet(context: Context, deployment: VLLMDeployment) -> Fleet | None:
             return None
         pods.append(FleetPod(name=metadata["name"], ready=ready, view=view))
     return Fleet(replicas=replicas_wanted(deployment, workload), pods=tuple(pods))
+
+
+def tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, status: VLLMDeploymentStatus) -> None:
+    """Wake the adapters when pods came, went, or changed their readiness, or are away for another reason.
+
+    Not for other words of the same reason, which may come with every restart of an engine; and of what engines serve,
+    pods' own looks tell. The status is written already: adapters read the reason there.
+    """
+    available = find(status.conditions, Condition.AVAILABLE)
+    readiness = (
+        fleet.replicas,
+        tuple((pod.name, pod.ready, pod.view is None) for pod in fleet.pods),
+        available and available.reason,
+    )
+    if context.registry.readiness.get(deployment.key) != readiness:
+        context.registry.readiness[deployment.key] = readiness
+        for adapter in context.store.adapters_of(deployment.key):
+            context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))

@@ -50,6 +50,9 @@ class Registry:
         ] = {}  # old kits, and when they were looked at
         self.unrolled: dict[ObjectKey, Unrolled] = {}  # lists of deployments whose pods' arguments don't hold them yet
         self.left_out: dict[ObjectKey, frozenset[str]] = {}  # UIDs of adapters that don't fit into pods' arguments
+        self.warnings: dict[
+            str, tuple[float, str | None]
+        ] = {}  # an object's UID → when its Events were asked, and what they said
         self.readiness: dict[ObjectKey, object] = {}  # of a deployment's pods, as its adapters were last told of it
 
     def decision(self, adapter: ObjectKey) -> Decision | None:
