@@ -264,4 +264,5 @@ def test_what_the_kubelet_would_expand_comes_through_as_it_is() -> None:
     job = job_of(artifact.model_copy(update={"spec": spec}))
     env = {e["name"]: e["value"] for e in container_of(job)["env"]}
     request = FetchRequest.model_validate_json(expanded(env[FETCH_REQUEST_ENV]))
+    assert request.hugging_face is not None
     assert request.hugging_face.allow_patterns == ("$(HOME)/*", "$$x", "a$")

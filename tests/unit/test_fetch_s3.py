@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from botocore import exceptions as boto
 from botocore.awsrequest import AWSRequest, AWSResponse
+from botocore.compat import HTTPHeaders
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,9 +35,9 @@ def sent(request: S3Request, keys: S3Keys | None) -> AWSRequest:
     client = build_client(request, keys)
     seen: list[AWSRequest] = []
 
-    def answer(request: AWSRequest, **_: Any) -> AWSResponse:
+    def answer(request: AWSRequest, **_: Any) -> Any:
         seen.append(request)
-        return AWSResponse(request.url, 200, {}, _Raw())
+        return AWSResponse(str(request.url), 200, HTTPHeaders(), _Raw())
 
     client.meta.events.register("before-send.s3", answer)
     client.list_objects_v2(Bucket=request.bucket, Prefix="team-a/")
@@ -71,7 +72,7 @@ def test_where_requests_go_and_who_signs_them(
         monkeypatch.setenv(name, value)
     request, address = ADDRESSES[case]
     found = sent(request, keys)
-    assert found.url.startswith(address)
+    assert str(found.url).startswith(address)
     signature = str(found.headers.get("Authorization", b""))
     assert ("Credential=AKIDOFTESTS/" in signature) == (keys is not None)
     assert "AKAMBIENT" not in str(dict(found.headers.items()))
@@ -87,7 +88,7 @@ FOREIGN: dict[str, tuple[Exception, Reason, str]] = {
     ),
     "a connection": (boto.ConnectionClosedError(endpoint_url="https://x"), Reason.SOURCE_UNREACHABLE, "Closed"),
     "a certificate": (
-        boto.SSLError(endpoint_url="https://x", error="self-signed"),
+        boto.SSLError(endpoint_url="https://x", error=OSError("self-signed")),
         Reason.SOURCE_UNREACHABLE,
         "certificate is not accepted",
     ),
