@@ -37,7 +37,9 @@ OURS = [(where, item) for where, item in documents() if item["kind"] in MODELS]
 
 
 def test_examples_and_readme_have_manifests() -> None:
-    assert {"examples/quickstart.yaml", "examples/private-adapter.yaml", "README.md"} <= {where for where, _ in OURS}
+    assert {"examples/quickstart.yaml", "examples/private-adapter.yaml", "examples/s3.yaml", "README.md"} <= {
+        where for where, _ in OURS
+    }
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_an_adapter_of_another_namespace_is_admitted_by_its_deployment() -> None
         assert verdict.is_true, verdict.message
 
 
-def test_every_token_secret_may_be_read_by_a_role_for_that_secret_alone() -> None:
+def test_every_secret_of_a_source_may_be_read_by_a_role_for_that_secret_alone() -> None:
     objects = [item for where, item in documents() if where.startswith("examples/")]
     readable = {
         (item["metadata"]["namespace"], name)
@@ -74,11 +76,13 @@ def test_every_token_secret_may_be_read_by_a_role_for_that_secret_alone() -> Non
     }
     bound = {item["metadata"]["namespace"] for item in objects if item["kind"] == "RoleBinding"}
     wanted = {
-        (item["metadata"]["namespace"], source["huggingFace"]["tokenSecretRef"]["name"])
+        (item["metadata"]["namespace"], member[ref]["name"])
         for item in objects
         if item["kind"] in ("LoRAAdapter", "VLLMDeployment")
         for source in (item["spec"].get("source") or item["spec"]["model"]["source"],)
-        if "tokenSecretRef" in source["huggingFace"]
+        for member in (source.get("huggingFace") or source["s3"],)
+        for ref in ("tokenSecretRef", "credentialsSecretRef")
+        if ref in member
     }
     assert wanted == readable
     assert bound == {namespace for namespace, _ in wanted}

@@ -79,11 +79,12 @@ def source_cases() -> Iterator[Case]:
         yield from both(
             kind,
             at,
-            "source must have exactly one of: huggingFace",
-            accepted=[{f"{at}.path": "checkpoint-500"}],
-            refused=[{at: {}}, {at: {"path": "checkpoint-500"}}],
+            "source must have exactly one of: huggingFace, s3",
+            accepted=[{f"{at}.path": "checkpoint-500"}, {at: {"s3": {"bucket": "models"}}}],
+            refused=[{at: {}}, {at: {"path": "checkpoint-500"}}, {f"{at}.s3": {"bucket": "models"}}],
             beside=beside,
         )
+        yield from s3_cases(kind, at)
         yield from both(
             kind,
             f"{at}.path",
@@ -124,6 +125,26 @@ def source_cases() -> Iterator[Case]:
             refused=values(f"{hub}.revision", ["a/../b"]),
             beside=beside,
         )
+
+
+def s3_cases(kind: str, at: str) -> Iterator[Case]:
+    def s3(**members: Any) -> dict[str, Any]:
+        return {at: {"s3": {"bucket": "models", **members}}}
+
+    yield from both(
+        kind,
+        f"{at}.s3.bucket",
+        "bucket must be a bucket's name alone: letters, digits, '.', '_' and '-'",
+        accepted=[s3(bucket=bucket) for bucket in ("abc", "my.models-1", "Old_Bucket")],
+        refused=[s3(bucket=bucket) for bucket in ("s3://models", "models/sql", "-models", "mod els")],
+    )
+    yield from both(
+        kind,
+        f"{at}.s3.prefix",
+        "prefix must be a folder inside the bucket: without a leading '/', empty parts, '.' and '..'",
+        accepted=[s3(prefix=prefix) for prefix in ("", "sql", "team-a/sql/", "a b", "..a")],
+        refused=[s3(prefix=prefix) for prefix in ("/sql", "a//b", "a/../b", "./a")],
+    )
 
 
 SERVED_NAME = (
@@ -191,6 +212,15 @@ def artifact_cases() -> Iterator[Case]:
         "credentials and source.huggingFace.tokenSecretRef exclude each other",
         accepted=[{"spec.credentials": credentials}, {token: {"name": "hf"}}],
         refused=[{"spec.credentials": credentials, token: {"name": "hf"}}],
+    )
+    plain = {"s3": {"bucket": "models"}}
+    named = {"s3": {"bucket": "models", "credentialsSecretRef": {"name": "keys"}}}
+    yield from both(
+        kind,
+        "spec",
+        "credentials and source.s3.credentialsSecretRef exclude each other",
+        accepted=[{"spec.credentials": credentials, "spec.source": plain}, {"spec.source": named}],
+        refused=[{"spec.credentials": credentials, "spec.source": named}],
     )
 
 

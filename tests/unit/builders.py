@@ -64,6 +64,13 @@ def told(conditions: tuple[StatusCondition, ...]) -> dict[str, tuple[str, str, s
     return {str(c.type): (c.status, str(c.reason), c.message) for c in conditions}
 
 
+def _source(repo: str, revision: str, secret: str | None, s3: Mapping[str, Any] | None) -> dict[str, Any]:
+    if s3 is not None:
+        return {"s3": dict(s3) | ({"credentialsSecretRef": {"name": secret}} if secret is not None else {})}
+    token = {"tokenSecretRef": {"name": secret}} if secret is not None else {}
+    return {"huggingFace": {"repo": repo, "revision": revision, **token}}
+
+
 def make_adapter(
     name: str = "sql",
     namespace: str = "team-a",
@@ -72,6 +79,7 @@ def make_adapter(
     revision: str = "main",
     path: str = "",
     secret: str | None = None,
+    s3: Mapping[str, Any] | None = None,
     deployment: str = "llama",
     deployment_namespace: str | None = "serving",
     uid: str = "",
@@ -82,9 +90,6 @@ def make_adapter(
     **spec: Any,
 ) -> LoRAAdapter:
     """A LoRAAdapter; further fields of its spec by their camelCase names."""
-    hugging_face: dict[str, Any] = {"repo": repo, "revision": revision}
-    if secret is not None:
-        hugging_face["tokenSecretRef"] = {"name": secret}
     ref = {"name": deployment} | ({"namespace": deployment_namespace} if deployment_namespace else {})
     return LoRAAdapter.model_validate(
         {
@@ -95,7 +100,7 @@ def make_adapter(
                 "generation": generation,
                 "creationTimestamp": created,
             },
-            "spec": {"source": {"huggingFace": hugging_face, "path": path}, "vllmDeploymentRef": ref, **spec},
+            "spec": {"source": {**_source(repo, revision, secret, s3), "path": path}, "vllmDeploymentRef": ref, **spec},
             "status": {**(status or {}), "conditions": make_conditions(conditions)},
         }
     )
@@ -145,6 +150,7 @@ def make_cache(
     reclaim: str | None = None,
     access_modes: tuple[str, ...] = ("ReadWriteMany",),
     endpoint: str = "https://hub.test",
+    s3_endpoints: tuple[str, ...] = (),
     security: Mapping[str, Any] | None = None,
     uid: str = "uid-cache",
     generation: int = 1,
@@ -175,6 +181,7 @@ def make_cache(
             "spec": {
                 "storage": storage,
                 "huggingFace": {"endpoint": endpoint},
+                "s3": {"allowedEndpoints": list(s3_endpoints)},
                 "securityContext": dict(security or {}),
             },
             "status": {
@@ -195,6 +202,7 @@ def make_artifact(
     base: str | None = None,
     credentials: tuple[str, str, str, str] | None = None,
     secret: str | None = None,
+    s3: Mapping[str, Any] | None = None,
     by_hand: bool = False,
     uid: str = "uid-artifact",
     generation: int = 1,
@@ -203,10 +211,7 @@ def make_artifact(
     cache: str = "default",
 ) -> ModelArtifact:
     """A ModelArtifact that has no status unless one is given."""
-    hugging_face: dict[str, Any] = {"repo": repo, "revision": revision}
-    if secret is not None:
-        hugging_face["tokenSecretRef"] = {"name": secret}
-    spec: dict[str, Any] = {"cacheRef": {"name": cache}, "type": type, "source": {"huggingFace": hugging_face}}
+    spec: dict[str, Any] = {"cacheRef": {"name": cache}, "type": type, "source": _source(repo, revision, secret, s3)}
     if base is not None:
         spec["baseModelRef"] = {"name": base}
     if credentials is not None:

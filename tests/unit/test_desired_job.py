@@ -66,6 +66,20 @@ def test_what_the_job_is_told() -> None:
     }
 
 
+def test_what_a_job_is_told_of_s3() -> None:
+    s3 = {"bucket": "models", "prefix": "team-a/sql", "endpoint": "https://s3.test", "region": "eu-central-1"}
+    artifact = make_artifact(s3=s3, secret="keys", by_hand=True)
+    request = build_request(artifact, make_cache(), base_model_path=None, with_credentials=True)
+    assert json.loads(request.model_dump_json(by_alias=True, exclude_none=True)) == {
+        "artifact": "sql-0a1b2c3d4e",
+        "type": "Adapter",
+        "s3": {**s3, "allowPatterns": [], "ignorePatterns": []},
+        "path": "",
+        "cacheRoot": "/model-cache",
+        "credentials": "/etc/lora-operator/credentials",
+    }
+
+
 def test_without_a_secret_access_is_anonymous() -> None:
     job = job_of()
     request = json.loads(container_of(job)["env"][0]["value"])

@@ -54,6 +54,43 @@ def test_no_token_file_is_anonymous(tmp_path: Path) -> None:
     assert environment.read_token(request_for(tmp_path)) is False
 
 
+def test_ambient_s3_identities_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.update(AWS_ACCESS_KEY_ID="x", AWS_PROFILE="x", AWS_ENDPOINT_URL="x", BOTO_CONFIG="x", AWS_ROLE_ARN="x")
+    before = os.umask(0o022)
+    try:
+        environment.prepare(request_for(tmp_path), home=tmp_path)
+    finally:
+        os.umask(before)
+    left = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "BOTO"))}
+    assert left == {
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+
+
+S3_FILES = {"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": "secret-key", "AWS_SESSION_TOKEN": "session-token"}
+
+
+@pytest.mark.parametrize("missing", [None, *S3_FILES])
+def test_s3_keys(missing: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_secrets", set())
+    assert environment.read_s3_keys(request_for(tmp_path)) is None
+    for name, value in S3_FILES.items():
+        if name != missing:
+            (tmp_path / name).write_text(value + "\n")
+    if missing in (None, "AWS_SESSION_TOKEN"):
+        keys = environment.read_s3_keys(request_for(tmp_path, tmp_path))
+        assert keys == environment.S3Keys("AK", "secret-key", None if missing else "session-token")
+        assert "secret-key" not in repr(keys)
+        assert text.clean("secret-key") == "***"
+        return
+    with pytest.raises(ReasonError, match=f"{missing} could not be read") as caught:
+        environment.read_s3_keys(request_for(tmp_path, tmp_path))
+    assert caught.value.reason is Reason.CREDENTIALS_KEY_MISSING
+
+
 TOKENS: dict[str, tuple[bytes | None, Reason]] = {
     "a missing file": (None, Reason.CREDENTIALS_KEY_MISSING),
     "an empty file": (b"", Reason.CREDENTIALS_KEY_MISSING),

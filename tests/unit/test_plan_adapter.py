@@ -164,6 +164,16 @@ CASES: dict[str, Case] = {
         "none",
         None,
     ),
+    "an S3 endpoint that the cache does not allow": (
+        seen(make_adapter(s3={"bucket": "models", "endpoint": "https://s3.test"}), GOOD, base_artifact=None),
+        refused(
+            "SourceNotAllowed",
+            "ModelCache serving/default does not allow the S3 endpoint https://s3.test: use one that it allows, or ask its "
+            "owner to add this one to spec.s3.allowedEndpoints",
+        ),
+        "none",
+        None,
+    ),
     "labels of its namespace that are not known: nothing changes": (
         seen(
             deployment=make_deployment(policy={"from": "Selector", "selector": {"matchLabels": {"a": "b"}}}),

@@ -111,6 +111,7 @@ def failed_artifact(
     return after(started, plan_artifact(replace(first, artifact=started, jobs=(failed(reason),)), now=NOW))
 
 
+S3_CACHE = make_cache(s3_endpoints=("https://s3.test",))
 BASE_READY = ready_artifact("base-1", type="BaseModel", rank=None)
 NEEDS_BASE = make_artifact(base="base-1")
 
@@ -145,6 +146,23 @@ CASES: dict[str, tuple[ArtifactObservation, Said]] = {
     "without its cache": (
         seen(cache=None),
         Said(("False", "CacheNotReady", "ModelCache serving/default does not exist"), again=30.0),
+    ),
+    "from an S3 endpoint that the cache does not allow": (
+        seen(make_artifact(by_hand=True, s3={"bucket": "models", "endpoint": "https://s3.test"})),
+        Said(
+            (
+                "False",
+                "SourceNotAllowed",
+                "ModelCache serving/default does not allow the S3 endpoint https://s3.test: use one that it allows, or ask "
+                "its owner to add this one to spec.s3.allowedEndpoints",
+            ),
+            again=30.0,
+            stalled=True,
+        ),
+    ),
+    "from an S3 endpoint that the cache allows": (
+        seen(make_artifact(s3={"bucket": "models", "endpoint": "https://s3.test"}), cache=S3_CACHE),
+        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=1.0),
     ),
     "with a cache that has no status yet": (
         seen(cache=make_cache(conditions={})),
@@ -541,12 +559,35 @@ def test_a_full_commit_that_is_wanted_again_is_used_as_it_is() -> None:
     assert ready_reason(plan.status.conditions) == "Ready"
 
 
+@pytest.mark.parametrize(
+    ("artifact", "source"),
+    [
+        (make_artifact(repo="org/other"), "org/other"),
+        (make_artifact(s3={"bucket": "models", "prefix": "team-a/sql"}), "s3://models/team-a/sql"),
+        (make_artifact(s3={"bucket": "models"}), "s3://models"),
+    ],
+)
+def test_the_source_is_always_written(artifact: ModelArtifact, source: str) -> None:
+    started = plan_artifact(seen(artifact), now=NOW)
+    assert started.status is not None
+    assert started.status.source == source
+    older = after(artifact, plan_artifact(seen(after(artifact, started), jobs=(succeeded(),)), now=NOW))
+    before = older.model_copy(update={"status": older.status.model_copy(update={"source": None})})
+    again = plan_artifact(seen(before), now=NOW)
+    assert again.status == older.status  # one that an older operator left Ready gets it too
+
+
 # Whose credentials
 
 LENT: dict[tuple[str, str, str, str], object] = {SECRET: None}
 CREDENTIALS: dict[str, tuple[ModelArtifact, dict[tuple[str, str, str, str], object], Any]] = {
     "none are asked for": (make_artifact(), LENT, None),
     "a live wanter lends them": (PRIVATE, LENT, SECRET),
+    "one made by hand from S3 reads the keys of the Secret beside it": (
+        make_artifact(by_hand=True, secret="keys", s3={"bucket": "models"}),
+        {},
+        ("serving", "keys", "AWS_*", ""),
+    ),
     "one made by hand may name a Secret beside it": (
         make_artifact(by_hand=True, secret="hf"),
         {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ import pytest
 from lora_operator.api import ModelArtifact, ModelCache
 from lora_operator.api.source import Source
 from lora_operator.errors import ReasonError
-from lora_operator.plan.wants import Credentials, build_artifact, find_cache, model_wants
+from lora_operator.plan.wants import Credentials, build_artifact, find_cache, model_wants, source_refused
 from tests.unit.builders import make_cache, make_deployment, not_ready
 
 TEMPLATE: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "10Gi"}}}
 
+KEYS: Credentials = ("team-a", "keys", "AWS_*", "uid-keys")
 SECRET: Credentials = ("team-a", "hf", "token", "uid-secret")
 
 
@@ -163,6 +165,76 @@ DIFFERENT = {
 def test_different_wants_have_different_names() -> None:
     found = {"the plain one": want()} | DIFFERENT
     assert len({manifest["metadata"]["name"] for manifest in found.values()}) == len(found)
+
+
+def s3(bucket: str = "models", **members: Any) -> Source:
+    path = members.pop("path", "")
+    return Source.model_validate({"s3": {"bucket": bucket, "prefix": "team-a/sql", **members}, "path": path})
+
+
+def test_the_artifact_of_an_adapter_from_s3() -> None:
+    manifest = want(s3(prefix="team-a/sql/", credentialsSecretRef={"name": "keys"}), credentials=KEYS)
+    assert re.fullmatch("sql-[0-9a-f]{20}", manifest["metadata"]["name"])
+    assert manifest["spec"]["source"] == {
+        "s3": {"bucket": "models", "prefix": "team-a/sql", "allowPatterns": [], "ignorePatterns": []},
+        "path": "",
+    }
+    assert manifest["spec"]["credentials"] == {"namespace": "team-a", "name": "keys", "key": "AWS_*", "uid": "uid-keys"}
+    ModelArtifact.model_validate(manifest)
+
+
+S3_DIFFERENT = {
+    "the plain one": want(s3()),
+    "another bucket": want(s3("other")),
+    "another prefix": want(s3(prefix="team-b/sql")),
+    "a folder below the prefix": want(s3(path="checkpoint-5")),
+    "an endpoint": want(s3(endpoint="https://s3.test")),
+    "a region": want(s3(region="eu-central-1")),
+    "patterns": want(s3(allowPatterns=["*.json"])),
+    "a Secret": want(s3(), credentials=KEYS),
+    "a base model": want(s3(), base=None),
+}
+
+
+def test_different_wants_of_s3_have_different_names() -> None:
+    assert len({manifest["metadata"]["name"] for manifest in S3_DIFFERENT.values()}) == len(S3_DIFFERENT)
+
+
+def test_the_caches_hub_is_no_part_of_what_comes_from_s3() -> None:
+    assert want(s3()) == want(s3(), cache=make_cache(endpoint="https://mirror.test"))
+
+
+def test_what_was_wanted_before_there_was_s3_has_the_name_that_it_had() -> None:
+    """The name is the path that engines load: another one would roll every fleet."""
+    assert want()["metadata"]["name"] == "sql-lora-a13094b24a151df20eb7"
+
+
+ALLOWED = "https://s3.test:9000"
+ENDPOINTS: dict[str, tuple[Source, bool]] = {
+    "the Hub": (source(), True),
+    "AWS": (s3(), True),
+    "AWS in a region": (s3(region="eu-central-1"), True),
+    "the allowed one": (s3(endpoint=ALLOWED), True),
+    "another one": (s3(endpoint="https://other.test"), False),
+    "the allowed host by another scheme": (s3(endpoint="http://s3.test:9000"), False),
+    "the allowed host at another port": (s3(endpoint="https://s3.test"), False),
+    "a longer name": (s3(endpoint="https://s3.test:9000.evil.test"), False),
+    "another spelling": (s3(endpoint="https://S3.test:9000"), False),
+}
+
+
+@pytest.mark.parametrize("case", ENDPOINTS)
+def test_source_refused(case: str) -> None:
+    asked, allowed = ENDPOINTS[case]
+    refused = source_refused(asked, make_cache(s3_endpoints=(ALLOWED,)))
+    assert (refused is None) == allowed
+    if refused is not None:
+        assert asked.s3 is not None
+        assert (refused.reason, refused.message) == (
+            "SourceNotAllowed",
+            f"ModelCache serving/default does not allow the S3 endpoint {asked.s3.endpoint}: use one that it allows, or ask "
+            "its owner to add this one to spec.s3.allowedEndpoints",
+        )
 
 
 Caches = list[ModelCache]

@@ -26,7 +26,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, text
 from lora_operator.fetch.choose import RemoteFile
-from lora_operator.fetch.s3_download import WORKERS, S3Store
+from lora_operator.fetch.s3_download import S3Store
 from lora_operator.fetch.s3_errors import Subject, changed, translate, unreachable
 from lora_operator.fetch.s3_place import FOLDER, Place, blob_name
 from lora_operator.manifest import FetchRequest, S3Request
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S: Final = 10
 READ_TIMEOUT_S: Final = 30  # without a byte
+_PROBES: Final = 16  # at once
 _TRIES: Final = 3  # of one request, by the library; what breaks in mid-object is taken up again here
 _MAX_LISTED: Final = 50_000
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
@@ -125,7 +126,7 @@ class S3Source:
 
     def prove_readable(self, files: Sequence[RemoteFile]) -> None:
         """Reads one byte of every wanted object: rights are an object's own, and another Job may have put it into the cache."""
-        with ThreadPoolExecutor(WORKERS, thread_name_prefix="authorise") as pool:
+        with ThreadPoolExecutor(_PROBES, thread_name_prefix="authorise") as pool:
             futures = [pool.submit(self._probe, file) for file in files]
             try:
                 for future in as_completed(futures):
@@ -156,7 +157,7 @@ class S3Source:
         answer = self.client.get_object(**where, **({"Range": range_} if range_ else {}))  # type: ignore[arg-type]
         if answer.get("ETag", "").strip('"') != file.version.strip('"'):  # not every service heeds If-Match
             raise changed(self.subject, f"{text.clean(file.path, limit=200)!r} has another ETag than was listed")
-        if range_ and "ContentRange" not in answer:
+        if range_ and not answer.get("ContentRange", "").startswith(range_.replace("=", " ")):
             raise unreachable(self.subject, "it does not answer to a range with that range")
         return answer
 
@@ -200,7 +201,7 @@ def build_client(request: S3Request, keys: environment.S3Keys | None) -> S3Clien
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": _TRIES},
-        max_pool_connections=2 * WORKERS,
+        max_pool_connections=_PROBES,
         s3={"addressing_style": "path" if request.endpoint else "auto"},
     )
     return boto3.session.Session(botocore_session=core).client(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WORKERS: Final = 4
+_WORKERS: Final = 4
 _CHUNK: Final = 256 << 10
 
 
@@ -70,7 +70,7 @@ class S3Store:
 
     def _download_once(self, files: Sequence[RemoteFile]) -> None:
         stop = threading.Event()
-        with ThreadPoolExecutor(WORKERS, thread_name_prefix="download") as pool:
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="download") as pool:
             futures = [pool.submit(self._download_one, file, stop) for file in files if not self.place.has(file)]
             try:
                 for future in as_completed(futures):
