@@ -37,7 +37,7 @@ from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, observe_fleet, own_pods
 from lora_operator.reconcile.registry import ModelWant
-from lora_operator.reconcile.rollout import Rollout, fit_arguments, look_at_rollout, rolled_list
+from lora_operator.reconcile.rollout import Rollout, as_rolled, fit_arguments, look_at_rollout
 from lora_operator.reconcile.store import Key, Kind, ObjectKey
 
 
@@ -91,6 +91,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         return 1.0  # just started: what stands in the status stays until the pods were asked
     _tell_adapters(context, deployment, fleet)
     workload = context.store.workloads.get(place)
+    told, waits_for = as_rolled(context, deployment, modules, rollout)
     status = plan_deployment(
         DeploymentObservation(
             deployment=deployment,
@@ -101,8 +102,8 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             template_error=template_error,
             pods=pods,
             fleet=fleet,
-            modules=rolled_list(context, deployment, modules) if rollout else modules,
-            waits_for=rollout.plan.waits_for if rollout else None,
+            modules=told,
+            waits_for=waits_for,
             left_out=len(context.registry.left_out.get(place, ())),
         ),
         now=context.now(),
