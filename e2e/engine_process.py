@@ -43,7 +43,8 @@ class EngineProcess:
         self.token_file = root / "token"
         self.log = root / "engine.log"
         self.middleware = middleware
-        self.args = tuple(args)  # after the others, and so instead of them
+        self.arguments = list(args)  # behind all others, and so instead of them
+        self.env: dict[str, str] = {}
         self.starts = 0
         self.generation = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,7 +81,7 @@ class EngineProcess:
         argv += ["--served-model-name", *SERVED, "--host", "127.0.0.1", "--port", self.url.rpartition(":")[2]]
         argv += ["--dtype", "float32", "--max-model-len", "8192", "--max-num-seqs", "16", "--enforce-eager"]
         argv += ["--enable-lora", "--max-loras", "2", "--max-cpu-loras", "4", "--max-lora-rank", "16"]
-        argv += ["--middleware", self.middleware, "--api-server-count", "1", *self.args]
+        argv += ["--middleware", self.middleware, "--api-server-count", "1", *self.arguments]
         env = {
             **os.environ,
             "PYTHONPATH": str(self.root / "kit"),
@@ -98,6 +99,7 @@ class EngineProcess:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "HF_HUB_OFFLINE": "1",
             "HOME": str(self.home),
+            **self.env,
         }
         launcher = [engine_python(), "-m", "lora_operator_kit.launcher", *argv]
         with self.log.open("ab") as log:

@@ -406,3 +406,47 @@ def test_without_the_registry_it_serves_all_the_same_and_says_so(
         assert set(models(engine.url)) == set(SERVED)
     finally:
         engine.kill()
+
+
+def test_adapters_in_the_arguments_are_served_and_bad_ones_among_them_reported_with_one_start(
+    kit: Kit, tmp_path: Path
+) -> None:
+    """updateStrategy Rollout: more than the engine takes as static entries, so the kit loads the last ones itself."""
+    kit.engine.kill()  # one engine at a time
+    engine = EngineProcess(tmp_path / "engine", kit.tiny / "base")
+    good = {
+        name: engine.publish(kit.tiny / "adapters" / name, name) for name in ("one", "two", "three", "four", "five")
+    }
+    bad = {fault: str(engine.cache / "artifacts" / fault) for fault in ("truncated-body", "engine-refuses")}
+    for fault, path in bad.items():
+        adapters.build(fault, kit.tiny / "adapters" / "one", Path(path))
+    entries = [
+        {"name": name, "path": path, "base_model_name": SERVED[1]}
+        for name, path in {
+            "truncated-body": bad["truncated-body"],
+            **good,
+            "engine-refuses": bad["engine-refuses"],
+        }.items()
+    ]
+    engine.arguments = ["--lora-modules", *map(json.dumps, entries)]
+    engine.env = {"LORA_OPERATOR_UPDATE_STRATEGY": "Rollout", "LORA_OPERATOR_LIST_GENERATION": "7"}
+    try:
+        engine.start()
+        engine.wait_up()
+        listed = models(engine.url)
+        assert engine.starts == 1
+        assert {name: listed[name]["parent"] for name in set(listed) - set(SERVED)} == dict.fromkeys(good, SERVED[1])
+        state = engine.state()
+        assert (state["listGeneration"], state["settled"], state["updateStrategy"]) == (7, True, "Rollout")
+        assert {name: stage for name, (stage, _) in failures(state).items()} == {
+            "truncated-body": "checks",
+            "engine-refuses": "engine",
+        }
+        report = json.loads((engine.state_dir / "launcher.json").read_text())
+        assert ([one["name"] for one in report["static"]], report["later"]) == (["one", "two", "three", "four"], 2)
+        for name in good:
+            assert len(token_ids(engine.url, name, PROMPT, tokens=8)) == 8
+        status, answer = engine.kit("PUT", "/lora-operator/v1/modules", {"version": 1, "generation": 8, "modules": []})
+        assert (status, set(models(engine.url))) == (405, set(listed)), answer
+    finally:
+        engine.kill()

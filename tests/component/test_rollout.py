@@ -18,7 +18,11 @@ from lora_operator.api.artifact import ModelArtifactStatus
 from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.conditions import Verdict, failing, merge, ok
 from lora_operator.constants import Condition, Reason
+from lora_operator.desired.common import literal
+from lora_operator.desired.deployment import build_deployment
+from lora_operator.desired.engine import StaticModules
 from lora_operator.kube import DEPLOYMENTS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, Kube, load_configuration
+from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
 from lora_operator.reconcile.adapter import reconcile_adapter
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.deployment import reconcile_deployment
@@ -289,3 +293,17 @@ async def test_a_change_of_the_spec_does_not_wait_for_adapters(world: World) -> 
     assert await world.served() == ["a"]
     await world.after(70)
     assert len(world.templates) == 2
+
+
+async def test_the_api_server_takes_all_arguments_that_are_allowed(world: World) -> None:
+    """The limit is ours, the reason for it is etcd's: 1.5 MiB for an object, of which the pods are made of three."""
+    await world.fleet()
+    entry = json.dumps({"name": "x" * 200, "path": "$" * 100, "base_model_name": "base"})
+    entries = (entry,) * (MAX_ARGUMENT_BYTES // (len(literal(entry)) + 1))
+    (deployment,) = world.context.store.deployments.values()
+    (cache,) = world.context.store.caches.values()
+    manifest = build_deployment(
+        deployment, cache, model_path="/m", kit="k", kit_files=("kit.py",), static=StaticModules(1, entries)
+    )
+    taken = await world.kube.apply(manifest)
+    assert len(taken["spec"]["template"]["spec"]["containers"][0]["args"]) > len(entries)

@@ -38,7 +38,7 @@ NO_SECRET = ReasonError(Reason.CREDENTIALS_NOT_FOUND, "Secret team-a/hf does not
 URL = "http://llama.serving.svc:8000"
 ROLLING = make_deployment(lora={"updateStrategy": "Rollout"})
 NO_ROOM = (
-    "the pods' arguments of VLLMDeployment serving/llama have no room for it (1 MiB for all adapters): name another "
+    "the pods' arguments of VLLMDeployment serving/llama have no room for it (768 KiB for all adapters): name another "
     "deployment, or have spec.lora.updateStrategy: HotLoad set there"
 )
 

@@ -353,7 +353,7 @@ CASES: dict[str, Case] = {
     "adapters that don't fit into the arguments": in_sync(
         rolling(GOOD, left_out=2),
         "ArgumentsTooLong",
-        "2 adapters don't fit into the pods' arguments (1 MiB): use spec.lora.updateStrategy: HotLoad, "
+        "2 adapters don't fit into the pods' arguments (768 KiB): use spec.lora.updateStrategy: HotLoad, "
         "or serve some of them by another VLLMDeployment",
         stalled=True,
     ),

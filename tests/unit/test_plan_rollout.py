@@ -81,12 +81,13 @@ def test_when_pods_roll(story: str) -> None:
 
 
 def test_what_it_waits_for_is_said() -> None:
-    names = ("LoRAAdapter team-a/x", "LoRAAdapter team-a/y")
-    plans = [plan_rollout(A, OLD, None, coming=names[:count], now=NOW) for count in range(3)]
+    names = tuple(f"LoRAAdapter team-a/{letter}" for letter in "vwxyz")
+    plans = [plan_rollout(A, OLD, None, coming=names[:count], now=NOW) for count in (0, 1, 2, 5)]
     assert [plan.waits_for for plan in plans] == [
         "until no adapter has changed for 5 s",
-        "until LoRAAdapter team-a/x is downloaded, at most 60 s",
-        "until LoRAAdapter team-a/x, LoRAAdapter team-a/y are downloaded, at most 60 s",
+        "until LoRAAdapter team-a/v is downloaded, at most 60 s",
+        "until LoRAAdapter team-a/v, LoRAAdapter team-a/w are downloaded, at most 60 s",
+        "until LoRAAdapter team-a/v, LoRAAdapter team-a/w, LoRAAdapter team-a/x and 2 more are downloaded, at most 60 s",
     ]
     assert plans[0].look_again == QUIET_SECONDS
 

@@ -1,6 +1,7 @@
 """The module list that a process holds: from its disk, from the operator by HTTP, and from the mounted ConfigMap.
 
-With updateStrategy Rollout only from its disk, where the launcher puts the list that it found in the arguments. The highest generation wins, an older one is refused, and nothing is acknowledged that is not on disk.
+The highest generation wins, an older one is refused, and nothing is acknowledged that is not on disk. With updateStrategy Rollout it
+comes from the disk only, where the launcher put what it found in the arguments.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Inbox:
         if self._settings.rolls:
             return (
                 405,
-                "this pod's adapters are in its arguments (updateStrategy: Rollout): another list needs another pod",
+                "the adapters are in the pod's arguments (updateStrategy: Rollout): another list needs another pod",
             )
         try:
             modules, plain = await asyncio.to_thread(parse_list, raw, served_names=self._settings.served_names)

@@ -55,9 +55,7 @@ class Keeper:
         self._oldest_request = oldest_request
         self._handed: dict[str, float] = {}  # names whose client's resolution is about to write into the registry
         self._settled: int | None = None
-        self._closed = (
-            False  # with updateStrategy Rollout, once the list was tried: nothing is loaded while requests run
-        )
+        self._closed = False  # updateStrategy Rollout, and all was tried once: nothing is loaded while requests run
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._vanished_at = time.monotonic()

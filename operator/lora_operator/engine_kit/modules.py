@@ -24,9 +24,7 @@ from .text import clean, quoted
 LIST_BYTES: Final = 32 << 20
 MAX_MODULES: Final = 100_000
 LIST_FILE: Final = "modules.json"  # what was acknowledged last
-ROLLOUT: Final = (
-    "Rollout"  # of LORA_OPERATOR_UPDATE_STRATEGY: the list is in the container's arguments, and never changes
-)
+ROLLOUT: Final = "Rollout"  # the updateStrategy with which the list is in the container's arguments, and never changes
 MARKER_FILE: Final = "starting.json"  # there while an engine that got static entries is not up
 REFUSED_FILE: Final = "refused.json"  # what the engine refused, by name and path
 LOADING_FILE: Final = "loading.json"  # there while the engine loads one adapter

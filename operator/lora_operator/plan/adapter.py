@@ -269,7 +269,7 @@ def _left_out(deployment: VLLMDeployment) -> Verdict:
     where = f"VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}"
     return failing(
         Reason.ARGUMENTS_TOO_LONG,
-        f"the pods' arguments of {where} have no room for it (1 MiB for all adapters): name another deployment, or have "
+        f"the pods' arguments of {where} have no room for it (768 KiB for all adapters): name another deployment, or have "
         "spec.lora.updateStrategy: HotLoad set there",
     )
 

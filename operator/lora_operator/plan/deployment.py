@@ -222,7 +222,7 @@ def _in_sync(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
     if seen.left_out:
         return failing(
             Reason.ARGUMENTS_TOO_LONG,
-            f"{seen.left_out} adapters don't fit into the pods' arguments (1 MiB): use spec.lora.updateStrategy: HotLoad, "
+            f"{seen.left_out} adapters don't fit into the pods' arguments (768 KiB): use spec.lora.updateStrategy: HotLoad, "
             "or serve some of them by another VLLMDeployment",
         )
     if refused:

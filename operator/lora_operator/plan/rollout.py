@@ -23,8 +23,10 @@ from lora_operator.plan.modules import MAX_GENERATION, Decision, Module, ModuleL
 QUIET: Final = timedelta(seconds=5)  # after the last change of the list
 LONGEST: Final = timedelta(seconds=60)  # after the first change that the pods don't have
 LOOK_SECONDS: Final = 1.0  # while adapters are being fetched
-# etcd takes objects of 1.5 MiB, and the kernel 2 MiB of arguments and environment; the rest of the pod needs room too.
-MAX_ARGUMENT_BYTES: Final = 2**20
+# etcd takes objects of 1.5 MiB, and the kernel 2 MiB of arguments and environment; the rest of the pod needs room too, and the
+# client would rather not send more than 1 MiB at once.
+MAX_ARGUMENT_BYTES: Final = 768 * 2**10
+MAX_NAMED: Final = 3
 _ON_THE_WAY: Final = (Reason.QUEUED, Reason.DOWNLOADING, Reason.VERIFYING)
 _ROLLED: Final = re.compile(r"(\d{1,16})-([0-9a-z]{1,64})")
 
@@ -87,11 +89,14 @@ def plan_rollout(
     if now >= (latest if coming else quiet):
         return RolloutPlan(roll=True, unrolled=unrolled)
     if coming:
-        waits_for = f"until {', '.join(coming[:3])} {'is' if len(coming) == 1 else 'are'} downloaded, at most {LONGEST.seconds} s"
-        return RolloutPlan(False, unrolled, waits_for, LOOK_SECONDS)
-    return RolloutPlan(
-        False, unrolled, f"until no adapter has changed for {QUIET.seconds} s", (quiet - now).total_seconds()
-    )
+        return RolloutPlan(False, unrolled, _until_downloaded(coming), LOOK_SECONDS)
+    words = f"until no adapter has changed for {QUIET.seconds} s"
+    return RolloutPlan(False, unrolled, words, (quiet - now).total_seconds())
+
+
+def _until_downloaded(coming: tuple[str, ...]) -> str:
+    names = ", ".join(coming[:MAX_NAMED]) + (f" and {len(coming) - MAX_NAMED} more" if len(coming) > MAX_NAMED else "")
+    return f"until {names} {'is' if len(coming) == 1 else 'are'} downloaded, at most {LONGEST.seconds} s"
 
 
 def is_coming(decision: Decision | None, artifact: ModelArtifact | None) -> bool:

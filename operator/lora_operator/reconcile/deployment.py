@@ -34,7 +34,7 @@ from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fl
 from lora_operator.reconcile.kits import remove_old_kits
 from lora_operator.reconcile.model import Model, want_model
 from lora_operator.reconcile.replicas import keep_replicas
-from lora_operator.reconcile.rollout import Rollout, fit_arguments, look_at_rollout, rolled_list
+from lora_operator.reconcile.rollout import Rollout, as_rolled, fit_arguments, look_at_rollout
 from lora_operator.reconcile.store import Key, Kind
 from lora_operator.reconcile.warnings import SILENT_SECONDS, warnings_of
 
@@ -87,6 +87,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         return 1.0  # just started: what stands in the status stays until the pods were asked
     pods = all_own_pods(context, deployment)
     silent, warnings = await warnings_of(context, pods)
+    told, waits_for = as_rolled(context, deployment, modules, rollout)
     status = plan_deployment(
         DeploymentObservation(
             deployment=deployment,
@@ -97,8 +98,8 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             template_error=template_error,
             pods=pods,
             fleet=fleet,
-            modules=rolled_list(context, deployment, modules) if rollout else modules,
-            waits_for=rollout.plan.waits_for if rollout else None,
+            modules=told,
+            waits_for=waits_for,
             left_out=len(context.registry.left_out.get(place, ())),
             auxiliary=model.contents[1:],
             warnings=warnings,

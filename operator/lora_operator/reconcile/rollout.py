@@ -54,12 +54,16 @@ def look_at_rollout(context: Context, deployment: VLLMDeployment, modules: Modul
     return Rollout(static, plan)
 
 
-def rolled_list(context: Context, deployment: VLLMDeployment, modules: ModuleList | None) -> ModuleList | None:
-    """The list under the generation that pods hold it by: that in their arguments, where these say the same."""
+def as_rolled(
+    context: Context, deployment: VLLMDeployment, modules: ModuleList | None, rollout: Rollout | None
+) -> tuple[ModuleList | None, str | None]:
+    """The list under the generation that pods hold it by, where it is in their arguments by now; else what that waits for."""
+    if rollout is None or modules is None:
+        return modules, None
     rolled = _rolled(context, deployment)
-    if modules is None or rolled is None or rolled.digest != build_static(modules).digest:
-        return modules
-    return replace(modules, generation=rolled.generation)
+    if rolled is None or rolled.digest != rollout.static.digest:
+        return modules, rollout.plan.waits_for
+    return replace(modules, generation=rolled.generation), None
 
 
 def fit_arguments(

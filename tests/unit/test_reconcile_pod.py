@@ -1,0 +1,91 @@
+"""Who is told a module list: a pod that takes lists, of a deployment that gives them (updateStrategy of both)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from lora_operator.kube import Kube
+from lora_operator.plan.fleet import PodView
+from lora_operator.plan.modules import ModuleList
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.pod import POLL_IDLE, reconcile_pod
+from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.settings import Settings
+from lora_operator.vllm import Engines, KitState, ServedModel
+from tests.unit.builders import engine_pod, make_deployment, make_view, make_workload
+
+POD = Key(Kind.POD, "serving", "llama-0")
+
+
+class Engine:
+    """An engine whose kit remembers what it was told."""
+
+    def __init__(self, strategy: str, version: str) -> None:
+        self.told: list[bytes] = []
+        self.state_ = KitState("k", version, "i", 3, settled=True, update_strategy=strategy)
+
+    async def gate_is_closed(self, url: str) -> bool:
+        return True
+
+    async def state(self, url: str, token: str) -> KitState:
+        return self.state_
+
+    async def models(self, url: str, token: str) -> tuple[ServedModel, ...]:
+        return ()
+
+    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> KitState:
+        self.told.append(body)
+        return self.state_
+
+
+# (of the deployment, of the pod, the engine's version, what is known of the pod, whether it is told)
+CASES: dict[str, tuple[str, str, str, PodView | None, bool]] = {
+    "hot-loading, at the first look": ("HotLoad", "HotLoad", "0.32.0", None, True),
+    "hot-loading": ("HotLoad", "HotLoad", "0.32.0", make_view(generation=3), True),
+    "hot-loading, too old": ("HotLoad", "HotLoad", "0.25.0", None, False),
+    "rolling": ("Rollout", "Rollout", "0.10.0", None, False),
+    "rolling, at a later look": ("Rollout", "Rollout", "0.32.0", make_view(generation=3), False),
+    "an old pod after a change to Rollout": ("Rollout", "HotLoad", "0.32.0", make_view(generation=3), False),
+    "an old pod after a change to HotLoad, at the first look": ("HotLoad", "Rollout", "0.32.0", None, False),
+    "an old pod after a change to HotLoad": (
+        "HotLoad",
+        "Rollout",
+        "0.32.0",
+        make_view(generation=3, update_strategy="Rollout"),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_who_is_told_a_list(case: str) -> None:
+    strategy, of_pod, version, known, told = CASES[case]
+    store = Store()
+    body: dict[str, Any] = make_deployment(lora={"updateStrategy": strategy}).to_wire()
+    store.upsert(Kind.VLLM_DEPLOYMENT, body)
+    store.upsert(Kind.DEPLOYMENT, make_workload())
+    pod = engine_pod()
+    pod["spec"] = {"containers": []}
+    store.upsert(Kind.POD, pod)
+    engine = Engine(of_pod, version)
+    context = Context(
+        kube=cast(Kube, None),
+        engines=cast(Engines, engine),
+        store=store,
+        settings=Settings(operator_image="i", operator_namespace="n"),
+        enqueue=lambda *_, **__: None,
+        _master_key=b"key",
+    )
+    context.registry.replica_set_owners["uid-rs"] = "uid-deploy"
+    context.registry.lists["serving", "llama"] = ModuleList("serving/llama", 4, ())
+    if known is not None:
+        context.registry.views["serving", "llama-0"] = known
+    again = await reconcile_pod(context, POD)
+    assert bool(engine.told) is told
+    view = context.registry.views["serving", "llama-0"]
+    assert (view.error, view.update_strategy, view.list_generation) == (None, of_pod, 3)
+    assert again is not None
+    if "Rollout" in (strategy, of_pod):
+        assert again >= POLL_IDLE * 0.8, "there is nothing that it could be waiting for"
