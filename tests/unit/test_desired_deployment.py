@@ -240,6 +240,13 @@ def test_engines_of_a_cache_that_one_node_can_mount_go_to_one_node_whatever_the_
     assert "lora-operator.dev/modelcache" not in build()["spec"]["template"]["metadata"]["labels"]
 
 
+def test_engines_mount_a_claim_that_was_made_by_the_caches_name() -> None:
+    template = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    manifest = build(cache=make_cache("made", template=template))
+    [volume] = [v for v in pod_of(manifest)["volumes"] if v["name"] == "model-cache"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "made", "readOnly": True}
+
+
 PLAIN = template_hash(make_deployment(), make_cache(), model_path=PATH)
 
 

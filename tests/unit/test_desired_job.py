@@ -10,6 +10,7 @@ import pytest
 
 from lora_operator.api import ModelArtifact
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request
+from lora_operator.desired.placement import Placement
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest
 from lora_operator.names import token_secret
 from tests.unit.builders import make_artifact, make_cache
@@ -131,6 +132,30 @@ def test_the_copy_of_the_token_goes_with_its_job() -> None:
         }
     ]
     assert set(secret["data"]) == {"token"}
+
+
+def test_a_job_goes_where_it_is_told_and_keeps_to_itself_otherwise() -> None:
+    artifact, cache = make_artifact(), make_cache(access_modes=("ReadWriteOnce",))
+    request = build_request(artifact, cache, base_model_path=None, with_token=False)
+    placement = Placement({"nodeSelector": {"zone": "b"}, "affinity": {"nodeAffinity": {"x": []}}}, "x")
+    job = build_job(
+        artifact,
+        cache,
+        request,
+        attempt=1,
+        image="operator:1",
+        image_pull_policy="IfNotPresent",
+        deadline_seconds=600,
+        resources=RESOURCES,
+        placement=placement,
+    )
+    pod = job["spec"]["template"]
+    assert pod["spec"]["nodeSelector"] == {"zone": "b"}
+    assert set(pod["spec"]["affinity"]) == {"nodeAffinity", "podAffinity"}
+    assert pod["metadata"]["labels"] == job["metadata"]["labels"] | {"lora-operator.dev/modelcache": "default"}
+    plain = job_of()["spec"]["template"]
+    assert not {"nodeSelector", "affinity", "tolerations"} & set(plain["spec"])
+    assert "lora-operator.dev/modelcache" not in plain["metadata"]["labels"]
 
 
 def test_one_job_is_one_attempt() -> None:

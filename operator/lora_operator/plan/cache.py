@@ -75,7 +75,8 @@ def why_not_ours(cache: ModelCache, claim: dict[str, Any]) -> ReasonError | None
     owner = controller(claim)
     if owner is not None and owner[2] != cache.metadata.uid:
         return ReasonError(
-            Reason.CLAIM_UNUSABLE, f"{where} belongs to {owner[0]} {owner[1]} of before, and is deleted with it: wait"
+            Reason.CLAIM_UNUSABLE,
+            f"{where} belongs to {owner[0]} {owner[1]} of before and is deleted with it, once no pod mounts it: end those",
         )
     return None
 
