@@ -136,9 +136,7 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
     return POLL_UNSETTLED if modules is not None else POLL_STARTING
 
 
-async def _is_as_before(
-    context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None
-) -> bool:
+async def _is_as_before(context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None) -> bool:
     """Whether a pod that had nothing left to do lists the same as then: so its kit need not be asked. One request."""
     if known is None or modules is None or known.list_generation != modules.generation:
         return False
