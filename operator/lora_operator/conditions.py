@@ -10,6 +10,7 @@ from lora_operator.api.common import StatusCondition
 from lora_operator.constants import REASONS, Condition, Reason
 
 MAX_MESSAGE = 2048
+_PASSING = (Reason.LOADING, Reason.PARTIALLY_LOADED, Reason.SYNC_PENDING)
 
 
 @dataclass(frozen=True)
@@ -101,3 +102,9 @@ def is_true(conditions: Iterable[StatusCondition], type_: Condition) -> bool:
     """Whether the condition of that type is there and True."""
     condition = find(conditions, type_)
     return condition is not None and condition.status == "True"
+
+
+def is_passing(conditions: Iterable[StatusCondition]) -> bool:
+    """Whether an object is not Ready only because pods have not yet acknowledged what they were just told."""
+    ready = find(conditions, Condition.READY)
+    return ready is not None and ready.status != "True" and ready.reason in _PASSING

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any, Final
 
 from lora_operator.api.common import ApiModel, Resource, StatusCondition
-from lora_operator.conditions import find, reason_of
+from lora_operator.conditions import find, is_passing, reason_of
 from lora_operator.constants import (
     API_VERSION,
     CREDENTIALS_KEY,
@@ -39,6 +39,7 @@ from lora_operator.vllm import Engines
 MASTER_KEY_SECRET: Final = "lora-operator-key"  # noqa: S105  a name
 SECRET_SECONDS: Final = 3600.0  # between writes of a Secret that nothing makes doubtful, give or take a quarter
 DOUBTED_SECRET_SECONDS: Final = 10.0
+PASSING_SECONDS: Final = 0.3  # a load takes some 50 ms: what is over so soon is not worth two writes and two Events
 _CHILD_KINDS: Final[Mapping[str, tuple[ResourceType, Kind]]] = {
     "Deployment": (DEPLOYMENTS, Kind.DEPLOYMENT),
     "ConfigMap": (CONFIG_MAPS, Kind.CONFIG_MAP),
@@ -59,6 +60,7 @@ class Context:
     kit_files: Mapping[str, str] = field(default_factory=dict)
     _master_key: bytes | None = None
     _applied: dict[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
+    _passing: dict[Key, float] = field(default_factory=dict)
     _secrets: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
     def now(self) -> datetime:
@@ -119,11 +121,19 @@ class Context:
         return {key: _value(secret, key, f"{namespace}/{name}") for key in (*S3_REQUIRED_KEYS, *optional)}
 
     async def write_status(self, rt: ResourceType, kind: Kind, resource: Resource, status: ApiModel) -> bool:
-        """Write a status where it changed, then post an Event where Ready did. Returns whether it was written."""
+        """Write a status where it changed, then post an Event where Ready did. Returns whether it was written.
+
+        What will probably be over in a moment is looked at again before it is told.
+        """
         old: Any = resource.status  # type: ignore[attr-defined]
+        metadata = resource.metadata
+        key = Key(kind, metadata.namespace, metadata.name)
+        wait = self._hold_back(key, status)
         if status == old:
             return False
-        metadata = resource.metadata
+        if wait > 0:
+            self.enqueue(key, after=wait)
+            return False
         try:
             body = await self.kube.apply_status(
                 rt,
@@ -154,6 +164,14 @@ class Context:
                 message=after.message[:1000],
             )
         return True
+
+    def _hold_back(self, key: Key, status: ApiModel) -> float:
+        """For how many seconds a status is not to be written yet."""
+        if not is_passing(status.conditions):  # type: ignore[attr-defined]
+            self._passing.pop(key, None)
+            return 0.0
+        now = time.monotonic()
+        return self._passing.setdefault(key, now) + PASSING_SECONDS - now
 
     async def apply_child(self, obj: dict[str, Any], live: Body | None) -> Body:
         """Apply a child unless it is known to be as applied. `live` is what the store has of it."""

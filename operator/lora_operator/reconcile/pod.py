@@ -27,7 +27,8 @@ SETTLE_SECONDS: Final = 2.0  # how long a kit may hold the answer to a new list 
 POLL_STARTING: Final = 1.0
 POLL_UNSETTLED: Final = 0.5
 POLL_FAILING: Final = 3.0
-POLL_IDLE: Final = 30.0
+POLL_IDLE: Final = 40.0  # one request per look, so three pods cost less than 0.1 requests a second
+POLL_FAILING_LONGEST: Final = 30.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
         context.registry.asked.discard(place)
         context.registry.silent.discard(place)
         context.registry.misses.pop(place, None)
+        context.registry.listed.pop(place, None)
         context.registry.views.pop(place, None)
         return None
     await learn_owners(context, [pod])
@@ -99,6 +101,8 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
         if not (known is not None and known.gate_closed) and not await context.engines.gate_is_closed(engine.url):
             _publish(context, deployment, engine.pod, PodView(uid=engine.uid, container_id=engine.container))
             return POLL_FAILING
+        if await _is_as_before(context, engine, known, modules):
+            return POLL_IDLE * random.uniform(0.8, 1.2)  # noqa: S311  spreads load
         state = await _exchange(context, engine, known, modules)
         _note_held(context, deployment, state)
         models = await context.engines.models(engine.url, engine.token)
@@ -123,14 +127,25 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
         )
         _publish(context, deployment, engine.pod, failed)
         misses = registry.misses[engine.pod] = registry.misses.get(engine.pod, 0) + 1
-        return min(POLL_FAILING * 2.0 ** min(misses - 1, 8), POLL_IDLE)
+        return min(POLL_FAILING * 2.0 ** min(misses - 1, 8), POLL_FAILING_LONGEST)
     registry.misses.pop(engine.pod, None)
+    registry.listed[engine.pod] = models
     view = build_view(engine.uid, engine.container, state, models, served_names=deployment.spec.model.served_names)
     _publish(context, deployment, engine.pod, view)
     told = modules is not None and state.list_generation == modules.generation
     if state.settled and (told or rolls or state.update_strategy == ROLLOUT):
         return POLL_IDLE * random.uniform(0.8, 1.2)  # noqa: S311  spreads load
     return POLL_UNSETTLED if modules is not None or rolls else POLL_STARTING
+
+
+async def _is_as_before(context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None) -> bool:
+    """Whether a pod that had nothing left to do lists the same as then: so its kit need not be asked. One request."""
+    if known is None or modules is None or known.list_generation != modules.generation:
+        return False
+    if not known.settled or known.error is not None or known.failures:
+        return False
+    before = context.registry.listed.get(engine.pod)
+    return before is not None and await context.engines.models(engine.url, engine.token) == before
 
 
 def _note_held(context: Context, deployment: VLLMDeployment, state: KitState) -> None:

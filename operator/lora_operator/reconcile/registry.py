@@ -40,6 +40,7 @@ class Registry:
         self.lists: dict[ObjectKey, ModuleList] = {}
         self.held: dict[ObjectKey, int] = {}  # the highest list generation that any pod of a deployment reported
         self.views: dict[ObjectKey, PodView] = {}
+        self.listed: dict[ObjectKey, object] = {}  # what a pod's engine listed when all of it was last looked at
         self.asked: set[ObjectKey] = set()  # pods about whose engine something is known since this operator started
         self.misses: dict[ObjectKey, int] = {}  # looks at a pod's engine in a row that failed
         self.silent: set[ObjectKey] = set()  # pods whose engine did not listen when it was last tried: it starts

@@ -1,0 +1,220 @@
+"""What is not done: a state that passes in a moment is not told, and an engine that is as before is asked one thing only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from lora_operator.conditions import is_passing
+from lora_operator.constants import Reason
+from lora_operator.kube import VLLM_DEPLOYMENTS, Kube
+from lora_operator.plan.modules import ModuleList
+from lora_operator.reconcile import context as context_module
+from lora_operator.reconcile.context import PASSING_SECONDS, Context
+from lora_operator.reconcile.pod import POLL_IDLE, reconcile_pod
+from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.settings import Settings
+from lora_operator.vllm import Engines, KitState, LoadedModule, ModuleFailure, ServedModel
+from tests.unit.builders import Conditions, engine_pod, make_deployment, make_module, make_workload, not_ready, ready
+
+FLEET = Key(Kind.VLLM_DEPLOYMENT, "serving", "llama")
+POD = Key(Kind.POD, "serving", "llama-0")
+
+
+class Writes:
+    """The API server as far as statuses are written to it; it keeps the reasons of Ready in order."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    async def apply_status(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Takes it."""
+        status: dict[str, Any] = _[3]
+        self.reasons.append(status["conditions"][0]["reason"])
+        manifest = make_deployment().model_dump(mode="json", by_alias=True)
+        return {**manifest, "status": status, "metadata": manifest["metadata"] | {"resourceVersion": "2"}}
+
+    async def event(self, *_: Any, **__: Any) -> None:
+        """Takes it."""
+
+
+@dataclass
+class Writer:
+    """write_status with a clock of the test's own."""
+
+    monkeypatch: pytest.MonkeyPatch
+    now: float = 100.0
+    kube: Writes = field(default_factory=Writes)
+    looks: list[tuple[Key, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.monkeypatch.setattr(context_module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.context = Context(
+            kube=cast(Kube, self.kube),
+            engines=cast(Engines, None),
+            store=Store(),
+            settings=Settings(operator_image="i", operator_namespace="n"),
+            enqueue=lambda key, *, after=0.0: self.looks.append((key, after)),
+        )
+
+    async def write(self, conditions: Conditions, *, over: Conditions | None = None) -> bool:
+        """Has a status written over what the object has."""
+        old, new = make_deployment(conditions=over or ready()), make_deployment(conditions=conditions)
+        return await self.context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, old, new.status)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "conditions", "passing"),
+    [
+        ("pods that were told a moment ago", not_ready(Reason.SYNC_PENDING), True),
+        ("an adapter that is being loaded", not_ready(Reason.LOADING), True),
+        ("one that some pods have", not_ready(Reason.PARTIALLY_LOADED), True),
+        ("Ready", ready(), False),
+        ("nothing said yet", {}, False),
+        ("an engine's refusal", not_ready(Reason.ENGINE_REFUSED), False),
+        ("an engine that does not answer", not_ready(Reason.ENGINE_UNREACHABLE), False),
+        ("no pod at all", not_ready(Reason.NO_READY_PODS), False),
+        ("a download", not_ready(Reason.DOWNLOADING), False),
+    ],
+)
+def test_passing_is(sentence: str, conditions: Conditions, passing: bool) -> None:
+    assert is_passing(make_deployment(conditions=conditions).status.conditions) is passing, sentence
+
+
+async def test_what_passes_at_once_is_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(monkeypatch)
+    assert not await writer.write(not_ready(Reason.SYNC_PENDING))
+    [(key, after)] = writer.looks
+    assert key == FLEET
+    assert 0 < after <= PASSING_SECONDS + 0.001
+    writer.now += 0.05
+    assert await writer.write(ready("2 of 2"))
+    assert writer.kube.reasons == ["Ready"]
+
+
+async def test_what_lasts_is_written_and_from_then_on_each_change_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(monkeypatch)
+    assert not await writer.write(not_ready(Reason.LOADING))
+    writer.now += PASSING_SECONDS + 0.01
+    assert await writer.write(not_ready(Reason.LOADING))
+    assert await writer.write(not_ready(Reason.PARTIALLY_LOADED, "1 of 2"), over=not_ready(Reason.LOADING))
+    assert writer.kube.reasons == ["Loading", "PartiallyLoaded"]
+
+
+async def test_after_it_passed_the_next_one_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(monkeypatch)
+    assert not await writer.write(not_ready(Reason.SYNC_PENDING))
+    assert not await writer.write(ready()), "it is what stands there"
+    writer.now += PASSING_SECONDS * 2
+    assert not await writer.write(not_ready(Reason.SYNC_PENDING))
+    assert writer.kube.reasons == []
+
+
+async def test_a_refusal_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(monkeypatch)
+    assert await writer.write(not_ready(Reason.ENGINE_REFUSED))
+    assert writer.kube.reasons == ["EngineRefused"]
+
+
+class Engine:
+    """One engine with its kit, as the client sees it; counts what it is asked."""
+
+    def __init__(self) -> None:
+        module = make_module()
+        loaded = LoadedModule(name="sql", internal_name="sql", path=module.path, base_model_name=module.base_model_name)
+        self.state_now = KitState(
+            kit="k", vllm_version="0.32.0", instance="i", list_generation=3, settled=True, loaded=(loaded,)
+        )
+        self.listed = [ServedModel(id="sql", root=module.path, parent=module.base_model_name)]
+        self.asked: list[str] = []
+
+    async def gate_is_closed(self, _: str) -> bool:
+        """It is."""
+        self.asked.append("gate")
+        return True
+
+    async def state(self, *_: Any) -> KitState:
+        """The kit's."""
+        self.asked.append("state")
+        return self.state_now
+
+    async def put_modules(self, *_: Any, **__: Any) -> KitState:
+        """The kit's state after it took a list."""
+        self.asked.append("modules")
+        return self.state_now
+
+    async def models(self, *_: Any) -> tuple[ServedModel, ...]:
+        """What is listed."""
+        self.asked.append("models")
+        return tuple(self.listed)
+
+
+class Looks:
+    """Looks at one pod whose list has generation 3."""
+
+    def __init__(self) -> None:
+        self.engine, store = Engine(), Store()
+        store.upsert(Kind.VLLM_DEPLOYMENT, make_deployment().model_dump(mode="json", by_alias=True))
+        store.upsert(Kind.DEPLOYMENT, make_workload())
+        pod = engine_pod()
+        pod["spec"] = {"containers": []}
+        store.upsert(Kind.POD, pod)
+        self.context = Context(
+            kube=cast(Kube, None),
+            engines=cast(Engines, self.engine),
+            store=store,
+            settings=Settings(operator_image="i", operator_namespace="n"),
+            enqueue=lambda *_, **__: None,
+            kit_files={},
+            _master_key=b"key",
+        )
+        self.context.registry.replica_set_owners["uid-rs"] = "uid-deploy"
+        self.context.registry.lists[("serving", "llama")] = ModuleList(
+            deployment="serving/llama", generation=3, modules=(make_module(),)
+        )
+
+    async def look(self) -> tuple[list[str], float | None]:
+        """What one look asked, and when the next one is due."""
+        self.engine.asked.clear()
+        again = await reconcile_pod(self.context, POD)
+        return list(self.engine.asked), again
+
+
+async def test_an_engine_that_is_as_before_is_asked_one_thing() -> None:
+    looks = Looks()
+    asked, _ = await looks.look()
+    assert asked == ["gate", "state", "models"]
+    asked, again = await looks.look()
+    assert asked == ["models"]
+    assert again is not None
+    assert again >= POLL_IDLE * 0.8
+
+
+async def test_an_engine_that_lists_something_else_is_looked_at_as_a_whole() -> None:
+    looks = Looks()
+    await looks.look()
+    looks.engine.listed.append(ServedModel(id="by-hand", root="/elsewhere", parent="meta/Llama"))
+    asked, _ = await looks.look()
+    assert asked == ["models", "state", "models"]
+    assert looks.context.registry.views[("serving", "llama-0")].orphans == ("by-hand",)
+
+
+async def test_a_newer_list_is_pushed_without_another_question_before() -> None:
+    looks = Looks()
+    await looks.look()
+    lists = looks.context.registry.lists
+    lists[("serving", "llama")] = replace(lists[("serving", "llama")], generation=4)
+    asked, _ = await looks.look()
+    assert asked[0] == "modules"
+
+
+async def test_a_pod_with_a_failure_is_asked_for_it_at_every_look() -> None:
+    looks = Looks()
+    failure = ModuleFailure(name="sql", path="/x", stage="engine", message="no")
+    looks.engine.state_now = replace(looks.engine.state_now, failures=(failure,))
+    await looks.look()
+    asked, _ = await looks.look()
+    assert asked == ["state", "models"]
