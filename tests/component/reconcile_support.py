@@ -73,6 +73,19 @@ class OperatorsKube(Kube):
     """The operator's client, which can be kept from listing a kind."""
 
     unlistable: ResourceType | None = None
+    _watching: Any = None
+
+    async def watch_session(self, listed: Callable[[str], None]) -> tuple[str, Any]:
+        """As Kube's."""
+        server, self._watching = await super().watch_session(listed)
+        return server, self._watching
+
+    async def close(self) -> None:
+        """As Kube's, and what kopf leaves open when it is stopped; a process that ends needs no such care."""
+        if self._watching is not None:
+            await self._watching.close()
+        await super().close()
+        await asyncio.sleep(0.1)  # transports close in their own time, before the loop does
 
     async def list(self, rt: ResourceType, **options: Any) -> tuple[list[Json], str]:
         """As Kube's."""
