@@ -53,6 +53,7 @@ class StandIn:
     def __init__(self, folder: Path, *, address: str, port: int, token: bytes, environment: Mapping[str, str]) -> None:
         self.address, self.port = address, port
         self.silent = False  # accepts requests and never answers
+        self.chatty = False  # answers 500, each time in other words
         self.requests: list[tuple[str, str]] = []
         self.missing: set[str] = set()  # paths that the checks don't find
         self._folder = folder
@@ -124,6 +125,9 @@ class StandIn:
         self.requests.append((request.method, request.path))
         if self.silent:
             await asyncio.Event().wait()
+        if self.chatty:
+            message = f"worker {len(self.requests)} has failed"
+            return web.json_response({"error": {"type": "InternalServerError", "message": message}}, status=500)
         body = await request.read()
         scope = {
             "type": "http",

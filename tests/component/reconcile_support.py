@@ -424,7 +424,7 @@ class World:
         engine.mount_list(base64.b64decode(body["binaryData"]["modules.json.gz"]))
         return engine
 
-    async def set_ready(self, pod: str, ready: bool, **condition: str) -> None:
+    async def set_ready(self, pod: str, ready: bool, *, container: str = "") -> None:
         """The kubelet's word on an engine pod."""
         address = self.engines[pod].address
         await self.kube.apply_status(
@@ -435,7 +435,7 @@ class World:
                 "phase": "Running",
                 "podIP": address,
                 "podIPs": [{"ip": address}],
-                "conditions": [{"type": "Ready", "status": str(ready), **condition}],
+                "conditions": [{"type": "Ready", "status": str(ready)}],
                 "containerStatuses": [
                     {
                         "name": "vllm",
@@ -443,12 +443,32 @@ class World:
                         "imageID": "x",
                         "ready": ready,
                         "restartCount": 0,
-                        "containerID": f"containerd://{pod}",
+                        "containerID": container or f"containerd://{pod}",
                         "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
                     }
                 ],
             },
         )
+
+
+@asynccontextmanager
+async def asking(engine: StandIn, model: str) -> AsyncIterator[list[tuple[int, str | None]]]:
+    """A client that asks for a model all the time: each answer that differs from the one before."""
+    answers: list[tuple[int, str | None]] = []
+
+    async def ask() -> None:
+        while True:
+            answer = await engine.ask(model)
+            if not answers or answers[-1] != answer:
+                answers.append(answer)
+            await asyncio.sleep(0.001)
+
+    task = asyncio.create_task(ask())
+    try:
+        yield answers
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 DEPLOYMENT_LABEL = "lora-operator.dev/vllmdeployment"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +11,7 @@ import pytest
 from e2e.cluster import ControlPlane
 from lora_operator.constants import Reason
 from lora_operator.kube import CONFIG_MAPS, DEPLOYMENTS, LORA_ADAPTERS, MODEL_ARTIFACTS, NAMESPACES, VLLM_DEPLOYMENTS
-from tests.component.engine_standin import StandIn
-from tests.component.reconcile_support import World, failure, running_operator, until
+from tests.component.reconcile_support import World, asking, failure, running_operator, until
 
 
 @dataclass(frozen=True)
@@ -46,26 +43,6 @@ async def path_of(world: World, tenant: Tenant) -> str:
     status = await world.wait_for(LORA_ADAPTERS, tenant.name, tenant.namespace, "Downloaded", "True")
     artifact = await world.kube.get(MODEL_ARTIFACTS, status["artifactRef"]["namespace"], status["artifactRef"]["name"])
     return f"/model-cache/{artifact['status']['path']}"
-
-
-@asynccontextmanager
-async def asking(engine: StandIn, model: str) -> AsyncIterator[list[tuple[int, str | None]]]:
-    """A client that asks for a model all the time: each answer that differs from the one before."""
-    answers: list[tuple[int, str | None]] = []
-
-    async def ask() -> None:
-        while True:
-            answer = await engine.ask(model)
-            if not answers or answers[-1] != answer:
-                answers.append(answer)
-            await asyncio.sleep(0.001)
-
-    task = asyncio.create_task(ask())
-    try:
-        yield answers
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def test_the_older_of_two_tenants_has_the_name_and_the_younger_is_told_nothing_of_it(
