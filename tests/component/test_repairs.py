@@ -70,16 +70,17 @@ async def test_a_quota_that_refuses_one_artifact_holds_up_no_other_adapter(
         await world.adapter("sql", world.team_a)
         await world.run_pods()
         await world.ready("sql", world.team_a)
-        # Nobody fills in its status here, and a quota without one refuses whatever it counts.
-        quota = "--hard=count/modelartifacts.lora-operator.dev=1"
-        kubectl("create", "quota", "full", quota, "-n", world.serving)
-        probe = manifest("ModelArtifact", name="probe", namespace=world.serving)
+        what = "count/modelartifacts.lora-operator.dev"
+        kubectl("create", "quota", "full", f"--hard={what}=2", "-n", world.serving)
+        status = f'{{"status": {{"hard": {{"{what}": "2"}}, "used": {{"{what}": "2"}}}}}}'
+        kubectl("patch", "quota", "full", "-n", world.serving, "--subresource=status", "--type=merge", f"-p={status}")
 
         async def refuses() -> bool:
             try:
-                await world.kube.apply(probe, dry_run=True)
+                await world.kube.create(manifest("ModelArtifact", name="probe", namespace=world.serving))
             except ForbiddenError:
                 return True
+            await world.kube.delete(MODEL_ARTIFACTS, world.serving, "probe")
             return False
 
         await until(refuses, "the quota refuses artifacts")
