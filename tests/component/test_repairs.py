@@ -85,9 +85,10 @@ async def test_a_quota_that_refuses_one_artifact_holds_up_no_other_adapter(
 
         await until(refuses, "the quota refuses artifacts")
         await world.adapter("more", world.team_a)
-        status = await world.refused("more", world.team_a, "Queued")
-        assert "its ModelArtifact can't be made: " in str(status)
-        assert "quota" in str(status)
+        told = await world.refused("more", world.team_a, "Queued")
+        message = next(c["message"] for c in told["conditions"] if c["type"] == "Ready")
+        assert message.startswith("its ModelArtifact can't be made: ")
+        assert "exceeded quota: full" in message
         await world.adapter("again", world.team_b, repo="org/sql")
         await world.ready("again", world.team_b)
         await world.delete_adapter("sql", world.team_a)
