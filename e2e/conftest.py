@@ -69,17 +69,13 @@ def start_watch(stack: Stack, kind: str, namespace_: str) -> Watch:
     watch = Watch(process)
 
     def read() -> None:
-        decoder, text = json.JSONDecoder(), ""
         assert process.stdout is not None
+        lines: list[str] = []
         for line in process.stdout:
-            text += line
-            while text.strip():
-                try:
-                    event, end = decoder.raw_decode(text.lstrip())
-                except ValueError:
-                    break
-                text = text.lstrip()[end:]
-                watch.seen.append((time.monotonic(), event))
+            lines.append(line)
+            if line.rstrip() == "}":  # kubectl indents: only an event's own last line begins with its brace
+                watch.seen.append((time.monotonic(), json.loads("".join(lines))))
+                lines.clear()
 
     watch.reader = threading.Thread(target=read, daemon=True)
     watch.reader.start()

@@ -52,6 +52,7 @@ S3_KEYS: Final = "AWS_*"  # stands for the keys below in a credentials identity;
 S3_REQUIRED_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 S3_OPTIONAL_KEYS: Final = ("AWS_SESSION_TOKEN",)
 DEFAULT_ENGINE_PORT: Final = 8000
+MAX_SERVED_NAME: Final = 128  # characters of what clients write into "model"
 ENGINE_CONTAINER: Final = "vllm"
 FETCH_CONTAINER: Final = "fetch"
 
@@ -219,11 +220,15 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.BASE_MODEL_NOT_SERVED: ReasonInfo(
         "baseModelName is not one of the deployment's servedNames.", _WAIT, stalled=True
     ),
-    Reason.INVALID_SPEC: ReasonInfo("The stored object does not fit this operator's schema.", _NONE, stalled=True),
+    Reason.INVALID_SPEC: ReasonInfo(
+        "The stored object does not fit this operator's schema, or its namespace and served name are too long together.",
+        _NONE,
+        stalled=True,
+    ),
     Reason.RANK_TOO_LARGE: ReasonInfo(
         "The adapter's rank is above the deployment's lora.maxLoraRank.", _WAIT, stalled=True
     ),
-    Reason.NOT_ACCEPTED: ReasonInfo("Nothing is downloaded before the adapter is accepted.", _WAIT),
+    Reason.NOT_ACCEPTED: ReasonInfo("Nothing is downloaded before the adapter is accepted, nor loaded.", _WAIT),
     Reason.QUEUED: ReasonInfo(
         "The download waits: for the base model's artifact, or for its Job's pod to start.", _WAIT
     ),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 from e2e.cluster import tools
 from e2e.cluster.controlplane import ControlPlane
 from lora_operator.api import RESOURCES
+from lora_operator.kube import Kube, load_configuration
+from tests.component.reconcile_support import World
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,3 +98,19 @@ def namespace(kubectl: Kubectl) -> str:
     name = f"test-{next(_NUMBER)}"
     kubectl("create", "namespace", name)
     return name
+
+
+@pytest.fixture
+async def world(control_plane: ControlPlane, kubectl: Kubectl, tmp_path: Path) -> AsyncIterator[World]:
+    """Three namespaces of the test's own, in which downloads end by themselves."""
+    number = next(_NUMBER)
+    names = {role: f"{role.replace('_', '-')}-{number}" for role in ("serving", "team_a", "team_b")}
+    for name in names.values():
+        kubectl("create", "namespace", name)
+    async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube:
+        found = World(kube, tmp_path, **names)
+        jobs = asyncio.create_task(found.play_jobs(), name="jobs")
+        yield found
+        jobs.cancel()
+        await asyncio.wait([jobs])
+        await found.clear()

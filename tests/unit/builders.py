@@ -113,6 +113,7 @@ def make_deployment(
     served_names: tuple[str, ...] = ("meta/Llama", "llama"),
     replicas: int | None = 2,
     policy: Mapping[str, Any] | None = None,
+    names: str = "Plain",
     lora: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     engine: Mapping[str, Any] | None = None,
@@ -125,7 +126,7 @@ def make_deployment(
     """A VLLMDeployment that admits every namespace; further fields of its spec by their camelCase names."""
     body: dict[str, Any] = {
         "model": {"source": {"huggingFace": {"repo": "meta/base"}}, "servedNames": list(served_names), **(model or {})},
-        "adapterPolicy": {"namespaces": policy or {"from": "All"}},
+        "adapterPolicy": {"namespaces": policy or {"from": "All"}, "servedNames": names},
         "lora": dict(lora or {}),
         "engine": {"image": "vllm:1", **(engine or {})},
         **spec,

@@ -265,6 +265,9 @@ SAME = {
     "other namespaces are admitted": template_hash(
         make_deployment(policy={"from": "Same"}), make_cache(), model_path=PATH
     ),
+    "adapters have other names": template_hash(
+        make_deployment(names="NamespaceQualified"), make_cache(), model_path=PATH
+    ),
     "status, labels and generation": template_hash(
         make_deployment(generation=7, status={"replicas": 1}), make_cache(generation=3), model_path=PATH
     ),

@@ -75,6 +75,9 @@ def test_what_a_job_is_told_of_s3() -> None:
         "artifact": "sql-0a1b2c3d4e",
         "type": "Adapter",
         "s3": {**s3, "allowPatterns": [], "ignorePatterns": []},
+        "loadFormat": "auto",
+        "trustRemoteCode": False,
+        "withoutTokenizer": False,
         "path": "",
         "cacheRoot": "/model-cache",
         "credentials": "/etc/lora-operator/credentials",
@@ -136,7 +139,7 @@ def test_the_copy_of_the_token_goes_with_its_job() -> None:
 
 def test_a_job_goes_where_it_is_told_and_keeps_to_itself_otherwise() -> None:
     artifact, cache = make_artifact(), make_cache(access_modes=("ReadWriteOnce",))
-    request = build_request(artifact, cache, base_model_path=None, with_token=False)
+    request = build_request(artifact, cache, base_model_path=None, with_credentials=False)
     placement = Placement({"nodeSelector": {"zone": "b"}, "affinity": {"nodeAffinity": {"x": []}}}, "x")
     job = build_job(
         artifact,

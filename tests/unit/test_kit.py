@@ -295,6 +295,52 @@ async def test_a_failed_upgrade_leaves_what_was_served(pod: Pod) -> None:
         assert pod.engine.registry["sql"].lora_path == one
 
 
+def owned(pod: Pod, path: str, uid: str) -> Json:
+    body = pod.body({"sql": path})
+    body["modules"][0]["uid"] = uid
+    return body
+
+
+@pytest.mark.parametrize("stage", ["engine", "checks"])
+async def test_what_another_object_left_under_the_name_never_answers_for_one_that_can_t_be_loaded(
+    pod: Pod, stage: str
+) -> None:
+    theirs, shared, broken = pod.adapter("theirs"), pod.adapter("shared"), pod.adapter("broken")
+    if stage == "engine":
+        pod.engine.refuses.add(broken)
+    else:
+        shutil.rmtree(broken)
+
+    async def put(path: str, uid: str) -> Json:
+        status, answer = await pod.call("PUT", "/lora-operator/v1/modules?wait=20", owned(pod, path, uid), token=TOKEN)
+        assert status == 200
+        return dict(answer)
+
+    async with pod.running():
+        await put(theirs, "a")
+        assert (await put(broken, "b"))["failures"][0]["stage"] == stage
+        assert (pod.engine.registry, await pod.ask("sql")) == ({}, 404)
+        await put(theirs, "a")
+        await put(shared, "b")
+        assert pod.engine.registry["sql"].lora_path == shared
+        await put(shared, "c")  # equal content: nothing is loaded, it only has another owner
+        await put(broken, "c")
+        assert pod.engine.registry["sql"].lora_path == shared, "its own earlier revision stays"
+
+
+async def test_a_name_goes_to_another_object_in_one_step(pod: Pod) -> None:
+    one, two = pod.adapter("one"), pod.adapter("two")
+    async with pod.running():
+        await pod.call("PUT", "/lora-operator/v1/modules?wait=20", owned(pod, one, "a"), token=TOKEN)
+        pod.engine.slow = 0.2
+        await pod.call("PUT", "/lora-operator/v1/modules", owned(pod, two, "b"), token=TOKEN)
+        answers = []
+        while pod.engine.registry.get("sql") is None or pod.engine.registry["sql"].lora_path != two:
+            answers.append(await pod.ask("sql"))
+            await asyncio.sleep(0.005)
+        assert set(answers) == {200}
+
+
 async def test_failures_are_tried_again_with_growing_waits_and_forgotten_with_the_adapter(
     pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,11 @@ TOO_LARGE = (
     "use an adapter of a smaller rank, or raise spec.lora.maxLoraRank there"
 )
 RIVAL = make_adapter("theirs", "team-b", created="2025-01-01T00:00:00Z", servedName="sql")
+YOUNGER = make_adapter("theirs", "team-b", created="2026-02-01T00:00:00Z", servedName="sql")
+TAKEN = (
+    "servedName sql is taken by an older adapter of serving/llama: "
+    "choose another; it is taken over should the older one go"
+)
 BLOCKED = make_deployment(
     conditions={"ModelReady": ("False", "CredentialsNotFound", "Secret serving/hf does not exist: create it")},
 )
@@ -154,14 +159,34 @@ CASES: dict[str, Case] = {
         "none",
         None,
     ),
-    "a name that an older adapter has": (
+    "a name that an older adapter has: it stands by, downloaded": (
         seen(None, GOOD, rivals=(RIVAL,)),
-        refused(
-            "NameConflict",
-            "servedName sql is taken by an older adapter of serving/llama: "
-            "choose another; it is taken over should the older one go",
-        ),
-        "none",
+        refused("NameConflict", TAKEN) | {"Downloaded": DOWNLOADED},
+        "served",
+        None,
+    ),
+    "a name that an older adapter has, and its artifact downloads": (
+        seen(None, make_artifact(NAME, conditions=not_ready("Downloading", "39% of 1Gi")), rivals=(RIVAL,)),
+        refused("NameConflict", TAKEN) | {"Downloaded": ("False", "Downloading", "39% of 1Gi")},
+        "kept",
+        None,
+    ),
+    "a name that an older adapter has, before anything is known of the pods": (
+        seen(None, GOOD, rivals=(RIVAL,), fleet=None),
+        refused("NameConflict", TAKEN) | {"Downloaded": DOWNLOADED},
+        "served",
+        None,
+    ),
+    "a name whose holder can't be read": (
+        seen(None, GOOD, name_held=True),
+        refused("NameConflict", TAKEN) | {"Downloaded": DOWNLOADED},
+        "served",
+        None,
+    ),
+    "a name that a younger adapter wants too": (
+        seen(None, GOOD, rivals=(YOUNGER,), fleet=make_fleet(fleet_pod("a", make_view(SQL)))),
+        served("1 of 1"),
+        "served",
         None,
     ),
     "an S3 endpoint that the cache does not allow": (
@@ -442,10 +467,37 @@ def test_credentials_are_lent_to_the_artifact() -> None:
     assert plan.artifact["metadata"]["name"] == PRIVATE_NAME
 
 
-@pytest.mark.parametrize("case", ["no deployment", "a name that an older adapter has"])
-def test_nothing_is_fetched_for_one_that_is_not_accepted(case: str) -> None:
-    plan = plan_adapter(CASES[case][0], now=NOW)
+def test_nothing_is_fetched_for_one_that_is_not_admitted() -> None:
+    plan = plan_adapter(CASES["no deployment"][0], now=NOW)
     assert (plan.artifact, plan.decision.artifact, plan.decision.credentials) == (None, None, None)
+
+
+def test_one_that_stands_by_for_its_name_has_everything_ready() -> None:
+    plan = plan_adapter(seen(None, GOOD, rivals=(RIVAL,)), now=NOW)
+    assert (plan.decision.artifact, plan.decision.module) == (("serving", NAME), SQL)
+
+
+def test_one_that_stands_by_and_whose_artifact_is_refused_says_that_its_name_is_taken() -> None:
+    observation = seen(rivals=(RIVAL,))
+    plan = plan_refused(
+        observation, plan_adapter(observation, now=NOW), failing(Reason.QUEUED, "exceeded quota"), now=NOW
+    )
+    assert plan.status is not None
+    assert told(plan.status.conditions)["Ready"] == ("False", "NameConflict", TAKEN)
+    assert told(plan.status.conditions)["Downloaded"] == ("False", "Queued", "exceeded quota")
+
+
+def test_with_qualified_names_the_status_has_the_name_that_clients_write() -> None:
+    deployment = make_deployment(names="NamespaceQualified")
+    module = make_module("team-a/sql", path=SQL.path)
+    plan = plan_adapter(
+        seen(None, GOOD, deployment=deployment, fleet=make_fleet(fleet_pod("a", make_view(module)))), now=NOW
+    )
+    assert plan.status is not None
+    assert plan.status.served_name == "team-a/sql"
+    assert told(plan.status.conditions)["Accepted"] == ("True", "Accepted", "served by serving/llama as team-a/sql")
+    assert told(plan.status.conditions)["Ready"] == ("True", "Ready", "1 of 1 ready pods serve team-a/sql")
+    assert plan.decision.module == module
 
 
 def test_a_namespace_that_is_not_admitted_learns_nothing_of_the_deployment() -> None:

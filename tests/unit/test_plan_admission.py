@@ -111,6 +111,45 @@ ADMIT: dict[str, tuple[LoRAAdapter, VLLMDeployment | None, Labels, tuple[bool | 
             "baseModelName meta/Other is not served by serving/llama: use one of meta/Llama, llama",
         ),
     ),
+    "names qualified by the namespace": (
+        make_adapter(),
+        make_deployment(names="NamespaceQualified"),
+        {},
+        (True, "Accepted", "served by serving/llama as team-a/sql"),
+    ),
+    "a qualified name that is one of the base model's": (
+        make_adapter("Llama", "meta"),
+        make_deployment(names="NamespaceQualified"),
+        {},
+        (
+            False,
+            "NameIsBaseModel",
+            "servedName meta/Llama is a name of the base model of serving/llama: choose another",
+        ),
+    ),
+    "a name of the base model, qualified, is free": (
+        make_adapter("llama"),
+        make_deployment(names="NamespaceQualified"),
+        {},
+        (True, "Accepted", "served by serving/llama as team-a/llama"),
+    ),
+    "the longest name, qualified": (
+        make_adapter(servedName="x" * 121),
+        make_deployment(names="NamespaceQualified"),
+        {},
+        (True, "Accepted", f"served by serving/llama as team-a/{'x' * 121}"),
+    ),
+    "a name that is too long when it is qualified": (
+        make_adapter(servedName="x" * 122),
+        make_deployment(names="NamespaceQualified"),
+        {},
+        (
+            False,
+            "InvalidSpec",
+            "serving/llama serves adapters as <namespace>/<servedName>, which is 129 characters long here, and may be 128: "
+            "choose a shorter servedName",
+        ),
+    ),
     "any served name may be the lineage": (
         make_adapter(baseModelName="llama"),
         make_deployment(),
@@ -199,13 +238,13 @@ CONFLICTS = {
 @pytest.mark.parametrize("case", CONFLICTS)
 def test_yield_name(case: str) -> None:
     rivals, yields = CONFLICTS[case]
-    verdict = yield_name(make_adapter("mine", servedName="sql", created=OLD, uid="m"), rivals)
+    verdict = yield_name(make_adapter("mine", servedName="sql", created=OLD, uid="m"), make_deployment(), rivals)
     assert (verdict is not None) is yields
 
 
 def test_a_name_conflict_tells_nothing_of_the_other_tenant() -> None:
     other = rival("theirs", "2025-01-01T00:00:00Z", "their-uid")
-    verdict = yield_name(make_adapter("mine", servedName="sql", created=OLD), [other])
+    verdict = yield_name(make_adapter("mine", servedName="sql", created=OLD), make_deployment(), [other])
     assert verdict is not None
     assert (verdict.status, verdict.reason) == (False, "NameConflict")
     assert verdict.message == (
@@ -218,5 +257,5 @@ def test_a_name_conflict_tells_nothing_of_the_other_tenant() -> None:
 
 def test_of_two_rivals_exactly_one_has_the_name() -> None:
     adapters = [make_adapter(f"x{i}", created=OLD, uid=f"uid-{i}", servedName="sql") for i in range(4)]
-    winners = [a for a in adapters if yield_name(a, [o for o in adapters if o is not a]) is None]
+    winners = [a for a in adapters if yield_name(a, make_deployment(), [o for o in adapters if o is not a]) is None]
     assert winners == [min(adapters, key=seniority)]

@@ -298,8 +298,8 @@ def namespace(**labels: str) -> Body:
     return {"metadata": {"name": "team-a", "uid": "uid-ns", "labels": labels}}
 
 
-def test_a_namespaces_labels_are_news_to_its_adapters(world: World) -> None:
-    assert world.put(Kind.NAMESPACE, namespace(team="a")) == {SQL}
+def test_a_namespaces_labels_are_news_to_its_adapters_and_to_who_lists_them(world: World) -> None:
+    assert world.put(Kind.NAMESPACE, namespace(team="a")) == {SQL, LLAMA}
     assert world.put(Kind.NAMESPACE, namespace(team="a")) == set()
-    assert world.put(Kind.NAMESPACE, namespace(team="b")) == {SQL}
-    assert world.drop(Key(Kind.NAMESPACE, "", "team-a")) == {SQL}
+    assert world.put(Kind.NAMESPACE, namespace(team="b")) == {SQL, LLAMA}
+    assert world.drop(Key(Kind.NAMESPACE, "", "team-a")) == {SQL, LLAMA}

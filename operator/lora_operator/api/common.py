@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
-from lora_operator.constants import API_VERSION
+from lora_operator.constants import API_VERSION, MAX_SERVED_NAME
 
 
 class ApiModel(BaseModel):
@@ -47,7 +47,7 @@ ServedName = Annotated[
     str,
     Field(
         min_length=1,
-        max_length=128,
+        max_length=MAX_SERVED_NAME,
         pattern=_SERVED_NAME,
         json_schema_extra=cel(
             (

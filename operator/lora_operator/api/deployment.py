@@ -142,6 +142,11 @@ class AdapterPolicy(ApiModel):
             )
         ),
     )
+    served_names: Literal["Plain", "NamespaceQualified"] = Field(
+        default="Plain",
+        description='What clients write into "model". Plain: the adapter\'s servedName, first come, first served among all '
+        "namespaces; NamespaceQualified: <namespace>/<servedName>.",
+    )
 
 
 class EnvVar(ApiModel):

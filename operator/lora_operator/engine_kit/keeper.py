@@ -53,6 +53,7 @@ class Keeper:
         self._settings = settings
         self._caller = caller
         self._oldest_request = oldest_request
+        self._owners: dict[str, str] = {}  # by public name: the uid of whose content was put there
         self._handed: dict[str, float] = {}  # names whose client's resolution is about to write into the registry
         self._settled: int | None = None
         self._closed = False  # updateStrategy Rollout, and all was tried once: nothing is loaded while requests run
@@ -150,6 +151,7 @@ class Keeper:
                 await self._load(module)
                 if self.inbox.modules is not modules:
                     return  # a newer list came meanwhile; it has woken the loop
+        await self._drop_foreign(modules.modules)
         now = time.monotonic()
         self._handed = {name: since for name, since in self._handed.items() if now - since < HANDED_SECONDS}
         self.ledger.forget_retired(self.running())
@@ -216,6 +218,7 @@ class Keeper:
             known = Generation(module.name, module.path, internal, request.lora_int_id, module.base_model_name)
             self.ledger.remember(known)
         if self.inbox.wanted(module.name) == module:
+            self._owners[module.name] = module.uid
             await self._put(replace(known, base_model_name=module.base_model_name))
         elif not self.served.atomic:
             await self.served.remove(module.name)
@@ -248,6 +251,15 @@ class Keeper:
         if generation is not None and generation.internal != name:
             await self.served.remove(generation.internal)
         log.info("lora-operator: %s is unloaded", name)
+
+    async def _drop_foreign(self, modules: tuple[Module, ...]) -> None:
+        """Where a name went to another object whose content can't be loaded, what the last one left must not answer for it."""
+        for module in modules:
+            present = self.ledger.current.get(module.name)
+            if present is None or present.path == module.path:
+                self._owners[module.name] = module.uid
+            elif self._owners.get(module.name, module.uid) != module.uid:
+                await self._unload(module.name)
 
     async def _drop_vanished(self) -> None:
         """Stop serving what has no files any more: one request for it after an eviction would end the engine."""

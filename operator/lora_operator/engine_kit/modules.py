@@ -45,6 +45,7 @@ class Module:
     path: str
     base_model_name: str | None = None
     revision: str = ""
+    uid: str = ""  # of the object that wants it: another one is somebody else's, whatever its name
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def _module(entry: Any) -> Module:
         path=text.get("path", "")[:_MAX_PATH],
         base_model_name=text.get("baseModelName"),
         revision=text.get("revision", ""),
+        uid=text.get("uid", ""),
     )
 
 

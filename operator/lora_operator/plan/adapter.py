@@ -20,7 +20,7 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_ready_and_stalled
 from lora_operator.constants import CACHE_MOUNT, REASONS, ROLLOUT, Condition, Reason
 from lora_operator.errors import ReasonError
-from lora_operator.plan.admission import admit, yield_name
+from lora_operator.plan.admission import admit, public_name, yield_name
 from lora_operator.plan.fleet import AdapterLoad, Fleet
 from lora_operator.plan.modules import Decision, Module
 from lora_operator.plan.wants import Credentials, build_artifact, source_refused
@@ -47,6 +47,7 @@ class AdapterObservation:
     fleet: Fleet | None  # None while nothing is known of the pods
     url: str | None
     left_out: bool = False  # the pods' arguments have no room for it (updateStrategy Rollout)
+    name_held: bool = False  # by an adapter that exists and can't be read
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,24 @@ def plan_adapter(seen: AdapterObservation, *, now: datetime) -> AdapterPlan:
     if accepted.status is None:
         return AdapterPlan(unknown(adapter), None, None, requeue_after=1.0)
     if accepted.is_true:
-        accepted = yield_name(adapter, seen.rivals) or _source_allowed(seen) or accepted
+        accepted = _source_allowed(seen) or accepted
     if not accepted.is_true or seen.deployment is None:
         return AdapterPlan(
             _decision(adapter, accepted=False), None, _status(seen, {Condition.ACCEPTED: accepted}, now=now)
         )
-    return _plan_accepted(seen, seen.deployment, accepted, now=now)
+    return _plan_admitted(seen, seen.deployment, _conflict(seen) or accepted, now=now)
 
 
-def _plan_accepted(
+def _conflict(seen: AdapterObservation) -> Verdict | None:
+    if seen.deployment is None:
+        return None
+    return yield_name(seen.adapter, seen.deployment, seen.rivals, held=seen.name_held)
+
+
+def _plan_admitted(
     seen: AdapterObservation, deployment: VLLMDeployment, accepted: Verdict, *, now: datetime
 ) -> AdapterPlan:
+    """One that has to yield its name stands by: all is made ready, so that it takes the name over in one swap."""
     adapter = seen.adapter
     wanted, downloaded = _wanted_artifact(seen)
     if wanted is None and downloaded is None:  # the base model's artifact is not known yet
@@ -98,7 +106,9 @@ def _plan_accepted(
     if downloaded is None:
         downloaded = _downloaded(artifact, key)
     ready = downloaded.is_true and artifact is not None
+    fits = True
     if ready and artifact is not None and (artifact.status.rank or 0) > deployment.spec.lora.max_lora_rank:
+        fits = False
         accepted = failing(
             Reason.RANK_TOO_LARGE,
             f"the adapter's rank is {artifact.status.rank}, VLLMDeployment {deployment.metadata.namespace}/"
@@ -106,9 +116,9 @@ def _plan_accepted(
             "rank, or raise spec.lora.maxLoraRank there",
         )
     module = None
-    if ready and accepted.is_true and artifact is not None:
+    if ready and fits and artifact is not None:
         module = Module(
-            name=adapter.served_name,
+            name=public_name(adapter, deployment),
             path=f"{CACHE_MOUNT}/{artifact.status.path}",
             base_model_name=adapter.spec.base_model_name or deployment.spec.model.served_names[0],
             revision=artifact.status.resolved_revision or "",
@@ -122,14 +132,14 @@ def _plan_accepted(
         artifact=key,
         credentials=credentials,
         module=module,
-        keep=module is None and accepted.is_true,
+        keep=module is None and fits,
     )
-    if ready and module is not None and seen.fleet is None:
+    if accepted.is_true and module is not None and seen.fleet is None:
         # Nothing is known of the pods yet (the operator has just started): what stands in the status stays.
         return AdapterPlan(decision, wanted, None, FLEET_POLL_SECONDS)
     verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: downloaded}
     load = None
-    if module is None:
+    if module is None or not accepted.is_true:
         verdicts[Condition.LOADED] = _not_loaded(accepted)
     elif seen.fleet is not None:
         load = seen.fleet.load_of(module)
@@ -141,7 +151,7 @@ def _plan_accepted(
 
 def plan_refused(seen: AdapterObservation, plan: AdapterPlan, cause: Verdict, *, now: datetime) -> AdapterPlan:
     """The plan where the wanted artifact can't be made: quota, admission, a taken name. The adapter keeps what it has."""
-    accepted = ok(Reason.ACCEPTED, "the deployment admits the adapter")
+    accepted = _conflict(seen) or ok(Reason.ACCEPTED, "the deployment admits the adapter")
     verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: cause, Condition.LOADED: _not_loaded(accepted)}
     decision = _decision(seen.adapter, accepted=True, artifact=plan.decision.artifact, keep=True)
     return AdapterPlan(decision, None, _status(seen, verdicts, now=now), REFUSED_POLL_SECONDS)
@@ -325,11 +335,12 @@ def _status(
     admitted = verdicts[Condition.ACCEPTED].reason is not Reason.NAMESPACE_NOT_ALLOWED
     wanted = load.wanted if load else 0
     loaded = load.loaded if load else 0
-    conditions = with_ready_and_stalled(verdicts, f"{loaded} of {wanted} ready pods serve {adapter.served_name}")
+    public = public_name(adapter, deployment) if deployment and admitted else adapter.served_name
+    conditions = with_ready_and_stalled(verdicts, f"{loaded} of {wanted} ready pods serve {public}")
     return LoRAAdapterStatus(
         conditions=merge(adapter.status.conditions, conditions, generation=adapter.metadata.generation, now=now),
         observed_generation=adapter.metadata.generation,
-        served_name=adapter.served_name,
+        served_name=public,
         base_model_name=adapter.spec.base_model_name
         or (deployment.spec.model.served_names[0] if deployment and admitted else None),
         url=seen.url,

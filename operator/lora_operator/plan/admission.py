@@ -8,7 +8,7 @@ from lora_operator.api.adapter import LoRAAdapter
 from lora_operator.api.common import LabelSelector, LabelSelectorRequirement
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing, ok
-from lora_operator.constants import Reason
+from lora_operator.constants import MAX_SERVED_NAME, Reason
 
 
 def selector_matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
@@ -41,6 +41,13 @@ def namespace_admitted(deployment: VLLMDeployment, namespace: str, labels: Mappi
     return None if labels is None else selector_matches(policy.selector, labels)
 
 
+def public_name(adapter: LoRAAdapter, deployment: VLLMDeployment) -> str:
+    """What clients of the deployment write into "model" for the adapter."""
+    if deployment.spec.adapter_policy.served_names == "Plain":
+        return adapter.served_name
+    return f"{adapter.metadata.namespace}/{adapter.served_name}"
+
+
 def admit(
     adapter: LoRAAdapter,
     deployment: VLLMDeployment | None,
@@ -65,10 +72,17 @@ def admit(
             "ask its owner to admit it by spec.adapterPolicy.namespaces",
         )
     served = deployment.spec.model.served_names
-    if adapter.served_name in served:
+    public = public_name(adapter, deployment)
+    if len(public) > MAX_SERVED_NAME:
+        return failing(
+            Reason.INVALID_SPEC,
+            f"{namespace}/{name} serves adapters as <namespace>/<servedName>, which is {len(public)} characters long "
+            f"here, and may be {MAX_SERVED_NAME}: choose a shorter servedName",
+        )
+    if public in served:
         return failing(
             Reason.NAME_IS_BASE_MODEL,
-            f"servedName {adapter.served_name} is a name of the base model of {namespace}/{name}: choose another",
+            f"servedName {public} is a name of the base model of {namespace}/{name}: choose another",
         )
     if adapter.spec.base_model_name is not None and adapter.spec.base_model_name not in served:
         return failing(
@@ -76,7 +90,7 @@ def admit(
             f"baseModelName {adapter.spec.base_model_name} is not served by {namespace}/{name}: "
             f"use one of {', '.join(served)}",
         )
-    return ok(Reason.ACCEPTED, f"served by {namespace}/{name} as {adapter.served_name}")
+    return ok(Reason.ACCEPTED, f"served by {namespace}/{name} as {public}")
 
 
 def seniority(adapter: LoRAAdapter) -> tuple[str, str]:
@@ -85,13 +99,18 @@ def seniority(adapter: LoRAAdapter) -> tuple[str, str]:
     return (created.isoformat() if created else "~", adapter.metadata.uid)
 
 
-def yield_name(adapter: LoRAAdapter, rivals: Iterable[LoRAAdapter]) -> Verdict | None:
-    """NameConflict where an older of the admitted `rivals` for the same served name exists; says nothing about whose it is."""
-    if all(seniority(adapter) <= seniority(rival) for rival in rivals):
+def yield_name(
+    adapter: LoRAAdapter, deployment: VLLMDeployment, rivals: Iterable[LoRAAdapter], *, held: bool = False
+) -> Verdict | None:
+    """NameConflict where an older of the admitted `rivals` for the same name exists; says nothing about whose it is.
+
+    `held`: the name's present holder can't be read, and may be older.
+    """
+    if not held and all(seniority(adapter) <= seniority(rival) for rival in rivals):
         return None
     namespace, name = adapter.deployment_key
     return failing(
         Reason.NAME_CONFLICT,
-        f"servedName {adapter.served_name} is taken by an older adapter of {namespace}/{name}: "
+        f"servedName {public_name(adapter, deployment)} is taken by an older adapter of {namespace}/{name}: "
         "choose another; it is taken over should the older one go",
     )

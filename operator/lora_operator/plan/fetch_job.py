@@ -30,6 +30,7 @@ class JobView:
     result: FetchResult | None  # when finished; never None then
     pod: str | None  # a pod whose log can be read
     waiting: tuple[Reason, str] | None  # why the pod has not started, where Kubernetes says so
+    left_result: bool = False  # a container of it was seen to have ended
 
 
 def silent_object(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, now: datetime) -> dict[str, Any] | None:
@@ -63,6 +64,7 @@ def view_job(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, warning: st
         finished=finished,
         result=_result(container, failed) if finished else None,
         pod=started[0]["metadata"]["name"] if started else None,
+        left_result=any(_container_state(pod, "terminated") for pod in mine),
         waiting=None if finished or job["spec"].get("suspend") else _waiting(job, mine, warning),
     )
 

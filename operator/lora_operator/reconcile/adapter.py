@@ -12,7 +12,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ForbiddenError, InvalidObjectError, OperatorError, ReasonError
 from lora_operator.kube import LORA_ADAPTERS
 from lora_operator.plan.adapter import AdapterObservation, plan_adapter, plan_refused, unknown
-from lora_operator.plan.admission import admit
+from lora_operator.plan.admission import admit, public_name
 from lora_operator.plan.deployment import service_url
 from lora_operator.plan.wants import Credentials, find_cache
 from lora_operator.reconcile.context import Context
@@ -27,7 +27,7 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
     place = (key.namespace, key.name)
     adapter = context.store.adapters.get(place)
     registry = context.registry
-    if adapter is None:
+    if adapter is None or adapter.metadata.deletion_timestamp is not None:
         for artifact in registry.withdraw_decision(place):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
         return None
@@ -95,6 +95,7 @@ async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation
         fleet=observe_fleet(context, deployment) if deployment else None,
         url=service_url(deployment) if deployment and admitted else None,
         left_out=adapter.metadata.uid in context.registry.left_out.get(adapter.deployment_key, ()),
+        name_held=deployment is not None and _is_held(context, adapter, deployment),
     )
 
 
@@ -105,12 +106,29 @@ def namespace_labels(context: Context, namespace: str) -> dict[str, str] | None:
 
 
 def _rivals(context: Context, adapter: LoRAAdapter, deployment: VLLMDeployment | None) -> tuple[LoRAAdapter, ...]:
+    if deployment is None:
+        return ()
     return tuple(
         other
         for other in context.store.adapters_named(adapter.deployment_key, adapter.served_name)
         if other.key != adapter.key
+        and public_name(other, deployment) == public_name(adapter, deployment)
         and admit(other, deployment, namespace_labels=namespace_labels(context, other.metadata.namespace)).is_true
     )
+
+
+def _is_held(context: Context, adapter: LoRAAdapter, deployment: VLLMDeployment) -> bool:
+    """Whether the name's entry in the list belongs to an adapter that exists and can't be read."""
+    if all(key.kind is not Kind.LORA_ADAPTER for key in context.store.invalid):
+        return False
+    modules = context.registry.lists.get(deployment.key)
+    entry = modules.by_name().get(public_name(adapter, deployment)) if modules else None
+    return entry is not None and entry.adapter in unreadable_adapters(context)
+
+
+def unreadable_adapters(context: Context) -> set[str]:
+    """Adapters that exist and can't be read, as module lists name them."""
+    return {f"{key.namespace}/{key.name}" for key in context.store.invalid if key.kind is Kind.LORA_ADAPTER}
 
 
 def _cache(context: Context, deployment: VLLMDeployment | None) -> ModelCache | ReasonError | None:

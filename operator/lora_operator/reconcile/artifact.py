@@ -120,9 +120,9 @@ async def _view(context: Context, job: Body, known: list[Body]) -> JobView:
 
 
 async def _pods_of(context: Context, job: Body, known: list[Body]) -> list[Body]:
-    """A Job's pods; asked for where the Job has ended and none is known: its watch may be ahead of the pods'."""
-    ended = any(c.get("status") == "True" for c in (job.get("status") or {}).get("conditions") or ())
-    if not ended or any(pod for pod in known if (controller(pod) or ("", "", ""))[2] == job["metadata"]["uid"]):
+    """A Job's pods; asked for where the Job has ended and none of them is known to have: its watch may be ahead of the pods'."""
+    view = view_job(job, known)
+    if not view.finished or view.left_result:
         return known
     selector = f"batch.kubernetes.io/job-name={job['metadata']['name']}"
     return (await context.kube.list(PODS, namespace=job["metadata"]["namespace"], label_selector=selector))[0]

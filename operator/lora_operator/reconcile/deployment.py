@@ -20,15 +20,16 @@ from lora_operator.desired.deployment import build_deployment, template_hash
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, ReasonError, UnavailableError
 from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
 from lora_operator.names import kit_config_map, modules_config_map
+from lora_operator.plan.claims import Candidate, settle_claims
 from lora_operator.plan.deployment import DeploymentObservation, plan_deployment, replicas_wanted
 from lora_operator.plan.modules import (
-    Decision,
     ModuleList,
     decode_from_config_map,
     encode_for_config_map,
     plan_list,
 )
 from lora_operator.plan.pods import controller, running_container
+from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods, tell_adapters
 from lora_operator.reconcile.kits import remove_old_kits
@@ -121,24 +122,19 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
     previous = registry.lists.get(deployment.key) or _stored_list(context, deployment)
     if previous is None and not _all_asked(context, deployment):
         return None  # the ConfigMap was lost: what the pods hold tells how far the generations had come
-    decisions = []
+    candidates = []
     for adapter in store.adapters_of(deployment.key):
         decision = registry.decision(adapter.key)
-        current = decision is not None and (
-            (decision.uid, decision.generation) == (adapter.metadata.uid, adapter.metadata.generation)
-        )
-        if decision is None or not current:
+        form = (adapter.metadata.uid, adapter.metadata.generation)
+        if decision is None or (decision.uid, decision.generation) != form:
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
             if previous is None:
                 return None
-            # One that can't be decided on keeps what it has, and holds up nobody else.
-            metadata = adapter.metadata
-            decision = Decision(uid=metadata.uid, generation=metadata.generation, accepted=False, keep=True)
-        decisions.append(decision)
-    for module in previous.modules if previous else ():
-        namespace, _, name = module.adapter.partition("/")
-        if Key(Kind.LORA_ADAPTER, namespace, name) in store.invalid:  # it can't be read: it may still be wanted
-            decisions.append(Decision(uid=module.uid, generation=0, accepted=False, keep=True))
+            decision = None  # one that can't be decided on keeps what it has, and holds up nobody else
+        candidates.append(Candidate(adapter, namespace_labels(context, adapter.metadata.namespace), decision))
+    decisions = settle_claims(
+        candidates, deployment=deployment, previous=previous, unreadable=unreadable_adapters(context)
+    )
     updated = plan_list(
         previous,
         fit_arguments(context, deployment, previous, decisions),

@@ -15,6 +15,7 @@ from lora_operator.constants import LABEL_DEPLOYMENT, ROLLOUT
 from lora_operator.desired.children import gate_token
 from lora_operator.errors import EngineError, EngineUnreachable, StaleList
 from lora_operator.names import label_value
+from lora_operator.plan.admission import public_name
 from lora_operator.plan.fleet import PodView, Served
 from lora_operator.plan.modules import ModuleList, encode
 from lora_operator.plan.pods import engine_port, is_ready, pod_ip, running_container
@@ -219,7 +220,7 @@ def _publish(context: Context, deployment: VLLMDeployment, pod: ObjectKey, view:
     context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
     names = None if first else _changed_names(old, view)
     for adapter in context.store.adapters_of(deployment.key):
-        if names is None or adapter.served_name in names:
+        if names is None or public_name(adapter, deployment) in names:
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
 
 

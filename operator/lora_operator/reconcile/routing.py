@@ -145,5 +145,6 @@ def _for_namespace(change: Change, store: Store) -> Iterator[Key]:
         return
     for adapter in store.adapters.values():
         if adapter.metadata.namespace == change.key.name:
+            yield Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key)
             for rival in store.adapters_named(adapter.deployment_key, adapter.served_name):  # itself among them
                 yield Key(Kind.LORA_ADAPTER, *rival.key)

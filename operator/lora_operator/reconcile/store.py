@@ -117,7 +117,10 @@ class Store:
     # Reading by relation
 
     def adapters_of(self, deployment: ObjectKey) -> list[LoRAAdapter]:
-        """Adapters that name the VLLMDeployment, whether it admits them or not; by (namespace, name)."""
+        """Adapters that name the VLLMDeployment, whether it admits them or not; by (namespace, name).
+
+        One that is being deleted is none of them, though somebody's finalizer may keep the object for a while.
+        """
         return [self.adapters[key] for key in self._adapters_by_deployment.keys_of(deployment)]
 
     def adapters_named(self, deployment: ObjectKey, served_name: str) -> list[LoRAAdapter]:
@@ -258,8 +261,9 @@ class Store:
 
     def _index(self, kind: Kind, place: ObjectKey, new: Any | None) -> None:
         if kind is Kind.LORA_ADAPTER:
-            self._adapters_by_deployment.assign(place, None if new is None else new.deployment_key)
-            self._adapters_by_name.assign(place, None if new is None else (new.deployment_key, new.served_name))
+            live = new if new is not None and new.metadata.deletion_timestamp is None else None
+            self._adapters_by_deployment.assign(place, live.deployment_key if live else None)
+            self._adapters_by_name.assign(place, (live.deployment_key, live.served_name) if live else None)
         elif kind is Kind.MODEL_ARTIFACT:
             cache = None if new is None else (place[0], new.spec.cache_ref.name)
             self._artifacts_by_cache.assign(place, cache)
