@@ -70,12 +70,8 @@ def start_watch(stack: Stack, kind: str, namespace_: str) -> Watch:
 
     def read() -> None:
         assert process.stdout is not None
-        lines: list[str] = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.rstrip() == "}":  # kubectl indents: only an event's own last line begins with its brace
-                watch.seen.append((time.monotonic(), json.loads("".join(lines))))
-                lines.clear()
+        for line in process.stdout:  # kubectl prints an event on a line
+            watch.seen.append((time.monotonic(), json.loads(line)))
 
     watch.reader = threading.Thread(target=read, daemon=True)
     watch.reader.start()
