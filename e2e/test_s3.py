@@ -12,7 +12,7 @@ import pytest
 from e2e.conftest import DEPLOYMENT, FLEET, SERVING, TEAM_A, TEAM_B, Fleet
 from e2e.engine_client import models, token_ids
 from e2e.fixtures.s3 import S3Server
-from e2e.stack import Json, Stack, eventually, token_secret
+from e2e.stack import Json, Stack, eventually, token_secret, vllm_deployment
 
 HOST = "198.18.254.1"
 KEYS = {"AWS_ACCESS_KEY_ID": "AKTEAMSOFTHEFLEET", "AWS_SECRET_ACCESS_KEY": "secret-of-the-teams-0123456789"}
@@ -137,8 +137,10 @@ def test_an_endpoint_that_the_cache_does_not_allow_is_never_asked(stack: Stack, 
             "metadata": {"name": "elsewhere", "namespace": SERVING},
             "spec": {"cacheRef": {"name": "default"}, "type": "BaseModel", "source": elsewhere["spec"]["source"]},
         }
-        stack.apply(elsewhere, by_hand)
-        looked = (("lora", TEAM_B, "Accepted"), ("modelartifact", SERVING, "Ready"))
+        deployment = vllm_deployment("elsewhere", SERVING, repo="", served_names=("elsewhere",))
+        deployment["spec"]["model"]["source"] = elsewhere["spec"]["source"]
+        stack.apply(elsewhere, by_hand, deployment)
+        looked = (("lora", TEAM_B, "Accepted"), ("modelartifact", SERVING, "Ready"), ("vllm", SERVING, "ModelReady"))
         for kind, namespace, type_ in looked:
             found = stack.wait_condition(
                 kind, "elsewhere", namespace, type_=type_, status="False", reason="SourceNotAllowed", timeout=30
@@ -149,6 +151,7 @@ def test_an_endpoint_that_the_cache_does_not_allow_is_never_asked(stack: Stack, 
                 f"ModelCache {SERVING}/default does not allow the S3 endpoint {other.url}"
                 in conditions["Ready"]["message"]
             )
+        assert other.requests == []
         allow(stack, s3.url, other.url)  # it goes on by itself once it is allowed, and then finds no bucket
         for kind, namespace, _ in looked:
             stack.wait_condition(kind, "elsewhere", namespace, status="False", reason="Unauthorized", timeout=60)

@@ -384,11 +384,13 @@ def test_two_jobs_that_want_the_same_download_it_once(s3: S3Server, fetcher: Fet
     assert set(s3.bodies("private").values()) == {1}
 
 
-def test_bytes_that_are_not_what_the_etag_says_are_not_published(s3: S3Server, fetcher: Fetcher) -> None:
+def test_bytes_that_are_not_what_the_etag_says_are_not_published(s3: S3Server, fetcher: Fetcher, content: Path) -> None:
     s3.spoil(lambda request: request.is_body and request.key.endswith(WEIGHTS))
     reason, message = run(fetcher, s3).failed
     assert reason in ("ChecksumMismatch",), message
     assert WEIGHTS in message or "checksum" in message.lower()
+    size = (content / "good" / WEIGHTS).stat().st_size
+    assert size not in [path.stat().st_size for path in store(fetcher).glob("blobs/*.incomplete")]
     s3.spoil(None)
     assert run(fetcher, s3).ok
 

@@ -88,10 +88,10 @@ class S3Store:
                     return
                 try:
                     sha256 = self._complete(file, target, stop)
-                except OSError as error:
+                except Exception as error:
                     known = translate(error, self.source.subject)
-                    if known.reason is Reason.INSUFFICIENT_SPACE:
-                        target.truncate(0)
+                    if known.reason in (Reason.INSUFFICIENT_SPACE, Reason.CHECKSUM_MISMATCH):
+                        target.truncate(0)  # gives the space back; what arrived wrong is not gone on with
                     raise known from error
                 self.place.finish(file, sha256)
 
