@@ -92,17 +92,19 @@ def test_three_adapters_are_one_roll_out_and_neither_a_bad_nor_a_late_one_is_any
     stack.apply(adapter("stalled", "frozen/stalled"), adapter("bad", "frozen/bad"))
     stack.wait_condition("lora", "bad", SERVING, status="False", reason="InvalidAdapter", timeout=60)
     applied = time.monotonic()
-    for name, lineage in GOOD.items():
-        stack.apply(adapter(name, f"tiny/{name}", baseModelName=lineage))
+    stack.apply(*(adapter(name, f"tiny/{name}", baseModelName=lineage) for name, lineage in GOOD.items()))
     assert time.monotonic() - applied < 5
     for name in GOOD:
         stack.wait_condition("lora", name, SERVING, type_="Downloaded", timeout=60)
-    waits = stack.wait_condition("vllm", FLEET, SERVING, type_="AdaptersInSync", status="False", reason="SyncPending")
-    messages = {c["type"]: c["message"] for c in waits["status"]["conditions"]}
-    assert f"LoRAAdapter {SERVING}/stalled is downloaded, at most 60 s" in messages["AdaptersInSync"]
-    one = stack.wait_condition("lora", "one", SERVING, type_="Loaded", status="False", reason="Loading", timeout=10)
-    loaded = next(c for c in one["status"]["conditions"] if c["type"] == "Loaded")
-    assert "updateStrategy: Rollout" in loaded["message"]
+    words = f"it waits until LoRAAdapter {SERVING}/stalled is downloaded, at most 60 s"
+    eventually(
+        lambda: words in stack.condition("vllm", FLEET, SERVING, "AdaptersInSync").get("message", ""),
+        what=words,
+        timeout=30,
+    )
+    loading = stack.condition("lora", "one", SERVING, "Loaded")
+    assert (loading["status"], loading["reason"]) == ("False", "Loading")
+    assert "updateStrategy: Rollout" in loading["message"]
     assert revisions(stack) == [first], "it did not wait"
     for name in GOOD:
         stack.wait_condition("lora", name, SERVING, timeout=180)
