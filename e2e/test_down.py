@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from e2e.conftest import SERVING, TEAM_A, Watch, start_watch
+from e2e.conftest import SERVING, TEAM_A, Fleet, Watch, start_watch
 from e2e.stack import Json, Stack, eventually, lora_adapter, vllm_deployment
 
 WITHIN = 15.0  # seconds from what Kubernetes shows to what we say
@@ -208,8 +208,8 @@ def clear(stack: Stack, *names: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def down(stack: Stack) -> Iterator[Down]:
-    """All of them side by side, each with a tenant's adapter."""
+def down(stack: Stack, fleet: Fleet) -> Iterator[Down]:
+    """All of them side by side, each with a tenant's adapter, on the base model that the shared fleet has in the cache."""
     kinds = {"pods": SERVING, "deployments": SERVING, "vllmdeployments": SERVING, "loraadapters": TEAM_A}
     stack.apply(*refusing_quota(), deployment("node"), adapter("node"))
     stack.wait_condition("vllm", "down-node", SERVING, type_="ModelReady", timeout=60)
@@ -307,7 +307,7 @@ def test_a_download_whose_pods_are_refused_says_so(stack: Stack) -> None:
     message = next(c["message"] for c in artifact["status"]["conditions"] if c["type"] == "Ready")
     assert "no pod of Job refused-1 can be made" in message
     assert "exceeded quota: none" in message
-    stack.delete("mart", "refused", "down")
+    stack.delete("namespace", "down", "down", wait=False)
 
 
 def replicas(stack: Stack, name: str) -> int | None:
@@ -315,7 +315,7 @@ def replicas(stack: Stack, name: str) -> int | None:
     return found
 
 
-def test_a_number_that_a_scaler_set_stays(stack: Stack) -> None:
+def test_a_number_that_a_scaler_set_stays(stack: Stack, fleet: Fleet) -> None:
     """On pods that no node has, so no engine runs."""
     name = "down-scaled"
     manifest = deployment("scaled")
@@ -323,9 +323,9 @@ def test_a_number_that_a_scaler_set_stays(stack: Stack) -> None:
     template(manifest["spec"])["nodeSelector"] = {"down": "nowhere"}
     try:
         stack.apply(manifest)
-        eventually(lambda: replicas(stack, name) == 1, what="the operator writes 1", timeout=20)
+        eventually(lambda: replicas(stack, name) == 1, what="the operator writes 1", timeout=60)
         stack.cluster.kubectl("scale", f"vllm/{name}", "-n", SERVING, "--replicas=2")
-        eventually(lambda: len(stack.pods(SERVING, name)) == 2, what="two pods", timeout=20)
+        eventually(lambda: len(stack.pods(SERVING, name)) == 2, what="two pods", timeout=60)
 
         changed = copy.deepcopy(manifest)
         changed["spec"]["engine"]["args"] += ["--seed", "7"]
@@ -333,7 +333,7 @@ def test_a_number_that_a_scaler_set_stays(stack: Stack) -> None:
         eventually(
             lambda: [p for p in stack.pods(SERVING, name) if "--seed" in p["spec"]["containers"][0]["args"]],
             what="pods of the changed spec",
-            timeout=20,
+            timeout=60,
         )
         assert replicas(stack, name) == 2
         workload = stack.get("deployment", name, SERVING) or {}

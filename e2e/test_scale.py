@@ -15,7 +15,10 @@ from e2e.stack import Stack, eventually, lora_adapter
 ADAPTERS = {"up-one": ("tiny/one", TEAM_A), "up-two": ("tiny/two", TEAM_A), "up-three": ("tiny/three", TEAM_B)}
 MODELS = tuple(ADAPTERS)
 COST = "controller.kubernetes.io/pod-deletion-cost"
-LONG = 600  # tokens: longer than a pod takes to leave the Service, shorter than its --shutdown-timeout
+STREAM_SECONDS = (
+    30  # longer than a pod takes to leave the Service (5 s), far shorter than its --shutdown-timeout (120 s)
+)
+SAMPLE = 16  # tokens
 
 
 def ask(url: str, model: str) -> tuple[int, Any]:
@@ -58,6 +61,15 @@ def clients(url: str, number: int) -> Iterator[list[Client]]:
     finally:
         for client in running:
             client.stop()
+
+
+def tokens_for(url: str, seconds: float) -> int:
+    """How many tokens two streams take so long for, on this machine, now."""
+    started = time.monotonic()
+    samples = [Stream(url, model, "SELECT", tokens=SAMPLE) for model in MODELS[:2]]
+    for sample in samples:
+        sample.join(120)
+    return max(SAMPLE, int(seconds * SAMPLE / (time.monotonic() - started)))
 
 
 def service_url(stack: Stack) -> str:
@@ -105,16 +117,18 @@ def test_scaling_down_and_up_under_load_loses_no_request(stack: Stack, fleet: Fl
     stack.cluster.kubectl("annotate", "pod", staying, "-n", SERVING, f"{COST}=100")
 
     with clients(service, 2) as down:
-        streams = [Stream(urls[leaving], model, "SELECT", tokens=LONG) for model in MODELS[:2]]
-        eventually(lambda: all(len(s.token_ids) > 5 for s in streams), what="the streams have begun", timeout=60)
+        tokens = tokens_for(urls[leaving], STREAM_SECONDS)
+        streams = [Stream(urls[leaving], model, "SELECT", tokens=tokens) for model in MODELS[:2]]
+        eventually(lambda: all(s.token_ids for s in streams), what="the streams have begun", timeout=60)
         scale(stack, 1)
+        scaled = time.monotonic()
         eventually(
             lambda: set(stack.engine_urls(SERVING, FLEET)) == {staying}, what="the pod is on its way out", timeout=30
         )
-        assert all(stream.running for stream in streams), "they ended before the pod began to leave: make them longer"
         for stream in streams:
             stream.join(200)
-            assert (len(stream.token_ids), stream.finish_reason) == (LONG, "length")
+            assert (len(stream.token_ids), stream.finish_reason) == (tokens, "length")
+        assert time.monotonic() - scaled > 6, "they ended before the engine was told to stop: make them longer"
         eventually(lambda: stack.get("pod", leaving, SERVING) is None, what="the pod is gone", timeout=60)
     assert not [bad for client in down for bad in client.bad]
     assert all(count > 0 for client in down for count in client.answered.values())

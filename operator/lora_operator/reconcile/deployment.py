@@ -66,9 +66,8 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             template_error = ReasonError(
                 Reason.PODS_REFUSED, f"{error}; change what refuses it: quota, policy or right"
             )
-        except (
-            UnavailableError
-        ) as error:  # an admission webhook is down; or the API server, and then the status fails too
+        except UnavailableError as error:
+            # An admission webhook is down; or the API server is, and then the status can't be written either.
             template_error = ReasonError(Reason.PROGRESSING, f"{error}; tried again every {REFUSED_SECONDS:.0f} s")
         except (InvalidObjectError, ConflictError) as error:
             template_error = ReasonError(
