@@ -77,7 +77,7 @@ CONDITION_DOCS: Final[dict[Condition, str]] = {
     Condition.LOADED: "Every ready pod of the deployment serves the wanted revision of the adapter.",
     Condition.READY: "All the other conditions hold; for an artifact: content is complete and verified in the cache; for a cache: its volume can be used.",
     Condition.STALLED: "Only a change by a user can help; present only while it is so.",
-    Condition.MODEL_READY: "The base model is complete and verified in the cache.",
+    Condition.MODEL_READY: "The base model is complete and verified in the cache, and so are the tokenizer and draft model that the spec names.",
     Condition.AVAILABLE: "At least one engine pod is ready and its gate was proven closed.",
     Condition.ADAPTERS_IN_SYNC: "Every ready pod acknowledged the current module list and serves what it says.",
     Condition.SINGLE_NODE: "Only one node can mount the cache's claim, so all its pods are kept on one node; the message names it.",
@@ -196,7 +196,7 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.DOWNLOADED: ReasonInfo("The content is in the cache and verified.", _WAIT),
     Reason.LOADED: ReasonInfo("Every ready pod serves the wanted revision.", _WAIT),
     Reason.READY: ReasonInfo("All is as the spec asks.", _WAIT),
-    Reason.MODEL_READY: ReasonInfo("The base model is in the cache and verified.", _WAIT),
+    Reason.MODEL_READY: ReasonInfo("The base model and what goes with it are in the cache and verified.", _WAIT),
     Reason.AVAILABLE: ReasonInfo("Engine pods are ready.", _WAIT),
     Reason.IN_SYNC: ReasonInfo("Every ready pod serves exactly what is wanted.", _WAIT),
     Reason.BOUND: ReasonInfo("The cache's claim is bound.", _WAIT),
@@ -266,7 +266,11 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.INCOMPATIBLE_BASE_MODEL: ReasonInfo(
         "The adapter's tensors do not fit the deployment's base model.", _NONE, stalled=True
     ),
-    Reason.INCOMPLETE_MODEL: ReasonInfo("The base model lacks its config, weights or tokenizer.", _NONE, stalled=True),
+    Reason.INCOMPLETE_MODEL: ReasonInfo(
+        "A base model, draft model or tokenizer lacks files: config, weights or a shard of them, tokenizer.",
+        _NONE,
+        stalled=True,
+    ),
     Reason.INSUFFICIENT_SPACE: ReasonInfo("The cache's volume has not enough free space.", _OUTSIDE, stalled=True),
     Reason.CACHE_NOT_READY: ReasonInfo("The ModelCache is missing, or its claim can't be used yet.", _WAIT),
     Reason.CACHE_NOT_WRITABLE: ReasonInfo("The Job's user may not write to the volume.", _OUTSIDE, stalled=True),

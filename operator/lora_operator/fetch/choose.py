@@ -232,7 +232,7 @@ def _require_model(files: Iterable[str], names: Sequence[str], options: Options)
     if options.own_tokenizer and not _matching(names, _TOKENIZERS):
         missing.append(f"a tokenizer ({_NO_TOKENIZER}; or set model.tokenizer)")
     if missing:
-        raise ReasonError(Reason.INCOMPLETE_MODEL, f"the base model lacks {_few(missing)}")
+        raise ReasonError(Reason.INCOMPLETE_MODEL, f"the model lacks {_few(missing)}")
 
 
 def _no_weights(files: Iterable[str], load_format: str) -> str:

@@ -32,7 +32,7 @@ def inspect(request: FetchRequest, *, root: Path, view: Path) -> Found:
     if request.type == "Tokenizer":
         return Found()
     if request.type == "BaseModel":
-        _read_base(view, root=root, reason=Reason.INCOMPLETE_MODEL)
+        _read_base(view, root=root, reason=Reason.INCOMPLETE_MODEL, what="the model")
         return Found()
     base = None if request.base_model_path is None else _published_base(request.base_model_path, root=root)
     try:
@@ -50,11 +50,11 @@ def _published_base(relative: str, *, root: Path) -> checks.BaseModel:
             Reason.JOB_FAILED,
             f"the base model to compare with is not in the cache at {text.clean(relative, limit=300)!r}",
         )
-    return _read_base(folder, root=root, reason=Reason.JOB_FAILED)
+    return _read_base(folder, root=root, reason=Reason.JOB_FAILED, what="the base model")
 
 
-def _read_base(folder: Path, *, root: Path, reason: Reason) -> checks.BaseModel:
+def _read_base(folder: Path, *, root: Path, reason: Reason, what: str) -> checks.BaseModel:
     try:
         return checks.read_base_model(folder, root=root)
     except checks.AdapterProblem as problem:
-        raise ReasonError(reason, text.clean(f"the base model's {problem.message}")) from problem
+        raise ReasonError(reason, text.clean(f"{what}'s {problem.message}")) from problem
