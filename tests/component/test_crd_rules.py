@@ -84,7 +84,9 @@ def source_cases() -> Iterator[Case]:
             refused=[{at: {}}, {at: {"path": "checkpoint-500"}}, {f"{at}.s3": {"bucket": "models"}}],
             beside=beside,
         )
-        yield from s3_cases(kind, at)
+        yield from s3_cases(
+            kind, at, beside={path: value for path, value in beside.items() if not path.startswith(hub)}
+        )
         yield from both(
             kind,
             f"{at}.path",
@@ -127,7 +129,7 @@ def source_cases() -> Iterator[Case]:
         )
 
 
-def s3_cases(kind: str, at: str) -> Iterator[Case]:
+def s3_cases(kind: str, at: str, *, beside: dict[str, Any]) -> Iterator[Case]:
     def s3(**members: Any) -> dict[str, Any]:
         return {at: {"s3": {"bucket": "models", **members}}}
 
@@ -137,6 +139,7 @@ def s3_cases(kind: str, at: str) -> Iterator[Case]:
         "bucket must be a bucket's name alone: letters, digits, '.', '_' and '-'",
         accepted=[s3(bucket=bucket) for bucket in ("abc", "my.models-1", "Old_Bucket")],
         refused=[s3(bucket=bucket) for bucket in ("s3://models", "models/sql", "-models", "mod els")],
+        beside=beside,
     )
     yield from both(
         kind,
@@ -144,6 +147,7 @@ def s3_cases(kind: str, at: str) -> Iterator[Case]:
         "prefix must be a folder inside the bucket: without a leading '/', empty parts, '.' and '..'",
         accepted=[s3(prefix=prefix) for prefix in ("", "sql", "team-a/sql/", "a b", "..a")],
         refused=[s3(prefix=prefix) for prefix in ("/sql", "a//b", "a/../b", "./a")],
+        beside=beside,
     )
 
 
