@@ -8,6 +8,7 @@ these files may stop an engine.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -44,15 +45,20 @@ class Module:
     path: str
     base_model_name: str | None = None
     revision: str = ""
+    lazy: bool = False  # loaded when somebody asks for it
 
 
 @dataclass(frozen=True)
 class ModuleList:
-    """The adapters that an engine is to serve; `problems` names entries that can't be used, and why."""
+    """The adapters that an engine is to serve; `problems` names entries that can't be used, and why.
+
+    `digest` is the sha256 of the list as it was sent: pods of one generation may be told different things.
+    """
 
     generation: int
     modules: tuple[Module, ...]
     problems: tuple[tuple[Module, str], ...] = ()
+    digest: str = ""
 
     @cached_property
     def by_name(self) -> dict[str, Module]:
@@ -88,7 +94,8 @@ def parse_list(raw: bytes, *, served_names: frozenset[str] = frozenset()) -> tup
             modules[module.name] = module
         else:
             problems.append((module, wrong))
-    return ModuleList(generation, tuple(modules.values()), tuple(problems)), plain
+    digest = hashlib.sha256(plain).hexdigest()
+    return ModuleList(generation, tuple(modules.values()), tuple(problems), digest), plain
 
 
 def _inflate(raw: bytes) -> bytes:
@@ -112,6 +119,7 @@ def _module(entry: Any) -> Module:
         path=text.get("path", "")[:_MAX_PATH],
         base_model_name=text.get("baseModelName"),
         revision=text.get("revision", ""),
+        lazy=text.get("loadPolicy") == "Lazy",
     )
 
 
