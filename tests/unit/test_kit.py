@@ -407,7 +407,7 @@ async def test_no_order_of_lists_and_requests_breaks_the_rules_of_names(
             wanted = {name: chance.choice(paths) for name in names if chance.random() < 0.8}
             lazy = {name for name in wanted if chance.random() < 0.3}
             await pod.put(wanted, wait=chance.choice([0, 0, 0.01, 0.1]), lazy=lazy)
-        await pod.put(wanted)
+        await pod.put(wanted, wait=0.1)
         stop.set()
         await asyncio.gather(*tasks)
 

@@ -92,8 +92,6 @@ class Keeper:
             return self._hand(asked, alias)
         if self.inbox.wanted(asked) is None:
             await self.inbox.reread()
-        if self.inbox.wanted(asked) is not None:
-            self._asked.add(asked)
         if self._may_come(asked):
             self._wake.set()
             await self._wait(lambda: not self._may_come(asked), RESOLVE_SECONDS)
@@ -308,13 +306,14 @@ class Keeper:
         self._tell()
 
     def _may_come(self, name: str) -> bool:
-        """Whether a listed adapter is not there yet, a Lazy one too, and is not known to have failed."""
+        """Whether a listed adapter is not there yet and is not known to have failed; a Lazy one comes because of the question."""
         module = self.inbox.wanted(name)
-        return (
-            module is not None
-            and name not in self.ledger.current
-            and (module.name, module.path) not in self.ledger.failures
-        )
+        if module is None or name in self.ledger.current or (name, module.path) in self.ledger.failures:
+            return False
+        if module.lazy and name not in self._asked:  # also when it left the list and came back while a client waits
+            self._asked.add(name)
+            self._wake.set()
+        return True
 
     def _fail(self, module: Module, stage: str, message: str) -> None:
         now = time.monotonic()

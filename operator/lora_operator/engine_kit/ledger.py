@@ -115,32 +115,33 @@ class Ledger:
         self._aliases.setdefault(generation.name, set()).add(generation.internal)
 
     def serve(self, generation: Generation, now: float) -> Generation | None:
-        """Content answers under its public name; returns what it replaced, under another internal name."""
+        """Content answers under its public name; returns what it replaced, under another internal name.
+
+        What stood in the registry in between may have been another's writing, which nobody saw: so this is a change in any case.
+        """
         self.remember(generation)
+        self.touch(generation.name, now)
         before = self.current.get(generation.name)
         self.current[generation.name] = generation
         self.retired.pop(generation.internal, None)
         self.failures.pop(generation.key, None)
         if before is None or before.internal == generation.internal:
             return None
-        self._retire(before, now)
+        self.retired[before.internal] = Retired(before, now)
         return before
 
     def withdraw(self, name: str, now: float) -> Generation | None:
         """Nothing answers under a public name any more; returns what did."""
         before = self.current.pop(name, None)
+        self.touch(name, now)
         if before is not None:
-            self._retire(before, now)
+            self.retired[before.internal] = Retired(before, now)
         return before
 
     def touch(self, name: str, now: float) -> None:
         """Requests that began before now may have come by any content of a public name: somebody else wrote into the registry."""
         self._touched[name] = now
         self._quiet.pop(name, None)
-
-    def _retire(self, generation: Generation, now: float) -> None:
-        self.retired[generation.internal] = Retired(generation, now)
-        self.touch(generation.name, now)
 
     def fail(self, module: Module, stage: str, message: str, now: float) -> Failure:
         """An adapter can't be served; the wait before the next try doubles each time."""
