@@ -246,6 +246,11 @@ class VLLMDeploymentStatus(ApiModel):
     url: str | None = Field(default=None, description="Where the fleet is served, inside the cluster.")
     model_path: str | None = Field(default=None, description="Path of the base model in the pods: root in /v1/models.")
     model_artifact: str | None = Field(default=None, description="The ModelArtifact of the base model.")
+    refresh: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Value of the annotation lora-operator.dev/refresh that modelArtifact is from.",
+    )
     list_generation: int | None = Field(
         default=None, description="Generation of the module list that pods should hold."
     )

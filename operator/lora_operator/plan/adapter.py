@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.plan.admission import admit, yield_name
 from lora_operator.plan.fleet import AdapterLoad, Fleet
 from lora_operator.plan.modules import Decision, Module
+from lora_operator.plan.refresh import Epoch, Refresh, describe, parse_interval, plan_refresh
 from lora_operator.plan.wants import Credentials, build_artifact
 
 MAX_FAILURES = 5
@@ -46,6 +47,7 @@ class AdapterObservation:
     artifacts: Mapping[tuple[str, str], ModelArtifact]
     fleet: Fleet | None  # None while nothing is known of the pods
     url: str | None
+    not_made: Verdict | None = None  # why the wanted artifact could not be made just now
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def _plan_accepted(
     seen: AdapterObservation, deployment: VLLMDeployment, accepted: Verdict, *, now: datetime
 ) -> AdapterPlan:
     adapter = seen.adapter
-    wanted, downloaded = _wanted_artifact(seen)
+    refresh = _refresh(seen, now)
+    wanted, downloaded = _wanted_artifact(seen, refresh)
     if wanted is None and downloaded is None:  # the base model's artifact is not known yet
         blocked = _base_model_blocked(deployment)
         if blocked is None:
@@ -89,23 +92,32 @@ def _plan_accepted(
         }
         ref = adapter.status.artifact_ref  # what it has stays wanted
         decision = _decision(
-            adapter, accepted=True, artifact=(ref.namespace, ref.name) if ref is not None else None, keep=True
+            adapter,
+            accepted=True,
+            artifact=(ref.namespace, ref.name) if ref is not None else None,
+            keep=not adapter.spec.suspend,
         )
         return AdapterPlan(decision, None, _status(seen, verdicts, now=now), BLOCKED_POLL_SECONDS)
     key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"]) if wanted else None
     artifact = seen.artifacts.get(key) if key else None
     if downloaded is None:
+        downloaded = seen.not_made or _downloaded(artifact, key)
+    refreshing, note = None, ""
+    unusable = _unusable(downloaded, artifact, deployment)
+    if refresh.is_due and refresh.content is not None and unusable is not None:
+        refreshing = key  # what is served stays, and stays good, while the refresh runs or fails
+        artifact, key = refresh.content, refresh.content.key
         downloaded = _downloaded(artifact, key)
+        note = describe(unusable, refresh.again_at)
+    elif isinstance(seen.credentials, ReasonError) and refresh.wanted != refresh.served:
+        note = describe(failing(seen.credentials.reason, seen.credentials.message))
+    if downloaded.is_true:
+        downloaded = replace(downloaded, message=downloaded.message + note)
     ready = downloaded.is_true and artifact is not None
-    if ready and artifact is not None and (artifact.status.rank or 0) > deployment.spec.lora.max_lora_rank:
-        accepted = failing(
-            Reason.RANK_TOO_LARGE,
-            f"the adapter's rank is {artifact.status.rank}, VLLMDeployment {deployment.metadata.namespace}/"
-            f"{deployment.metadata.name} allows {deployment.spec.lora.max_lora_rank}: use an adapter of a smaller "
-            "rank, or raise spec.lora.maxLoraRank there",
-        )
+    if ready and artifact is not None:
+        accepted = _too_large(artifact, deployment) or accepted
     module = None
-    if ready and accepted.is_true and artifact is not None:
+    if ready and accepted.is_true and artifact is not None and not adapter.spec.suspend:
         module = Module(
             name=adapter.served_name,
             path=f"{CACHE_MOUNT}/{artifact.status.path}",
@@ -113,6 +125,8 @@ def _plan_accepted(
             revision=artifact.status.resolved_revision or "",
             adapter=f"{adapter.metadata.namespace}/{adapter.metadata.name}",
             uid=adapter.metadata.uid,
+            lazy=adapter.spec.load_policy == "Lazy",
+            preload=adapter.spec.placement.preload or 0,
         )
     credentials = seen.credentials if isinstance(seen.credentials, tuple) else None
     decision = _decision(
@@ -121,36 +135,91 @@ def _plan_accepted(
         artifact=key,
         credentials=credentials,
         module=module,
-        keep=module is None and accepted.is_true,
+        keep=module is None and accepted.is_true and not adapter.spec.suspend,
+        refreshing=refreshing,
     )
     if ready and module is not None and seen.fleet is None:
         # Nothing is known of the pods yet (the operator has just started): what stands in the status stays.
         return AdapterPlan(decision, wanted, None, FLEET_POLL_SECONDS)
     verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: downloaded}
     load = None
-    if module is None:
+    if accepted.is_true and adapter.spec.suspend:
+        verdicts[Condition.LOADED] = failing(
+            Reason.SUSPENDED, "spec.suspend is true: the adapter is kept, and not served"
+        )
+    elif module is None:
         verdicts[Condition.LOADED] = _not_loaded(accepted)
     elif seen.fleet is not None:
         load = seen.fleet.load_of(module)
         verdicts[Condition.LOADED] = _loaded(seen.fleet, load)
-    status = _status(seen, verdicts, now=now, artifact=artifact, key=key, load=load)
+    status = _status(seen, verdicts, now=now, artifact=artifact, key=key, load=load, note=note, refresh=refresh)
     waits_for_secret = (
         adapter.spec.source.hugging_face is not None
         and not downloaded.is_true
         and (adapter.spec.source.hugging_face.token_secret_ref is not None)
     )
-    return AdapterPlan(decision, wanted, status, SECRET_POLL_SECONDS if waits_for_secret else None)
+    again = [SECRET_POLL_SECONDS] if waits_for_secret else []
+    again += [max(1.0, (refresh.again_at - now).total_seconds())] if refresh.again_at is not None else []
+    return AdapterPlan(decision, wanted, status, min(again, default=None))
+
+
+def _refresh(seen: AdapterObservation, now: datetime) -> Refresh:
+    """What is to be resolved anew; nothing where it is not known what the adapter wants, or with which credentials."""
+    adapter, cache, base = seen.adapter, seen.cache, seen.base_artifact
+
+    def artifact_at(epoch: Epoch) -> ModelArtifact | None:
+        if not isinstance(cache, ModelCache) or base is None or isinstance(seen.credentials, ReasonError):
+            return None
+        metadata = build_artifact(
+            cache=cache,
+            source=adapter.spec.source,
+            base_artifact=base,
+            credentials=seen.credentials,
+            refresh=epoch.text,
+        )["metadata"]
+        return seen.artifacts.get((metadata["namespace"], metadata["name"]))
+
+    return plan_refresh(
+        annotations=adapter.metadata.annotations,
+        interval=parse_interval(adapter.spec.refresh_interval),
+        source=adapter.spec.source,
+        state=adapter.status.refresh,
+        artifact_at=artifact_at,
+        now=now,
+    )
+
+
+def _unusable(downloaded: Verdict, artifact: ModelArtifact | None, deployment: VLLMDeployment) -> Verdict | None:
+    """Why what a refresh is to bring can't be served; None where it can."""
+    if not downloaded.is_true or artifact is None:
+        return downloaded
+    return _too_large(artifact, deployment)
+
+
+def _too_large(artifact: ModelArtifact, deployment: VLLMDeployment) -> Verdict | None:
+    if (artifact.status.rank or 0) <= deployment.spec.lora.max_lora_rank:
+        return None
+    return failing(
+        Reason.RANK_TOO_LARGE,
+        f"the adapter's rank is {artifact.status.rank}, VLLMDeployment {deployment.metadata.namespace}/"
+        f"{deployment.metadata.name} allows {deployment.spec.lora.max_lora_rank}: use an adapter of a smaller "
+        "rank, or raise spec.lora.maxLoraRank there",
+    )
 
 
 def plan_refused(seen: AdapterObservation, plan: AdapterPlan, cause: Verdict, *, now: datetime) -> AdapterPlan:
     """The plan where the wanted artifact can't be made: quota, admission, a taken name. The adapter keeps what it has."""
+    if plan.decision.refreshing is not None:
+        again = plan_adapter(replace(seen, not_made=cause), now=now)
+        return replace(again, artifact=None, requeue_after=REFUSED_POLL_SECONDS)
     accepted = ok(Reason.ACCEPTED, "the deployment admits the adapter")
     verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: cause, Condition.LOADED: _not_loaded(accepted)}
-    decision = _decision(seen.adapter, accepted=True, artifact=plan.decision.artifact, keep=True)
+    keep = not seen.adapter.spec.suspend
+    decision = _decision(seen.adapter, accepted=True, artifact=plan.decision.artifact, keep=keep)
     return AdapterPlan(decision, None, _status(seen, verdicts, now=now), REFUSED_POLL_SECONDS)
 
 
-def _wanted_artifact(seen: AdapterObservation) -> tuple[dict[str, Any] | None, Verdict | None]:
+def _wanted_artifact(seen: AdapterObservation, refresh: Refresh) -> tuple[dict[str, Any] | None, Verdict | None]:
     """The artifact to be applied, or why there can't be one; (None, None) where it can't be known yet.
 
     An adapter whose artifact is Ready keeps it when its Secret is gone: the content was authorised when it was fetched.
@@ -177,6 +246,7 @@ def _wanted_artifact(seen: AdapterObservation) -> tuple[dict[str, Any] | None, V
             source=seen.adapter.spec.source,
             base_artifact=seen.base_artifact,
             credentials=seen.credentials,
+            refresh=refresh.wanted.text,
         ),
         None,
     )
@@ -229,6 +299,7 @@ def _decision(
     credentials: Credentials | None = None,
     module: Module | None = None,
     keep: bool = False,
+    refreshing: tuple[str, str] | None = None,
 ) -> Decision:
     return Decision(
         uid=adapter.metadata.uid,
@@ -238,6 +309,7 @@ def _decision(
         credentials=credentials,
         module=module,
         keep=keep,
+        refreshing=refreshing,
     )
 
 
@@ -263,6 +335,8 @@ def _loaded(fleet: Fleet, load: AdapterLoad) -> Verdict:
             return failing(Reason.SCALED_TO_ZERO, "the deployment is scaled to zero replicas")
         return failing(Reason.NO_READY_PODS, f"none of the deployment's {len(fleet.pods)} pods is ready")
     counts = f"{load.loaded} of {load.wanted} ready pods serve it"
+    if load.waiting:
+        counts += f", {load.waiting} of them from the first request on"
     if load.loaded == load.wanted:
         return ok(Reason.LOADED, counts)
     cause = f"; {load.failures[0][0]}: {load.failures[0][1]}" if load.failures else ""
@@ -281,6 +355,8 @@ def _status(
     artifact: ModelArtifact | None = None,
     key: tuple[str, str] | None = None,
     load: AdapterLoad | None = None,
+    note: str = "",
+    refresh: Refresh | None = None,
 ) -> LoRAAdapterStatus:
     adapter, deployment = seen.adapter, seen.deployment
     if Condition.DOWNLOADED not in verdicts:
@@ -294,7 +370,7 @@ def _status(
     admitted = verdicts[Condition.ACCEPTED].reason is not Reason.NAMESPACE_NOT_ALLOWED
     wanted = load.wanted if load else 0
     loaded = load.loaded if load else 0
-    conditions = with_ready_and_stalled(verdicts, f"{loaded} of {wanted} ready pods serve {adapter.served_name}")
+    conditions = with_ready_and_stalled(verdicts, f"{loaded} of {wanted} ready pods serve {adapter.served_name}{note}")
     return LoRAAdapterStatus(
         conditions=merge(adapter.status.conditions, conditions, generation=adapter.metadata.generation, now=now),
         observed_generation=adapter.metadata.generation,
@@ -310,6 +386,9 @@ def _status(
         rank=content.rank if content else None,
         target_modules=content.target_modules if content else None,
         artifact_ref=ArtifactRef(namespace=key[0], name=key[1]) if key else None,
+        refresh=adapter.status.refresh
+        if refresh is None or isinstance(seen.credentials, ReasonError)
+        else refresh.state(done=not note),
         ready_pods=f"{loaded}/{wanted}",
         pods=PodCounts(wanted=wanted, loaded=loaded),
         failures=tuple(PodFailure(pod=pod, message=message[:1024]) for pod, message in load.failures[:MAX_FAILURES])

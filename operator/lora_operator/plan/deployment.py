@@ -13,8 +13,9 @@ from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok,
 from lora_operator.constants import CACHE_MOUNT, Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.names import engine_selector
-from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves
+from lora_operator.plan.fleet import Fleet, FleetPod, serves, waits
 from lora_operator.plan.modules import ModuleList
+from lora_operator.plan.placement import is_lazy_on
 from lora_operator.plan.pods import problem
 
 MAX_MISSING = 10
@@ -34,6 +35,8 @@ class DeploymentObservation:
     pods: Sequence[dict[str, Any]]
     fleet: Fleet
     modules: ModuleList | None
+    refresh: str | None = None  # the value of the refresh annotation that `artifact` is from
+    refresh_note: str = ""  # what becomes of the refresh that is not done yet
 
 
 def service_url(deployment: VLLMDeployment) -> str:
@@ -69,9 +72,10 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
         url=service_url(deployment),
         model_path=f"{CACHE_MOUNT}/{path}" if path else None,
         model_artifact=seen.artifact_name,
+        refresh=seen.refresh,
         list_generation=seen.modules.generation if seen.modules else None,
         adapters=len(seen.modules.modules) if seen.modules else None,
-        pods=tuple(_pod_state(pod, seen.modules) for pod in fleet.pods) or None,
+        pods=tuple(_pod_state(pod, fleet, seen.modules) for pod in fleet.pods) or None,
         orphans=orphans[:MAX_ORPHANS] or None,
     )
 
@@ -97,7 +101,7 @@ def _model_ready(seen: DeploymentObservation) -> Verdict:
     if condition is None:
         return failing(Reason.QUEUED, f"ModelArtifact {seen.artifact_name} has not started")
     if condition.status == "True":
-        return ok(Reason.MODEL_READY, condition.message)
+        return ok(Reason.MODEL_READY, condition.message + seen.refresh_note)
     return failing(reason_of(condition.reason), condition.message)
 
 
@@ -155,7 +159,7 @@ def _in_sync(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
                 Reason.SYNC_PENDING,
                 f"pod {pod.name} holds list {view.list_generation}, the current one is {seen.modules.generation}",
             )
-        missing = set(_missing(view, seen.modules))
+        missing = set(_missing(pod, seen.fleet, seen.modules))
         if missing - set(view.failures):
             return failing(Reason.SYNC_PENDING, f"pod {pod.name} is loading {sorted(missing - set(view.failures))[0]}")
         refused |= missing
@@ -177,19 +181,26 @@ def _in_sync(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
     return ok(Reason.IN_SYNC, f"list {seen.modules.generation} with {len(wanted)} adapters")
 
 
-def _missing(view: PodView, modules: ModuleList) -> list[str]:
-    return [module.name for module in modules.modules if not serves(view, module)]
+def _missing(pod: FleetPod, fleet: Fleet, modules: ModuleList) -> list[str]:
+    """Names that the pod should have loaded and has not; what it loads on the first request is not missing."""
+    view, names = pod.view, {other.name for other in fleet.pods}
+    return [
+        module.name
+        for module in modules.modules
+        if view is not None
+        and not serves(view, module)
+        and not (waits(view, module) and is_lazy_on(module, pod.name, names))
+    ]
 
 
-def _pod_state(pod: FleetPod, modules: ModuleList | None) -> PodState:
+def _pod_state(pod: FleetPod, fleet: Fleet, modules: ModuleList | None) -> PodState:
     view = pod.view
-    missing = _missing(view, modules) if view and modules else []
-    total = len(modules.modules) if modules else 0
+    missing = _missing(pod, fleet, modules) if view and modules else []
     return PodState(
         name=pod.name,
         ready=pod.ready,
         list_generation=view.list_generation if view else None,
-        loaded=total - len(missing) if view else 0,
+        loaded=sum(serves(view, module) for module in modules.modules) if view and modules else 0,
         missing=tuple(missing[:MAX_MISSING]) or None,
         version=view.version if view else None,
     )

@@ -10,6 +10,7 @@ from lora_operator.api.cache import ModelCache
 from lora_operator.api.source import Source
 from lora_operator.constants import (
     ANNOTATION_DEFAULT_CACHE,
+    ANNOTATION_REFRESH,
     API_VERSION,
     LABEL_MANAGED_BY,
     MANAGED_BY,
@@ -51,9 +52,17 @@ def find_cache(
 
 
 def build_artifact(
-    *, cache: ModelCache, source: Source, base_artifact: str | None, credentials: Credentials | None
+    *,
+    cache: ModelCache,
+    source: Source,
+    base_artifact: str | None,
+    credentials: Credentials | None,
+    refresh: str | None = None,
 ) -> dict[str, Any]:
-    """The ModelArtifact for a want: an adapter's where `base_artifact` is given, else a base model's."""
+    """The ModelArtifact for a want: an adapter's where `base_artifact` is given, else a base model's.
+
+    `refresh` tells one resolving of a moving ref from the others; None: the first.
+    """
     assert source.hugging_face is not None  # noqa: S101  the schema's rule; a narrowing for the type checker
     huggingface = source.hugging_face.model_copy(update={"token_secret_ref": None})
     spec = ModelArtifactSpec.model_validate(
@@ -68,13 +77,13 @@ def build_artifact(
         }
     ).to_wire()
     want = {"spec": spec, "cache": cache.metadata.uid, "endpoint": cache.spec.hugging_face.endpoint}
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "ModelArtifact",
-        "metadata": {
-            "name": artifact_name(repo=huggingface.repo, want=want),
-            "namespace": cache.metadata.namespace,
-            "labels": {LABEL_MANAGED_BY: MANAGED_BY},
-        },
-        "spec": spec,
+    if refresh is not None:
+        want["refresh"] = refresh
+    metadata: dict[str, Any] = {
+        "name": artifact_name(repo=huggingface.repo, want=want),
+        "namespace": cache.metadata.namespace,
+        "labels": {LABEL_MANAGED_BY: MANAGED_BY},
     }
+    if refresh is not None:
+        metadata["annotations"] = {ANNOTATION_REFRESH: refresh}
+    return {"apiVersion": API_VERSION, "kind": "ModelArtifact", "metadata": metadata, "spec": spec}

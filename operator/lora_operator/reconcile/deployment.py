@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lora_operator.api.adapter import RefreshState
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, CACHE_MOUNT, MODULES_KEY, Reason
+from lora_operator.conditions import failing, find, reason_of
+from lora_operator.constants import (
+    ANNOTATION_KIT,
+    ANNOTATION_TEMPLATE_HASH,
+    CACHE_MOUNT,
+    MODULES_KEY,
+    Condition,
+    Reason,
+)
 from lora_operator.desired.children import (
     build_gate_secret,
     build_kit_config_map,
@@ -32,6 +41,7 @@ from lora_operator.plan.modules import (
     plan_list,
 )
 from lora_operator.plan.pods import controller
+from lora_operator.plan.refresh import Epoch, describe, plan_refresh
 from lora_operator.plan.wants import Credentials, build_artifact
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
@@ -48,6 +58,8 @@ class _Model:
     key: ObjectKey | None
     artifact: ModelArtifact | None
     blocked: ReasonError | None
+    refresh: str | None = None  # value of the refresh annotation that the artifact is from
+    note: str = ""  # what becomes of a refresh that is not done
 
 
 async def reconcile_deployment(context: Context, key: Key) -> float | None:
@@ -86,7 +98,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     fleet = observe_fleet(context, deployment)
     if fleet is None:
         return 1.0  # just started: what stands in the status stays until the pods were asked
-    _tell_adapters(context, deployment, fleet)
+    _tell_adapters(context, deployment, fleet, modules)
     workload = context.store.workloads.get(place)
     status = plan_deployment(
         DeploymentObservation(
@@ -99,6 +111,8 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             pods=pods,
             fleet=fleet,
             modules=modules,
+            refresh=model.refresh,
+            refresh_note=model.note,
         ),
         now=context.now(),
     )
@@ -106,13 +120,16 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     return 60.0 if model.blocked is None and template_error is None else 10.0
 
 
-def _tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet) -> None:
+def _tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, modules: ModuleList | None) -> None:
     """Wake the adapters when pods came, went, or changed their readiness; of what engines serve, pods' own looks tell."""
     readiness = (fleet.replicas, tuple((pod.name, pod.ready, pod.view is None) for pod in fleet.pods))
     if context.registry.readiness.get(deployment.key) != readiness:
         context.registry.readiness[deployment.key] = readiness
         for adapter in context.store.adapters_of(deployment.key):
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
+        if modules is not None and any(module.preload for module in modules.modules):  # others may have to preload now
+            for pod in fleet.pods:
+                context.enqueue(Key(Kind.POD, deployment.key[0], pod.name))
 
 
 async def _want_model(context: Context, deployment: VLLMDeployment) -> _Model:
@@ -129,20 +146,55 @@ async def _want_model(context: Context, deployment: VLLMDeployment) -> _Model:
         _publish_want(context, deployment, key, None)
         artifact = context.store.artifacts.get(key) if key else None
         usable = model_is_ready(artifact) and not isinstance(cache, ReasonError)
-        return _Model(None if isinstance(cache, ReasonError) else cache, key, artifact, None if usable else blocked)
-    manifest = build_artifact(
-        cache=cache, source=deployment.spec.model.source, base_artifact=None, credentials=credentials
+        usable_cache = None if isinstance(cache, ReasonError) else cache
+        return _Model(usable_cache, key, artifact, None if usable else blocked, deployment.status.refresh)
+
+    def build(epoch: Epoch) -> tuple[ObjectKey, dict[str, Any]]:
+        assert isinstance(cache, ModelCache)  # noqa: S101  checked above; a narrowing for the type checker
+        manifest = build_artifact(
+            cache=cache,
+            source=deployment.spec.model.source,
+            base_artifact=None,
+            credentials=credentials if not isinstance(credentials, ReasonError) else None,
+            refresh=epoch.text,
+        )
+        return (manifest["metadata"]["namespace"], manifest["metadata"]["name"]), manifest
+
+    refresh = plan_refresh(
+        annotations=deployment.metadata.annotations,
+        interval=None,
+        source=deployment.spec.model.source,
+        state=RefreshState(requested=deployment.status.refresh),
+        artifact_at=lambda epoch: context.store.artifacts.get(build(epoch)[0]),
+        now=context.now(),
     )
-    key = (manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+    key, manifest = build(refresh.wanted)
     if key not in context.store.artifacts:
         context.take(Kind.MODEL_ARTIFACT, await context.kube.apply(manifest))
         context.enqueue(Key(Kind.MODEL_ARTIFACT, *key))
-    _publish_want(context, deployment, key, credentials)
     artifact = context.store.artifacts.get(key)
     if artifact is not None and artifact.spec.to_wire() != manifest["spec"]:
+        _publish_want(context, deployment, key, credentials)
         taken = f"ModelArtifact {key[0]}/{key[1]} exists with another spec: delete it"
-        return _Model(cache, key, None, ReasonError(Reason.NAME_TAKEN, taken))
-    return _Model(cache, key, artifact, None)
+        return _Model(cache, key, None, ReasonError(Reason.NAME_TAKEN, taken), refresh.wanted.requested)
+    held = refresh.content
+    if held is None or not refresh.is_due or (model_is_ready(artifact) and not _same_content(held, artifact)):
+        _publish_want(context, deployment, key, credentials)
+        return _Model(cache, key, artifact, None, refresh.wanted.requested)
+    # What runs stays while the refresh runs or fails; and where it found the same, so that no adapter is checked anew.
+    _publish_want(context, deployment, held.key, credentials, refreshing=key)
+    return _Model(cache, held.key, held, None, refresh.served.requested, _refresh_note(artifact))
+
+
+def _same_content(one: ModelArtifact, other: ModelArtifact | None) -> bool:
+    return other is not None and one.status.path == other.status.path
+
+
+def _refresh_note(artifact: ModelArtifact | None) -> str:
+    ready = find(artifact.status.conditions, Condition.READY) if artifact else None
+    if ready is None:
+        return describe(failing(Reason.QUEUED, ""))
+    return "" if ready.status == "True" else describe(failing(reason_of(ready.reason), ready.message))
 
 
 def _recorded_artifact(context: Context, deployment: VLLMDeployment) -> ObjectKey | None:
@@ -155,9 +207,14 @@ def _recorded_artifact(context: Context, deployment: VLLMDeployment) -> ObjectKe
 
 
 def _publish_want(
-    context: Context, deployment: VLLMDeployment, key: ObjectKey | None, credentials: Credentials | None
+    context: Context,
+    deployment: VLLMDeployment,
+    key: ObjectKey | None,
+    credentials: Credentials | None,
+    *,
+    refreshing: ObjectKey | None = None,
 ) -> None:
-    want = ModelWant(deployment.metadata.uid, deployment.metadata.generation, key, credentials)
+    want = ModelWant(deployment.metadata.uid, deployment.metadata.generation, key, credentials, refreshing)
     changed = context.registry.publish_model_want(deployment.key, want)
     if changed is None:
         return

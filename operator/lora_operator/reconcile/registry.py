@@ -21,6 +21,7 @@ class ModelWant:
     generation: int
     artifact: ObjectKey | None
     credentials: Credentials | None
+    refreshing: ObjectKey | None = None  # the one that takes its place once it is Ready
 
 
 class Registry:
@@ -55,12 +56,12 @@ class Registry:
             return None
         self._decisions[adapter] = decision
         key = Key(Kind.LORA_ADAPTER, *adapter)
-        return self._rewire(key, old.artifact if old else None, decision.artifact, decision.credentials)
+        return self._rewire(key, _artifacts(old), _artifacts(decision), decision.credentials)
 
     def withdraw_decision(self, adapter: ObjectKey) -> set[ObjectKey]:
         """Forget an adapter that is gone. Returns the artifacts whose wanters changed."""
         old = self._decisions.pop(adapter, None)
-        return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), old.artifact if old else None, None, None)
+        return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), _artifacts(old), frozenset(), None)
 
     def publish_model_want(self, deployment: ObjectKey, want: ModelWant) -> set[ObjectKey] | None:
         """Record a deployment's want. Returns the artifacts whose wanters changed; None when it says nothing new."""
@@ -69,7 +70,7 @@ class Registry:
             return None
         self._model_wants[deployment] = want
         key = Key(Kind.VLLM_DEPLOYMENT, *deployment)
-        return self._rewire(key, old.artifact if old else None, want.artifact, want.credentials)
+        return self._rewire(key, _artifacts(old), _artifacts(want), want.credentials)
 
     def withdraw_deployment(self, deployment: ObjectKey) -> set[ObjectKey]:
         """Forget a deployment that is gone. Returns the artifacts whose wanters changed."""
@@ -77,7 +78,7 @@ class Registry:
         self.held.pop(deployment, None)
         self.readiness.pop(deployment, None)
         old = self._model_wants.pop(deployment, None)
-        return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), old.artifact if old else None, None, None)
+        return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), _artifacts(old), frozenset(), None)
 
     def wanters(self, artifact: ObjectKey) -> dict[Key, Credentials | None]:
         """Who wants an artifact, with the credentials that each lends to it."""
@@ -105,13 +106,19 @@ class Registry:
         return True
 
     def _rewire(
-        self, wanter: Key, old: ObjectKey | None, new: ObjectKey | None, credentials: Credentials | None
+        self, wanter: Key, old: frozenset[ObjectKey], new: frozenset[ObjectKey], credentials: Credentials | None
     ) -> set[ObjectKey]:
-        if old is not None and old != new:
-            present = self._wanters.get(old, {})
+        for artifact in old - new:
+            present = self._wanters.get(artifact, {})
             present.pop(wanter, None)
             if not present:
-                self._wanters.pop(old, None)
-        if new is not None:
-            self._wanters.setdefault(new, {})[wanter] = credentials
-        return {key for key in (old, new) if key is not None}
+                self._wanters.pop(artifact, None)
+        for artifact in new:
+            self._wanters.setdefault(artifact, {})[wanter] = credentials
+        return {*old, *new}
+
+
+def _artifacts(found: Decision | ModelWant | None) -> frozenset[ObjectKey]:
+    """All artifacts that are wanted: what is served, and what a refresh is about."""
+    keys = (found.artifact, found.refreshing) if found is not None else ()
+    return frozenset(key for key in keys if key is not None)
