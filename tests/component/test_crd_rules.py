@@ -105,6 +105,28 @@ def source_cases() -> Iterator[Case]:
         )
 
 
+def life_cases() -> Iterator[Case]:
+    yield from both(
+        "LoRAAdapter",
+        "spec",
+        "placement.preload is for loadPolicy: Eager; with Lazy no pod loads the adapter in advance",
+        accepted=[
+            {"spec.placement.preload": 2},
+            {"spec.placement.preload": 2, "spec.loadPolicy": "Eager"},
+            {"spec.placement": {}, "spec.loadPolicy": "Lazy"},
+            {"spec.suspend": True},
+        ],
+        refused=[{"spec.placement.preload": 2, "spec.loadPolicy": "Lazy"}],
+    )
+    yield from both(
+        "LoRAAdapter",
+        "spec.refreshInterval",
+        "refreshInterval must be a duration like 30m or 1h30m, of at least 1m",
+        accepted=values("spec.refreshInterval", ["1m", "60s", "30m", "1h30m", "1.5h", "8760h"]),
+        refused=values("spec.refreshInterval", ["59s", "0h", "30", "-1h", "1d", "", "1h ", "100ms", "h"]),
+    )
+
+
 SERVED_NAME = (
     "a served name begins with a letter, digit or '_' and holds only letters, digits and '.', '_', '-', ':', '/'"
 )
@@ -265,7 +287,7 @@ def policy_cases(kind: str) -> Iterator[Case]:
     )
 
 
-CASES = [*source_cases(), *adapter_cases(), *artifact_cases(), *deployment_cases()]
+CASES = [*source_cases(), *life_cases(), *adapter_cases(), *artifact_cases(), *deployment_cases()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

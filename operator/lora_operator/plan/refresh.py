@@ -115,9 +115,10 @@ def _given_up(artifact: ModelArtifact | None) -> bool:
 
 def describe(pending: Verdict, again_at: datetime | None = None) -> str:
     """What a reader is told of a refresh that is not done, to be put behind what is true."""
-    if REASONS[pending.reason].retry is Retry.WAIT:
+    info = REASONS[pending.reason]
+    if info.retry is Retry.WAIT and not info.stalled:
         return f"; a refresh is running ({pending.reason})"
     note = f"; the last refresh failed, this content stays: {pending.reason}: {pending.message}"
-    if REASONS[pending.reason].retry is Retry.NONE and again_at is not None:
+    if info.retry is Retry.NONE and again_at is not None:
         note += f"; the next refresh is due at {again_at:%H:%M:%S}Z"
     return note
