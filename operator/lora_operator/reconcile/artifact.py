@@ -27,7 +27,7 @@ from lora_operator.plan.artifact import (
     plan_failure,
     wanters_credentials,
 )
-from lora_operator.plan.fetch_job import JobView, view_job
+from lora_operator.plan.fetch_job import JobView, has_ended, view_job
 from lora_operator.plan.pods import controller
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.context import Context
@@ -110,9 +110,11 @@ async def _observe(
 
 
 async def _pods_of(context: Context, job: Body, known: list[Body]) -> list[Body]:
-    """A Job's pods; asked for where the Job has ended and none is known: its watch may be ahead of the pods'."""
+    """A Job's pods; asked for where the Job has ended and none is known to have: its watch may be ahead of the pods'."""
     ended = any(c.get("status") == "True" for c in (job.get("status") or {}).get("conditions") or ())
-    if not ended or any(pod for pod in known if (controller(pod) or ("", "", ""))[2] == job["metadata"]["uid"]):
+    if not ended or any(
+        has_ended(pod) for pod in known if (controller(pod) or ("", "", ""))[2] == job["metadata"]["uid"]
+    ):
         return known
     selector = f"batch.kubernetes.io/job-name={job['metadata']['name']}"
     return (await context.kube.list(PODS, namespace=job["metadata"]["namespace"], label_selector=selector))[0]
