@@ -112,7 +112,7 @@ class World:
             "uid": job["metadata"]["uid"],
             "controller": True,
         }
-        pod = {
+        pod: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": f"{name}-pod"[-60:].lstrip("-"), "ownerReferences": [owner]}
