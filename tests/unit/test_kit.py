@@ -529,6 +529,8 @@ async def test_without_the_registry_public_routes_do_the_work(without_registry: 
             await pod.put({"static": path, "sql": path})
             assert {name: one.lora_path for name, one in pod.engine.registry.items()} == {"static": path, "sql": path}
             assert await pod.ask("sql") == 200
+        await pod.put({"sql": two, "lazy": one}, lazy={"lazy"})
+        assert await pod.ask("lazy") == 200
         await pod.put({"sql": two})
         assert set(pod.engine.registry) == {"sql"}
         pod.engine.refuses.add(pod.adapter("bad"))

@@ -169,8 +169,12 @@ class Keeper:
         self._tell()
 
     def _is_due(self, module: Module) -> bool:
-        """Whether an entry is to be loaded now: a Lazy one when it was asked for, or serves other content already."""
-        return not module.lazy or module.name in self._asked or module.name in self.ledger.current
+        """Whether an entry is to be loaded now: a Lazy one when it was asked for, or serves other content already.
+
+        Without the registry a client holds vLLM's lock on the name while it asks, so nothing could be loaded for it: then all are.
+        """
+        lazy = module.lazy and self.served.atomic
+        return not lazy or module.name in self._asked or module.name in self.ledger.current
 
     def _may_rename(self) -> bool:
         return self.served.atomic and self.keys_have_paths
