@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,17 +148,20 @@ class EngineProcess:
         """The list as an earlier process of this pod acknowledged it."""
         (self.state_dir / "modules.json").write_text(json.dumps(self._list(modules, lineage=lineage)))
 
-    def _list(self, modules: dict[str, str], *, lineage: str) -> Json:
+    def _list(self, modules: dict[str, str], *, lineage: str, lazy: Collection[str] = ()) -> Json:
         self.generation += 1
         entries = [
             {"name": name, "path": path, "baseModelName": lineage, "revision": Path(path).name}
+            | ({"loadPolicy": "Lazy"} if name in lazy else {})
             for name, path in modules.items()
         ]
         return {"version": 1, "deployment": "test/tiny", "generation": self.generation, "modules": entries}
 
-    def put(self, modules: dict[str, str], *, wait: float = 30, lineage: str = SERVED[0]) -> Json:
+    def put(
+        self, modules: dict[str, str], *, wait: float = 30, lineage: str = SERVED[0], lazy: Collection[str] = ()
+    ) -> Json:
         """Send a new list of name to path; the kit's state once it is settled, or after `wait` seconds."""
-        body = self._list(modules, lineage=lineage)
+        body = self._list(modules, lineage=lineage, lazy=lazy)
         status, answer = self.kit("PUT", f"/lora-operator/v1/modules?wait={wait:g}", body)
         assert status == 200, answer
         assert answer["listGeneration"] == self.generation

@@ -26,6 +26,7 @@ COMPONENT_ENGINE: Final = "engine"
 COMPONENT_FETCH: Final = "fetch"
 
 ANNOTATION_DEFAULT_CACHE: Final = f"{GROUP}/is-default-cache"
+ANNOTATION_REFRESH: Final = f"{GROUP}/refresh"  # on adapters and deployments: another value resolves the source anew
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 ANNOTATION_KIT: Final = f"{GROUP}/engine-kit"
 ANNOTATION_ARGUMENTS: Final = f"{GROUP}/lora-modules"  # <generation>-<hash> of the adapters in the pods' arguments
@@ -74,7 +75,7 @@ class Condition(StrEnum):
 CONDITION_DOCS: Final[dict[Condition, str]] = {
     Condition.ACCEPTED: "The adapter may be served by the deployment it names: the deployment exists, admits the namespace, and the names are free.",
     Condition.DOWNLOADED: "The adapter's content is in the cache, authorised with the adapter's own credentials, and verified.",
-    Condition.LOADED: "Every ready pod of the deployment serves the wanted revision of the adapter.",
+    Condition.LOADED: "Every ready pod of the deployment serves the wanted revision of the adapter; one that has it Lazy loads it on the first request.",
     Condition.READY: "All the other conditions hold; for an artifact: content is complete and verified in the cache; for a cache: its volume can be used.",
     Condition.STALLED: "Only a change by a user can help; present only while it is so.",
     Condition.MODEL_READY: "The base model is complete and verified in the cache, and so are the tokenizer and draft model that the spec names.",
@@ -155,6 +156,7 @@ class Reason(StrEnum):
     JOB_FAILED = "JobFailed"
     # Loaded
     NOT_DOWNLOADED = "NotDownloaded"
+    SUSPENDED = "Suspended"
     NO_READY_PODS = "NoReadyPods"
     SCALED_TO_ZERO = "ScaledToZero"
     LOADING = "Loading"
@@ -287,6 +289,7 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.JOB_TIMEOUT: ReasonInfo("The download Job took longer than its deadline.", _BACKOFF),
     Reason.JOB_FAILED: ReasonInfo("The download Job ended without a result.", _BACKOFF),
     Reason.NOT_DOWNLOADED: ReasonInfo("Nothing is loaded before it is downloaded.", _WAIT),
+    Reason.SUSPENDED: ReasonInfo("spec.suspend is true: the adapter is downloaded and kept, and not served.", _WAIT),
     Reason.NO_READY_PODS: ReasonInfo("The deployment has no ready pod.", _WAIT),
     Reason.SCALED_TO_ZERO: ReasonInfo("The deployment is scaled to zero replicas.", _WAIT),
     Reason.LOADING: ReasonInfo("No ready pod serves the adapter yet.", _WAIT),

@@ -82,7 +82,7 @@ class FetchResult(_Wire):
     digest: str = ""  # "sha256:<hex>" over the sorted (path, size, sha256) of the manifest's files
     size_bytes: int = 0
     files: int = 0
-    path: str = ""  # of the view, relative to the cache's root: artifacts/<artifact>-<revision>
+    path: str = ""  # of the view, relative to the cache's root: artifacts/<title>-<hash of the content>
     rank: int | None = None
     target_modules: tuple[str, ...] = ()
 
@@ -96,13 +96,11 @@ class ManifestFile(_Wire):
 
 
 class Manifest(_Wire):
-    """What a view directory holds: exactly these files."""
+    """What a view directory holds: exactly these files. Nothing in it is of one artifact or revision: several may share a view."""
 
     version: Literal[1] = 1
-    artifact: str
     type: ContentType
     repo: str  # or s3://bucket/prefix
-    resolved_revision: str
     digest: str
     files: tuple[ManifestFile, ...] = Field(default=())
     rank: int | None = None

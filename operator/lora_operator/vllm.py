@@ -71,6 +71,14 @@ class LoadedModule:
 
 
 @dataclass(frozen=True, config=_CONFIG)
+class WaitingModule:
+    """An adapter of the list that the first request for it will load."""
+
+    name: Name
+    path: Path
+
+
+@dataclass(frozen=True, config=_CONFIG)
 class ModuleFailure:
     """An adapter of the list that the pod does not serve, and why; `stage`: refused by the kit's "checks" or by the "engine"."""
 
@@ -98,7 +106,9 @@ class KitState:
     instance: Name
     list_generation: Annotated[int, Field(ge=0, lt=MAX_GENERATION)] | None
     settled: bool
+    list_digest: Annotated[str, Field(max_length=64)] | None = None
     loaded: tuple[LoadedModule, ...] = ()
+    waiting: tuple[WaitingModule, ...] = ()
     failures: tuple[ModuleFailure, ...] = ()
     retired: tuple[RetiredModule, ...] = ()
     atomic_swap: bool = False

@@ -151,6 +151,28 @@ def s3_cases(kind: str, at: str, *, beside: dict[str, Any]) -> Iterator[Case]:
     )
 
 
+def life_cases() -> Iterator[Case]:
+    yield from both(
+        "LoRAAdapter",
+        "spec",
+        "placement.preload is for loadPolicy: Eager; with Lazy no pod loads the adapter in advance",
+        accepted=[
+            {"spec.placement.preload": 2},
+            {"spec.placement.preload": 2, "spec.loadPolicy": "Eager"},
+            {"spec.placement": {}, "spec.loadPolicy": "Lazy"},
+            {"spec.suspend": True},
+        ],
+        refused=[{"spec.placement.preload": 2, "spec.loadPolicy": "Lazy"}],
+    )
+    yield from both(
+        "LoRAAdapter",
+        "spec.refreshInterval",
+        "refreshInterval must be a duration like 30m or 1h30m, of at least 1m",
+        accepted=values("spec.refreshInterval", ["1m", "60s", "30m", "1h30m", "1.5h", "8760h"]),
+        refused=values("spec.refreshInterval", ["59s", "0h", "30", "-1h", "1d", "", "1h ", "100ms", "h"]),
+    )
+
+
 SERVED_NAME = (
     "a served name begins with a letter, digit or '_' and holds only letters, digits and '.', '_', '-', ':', '/'"
 )
@@ -422,7 +444,7 @@ def cache_cases() -> Iterator[Case]:
         yield Case(kind, at, message, made(change), refused_at=at, before=first)
 
 
-CASES = [*source_cases(), *adapter_cases(), *artifact_cases(), *deployment_cases(), *cache_cases()]
+CASES = [*source_cases(), *life_cases(), *adapter_cases(), *artifact_cases(), *deployment_cases(), *cache_cases()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

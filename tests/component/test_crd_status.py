@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from lora_operator.api.adapter import ArtifactRef, LoRAAdapterStatus, PodCounts, PodFailure
+from lora_operator.api.adapter import ArtifactRef, LoRAAdapterStatus, PodCounts, PodFailure, RefreshState
 from lora_operator.api.artifact import Failure, ModelArtifactStatus, Progress
 from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.api.common import ApiModel, StatusCondition
@@ -58,6 +58,7 @@ FULL: dict[str, ApiModel] = {
         rank=16,
         target_modules=("q_proj", "v_proj"),
         artifact_ref=ArtifactRef(name="sql-0123456789", namespace="serving"),
+        refresh=RefreshState(requested="1", due=NOW, pending=NOW),
         ready_pods="2/2",
         pods=PodCounts(wanted=2, loaded=2),
         failures=tuple(PodFailure(pod=f"llama-{n}", message="y" * 1024) for n in range(5)),
@@ -79,6 +80,7 @@ FULL: dict[str, ApiModel] = {
         model_artifact="llama-0123456789",
         tokenizer_artifact="tokenizer-0123456789",
         draft_model_artifact="draft-0123456789",
+        refresh="1",
         list_generation=2**31,
         adapters=500,
         pods=tuple(

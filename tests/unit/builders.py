@@ -85,6 +85,7 @@ def make_adapter(
     uid: str = "",
     generation: int = 1,
     created: str | None = CREATED,
+    annotations: Mapping[str, str] | None = None,
     status: Mapping[str, Any] | None = None,
     conditions: Conditions | None = None,
     **spec: Any,
@@ -99,6 +100,7 @@ def make_adapter(
                 "uid": uid or f"uid-{namespace}-{name}",
                 "generation": generation,
                 "creationTimestamp": created,
+                "annotations": dict(annotations or {}),
             },
             "spec": {"source": {**_source(repo, revision, secret, s3), "path": path}, "vllmDeploymentRef": ref, **spec},
             "status": {**(status or {}), "conditions": make_conditions(conditions)},
@@ -207,6 +209,7 @@ def make_artifact(
     by_hand: bool = False,
     uid: str = "uid-artifact",
     generation: int = 1,
+    annotations: Mapping[str, str] | None = None,
     status: Mapping[str, Any] | None = None,
     conditions: Conditions | None = None,
     cache: str = "default",
@@ -225,6 +228,7 @@ def make_artifact(
                 "uid": uid,
                 "generation": generation,
                 "labels": {} if by_hand else {LABEL_MANAGED_BY: MANAGED_BY},
+                "annotations": dict(annotations or {}),
             },
             "spec": spec,
             "status": {**(status or {}), "conditions": make_conditions(conditions)},
@@ -265,9 +269,20 @@ def make_module(
     revision: str = COMMIT,
     adapter: str = "team-a/sql",
     uid: str = "uid-team-a-sql",
+    lazy: bool = False,
+    preload: int = 0,
 ) -> Module:
     """One entry of a module list; by default what make_adapter() with ready_artifact() leads to."""
-    return Module(name=name, path=path, base_model_name=base, revision=revision, adapter=adapter, uid=uid)
+    return Module(
+        name=name,
+        path=path,
+        base_model_name=base,
+        revision=revision,
+        adapter=adapter,
+        uid=uid,
+        lazy=lazy,
+        preload=preload,
+    )
 
 
 def make_view(*modules: Module, generation: int | None = 1, **more: Any) -> PodView:

@@ -7,7 +7,8 @@ import json
 import struct
 import sys
 import types
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,6 +81,10 @@ class HonestEngine:
         self.refuses: set[str] = set()  # paths
         self.added: list[tuple[str, int, str]] = []  # internal name, id, path of what was loaded with success
         self.slow = 0.0
+        self.takes: Callable[[], float] = lambda: 0.0  # seconds that a completion runs
+        self.running: Counter[tuple[str, int, str]] = Counter()  # internal name, id and path of completions
+        self.ran: set[tuple[str, int, str]] = set()
+        self.version = "0.32.0"
         self.calls: list[tuple[str, str]] = []
         self._resolvers = resolvers
         self._ids = 0
@@ -90,6 +95,10 @@ class HonestEngine:
         """Public name to LoRARequest."""
         found: dict[str, Any] = self.state.openai_serving_models.lora_requests
         return found
+
+    def paths_of(self, internal: str) -> set[str]:
+        """Contents that ran under an internal name."""
+        return {path for name, _, path in self.ran if name == internal}
 
     def next_id(self) -> int:
         self._ids += 1
@@ -120,6 +129,24 @@ class HonestEngine:
                     self.registry[name] = request
                     return 200
         return 404
+
+    async def _complete(self, name: str) -> tuple[int, Any]:
+        """A completion: the model is checked, the prompt rendered, the adapter looked up once more, and it runs."""
+        status = await self.resolve(name)
+        if status != 200 or name in SERVED_NAMES:
+            return status, {}
+        await asyncio.sleep(0)
+        request = self.registry.get(name)
+        if request is None:
+            return 404, {}
+        one = (request.lora_name, request.lora_int_id, request.lora_path)
+        self.ran.add(one)
+        self.running[one] += 1
+        beside = {path for internal, _, path in +self.running if internal == request.lora_name}
+        assert beside == {request.lora_path}, f"{request.lora_name} runs with {beside} at once"
+        await asyncio.sleep(self.takes())
+        self.running[one] -= 1
+        return 200, {"model": request.lora_name, "path": request.lora_path}
 
     async def _load(self, name: str, path: str) -> tuple[int, Any]:
         async with self._locks[name]:
@@ -162,8 +189,10 @@ class HonestEngine:
 
     async def _answer(self, path: str, body: Any) -> tuple[int, Any]:
         match path:
-            case "/tokenize" | "/v1/completions":
+            case "/tokenize":
                 return await self.resolve(body["model"]), {}
+            case "/v1/completions":
+                return await self._complete(body["model"])
             case "/v1/load_lora_adapter":
                 return await self._load(body["lora_name"], body["lora_path"])
             case "/v1/unload_lora_adapter":
@@ -171,6 +200,6 @@ class HonestEngine:
             case "/v1/models":
                 return 200, self._models()
             case "/version":
-                return 200, {"version": "0.32.0"}
+                return 200, {"version": self.version}
             case _:
                 return 200, {}

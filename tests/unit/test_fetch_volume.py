@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -16,8 +17,6 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, publish, text, verify, volume
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.manifest import MANIFEST_FILE, FetchRequest, HuggingFaceRequest, Manifest, ManifestFile
-
-REVISION = "a" * 40
 
 
 def request_for(root: Path, credentials: Path | None = None) -> FetchRequest:
@@ -184,7 +183,7 @@ def test_the_digest_is_as_its_documentation_says_and_ignores_order() -> None:
 
 def manifest(*names: str, digest: str = "sha256:x") -> Manifest:
     files = tuple(ManifestFile(path=name, size=1, sha256="0" * 64) for name in names)
-    return Manifest(artifact="art", type="Adapter", repo="o/n", resolved_revision=REVISION, digest=digest, files=files)
+    return Manifest(type="Adapter", repo="o/n", digest=digest, files=files)
 
 
 @pytest.fixture
@@ -201,9 +200,9 @@ def blob(root: Path, name: str) -> Path:
     return root / "hub" / "models--o--n" / "blobs" / name
 
 
-def put(root: Path, links: dict[str, str], said: Manifest) -> Path:
+def put(root: Path, links: dict[str, str], said: Manifest, *, title: str = "art") -> Path:
     with publish.staged(root, {name: blob(root, target) for name, target in links.items()}) as staging:
-        return root / publish.publish(root, staging, said)
+        return root / publish.publish(root, staging, said, title=title)
 
 
 def names(view: Path) -> set[str]:
@@ -212,7 +211,7 @@ def names(view: Path) -> set[str]:
 
 def test_a_view_has_relative_links_to_exactly_the_files_and_a_manifest(root: Path) -> None:
     view = put(root, {"x.json": "a", "deep/er/y": "b"}, manifest("x.json", "deep/er/y"))
-    assert view == root / "artifacts" / f"art-{REVISION}"
+    assert re.fullmatch(r"art-[0-9a-f]{20}", view.name)
     assert names(view) == {"x.json", "deep/er/y", MANIFEST_FILE}
     assert (view / "x.json").readlink() == Path("../../hub/models--o--n/blobs/a")
     assert (view / "deep/er/y").read_text() == "b"
@@ -229,9 +228,21 @@ def test_a_view_that_is_right_is_not_touched(root: Path) -> None:
 
 def test_a_manifest_that_says_something_else_about_the_same_files_is_renewed_in_place(root: Path) -> None:
     before = put(root, {"x": "a"}, manifest("x")).stat().st_ino
-    view = put(root, {"x": "a"}, manifest("x", digest="sha256:y"))
+    view = put(root, {"x": "a"}, manifest("x").model_copy(update={"rank": 8}))
     assert view.stat().st_ino == before
-    assert publish.read_manifest(view) == manifest("x", digest="sha256:y")
+    assert publish.read_manifest(view) == manifest("x").model_copy(update={"rank": 8})
+
+
+def test_a_view_is_named_by_its_content(root: Path) -> None:
+    view = put(root, {"x": "a"}, manifest("x"))
+    others = {
+        "another file": put(root, {"x": "b"}, manifest("x")),
+        "another name": put(root, {"y": "a"}, manifest("y")),
+        "other bytes, by the digest": put(root, {"x": "a"}, manifest("x", digest="sha256:y")),
+        "another title": put(root, {"x": "a"}, manifest("x"), title="other"),
+    }
+    assert len({view, *others.values()}) == 5
+    assert put(root, {"x": "a"}, manifest("x")) == view
 
 
 WRONG = {

@@ -10,7 +10,7 @@ import random
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from lora_operator.engine_kit.gate import OPEN_ROUTES, Verdict, judge, read_token, without_token
-from lora_operator.engine_kit.ledger import DRAIN_SECONDS, Generation, Ledger
+from lora_operator.engine_kit.ledger import DRAIN_SECONDS, QUIET_SECONDS, Generation, Ledger
 from lora_operator.engine_kit.modules import Module, parse_list
 from tests.unit.kit_support import TOKEN, HonestEngine, good_adapter, install_vllm, settings_env
 
@@ -85,10 +85,19 @@ class Pod:
         await self.kit(full, receive, send)
         return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent[1:]) or b"null")
 
-    def body(self, modules: dict[str, str], *, lineage: str | None = "tiny/base", generation: int = 0) -> Json:
+    def body(
+        self,
+        modules: dict[str, str],
+        *,
+        lineage: str | None = "tiny/base",
+        generation: int = 0,
+        lazy: Collection[str] = (),
+    ) -> Json:
         self.generation = generation or self.generation + 1
         entries = [
-            {"name": n, "path": p, "baseModelName": lineage, "revision": "abcdef0123"} for n, p in modules.items()
+            {"name": n, "path": p, "baseModelName": lineage, "revision": "abcdef0123"}
+            | ({"loadPolicy": "Lazy"} if n in lazy else {})
+            for n, p in modules.items()
         ]
         return {"version": 1, "deployment": "a/b", "generation": self.generation, "modules": entries}
 
@@ -116,12 +125,21 @@ class Pod:
 
     def assert_names_are_unique(self) -> None:
         """No internal name ever had two ids or two contents, nor an id two names."""
-        ids, paths, names = defaultdict(set), defaultdict(set), defaultdict(set)
-        for name, int_id, path in self.engine.added:
+        ids, names = defaultdict(set), defaultdict(set)
+        for name, int_id, _ in self.engine.added:
             ids[name].add(int_id)
-            paths[name].add(path)
             names[int_id].add(name)
-        for seen in (ids, paths, names):
+        for seen in (ids, names):
+            assert all(len(values) == 1 for values in seen.values()), seen
+        self.assert_ids_are_unique()
+
+    def assert_ids_are_unique(self) -> None:
+        """No id ever had two contents, nor the content of a public name two ids. Of names the engine itself takes care."""
+        contents, ids = defaultdict(set), defaultdict(set)
+        for name, int_id, path in {*self.engine.added, *self.engine.ran}:
+            contents[int_id].add((name.partition("@")[0], path))
+            ids[name.partition("@")[0], path].add(int_id)
+        for seen in (contents, ids):
             assert all(len(values) == 1 for values in seen.values()), seen
 
 
@@ -401,14 +419,18 @@ async def test_what_others_did_to_the_registry_is_repaired(pod: Pod, monkeypatch
         pod.assert_names_are_unique()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("version", ["0.30.0", "0.32.0"])
+@pytest.mark.parametrize("seed", range(4))
 async def test_no_order_of_lists_and_requests_breaks_the_rules_of_names(
-    pod: Pod, seed: int, monkeypatch: pytest.MonkeyPatch
+    pod: Pod, seed: int, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lists come in bursts, clients ask for public and internal names all the time, and somebody unloads by hand."""
     monkeypatch.setattr(pod.keeper, "PASS_SECONDS", 0.005)
     monkeypatch.setattr(pod.keeper, "HANDED_SECONDS", 0.05)
+    monkeypatch.setattr("lora_operator.engine_kit.ledger.QUIET_SECONDS", 0.0)
     chance = random.Random(seed)
+    pod.engine.version = version
+    pod.engine.takes = lambda: chance.choice([0.0, 0.001, 0.01])
     names, paths = ("a", "b", "c"), [pod.adapter(f"r{number}") for number in range(4)]
     stop = asyncio.Event()
 
@@ -429,7 +451,9 @@ async def test_no_order_of_lists_and_requests_breaks_the_rules_of_names(
         for _ in range(40):
             pod.engine.slow = chance.choice([0.0, 0.001, 0.005])
             wanted = {name: chance.choice(paths) for name in names if chance.random() < 0.8}
-            await pod.put(wanted, wait=chance.choice([0, 0, 0.01, 0.1]))
+            lazy = {name for name in wanted if chance.random() < 0.3}
+            await pod.put(wanted, wait=chance.choice([0, 0, 0.01, 0.1]), lazy=lazy)
+        await pod.put(wanted, wait=0.1)
         stop.set()
         await asyncio.gather(*tasks)
 
@@ -439,9 +463,103 @@ async def test_no_order_of_lists_and_requests_breaks_the_rules_of_names(
             return found == wanted and state["settled"] and {x["name"]: x["path"] for x in state["loaded"]} == wanted
 
         await pod.eventually(right)
-        pod.assert_names_are_unique()
+        renamed = {name for name, _, path in pod.engine.ran if "@" not in name and len(pod.engine.paths_of(name)) > 1}
+        if version == "0.30.0":
+            pod.assert_names_are_unique()
+            assert not renamed
+        else:
+            pod.assert_ids_are_unique()
+
+            async def plain() -> bool:
+                return {x["internalName"] for x in (await pod.state())["loaded"]} == set(wanted)
+
+            await pod.eventually(plain)
+            assert renamed, "no plain name went over to other content: this says nothing"
         internal = {one["internalName"] for one in (await pod.state())["loaded"]}
         assert {one.lora_name for one in pod.engine.registry.values()} <= internal
+
+
+async def test_the_plain_name_returns_when_the_last_request_of_old_content_has_ended(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod.keeper, "DRAINING_SECONDS", 0.01)
+    monkeypatch.setattr("lora_operator.engine_kit.ledger.QUIET_SECONDS", 0.02)
+    one, two = pod.adapter("one"), pod.adapter("two")
+
+    async def internal() -> str:
+        return str((await pod.state())["loaded"][0]["internalName"])
+
+    async with pod.running():
+        await pod.put({"sql": one})
+        pod.engine.takes = lambda: 0.3
+        running = asyncio.create_task(pod.call("POST", "/v1/completions", {"model": "sql"}))
+        await asyncio.sleep(0.01)
+        await pod.put({"sql": two})
+        pod.engine.takes = lambda: 0.0
+        assert await internal() == "sql@abcdef01.2"
+        await asyncio.sleep(0.1)
+        assert not running.done()
+        assert await internal() == "sql@abcdef01.2"
+        assert (await running)[1] == {"model": "sql", "path": one}
+        for number, path in enumerate((two, one, two)):  # and back again, to what had the plain name before
+            if number:
+                await pod.put({"sql": path})
+
+            async def plain() -> bool:
+                return await internal() == "sql" and not (await pod.state())["retired"]
+
+            await pod.eventually(plain)
+            assert (await pod.call("POST", "/v1/completions", {"model": "sql"}))[1] == {"model": "sql", "path": path}
+        assert await pod.ask("sql@abcdef01.2") == 200, "a name that clients were shown is answered while its content is"
+        pod.assert_ids_are_unique()
+
+
+# Lazy
+
+
+async def test_a_lazy_adapter_is_listed_and_loaded_by_the_first_request_alone(pod: Pod) -> None:
+    one, two = pod.adapter("one"), pod.adapter("two")
+    async with pod.running():
+        state = await pod.put({"sql": one, "eager": one}, lazy={"sql"})
+        assert state["settled"]
+        assert [item["name"] for item in state["loaded"]] == ["eager"]
+        assert state["waiting"] == [{"name": "sql", "path": one}]
+        assert "sql" not in pod.engine.registry
+        pod.engine.slow = 0.05
+        assert await asyncio.gather(*(pod.ask("sql") for _ in range(10))) == [200] * 10
+        state = await pod.state()
+        assert {item["name"] for item in state["loaded"]} == {"eager", "sql"}
+        assert state["waiting"] == []
+        pod.engine.slow = 0.0
+        state = await pod.put({"sql": two}, lazy={"sql"})
+        assert [(item["name"], item["path"]) for item in state["loaded"]] == [("sql", two)], "it is swapped like others"
+        await pod.put({"sql": two})
+        state = await pod.put({"sql": two}, lazy={"sql"})
+        assert [item["name"] for item in state["loaded"]] == ["sql"], "nothing is unloaded for being Lazy"
+        await pod.put({})
+        assert [item["name"] for item in (await pod.put({"sql": two}, lazy={"sql"}))["loaded"]] == []
+        pod.assert_names_are_unique()
+
+
+async def test_a_lazy_adapter_that_fails_is_reported_after_the_first_request(pod: Pod) -> None:
+    bad = pod.adapter("bad")
+    pod.engine.refuses.add(bad)
+    async with pod.running():
+        assert (await pod.put({"sql": bad}, lazy={"sql"}))["failures"] == []
+        assert await pod.ask("sql") == 404
+        assert [one["name"] for one in (await pod.state())["failures"]] == ["sql"]
+
+
+async def test_one_generation_may_say_another_thing_to_this_pod(pod: Pod) -> None:
+    one = pod.adapter("one")
+    async with pod.running():
+        first = await pod.put({"sql": one}, lazy={"sql"}, generation=5)
+        second = await pod.put({"sql": one}, generation=5)
+        assert first["listGeneration"] == second["listGeneration"] == 5
+        assert first["listDigest"] != second["listDigest"]
+        assert [item["name"] for item in second["loaded"]] == ["sql"]
+        held = json.loads((pod.root / "state" / "modules.json").read_bytes())
+        assert "loadPolicy" not in held["modules"][0], "a restarted container holds what this pod was told last"
 
 
 async def test_without_the_registry_public_routes_do_the_work(without_registry: Pod) -> None:
@@ -457,6 +575,8 @@ async def test_without_the_registry_public_routes_do_the_work(without_registry: 
             await pod.put({"static": path, "sql": path})
             assert {name: one.lora_path for name, one in pod.engine.registry.items()} == {"static": path, "sql": path}
             assert await pod.ask("sql") == 200
+        await pod.put({"sql": two, "lazy": one}, lazy={"lazy"})
+        assert await pod.ask("lazy") == 200
         await pod.put({"sql": two})
         assert set(pod.engine.registry) == {"sql"}
         pod.engine.refuses.add(pod.adapter("bad"))
@@ -481,7 +601,34 @@ def test_retired_content_is_running_while_the_metrics_or_an_older_request_say_so
     assert ledger.running(None, 19.0, 9999.0) == {"sql"}  # without metrics it lasts as long as the request
     ledger.forget_retired(frozenset())
     assert ledger.retired == {}
-    assert ledger.known(old.key) == old
+    assert ledger.recall(Module("sql", "/p1"), 3) == old
+
+
+def test_the_plain_name_comes_back_once_nothing_of_other_content_can_be_left() -> None:
+    ledger = Ledger()
+    old, new = Generation("sql", "/p1", "sql", 1, None), Generation("sql", "/p2", "sql@b.2", 2, None)
+    plain = Generation("sql", "/p2", "sql", 2, None)
+    ledger.serve(old, 10.0)
+    assert ledger.renamed(frozenset(), None, 15.0) == []
+    ledger.serve(new, 20.0)
+    later = 20.0 + DRAIN_SECONDS + 10
+    assert ledger.renamed(frozenset(), 19.0, later) == [], "a request that began before is left, whatever it asks for"
+    assert ledger.renamed(frozenset({"sql"}), later - 1, later) == [], "the metrics show the old one"
+    assert ledger.renamed(frozenset({"sql@b.2"}), later - 1, later) == [], "not yet quiet for long"
+    assert ledger.renamed(frozenset({"sql@b.2"}), later - 1, later + QUIET_SECONDS) == [plain]
+    ledger.touch("sql", later + QUIET_SECONDS)  # a client's resolution may have brought the old one back for a moment
+    assert ledger.renamed(frozenset(), later, later + QUIET_SECONDS) == []
+    ledger.touch("sql", later)
+    assert ledger.renamed(None, None, later + 9) == []
+    assert ledger.renamed(None, None, later + 9 + QUIET_SECONDS) == [plain]
+    ledger.serve(plain, later + 11)
+    assert set(ledger.retired) == {"sql", "sql@b.2"} - {"sql"}
+    assert ledger.renamed(None, None, later + 99) == []
+    back = ledger.recall(Module("sql", "/p1", revision="aaaa"), 3)
+    assert back == Generation("sql", "/p1", "sql@aaaa.3", 1, None), (
+        "its id is its own, its old name is another's by now"
+    )
+    assert ledger.recall(Module("sql", "/p2"), 4) == plain
 
 
 def test_internal_names_are_never_given_twice() -> None:

@@ -11,7 +11,8 @@ from lora_operator.api import LoRAAdapter, ModelArtifact
 from lora_operator.conditions import failing
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.plan.adapter import AdapterObservation, AdapterPlan, plan_adapter, plan_refused
+from lora_operator.plan.adapter import AdapterPlan, plan_adapter, plan_refused
+from lora_operator.plan.adapter_content import AdapterObservation
 from lora_operator.plan.modules import Decision
 from lora_operator.plan.wants import build_artifact
 from tests.unit.builders import (
@@ -331,6 +332,40 @@ CASES: dict[str, Case] = {
         "served",
         None,
     ),
+    "it is Lazy, and nobody has asked for it": (
+        seen(
+            make_adapter(loadPolicy="Lazy"),
+            GOOD,
+            fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(waiting={"sql": SQL.path}))),
+        ),
+        {
+            "Accepted": ACCEPTED,
+            "Downloaded": DOWNLOADED,
+            "Loaded": ("True", "Loaded", "2 of 2 ready pods serve it, 1 of them from the first request on"),
+            "Ready": ("True", "Ready", "2 of 2 ready pods serve sql"),
+        },
+        "served",
+        None,
+    ),
+    "it is Lazy, and a pod was not told of it yet": (
+        seen(make_adapter(loadPolicy="Lazy"), GOOD),
+        loads("Loading", "0 of 1 ready pods serve it"),
+        "served",
+        None,
+    ),
+    "it is suspended": (
+        seen(make_adapter(suspend=True), GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)))),
+        loads("Suspended", "spec.suspend is true: the adapter is kept, and not served"),
+        "none",
+        None,
+    ),
+    "it is suspended while its artifact downloads": (
+        seen(make_adapter(suspend=True), make_artifact(NAME, conditions=not_ready("Downloading", "39% of 1Gi"))),
+        waits("Downloading", "39% of 1Gi")
+        | {"Loaded": ("False", "Suspended", "spec.suspend is true: the adapter is kept, and not served")},
+        "none",
+        None,
+    ),
     "a pod does not answer": (
         seen(
             None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(error="timed out")))
@@ -457,6 +492,16 @@ def test_what_the_deployment_is_told() -> None:
         uid="uid-team-a-sql", generation=1, accepted=True, artifact=("serving", NAME), module=SQL
     )
     assert SQL.base_model_name == "meta/Llama", "the first served name is the default lineage"
+
+
+def test_what_of_the_spec_the_deployment_is_told() -> None:
+    adapter = make_adapter(servedName="text2sql", placement={"preload": 2})
+    module = plan_adapter(seen(adapter, GOOD), now=NOW).decision.module
+    assert module is not None
+    assert (module.name, module.lazy, module.preload) == ("text2sql", False, 2)
+    lazy = plan_adapter(seen(make_adapter(loadPolicy="Lazy"), GOOD), now=NOW).decision.module
+    assert lazy is not None
+    assert (lazy.name, lazy.lazy, lazy.preload) == ("sql", True, 0)
 
 
 def test_credentials_are_lent_to_the_artifact() -> None:

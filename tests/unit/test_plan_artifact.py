@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelArtifact
-from lora_operator.constants import REASONS, Reason, Retry
+from lora_operator.constants import ANNOTATION_REFRESH, REASONS, Reason, Retry
 from lora_operator.errors import ReasonError
 from lora_operator.manifest import FetchProgress, FetchResult
 from lora_operator.plan.artifact import (
@@ -533,6 +533,14 @@ def test_a_ready_one_that_nothing_wants_stays_and_says_since_when() -> None:
     assert plan.status.unreferenced_since == NOW
     assert plan.status.conditions == artifact.status.conditions
     assert plan_artifact(seen(after(artifact, plan), wanted=False), now=LATER) == ArtifactPlan(status=None)
+
+
+def test_what_an_earlier_refresh_was_for_goes_when_nothing_wants_it() -> None:
+    artifact = ready_artifact(annotations={ANNOTATION_REFRESH: "requested=1"})
+    assert plan_artifact(seen(artifact, wanted=False), now=NOW) == ArtifactPlan(status=None, delete_artifact=True)
+    assert not plan_artifact(seen(artifact, wanted=None), now=NOW).delete_artifact, "unknown is not unwanted"
+    by_hand = ready_artifact(annotations={ANNOTATION_REFRESH: "1"}, by_hand=True)
+    assert not plan_artifact(seen(by_hand, wanted=False), now=NOW).delete_artifact
 
 
 def test_a_moving_revision_that_is_wanted_again_is_resolved_anew() -> None:

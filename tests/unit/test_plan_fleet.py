@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lora_operator.plan.fleet import AdapterLoad, Fleet, FleetPod, PodView, Served, serves, too_old_message
+from lora_operator.plan.placement import is_lazy_on, preloading_pods
 from lora_operator.reconcile.pod import build_view
-from lora_operator.vllm import KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel
+from lora_operator.vllm import KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
 from tests.unit.builders import fleet_pod, make_fleet, make_module, make_view
 
 SQL = make_module()
@@ -43,6 +44,18 @@ LOADS: dict[str, tuple[Fleet, AdapterLoad]] = {
         make_fleet(fleet_pod("a", make_view(SQL, error="no answer in 10 s"))),
         AdapterLoad(1, 0, 1, False, (("a", "no answer in 10 s"),)),
     ),
+    "a pod that will load it on the first request, as it was told to": (
+        make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(waiting={"sql": SQL.path}))),
+        AdapterLoad(2, 2, 0, False, (), 1),
+    ),
+    "one that would load other content": (
+        make_fleet(fleet_pod("a", make_view(waiting={"sql": OLD.path}))),
+        AdapterLoad(1, 0, 0, False, ()),
+    ),
+    "one where the first request failed": (
+        make_fleet(fleet_pod("a", make_view(waiting={"sql": SQL.path}, failures={"sql": "bad"}))),
+        AdapterLoad(1, 0, 0, True, (("a", "bad"),)),
+    ),
     "a pod that was not asked": (
         make_fleet(fleet_pod("a", None)),
         AdapterLoad(1, 0, 1, False, (("a", "not asked yet"),)),
@@ -57,7 +70,25 @@ LOADS: dict[str, tuple[Fleet, AdapterLoad]] = {
 @pytest.mark.parametrize("case", LOADS)
 def test_load_of(case: str) -> None:
     fleet, expected = LOADS[case]
-    assert fleet.load_of(SQL) == expected
+    module = make_module(lazy=True) if any(pod.view and pod.view.waiting for pod in fleet.pods) else SQL
+    assert fleet.load_of(module) == expected
+
+
+def test_a_pod_that_is_to_load_it_in_advance_and_only_waits_does_not_count() -> None:
+    waiting = fleet_pod("a", make_view(waiting={"sql": SQL.path}))
+    assert make_fleet(waiting).load_of(SQL).loaded == 0
+
+
+def test_of_those_that_preload_each_must_have_it_and_the_others_must_know_of_it() -> None:
+    module = make_module(preload=1)
+    names = [f"llama-{each}" for each in range(3)]
+    (chosen,) = preloading_pods(module.uid, 1, names)
+    waits = make_view(waiting={"sql": module.path})
+    views = {name: make_view(module) if name == chosen else waits for name in names}
+    assert make_fleet(*(fleet_pod(name, views[name]) for name in names)).load_of(module) == AdapterLoad(
+        3, 3, 0, False, (), 2
+    )
+    assert make_fleet(*(fleet_pod(name, waits) for name in names)).load_of(module).loaded == 2
 
 
 SERVES: dict[str, tuple[Served | None, bool]] = {
@@ -147,6 +178,41 @@ VERSIONS = {"0.32.0": False, "0.26.0": False, "0.25.1": True, "0.9.2": True, "1.
 @pytest.mark.parametrize("version", VERSIONS)
 def test_engines_that_are_too_old_for_hot_loading(version: str) -> None:
     assert view(state(vllm_version=version)).too_old is VERSIONS[version]
+
+
+def test_a_name_that_became_plain_between_the_two_questions_is_served_and_no_orphan() -> None:
+    seen = view(state(loaded("sql", "sql@fedcba98.4")), model("sql"))
+    assert seen.served == {"sql": Served(SQL.path, "meta/Llama", "sql@fedcba98.4")}
+    assert seen.orphans == ()
+
+
+def test_what_waits_for_its_first_request_is_told() -> None:
+    seen = view(state(waiting=(WaitingModule(name="sql", path="/x"),), list_digest="abc"))
+    assert (seen.waiting, seen.list_digest, seen.served) == ({"sql": "/x"}, "abc", {})
+
+
+# Placement
+
+
+def test_a_pod_that_comes_or_goes_moves_as_few_adapters_as_can_be() -> None:
+    pods = [f"llama-{each}" for each in range(10)]
+    before = {uid: preloading_pods(uid, 3, pods) for uid in map(str, range(200))}
+    assert all(len(chosen) == 3 for chosen in before.values())
+    counts = [sum(pod in chosen for chosen in before.values()) for pod in pods]
+    assert min(counts) > 30, "every pod has its share (60 each in the mean)"
+    for uid, chosen in before.items():
+        assert preloading_pods(uid, 3, pods[::-1]) == chosen, "no order matters"
+        without = preloading_pods(uid, 3, pods[1:])
+        assert chosen - {pods[0]} <= without, "the others keep it when a pod goes"
+        more = preloading_pods(uid, 3, [*pods, "llama-new"])
+        assert more - chosen <= {"llama-new"}, "only the new one takes it when a pod comes"
+
+
+def test_fewer_pods_than_are_to_preload_all_do() -> None:
+    module = make_module(preload=5)
+    assert not any(is_lazy_on(module, pod, {"a", "b"}) for pod in ("a", "b"))
+    assert is_lazy_on(make_module(lazy=True), "a", {"a"})
+    assert not is_lazy_on(make_module(), "a", {"a"})
 
 
 def test_a_fleets_pod_is_a_value() -> None:

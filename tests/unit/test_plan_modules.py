@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -171,6 +172,24 @@ def test_the_form_that_kits_read() -> None:
             }
         ],
     }
+
+
+def test_a_lazy_entry_says_so_and_one_that_some_preload_is_lazy_until_a_pod_is_told_otherwise() -> None:
+    eager, lazy, some = (
+        make_module("a"),
+        make_module("b", uid="uid-b", lazy=True),
+        make_module("c", uid="uid-c", preload=2),
+    )
+    modules = listed(eager, lazy, some)
+    entries = json.loads(encode(modules))["modules"]
+    assert [(one.get("loadPolicy"), one.get("preload")) for one in entries] == [
+        (None, None),
+        ("Lazy", None),
+        ("Lazy", 2),
+    ]
+    assert decode_from_config_map(encode_for_config_map(modules)) == modules
+    assert modules.digest == hashlib.sha256(encode(modules)).hexdigest()
+    assert modules.digest != listed(eager).digest
 
 
 def test_the_config_maps_form_is_the_same_every_time() -> None:

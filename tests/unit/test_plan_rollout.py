@@ -161,5 +161,5 @@ def test_the_digest_is_of_what_engines_are_told() -> None:
     one = ModuleList("a/b", 1, (MODULE,))
     same = replace(one, generation=2, modules=(replace(MODULE, uid="other", revision="r", adapter="x/y"),))
     assert build_static(one).digest == build_static(same).digest
-    for change in ({"name": "x"}, {"path": "/x"}, {"base_model_name": "x"}):
-        assert build_static(replace(one, modules=(replace(MODULE, **change),))).digest != build_static(one).digest
+    for other in (replace(MODULE, name="x"), replace(MODULE, path="/x"), replace(MODULE, base_model_name="x")):
+        assert build_static(replace(one, modules=(other,))).digest != build_static(one).digest

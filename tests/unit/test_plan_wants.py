@@ -30,10 +30,23 @@ def want(
     cache: ModelCache | None = None,
     base: str | None = "base-1",
     credentials: Credentials | None = None,
+    refresh: str | None = None,
 ) -> dict[str, Any]:
     return build_artifact(
-        cache=cache or make_cache(), source=src or source(), base_artifact=base, credentials=credentials
+        cache=cache or make_cache(),
+        source=src or source(),
+        base_artifact=base,
+        credentials=credentials,
+        refresh=refresh,
     )
+
+
+def test_a_refresh_is_another_want_for_the_same_thing() -> None:
+    first, again = want(), want(refresh="requested=1")
+    assert first["spec"] == again["spec"]
+    assert first["metadata"]["name"] != again["metadata"]["name"]
+    assert again["metadata"]["annotations"] == {"lora-operator.dev/refresh": "requested=1"}
+    assert again["metadata"]["name"] != want(refresh="requested=2")["metadata"]["name"]
 
 
 def test_the_artifact_of_an_adapter() -> None:

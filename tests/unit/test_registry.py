@@ -57,6 +57,19 @@ def test_another_secret_is_lent_at_once_and_the_old_one_no_longer() -> None:
     assert list(registry.wanters(ONE).values()) == [SECRET_2]
 
 
+def test_what_is_served_stays_wanted_beside_what_a_refresh_is_about() -> None:
+    registry = Registry()
+    registry.publish_decision(SQL, decision(ONE, credentials=SECRET))
+    assert registry.publish_decision(SQL, decision(ONE, credentials=SECRET, refreshing=TWO)) == {ONE, TWO}
+    for artifact in (ONE, TWO):
+        assert list(registry.wanters(artifact).values()) == [SECRET]
+    assert registry.publish_decision(SQL, decision(TWO, credentials=SECRET)) == {ONE, TWO}
+    assert registry.wanters(ONE) == {}
+    assert registry.publish_model_want(LLAMA, want(ONE, refreshing=((TWO, SECRET),))) == {ONE, TWO}
+    assert registry.withdraw_deployment(LLAMA) == {ONE, TWO}
+    assert set(registry.wanters(TWO)) == {Key(Kind.LORA_ADAPTER, *SQL)}
+
+
 def test_a_decision_without_an_artifact_lends_nothing() -> None:
     registry = Registry()
     registry.publish_decision(SQL, decision(credentials=SECRET))

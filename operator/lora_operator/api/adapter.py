@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from lora_operator.api.common import (
     AGE,
@@ -15,13 +16,36 @@ from lora_operator.api.common import (
     Resource,
     ResourceInfo,
     ServedName,
+    cel,
     reason_column,
 )
 from lora_operator.api.source import SOURCE_RULES, Source
 
+_INTERVAL = r"^([0-9]+(\.[0-9]+)?(h|m|s))+$"
+
+
+class Placement(ApiModel):
+    """Which pods hold the adapter before anybody asks for it."""
+
+    preload: int | None = Field(
+        default=None,
+        ge=1,
+        le=10000,
+        description="So many pods load the adapter in advance, the others on their first request for it; default: all load it.",
+    )
+
 
 class LoRAAdapterSpec(ApiModel):
     """What a tenant wants served."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "!has(self.placement) || !has(self.placement.preload) || !has(self.loadPolicy) || self.loadPolicy == 'Eager'",
+                "placement.preload is for loadPolicy: Eager; with Lazy no pod loads the adapter in advance",
+            )
+        )
+    )
 
     source: Source = Field(description="Where the adapter comes from.", json_schema_extra=SOURCE_RULES)
     vllm_deployment_ref: NamespacedRef = Field(description="The VLLMDeployment that serves it.")
@@ -32,13 +56,35 @@ class LoRAAdapterSpec(ApiModel):
         default=None,
         description="Lineage, shown as parent in /v1/models: one of the deployment's servedNames; default: the first.",
     )
+    load_policy: Literal["Eager", "Lazy"] = Field(
+        default="Eager",
+        description="Eager: every pod loads the adapter in advance. Lazy: a pod loads it on the first request for it.",
+    )
+    placement: Placement = Field(
+        default=Placement(), description="Which pods hold the adapter before anybody asks for it."
+    )
+    suspend: bool = Field(default=False, description="true: the adapter is downloaded and kept, and not served.")
+    refresh_interval: str | None = Field(
+        default=None,
+        max_length=32,
+        description="A branch or tag is resolved anew whenever its content is so old: a duration like 30m or 12h, at least 1m. "
+        "Default: only when the spec or the annotation lora-operator.dev/refresh changes. A full commit never is.",
+        json_schema_extra=cel(
+            (
+                f"self.matches(r'{_INTERVAL}') && duration(self) >= duration('1m')",
+                "refreshInterval must be a duration like 30m or 1h30m, of at least 1m",
+            )
+        ),
+    )
 
 
 class PodCounts(ApiModel):
     """How many engine pods should serve the adapter, and do."""
 
     wanted: int = Field(description="Ready pods of the deployment.")
-    loaded: int = Field(description="Those of them that serve the wanted revision.")
+    loaded: int = Field(
+        description="Those of them that serve the wanted revision; a pod that is to load it on the first request counts, too."
+    )
 
 
 class PodFailure(ApiModel):
@@ -53,6 +99,18 @@ class ArtifactRef(ApiModel):
 
     name: str = Field(description="Name of the ModelArtifact.")
     namespace: str = Field(description="Namespace of the ModelArtifact: that of the cache.")
+
+
+class RefreshState(ApiModel):
+    """Which refresh the content is from."""
+
+    requested: str | None = Field(
+        default=None, max_length=64, description="Value of the annotation lora-operator.dev/refresh that it is from."
+    )
+    due: datetime | None = Field(default=None, description="When refreshInterval had passed that it is from.")
+    pending: datetime | None = Field(
+        default=None, description="When refreshInterval passed for the refresh that is not done yet."
+    )
 
 
 class LoRAAdapterStatus(ApiModel):
@@ -73,6 +131,9 @@ class LoRAAdapterStatus(ApiModel):
     rank: int | None = Field(default=None, description="Largest rank of the adapter.")
     target_modules: tuple[str, ...] | None = Field(default=None, description="Modules that the adapter changes.")
     artifact_ref: ArtifactRef | None = Field(default=None, description="The ModelArtifact that holds the content.")
+    refresh: RefreshState | None = Field(
+        default=None, description="Which refresh the content is from; absent where it was never refreshed."
+    )
     ready_pods: str | None = Field(default=None, description="loaded/wanted for kubectl get.")
     pods: PodCounts | None = Field(default=None, description="Engine pods that should serve the adapter, and do.")
     failures: tuple[PodFailure, ...] | None = Field(

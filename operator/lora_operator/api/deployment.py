@@ -263,6 +263,11 @@ class VLLMDeploymentStatus(ApiModel):
     model_artifact: str | None = Field(default=None, description="The ModelArtifact of the base model.")
     tokenizer_artifact: str | None = Field(default=None, description="The ModelArtifact of model.tokenizer.")
     draft_model_artifact: str | None = Field(default=None, description="The ModelArtifact of model.draftModel.")
+    refresh: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Value of the annotation lora-operator.dev/refresh that these artifacts are from.",
+    )
     list_generation: int | None = Field(
         default=None, description="Generation of the module list that pods should hold."
     )

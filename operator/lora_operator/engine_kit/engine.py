@@ -37,6 +37,15 @@ _ANSWER_BYTES: Final = 8 << 20
 _CAUSE: Final = re.compile(r"Worker failed with error '(.*)', please check the stack trace", re.DOTALL)
 
 
+def keys_have_paths(version: str) -> bool:
+    """Whether prefix-cache keys hold the adapter's path, so that blocks of one internal name's contents are kept apart.
+
+    Name only in 0.11.1 to 0.30, name and path from 0.31.0 on (engine-facts.md 13). Of an unknown version the worse is assumed.
+    """
+    found = re.match(r"v?(\d{1,6})\.(\d{1,6})(?!\d)", version)
+    return found is not None and (int(found[1]), int(found[2])) >= (0, 31)
+
+
 class PinnedRequest(LoRARequest):  # type: ignore[misc]
     """A request for an adapter that is already known by its integer id, which vLLM's resolution would overwrite."""
 

@@ -78,9 +78,8 @@ class Inbox:
                 self._take(found)
 
     def _take(self, modules: ModuleList) -> None:
-        changed = modules != self.modules  # also when somebody sends other content under the same generation
-        self.modules = modules
-        if changed:
+        if modules != self.modules:  # other content may come under the same generation: what one pod is to hold ready
+            self.modules = modules
             self._changed()
 
 

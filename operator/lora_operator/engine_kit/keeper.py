@@ -26,6 +26,7 @@ from .modules import (
     LOADING_FILE,
     REFUSED_FILE,
     Module,
+    ModuleList,
     Settings,
     read_loading,
     read_refused,
@@ -36,6 +37,7 @@ from .tensors import is_inside
 from .text import clean
 
 PASS_SECONDS: Final = 3.0  # between looks at the registry and the mounted list when nothing happens
+DRAINING_SECONDS: Final = 0.5  # and while old content may be in use, or a plain name waits to come back
 HANDED_SECONDS: Final = 2.0  # how long a client's resolution of what is loaded may take before nobody waits for it
 RESOLVE_SECONDS: Final = 60.0  # how long a client's request waits for a listed adapter to be loaded
 VANISHED_SECONDS: Final = 15.0
@@ -50,12 +52,14 @@ class Keeper:
         self.inbox = Inbox(settings, self._list_changed)
         self.ledger = Ledger()
         self.served = served
+        self.keys_have_paths = False  # whether the engine's prefix cache tells contents of one internal name apart
         self._settings = settings
         self._caller = caller
         self._oldest_request = oldest_request
         self._owners: dict[str, str] = {}  # by public name: the uid of whose content was put there
         self._handed: dict[str, float] = {}  # names whose client's resolution is about to write into the registry
-        self._settled: int | None = None
+        self._asked: set[str] = set()  # Lazy names that somebody asked for
+        self._settled: ModuleList | None = None
         self._closed = False  # updateStrategy Rollout, and all was tried once: nothing is loaded while requests run
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
@@ -69,8 +73,12 @@ class Keeper:
     @property
     def settled(self) -> bool:
         """Whether everything of the list was tried, and nothing is on its way into the registry."""
-        generation = self.inbox.modules.generation if self.inbox.modules is not None else None
-        return self._settled == generation and not self._handed
+        return self._settled is self.inbox.modules and not self._handed
+
+    def waiting(self) -> list[Module]:
+        """Lazy entries of the list that are not loaded: the first request for each loads it."""
+        modules = self.inbox.modules.modules if self.inbox.modules is not None else ()
+        return [module for module in modules if module.lazy and module.name not in self.ledger.current]
 
     async def wait_settled(self, seconds: float) -> None:
         """Wait until everything of the present list was tried, but at most so long."""
@@ -127,8 +135,10 @@ class Keeper:
     def _pause(self) -> float:
         if self._handed:
             return 0.1
+        renaming = self._may_rename() and any(one.internal != name for name, one in self.ledger.current.items())
+        longest = min(PASS_SECONDS, DRAINING_SECONDS) if renaming or self.ledger.retired else PASS_SECONDS
         retry = None if self._closed else self.ledger.next_retry()
-        return PASS_SECONDS if retry is None else max(0.05, min(PASS_SECONDS, retry - time.monotonic()))
+        return longest if retry is None else max(0.05, min(longest, retry - time.monotonic()))
 
     async def _pass(self) -> None:
         """Make the registry what the list says: first what must go, then what is missing."""
@@ -139,6 +149,7 @@ class Keeper:
         for name in [name for name in self.ledger.current if name not in modules.by_name]:
             await self._unload(name)
         keys = {(module.name, module.path) for module in modules.modules}
+        self._asked &= modules.by_name.keys()
         self.ledger.keep_failures(keys)
         await self._write_refused({key: cause for key, cause in self._refused.items() if key in keys})
         await self._drop_vanished()
@@ -147,7 +158,7 @@ class Keeper:
             if present is not None and present.path == module.path:
                 if present.base_model_name != module.base_model_name and self.served.atomic:
                     await self._put(replace(present, base_model_name=module.base_model_name))
-            elif not self._must_wait(module):
+            elif self._is_due(module) and not self._must_wait(module):
                 await self._load(module)
                 if self.inbox.modules is not modules:
                     return  # a newer list came meanwhile; it has woken the loop
@@ -155,9 +166,33 @@ class Keeper:
         now = time.monotonic()
         self._handed = {name: since for name, since in self._handed.items() if now - since < HANDED_SECONDS}
         self.ledger.forget_retired(self.running())
-        self._settled = modules.generation
+        await self._give_back_names()
+        if self.inbox.modules is modules:
+            self._settled = modules
         self._closed = self._settings.rolls
         self._tell()
+
+    def _is_due(self, module: Module) -> bool:
+        """Whether an entry is to be loaded now: a Lazy one when it was asked for, or serves other content already.
+
+        Without the registry a client holds vLLM's lock on the name while it asks, so nothing could be loaded for it: then all are.
+        """
+        lazy = module.lazy and self.served.atomic
+        return not lazy or module.name in self._asked or module.name in self.ledger.current
+
+    def _may_rename(self) -> bool:
+        return self.served.atomic and self.keys_have_paths
+
+    async def _give_back_names(self) -> None:
+        """Let contents answer under their plain names again where no request of other content can be left."""
+        if not self._may_rename():
+            return
+        entries = await self.served.entries()
+        for generation in self.ledger.renamed(adapters_in_use(), self._oldest_request(), time.monotonic()):
+            if not isinstance(
+                entries.get(generation.name), PinnedRequest
+            ):  # else a client's resolution came in between
+                await self._put(generation)
 
     async def _adopt(self) -> None:
         """Learn what is registered without us: static entries, what clients resolved, what was loaded or unloaded by hand."""
@@ -175,8 +210,10 @@ class Keeper:
             if owner is not None and owner.name != name:  # an internal name, by which a client asked
                 if self.ledger.alias(name) is None:
                     await self.served.remove(name)
+                    self.ledger.touch(owner.name, time.monotonic())
             elif present is not None and fresh:
                 await self.served.place(name, _request(present))
+                self.ledger.touch(name, time.monotonic())
             elif present is not None and present.internal == request.lora_name:
                 continue
             elif await asyncio.to_thread(_is_ours, request.lora_path, self._settings.cache_root):
@@ -195,14 +232,15 @@ class Keeper:
     async def _load(self, module: Module) -> None:
         problem = await asyncio.to_thread(self._check, module)
         key = (module.name, module.path)
-        known = self.ledger.known(key)
+        number = self.inbox.modules.generation if self.inbox.modules is not None else 0
+        known = self.ledger.recall(module, number)
         if problem is None and known is None and self._closed:
             problem = "it was not loaded when the engine started, and is not while it runs (updateStrategy: Rollout)"
         if problem is not None:
             self._fail(module, "checks", problem)
             return
         if known is None:
-            internal = self.ledger.mint(module, self.inbox.modules.generation if self.inbox.modules is not None else 0)
+            internal = self.ledger.mint(module, number)
             request = make_request(
                 internal=internal, int_id=None, path=module.path, base_model_name=module.base_model_name
             )
@@ -240,16 +278,16 @@ class Keeper:
         """Make content answer under its public name; with a registry this does not wait, so no request sees a gap."""
         await self.served.place(generation.name, _request(generation))
         before = self.ledger.serve(generation, time.monotonic())
-        if before is not None and before.internal != before.name:
-            await self.served.remove(before.internal)
+        if before is not None:
+            await self._remove_aliases(before)
         self._tell()
         log.info("lora-operator: %s is served from %s as %s", generation.name, generation.path, generation.internal)
 
     async def _unload(self, name: str) -> None:
         generation = self.ledger.withdraw(name, time.monotonic())
         await self.served.remove(name)
-        if generation is not None and generation.internal != name:
-            await self.served.remove(generation.internal)
+        if generation is not None:
+            await self._remove_aliases(generation)
         log.info("lora-operator: %s is unloaded", name)
 
     async def _drop_foreign(self, modules: tuple[Module, ...]) -> None:
@@ -260,6 +298,14 @@ class Keeper:
                 self._owners[module.name] = module.uid
             elif self._owners.get(module.name, module.uid) != module.uid:
                 await self._unload(module.name)
+
+    async def _remove_aliases(self, generation: Generation) -> None:
+        """Content that is served no more must not be reached by its internal names either; clients may have asked by them."""
+        names = (
+            self.ledger.aliases(generation.name) if self.served.atomic else {generation.internal} - {generation.name}
+        )
+        for alias in names:
+            await self.served.remove(alias)
 
     async def _drop_vanished(self) -> None:
         """Stop serving what has no files any more: one request for it after an eviction would end the engine."""
@@ -280,13 +326,14 @@ class Keeper:
         self._tell()
 
     def _may_come(self, name: str) -> bool:
-        """Whether a listed adapter is not there yet and is not known to have failed."""
+        """Whether a listed adapter is not there yet and is not known to have failed; a Lazy one comes because of the question."""
         module = self.inbox.wanted(name)
-        return (
-            module is not None
-            and name not in self.ledger.current
-            and (module.name, module.path) not in self.ledger.failures
-        )
+        if module is None or name in self.ledger.current or (name, module.path) in self.ledger.failures:
+            return False
+        if module.lazy and name not in self._asked:  # also when it left the list and came back while a client waits
+            self._asked.add(name)
+            self._wake.set()
+        return True
 
     def _must_wait(self, module: Module) -> bool:
         """Whether an adapter failed so lately that it is not tried now; with updateStrategy Rollout a start tries it once."""
@@ -309,6 +356,7 @@ class Keeper:
     def _hand(self, asked: str, generation: Generation) -> Any:
         """Content that is loaded, for a client whose resolution vLLM will put into its registry in a moment."""
         self._handed[asked] = time.monotonic()
+        self.ledger.touch(generation.name, self._handed[asked])
         self._wake.set()
         return _request(generation, pinned=True)
 

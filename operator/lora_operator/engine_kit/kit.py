@@ -27,6 +27,7 @@ from .engine import (
     Scope,
     Send,
     find_registry,
+    keys_have_paths,
     log,
 )
 from .gate import API_PREFIX, ERROR_TYPE, Verdict, judge, read_token, route_path, without_token
@@ -86,6 +87,7 @@ class Kit:
             self._keeper = keeper = Keeper(self._settings, served, caller, oldest_request=self._oldest_request)
             RESOLVER.answer = keeper.resolve
             self._version = await _version(caller)
+            keeper.keys_have_paths = keys_have_paths(self._version)
             await keeper.start()
         except Exception:
             log.exception("lora-operator: loading the listed adapters failed; it goes on in the background")
@@ -162,11 +164,13 @@ class Kit:
             "vllmVersion": self._version,
             "instance": self._instance,
             "listGeneration": modules.generation if modules is not None else None,
+            "listDigest": modules.digest if modules is not None else None,
             "settled": keeper.settled,
             "loaded": [
                 {"name": one.name, "internalName": one.internal, "path": one.path, "baseModelName": one.base_model_name}
                 for one in keeper.ledger.current.values()
             ],
+            "waiting": [{"name": one.name, "path": one.path} for one in keeper.waiting()],
             "failures": [
                 {"name": clean(name), "path": clean(path, limit=4096), "stage": stage, "message": message}
                 for name, path, stage, message in bad + failed

@@ -82,6 +82,8 @@ def plan_start(settings: Settings) -> Plan:
     base = read_base(settings)
     room = _ARGUMENT_BYTES
     for module in modules.modules:
+        if module.lazy:
+            continue
         problem = refused.get((module.name, module.path)) or check_module(module, settings=settings, base=base)
         if problem is not None:
             plan.dropped.append((module, clean(problem)))

@@ -1,20 +1,23 @@
 """What one engine process serves, has served, and failed to serve: the kit's memory, without any I/O.
 
-Content is (public name, path). The first content that a process serves under a name gets the plain name as its internal one,
-other content gets `<name>@<revision>.<list generation>`. Two contents never share an internal name and one content never gets a
-second id: both can poison caches or end the engine (engine-facts.md 1 and 2). So nothing that was ever loaded is forgotten.
-Times are monotonic seconds, given by the caller.
+Content is (public name, path). Each has one integer id for ever, and no id ever another content, so what the engine keeps by id is
+always right. The first content that a process serves under a name has the plain name as its internal one, other content gets
+`<name>@<revision>.<list generation>`; a name with an @ is never another content's. The plain name may go over to the current
+content, but only once no request of other content can be running under it, and only in an engine whose prefix cache tells paths
+apart: two contents under one internal name poison caches or end the engine (engine-facts.md 1, 2 and 13). So nothing that was
+ever loaded is forgotten. Times are monotonic seconds, given by the caller.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from .modules import Module
 from .text import clean
 
 DRAIN_SECONDS: Final = 30.0  # after that, a request that the metrics do not show is no user of retired content
+QUIET_SECONDS: Final = 1.0  # how long nothing may be seen of retired content before nothing is left of it
 _BACKOFF: Final = {"checks": (1.0, 60.0), "engine": (5.0, 600.0)}  # first and longest wait before the next try
 QUARANTINE_SECONDS: Final = _BACKOFF["engine"][1]
 
@@ -49,7 +52,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Retired:
-    """Content that is no longer served, since when."""
+    """What is no longer served under its internal name, since when."""
 
     generation: Generation
     since: float
@@ -63,21 +66,35 @@ class Ledger:
         self.retired: dict[str, Retired] = {}  # by internal name, until no request can use it
         self.failures: dict[Key, Failure] = {}
         self._contents: dict[Key, Generation] = {}
-        self._internals: dict[str, Generation] = {}
+        self._internals: dict[str, Generation] = {}  # what has, or had last, an internal name
+        self._aliases: dict[str, set[str]] = {}  # all internal names of a public name
+        self._touched: dict[str, float] = {}  # by public name: when a request could last have come by other content
+        self._quiet: dict[str, float] = {}  # by public name: since when nothing is seen of other content
 
-    def known(self, key: Key) -> Generation | None:
-        """How this content was loaded before, in a way that can be put back."""
-        found = self._contents.get(key)
-        return found if found is not None and found.int_id is not None else None
+    def recall(self, module: Module, list_generation: int) -> Generation | None:
+        """How this content was loaded before, under a name that it may have now; None when it never was, or can't be put back."""
+        found = self._contents.get((module.name, module.path))
+        if found is None or found.int_id is None:
+            return None
+        if self._internals[found.internal].key == found.key:
+            return found
+        return replace(found, internal=self.mint(module, list_generation))
 
     def by_internal(self, internal: str) -> Generation | None:
         """The content that has, or had, an internal name."""
         return self._internals.get(internal)
 
+    def aliases(self, name: str) -> set[str]:
+        """Internal names that a public name ever had, beside itself."""
+        return self._aliases.get(name, set()) - {name}
+
     def alias(self, asked: str) -> Generation | None:
-        """The content that is served now and has this internal name, other than its public one."""
+        """The content that is served now and has, or had, this internal name, other than its public one."""
         found = self._internals.get(asked)
-        return found if found is not None and found.name != asked and self.current.get(found.name) == found else None
+        if found is None or found.name == asked:
+            return None
+        present = self.current.get(found.name)
+        return present if present is not None and present.key == found.key else None
 
     def mint(self, module: Module, list_generation: int) -> str:
         """An internal name that this process never used."""
@@ -92,13 +109,18 @@ class Ledger:
         return name
 
     def remember(self, generation: Generation) -> None:
-        """Content was loaded; its internal name and id stay its own for ever."""
+        """Content was loaded, or got another internal name; its id stays its own for ever."""
         self._contents[generation.key] = generation
         self._internals[generation.internal] = generation
+        self._aliases.setdefault(generation.name, set()).add(generation.internal)
 
     def serve(self, generation: Generation, now: float) -> Generation | None:
-        """Content answers under its public name; returns the other content that it replaced."""
+        """Content answers under its public name; returns what it replaced, under another internal name.
+
+        What stood in the registry in between may have been another's writing, which nobody saw: so this is a change in any case.
+        """
         self.remember(generation)
+        self.touch(generation.name, now)
         before = self.current.get(generation.name)
         self.current[generation.name] = generation
         self.retired.pop(generation.internal, None)
@@ -111,9 +133,15 @@ class Ledger:
     def withdraw(self, name: str, now: float) -> Generation | None:
         """Nothing answers under a public name any more; returns what did."""
         before = self.current.pop(name, None)
+        self.touch(name, now)
         if before is not None:
             self.retired[before.internal] = Retired(before, now)
         return before
+
+    def touch(self, name: str, now: float) -> None:
+        """Requests that began before now may have come by any content of a public name: somebody else wrote into the registry."""
+        self._touched[name] = now
+        self._quiet.pop(name, None)
 
     def fail(self, module: Module, stage: str, message: str, now: float) -> Failure:
         """An adapter can't be served; the wait before the next try doubles each time."""
@@ -156,5 +184,22 @@ class Ledger:
         return frozenset(names)
 
     def forget_retired(self, running: frozenset[str]) -> None:
-        """Retired content that no request can use is retired no longer; its name and id stay taken."""
+        """Retired content that no request can use is retired no longer; its id stays taken."""
         self.retired = {name: one for name, one in self.retired.items() if name in running}
+
+    def renamed(self, in_use: frozenset[str] | None, oldest_request: float | None, now: float) -> list[Generation]:
+        """The current contents that may have their plain name back, with it.
+
+        No request may be left that began before the last change of the public name, whatever it asks for, and the metrics must not
+        have shown another internal name of it for a while: a request that was broken off leaves the engine after its client.
+        """
+        found = []
+        for name, present in self.current.items():
+            if present.internal == name:
+                continue
+            older = oldest_request is not None and oldest_request <= self._touched.get(name, now)
+            if older or (in_use is not None and in_use & ((self.aliases(name) | {name}) - {present.internal})):
+                self._quiet.pop(name, None)
+            elif now - self._quiet.setdefault(name, now) >= QUIET_SECONDS:
+                found.append(replace(present, internal=name))
+        return found

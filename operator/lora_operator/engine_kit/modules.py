@@ -8,6 +8,7 @@ these files may stop an engine.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -46,15 +47,20 @@ class Module:
     base_model_name: str | None = None
     revision: str = ""
     uid: str = ""  # of the object that wants it: another one is somebody else's, whatever its name
+    lazy: bool = False  # loaded when somebody asks for it
 
 
 @dataclass(frozen=True)
 class ModuleList:
-    """The adapters that an engine is to serve; `problems` names entries that can't be used, and why."""
+    """The adapters that an engine is to serve; `problems` names entries that can't be used, and why.
+
+    `digest` is the sha256 of the list as it was sent: pods of one generation may be told different things.
+    """
 
     generation: int
     modules: tuple[Module, ...]
     problems: tuple[tuple[Module, str], ...] = ()
+    digest: str = ""
 
     @cached_property
     def by_name(self) -> dict[str, Module]:
@@ -90,7 +96,8 @@ def parse_list(raw: bytes, *, served_names: frozenset[str] = frozenset()) -> tup
             modules[module.name] = module
         else:
             problems.append((module, wrong))
-    return ModuleList(generation, tuple(modules.values()), tuple(problems)), plain
+    digest = hashlib.sha256(plain).hexdigest()
+    return ModuleList(generation, tuple(modules.values()), tuple(problems), digest), plain
 
 
 def _inflate(raw: bytes) -> bytes:
@@ -115,6 +122,7 @@ def _module(entry: Any) -> Module:
         base_model_name=text.get("baseModelName"),
         revision=text.get("revision", ""),
         uid=text.get("uid", ""),
+        lazy=text.get("loadPolicy") == "Lazy",
     )
 
 

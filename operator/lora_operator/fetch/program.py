@@ -149,16 +149,15 @@ def _publish(
     with publish.staged(root, {file.name: blobs[file.remote.path] for file in wanted}) as staging:
         found = content.inspect(request, root=root, view=staging)
         manifest = Manifest(
-            artifact=request.artifact,
             type=request.type,
             repo=title,
-            resolved_revision=revision,
             digest=verify.digest(files),
             files=files,
             rank=found.rank,
             target_modules=found.target_modules,
         )
-        path = publish.publish(root, staging, manifest)
+        readable = request.artifact.rpartition("-")[0] or request.artifact  # without the hash of the want
+        path = publish.publish(root, staging, manifest, title=readable)
     return FetchResult(
         ok=True,
         resolved_revision=revision,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
+import json
 import logging
 import os
 import secrets
@@ -30,6 +32,7 @@ _FILE_MODE: Final = 0o644
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 _ATTEMPTS: Final = 5
+_HASH_DIGITS: Final = 20
 _MANIFEST_BYTES: Final = 4 << 20
 
 
@@ -51,12 +54,13 @@ def staged(root: Path, links: Mapping[str, Path]) -> Iterator[Path]:
         _remove(staging)
 
 
-def publish(root: Path, staging: Path, manifest: Manifest) -> str:
-    """Makes `staging` the view of the manifest's artifact and revision; returns its path relative to `root`.
+def publish(root: Path, staging: Path, manifest: Manifest, *, title: str) -> str:
+    """Makes `staging` the view of its content; returns its path relative to `root`, whose readable part is `title`.
 
-    A view that already has the same files stays in place (its manifest file is renewed when it says something else).
+    The name is of the content and its place in the cache: what is fetched again and has not changed is no news to an engine, and
+    artifacts of one content share a view. One that already has the same files stays in place.
     """
-    relative = f"{volume.ARTIFACTS}/{manifest.artifact}-{manifest.resolved_revision}"
+    relative = f"{volume.ARTIFACTS}/{title}-{_content_hash(staging, manifest)}"
     target = root / relative
     _write_manifest(staging, manifest)
     for directory, _, _ in os.walk(staging, topdown=False):
@@ -104,6 +108,12 @@ def _renew_manifest(target: Path, staging: Path, manifest: Manifest) -> None:
     if read_manifest(target) != manifest:
         (staging / MANIFEST_FILE).replace(target / MANIFEST_FILE)
         volume.sync_directory(target)
+
+
+def _content_hash(staging: Path, manifest: Manifest) -> str:
+    links = sorted((_content(staging) or {}).items())
+    text = json.dumps([manifest.type, manifest.digest, links])
+    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
 
 
 def _same_files(one: Path, other: Path) -> bool:

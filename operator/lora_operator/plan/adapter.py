@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from lora_operator.api.adapter import (
-    ArtifactRef,
-    LoRAAdapter,
-    LoRAAdapterStatus,
-    PodCounts,
-    PodFailure,
-)
+from lora_operator.api.adapter import LoRAAdapter, LoRAAdapterStatus
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_ready_and_stalled
-from lora_operator.constants import CACHE_MOUNT, REASONS, ROLLOUT, Condition, Reason
-from lora_operator.errors import ReasonError
+from lora_operator.conditions import Verdict, failing, find, ok
+from lora_operator.constants import CACHE_MOUNT, Condition, Reason
+from lora_operator.plan.adapter_content import AdapterContent, AdapterObservation, find_content, too_large
+from lora_operator.plan.adapter_status import adapter_status, loaded_verdict, not_loaded
 from lora_operator.plan.admission import admit, public_name, yield_name
-from lora_operator.plan.fleet import AdapterLoad, Fleet
 from lora_operator.plan.modules import Decision, Module
-from lora_operator.plan.wants import Credentials, build_artifact, source_refused
+from lora_operator.plan.wants import Credentials, source_refused
 
-MAX_FAILURES = 5
-SECRET_POLL_SECONDS = 10.0
-BLOCKED_POLL_SECONDS = 10.0
-FLEET_POLL_SECONDS = 5.0
-REFUSED_POLL_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class AdapterObservation:
-    """All that is known when an adapter is planned."""
-
-    adapter: LoRAAdapter
-    deployment: VLLMDeployment | None
-    namespace_labels: Mapping[str, str] | None
-    rivals: tuple[LoRAAdapter, ...]  # admitted adapters of the same deployment with the same served name
-    cache: ModelCache | ReasonError | None
-    base_artifact: str | None  # name of the base model's ModelArtifact; None while the deployment has not been planned
-    credentials: Credentials | ReasonError | None
-    artifacts: Mapping[tuple[str, str], ModelArtifact]
-    fleet: Fleet | None  # None while nothing is known of the pods
-    url: str | None
-    left_out: bool = False  # the pods' arguments have no room for it (updateStrategy Rollout)
-    name_held: bool = False  # by an adapter that exists and can't be read
+SECRET_POLL_SECONDS: Final = 10.0
+BLOCKED_POLL_SECONDS: Final = 10.0
+FLEET_POLL_SECONDS: Final = 5.0
+REFUSED_POLL_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +44,7 @@ def plan_adapter(seen: AdapterObservation, *, now: datetime) -> AdapterPlan:
         accepted = _source_allowed(seen) or accepted
     if not accepted.is_true or seen.deployment is None:
         return AdapterPlan(
-            _decision(adapter, accepted=False), None, _status(seen, {Condition.ACCEPTED: accepted}, now=now)
+            _decision(adapter, accepted=False), None, adapter_status(seen, {Condition.ACCEPTED: accepted}, now=now)
         )
     return _plan_admitted(seen, seen.deployment, _conflict(seen) or accepted, now=now)
 
@@ -86,136 +60,102 @@ def _plan_admitted(
 ) -> AdapterPlan:
     """One that has to yield its name stands by: all is made ready, so that it takes the name over in one swap."""
     adapter = seen.adapter
-    wanted, downloaded = _wanted_artifact(seen)
-    if wanted is None and downloaded is None:  # the base model's artifact is not known yet
-        blocked = _base_model_blocked(deployment)
-        if blocked is None:
-            return AdapterPlan(unknown(adapter), None, None, requeue_after=1.0)
-        verdicts = {
-            Condition.ACCEPTED: accepted,
-            Condition.DOWNLOADED: blocked,
-            Condition.LOADED: _not_loaded(accepted),
-        }
-        ref = adapter.status.artifact_ref  # what it has stays wanted
-        decision = _decision(
-            adapter, accepted=True, artifact=(ref.namespace, ref.name) if ref is not None else None, keep=True
-        )
-        return AdapterPlan(decision, None, _status(seen, verdicts, now=now), BLOCKED_POLL_SECONDS)
-    key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"]) if wanted else _kept(seen)
-    artifact = seen.artifacts.get(key) if key else None
-    if downloaded is None:
-        downloaded = _downloaded(artifact, key)
-    ready = downloaded.is_true and artifact is not None
-    fits = True
-    if ready and artifact is not None and (artifact.status.rank or 0) > deployment.spec.lora.max_lora_rank:
-        fits = False
-        accepted = failing(
-            Reason.RANK_TOO_LARGE,
-            f"the adapter's rank is {artifact.status.rank}, VLLMDeployment {deployment.metadata.namespace}/"
-            f"{deployment.metadata.name} allows {deployment.spec.lora.max_lora_rank}: use an adapter of a smaller "
-            "rank, or raise spec.lora.maxLoraRank there",
-        )
-    module = None
-    if ready and fits and artifact is not None:
-        module = Module(
-            name=public_name(adapter, deployment),
-            path=f"{CACHE_MOUNT}/{artifact.status.path}",
-            base_model_name=adapter.spec.base_model_name or deployment.spec.model.served_names[0],
-            revision=artifact.status.resolved_revision or "",
-            adapter=f"{adapter.metadata.namespace}/{adapter.metadata.name}",
-            uid=adapter.metadata.uid,
-        )
-    credentials = seen.credentials if isinstance(seen.credentials, tuple) else None
+    content = find_content(seen, deployment, now=now)
+    if content is None:
+        return _plan_without_base(seen, deployment, accepted, now=now)
+    refused = too_large(content.ready, deployment) if content.ready is not None else None
+    accepted = refused or accepted
+    fits = refused is None and not adapter.spec.suspend
+    module = _module(adapter, deployment, content.ready) if content.ready is not None and fits else None
     decision = _decision(
         adapter,
         accepted=True,
-        artifact=key,
-        credentials=credentials,
+        artifact=content.key,
+        credentials=seen.credentials if isinstance(seen.credentials, tuple) else None,
         module=module,
         keep=module is None and fits,
+        refreshing=content.refreshing,
     )
     if accepted.is_true and module is not None and seen.fleet is None:
         # Nothing is known of the pods yet (the operator has just started): what stands in the status stays.
-        return AdapterPlan(decision, wanted, None, FLEET_POLL_SECONDS)
-    verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: downloaded}
+        return AdapterPlan(decision, content.wanted, None, FLEET_POLL_SECONDS)
     load = None
-    if module is None or not accepted.is_true:
-        verdicts[Condition.LOADED] = _not_loaded(accepted)
-    elif seen.fleet is not None:
-        load = seen.fleet.load_of(module)
-        verdicts[Condition.LOADED] = _left_out(deployment) if seen.left_out else _loaded(seen.fleet, load, deployment)
-    status = _status(seen, verdicts, now=now, artifact=artifact, key=key, load=load)
-    waits_for_secret = adapter.spec.source.secret is not None and not downloaded.is_true
-    return AdapterPlan(decision, wanted, status, SECRET_POLL_SECONDS if waits_for_secret else None)
+    loaded = _loaded_without_module(adapter, accepted)
+    if accepted.is_true and module is not None and seen.fleet is not None:
+        loaded, load = loaded_verdict(seen, deployment, module, seen.fleet)
+    verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: content.downloaded, Condition.LOADED: loaded}
+    status = adapter_status(seen, verdicts, now=now, content=content, load=load)
+    return AdapterPlan(decision, content.wanted, status, _look_again(adapter, content, now=now))
+
+
+def _look_again(adapter: LoRAAdapter, content: AdapterContent, *, now: datetime) -> float | None:
+    waits_for_secret = adapter.spec.source.secret is not None and not content.downloaded.is_true
+    again = [SECRET_POLL_SECONDS] if waits_for_secret else []
+    if content.again_at is not None:
+        again.append(max(1.0, (content.again_at - now).total_seconds()))
+    return min(again, default=None)
+
+
+def _module(adapter: LoRAAdapter, deployment: VLLMDeployment, artifact: ModelArtifact) -> Module:
+    return Module(
+        name=public_name(adapter, deployment),
+        path=f"{CACHE_MOUNT}/{artifact.status.path}",
+        base_model_name=adapter.spec.base_model_name or deployment.spec.model.served_names[0],
+        revision=artifact.status.resolved_revision or "",
+        adapter=f"{adapter.metadata.namespace}/{adapter.metadata.name}",
+        uid=adapter.metadata.uid,
+        lazy=adapter.spec.load_policy == "Lazy",
+        preload=adapter.spec.placement.preload or 0,
+    )
+
+
+def _loaded_without_module(adapter: LoRAAdapter, accepted: Verdict) -> Verdict:
+    if accepted.is_true and adapter.spec.suspend:
+        return failing(Reason.SUSPENDED, "spec.suspend is true: the adapter is kept, and not served")
+    return not_loaded(accepted)
+
+
+def _plan_without_base(
+    seen: AdapterObservation, deployment: VLLMDeployment, accepted: Verdict, *, now: datetime
+) -> AdapterPlan:
+    """The plan while the base model's artifact is not known; where the deployment says why, that is told."""
+    adapter, ref = seen.adapter, seen.adapter.status.artifact_ref
+    blocked = _base_model_blocked(deployment)
+    if blocked is None:
+        return AdapterPlan(unknown(adapter), None, None, requeue_after=1.0)
+    verdicts = {
+        Condition.ACCEPTED: accepted,
+        Condition.DOWNLOADED: blocked,
+        Condition.LOADED: _loaded_without_module(adapter, accepted),
+    }
+    decision = _decision(
+        adapter,
+        accepted=True,
+        artifact=(ref.namespace, ref.name) if ref is not None else None,  # what it has stays wanted
+        keep=not adapter.spec.suspend,
+    )
+    return AdapterPlan(decision, None, adapter_status(seen, verdicts, now=now), BLOCKED_POLL_SECONDS)
 
 
 def plan_refused(seen: AdapterObservation, plan: AdapterPlan, cause: Verdict, *, now: datetime) -> AdapterPlan:
     """The plan where the wanted artifact can't be made: quota, admission, a taken name. The adapter keeps what it has."""
+    if plan.decision.refreshing is not None:
+        again = plan_adapter(replace(seen, not_made=cause), now=now)
+        return replace(again, artifact=None, requeue_after=REFUSED_POLL_SECONDS)
     accepted = _conflict(seen) or ok(Reason.ACCEPTED, "the deployment admits the adapter")
-    verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: cause, Condition.LOADED: _not_loaded(accepted)}
-    decision = _decision(seen.adapter, accepted=True, artifact=plan.decision.artifact, keep=True)
-    return AdapterPlan(decision, None, _status(seen, verdicts, now=now), REFUSED_POLL_SECONDS)
+    verdicts = {
+        Condition.ACCEPTED: accepted,
+        Condition.DOWNLOADED: cause,
+        Condition.LOADED: _loaded_without_module(seen.adapter, accepted),
+    }
+    keep = not seen.adapter.spec.suspend
+    decision = _decision(seen.adapter, accepted=True, artifact=plan.decision.artifact, keep=keep)
+    return AdapterPlan(decision, None, adapter_status(seen, verdicts, now=now), REFUSED_POLL_SECONDS)
 
 
 def _source_allowed(seen: AdapterObservation) -> Verdict | None:
     refused = source_refused(seen.adapter.spec.source, seen.cache) if isinstance(seen.cache, ModelCache) else None
     return failing(refused.reason, refused.message) if refused is not None else None
-
-
-def _wanted_artifact(seen: AdapterObservation) -> tuple[dict[str, Any] | None, Verdict | None]:
-    """The artifact to be applied, or why there can't be one; (None, None) where it can't be known yet.
-
-    An adapter whose artifact is Ready keeps it when its Secret is gone: the content was authorised when it was fetched.
-    """
-    if isinstance(seen.credentials, ReasonError):
-        artifact = _authorised(seen)
-        if artifact is not None and (seen.cache is None or seen.base_artifact is None):
-            return None, None
-        if artifact is not None and _fits(artifact, seen):
-            return {
-                "apiVersion": artifact.api_version,
-                "kind": artifact.kind,
-                "metadata": {"name": artifact.metadata.name, "namespace": artifact.metadata.namespace},
-                "spec": artifact.spec.to_wire(),
-            }, None
-        return None, failing(seen.credentials.reason, seen.credentials.message)
-    if isinstance(seen.cache, ReasonError):
-        return None, failing(seen.cache.reason, seen.cache.message)
-    if seen.cache is None or seen.base_artifact is None:
-        return None, None
-    return (
-        build_artifact(
-            cache=seen.cache,
-            source=seen.adapter.spec.source,
-            base_artifact=seen.base_artifact,
-            credentials=seen.credentials,
-        ),
-        None,
-    )
-
-
-def _kept(seen: AdapterObservation) -> tuple[str, str] | None:
-    """What the adapter has stays wanted while the cache can't be found: it may be made anew over the same claim."""
-    artifact = _authorised(seen) if isinstance(seen.cache, ReasonError) else None
-    return artifact.key if artifact is not None else None
-
-
-def _authorised(seen: AdapterObservation) -> ModelArtifact | None:
-    """The Ready artifact that the adapter's present spec led to before."""
-    status = seen.adapter.status
-    if status.artifact_ref is None or status.observed_generation != seen.adapter.metadata.generation:
-        return None
-    artifact = seen.artifacts.get((status.artifact_ref.namespace, status.artifact_ref.name))
-    return artifact if artifact is not None and is_true(artifact.status.conditions, Condition.READY) else None
-
-
-def _fits(artifact: ModelArtifact, seen: AdapterObservation) -> bool:
-    """Whether the pods' cache holds the artifact, and it was checked against the pods' base model."""
-    if not isinstance(seen.cache, ModelCache):
-        return False
-    base = artifact.spec.base_model_ref.name if artifact.spec.base_model_ref else None
-    in_cache = (artifact.metadata.namespace, artifact.spec.cache_ref.name) == seen.cache.key
-    return in_cache and base == seen.base_artifact
 
 
 def _base_model_blocked(deployment: VLLMDeployment) -> Verdict | None:
@@ -247,6 +187,7 @@ def _decision(
     credentials: Credentials | None = None,
     module: Module | None = None,
     keep: bool = False,
+    refreshing: tuple[str, str] | None = None,
 ) -> Decision:
     return Decision(
         uid=adapter.metadata.uid,
@@ -256,105 +197,5 @@ def _decision(
         credentials=credentials,
         module=module,
         keep=keep,
-    )
-
-
-def _downloaded(artifact: ModelArtifact | None, key: tuple[str, str] | None) -> Verdict:
-    where = f"ModelArtifact {key[0]}/{key[1]}" if key else "ModelArtifact"
-    ready = find(artifact.status.conditions, Condition.READY) if artifact else None
-    if ready is None:
-        return failing(Reason.QUEUED, f"{where} has not started")
-    if ready.status == "True":
-        return ok(Reason.DOWNLOADED, f"{where}: {ready.message}")
-    return failing(reason_of(ready.reason), ready.message)
-
-
-def _not_loaded(accepted: Verdict) -> Verdict:
-    if accepted.is_true:
-        return failing(Reason.NOT_DOWNLOADED, "the wanted revision is not downloaded")
-    return failing(Reason.NOT_ACCEPTED, "the adapter is not accepted")
-
-
-def _left_out(deployment: VLLMDeployment) -> Verdict:
-    where = f"VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}"
-    return failing(
-        Reason.ARGUMENTS_TOO_LONG,
-        f"the pods' arguments of {where} have no room for it (768 KiB for all adapters): name another deployment, or have "
-        "spec.lora.updateStrategy: HotLoad set there",
-    )
-
-
-def _loaded(fleet: Fleet, load: AdapterLoad, deployment: VLLMDeployment) -> Verdict:
-    if load.wanted == 0:
-        if fleet.replicas == 0:
-            return failing(Reason.SCALED_TO_ZERO, "the deployment is scaled to zero replicas")
-        return failing(Reason.NO_READY_PODS, _why_down(fleet, deployment))
-    counts = f"{load.loaded} of {load.wanted} ready pods serve it"
-    if load.loaded == load.wanted:
-        return ok(Reason.LOADED, counts)
-    cause = f"; {load.failures[0][0]}: {load.failures[0][1]}" if load.failures else ""
-    if load.refused:
-        return failing(Reason.ENGINE_REFUSED, f"{counts}{cause}")
-    if load.unreachable and load.loaded + load.unreachable == load.wanted:
-        return failing(Reason.ENGINE_UNREACHABLE, f"{counts}{cause}")
-    if deployment.spec.lora.update_strategy == ROLLOUT and not cause:
-        cause = "; it comes with the pods that replace them (updateStrategy: Rollout)"
-    return failing(Reason.PARTIALLY_LOADED if load.loaded else Reason.LOADING, f"{counts}{cause}")
-
-
-def _why_down(fleet: Fleet, deployment: VLLMDeployment) -> str:
-    """The deployment's reason in the words of its documentation: pods' names and logs are not for other namespaces."""
-    where = f"VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}"
-    message = f"0 of {fleet.replicas} pods of {where} are ready"
-    available = find(deployment.status.conditions, Condition.AVAILABLE)
-    reason = reason_of(available.reason) if available and available.status != "True" else None
-    if reason is None or reason is Reason.SCALED_TO_ZERO:
-        return message
-    doc = REASONS[reason].doc.rstrip(".")
-    return f"{message}: {reason}: {doc[0].lower()}{doc[1:]}; its status has the details"
-
-
-def _status(
-    seen: AdapterObservation,
-    verdicts: dict[Condition, Verdict],
-    *,
-    now: datetime,
-    artifact: ModelArtifact | None = None,
-    key: tuple[str, str] | None = None,
-    load: AdapterLoad | None = None,
-) -> LoRAAdapterStatus:
-    adapter, deployment = seen.adapter, seen.deployment
-    if Condition.DOWNLOADED not in verdicts:
-        verdicts[Condition.DOWNLOADED] = failing(
-            Reason.NOT_ACCEPTED, "nothing is downloaded before the adapter is accepted"
-        )
-    if Condition.LOADED not in verdicts:
-        verdicts[Condition.LOADED] = _not_loaded(verdicts[Condition.ACCEPTED])
-    content = artifact.status if artifact and verdicts[Condition.DOWNLOADED].is_true else None
-    # Who is not admitted learns nothing of the deployment.
-    admitted = verdicts[Condition.ACCEPTED].reason is not Reason.NAMESPACE_NOT_ALLOWED
-    wanted = load.wanted if load else 0
-    loaded = load.loaded if load else 0
-    public = public_name(adapter, deployment) if deployment and admitted else adapter.served_name
-    conditions = with_ready_and_stalled(verdicts, f"{loaded} of {wanted} ready pods serve {public}")
-    return LoRAAdapterStatus(
-        conditions=merge(adapter.status.conditions, conditions, generation=adapter.metadata.generation, now=now),
-        observed_generation=adapter.metadata.generation,
-        served_name=public,
-        base_model_name=adapter.spec.base_model_name
-        or (deployment.spec.model.served_names[0] if deployment and admitted else None),
-        url=seen.url,
-        resolved_revision=content.resolved_revision if content else None,
-        revision=content.revision if content else None,
-        digest=content.digest if content else None,
-        size_bytes=content.size_bytes if content else None,
-        size=content.size if content else None,
-        rank=content.rank if content else None,
-        target_modules=content.target_modules if content else None,
-        artifact_ref=ArtifactRef(namespace=key[0], name=key[1]) if key else None,
-        ready_pods=f"{loaded}/{wanted}",
-        pods=PodCounts(wanted=wanted, loaded=loaded),
-        failures=tuple(PodFailure(pod=pod, message=message[:1024]) for pod, message in load.failures[:MAX_FAILURES])
-        if load and load.failures
-        else None,
+        refreshing=refreshing,
     )

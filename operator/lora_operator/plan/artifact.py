@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from lora_operator.api.artifact import Failure, ModelArtifact, ModelArtifactStatus, Progress
 from lora_operator.api.cache import ModelCache
 from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_stalled
-from lora_operator.constants import LABEL_MANAGED_BY, MANAGED_BY, REASONS, Condition, Reason, Retry
+from lora_operator.constants import ANNOTATION_REFRESH, LABEL_MANAGED_BY, MANAGED_BY, REASONS, Condition, Reason, Retry
 from lora_operator.errors import ReasonError
 from lora_operator.manifest import FetchProgress, FetchResult
 from lora_operator.names import format_size, is_pinned, short_revision
@@ -97,7 +97,8 @@ def _plan(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
 
 def _plan_unwanted(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     status = seen.artifact.status
-    if status.path is None:
+    # One that an earlier refresh was for is never gone back to; its files stay like all others.
+    if status.path is None or ANNOTATION_REFRESH in seen.artifact.metadata.annotations:
         return ArtifactPlan(status=None, delete_artifact=True)
     if status.unreferenced_since is not None:
         return ArtifactPlan(status=None)

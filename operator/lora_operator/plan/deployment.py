@@ -23,8 +23,10 @@ from lora_operator.conditions import (
 from lora_operator.constants import CACHE_MOUNT, ROLLOUT, Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.names import engine_selector
-from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves, too_old_message
+from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves, too_old_message, waits
 from lora_operator.plan.modules import ModuleList
+from lora_operator.plan.placement import is_lazy_on
+from lora_operator.plan.refresh import describe
 from lora_operator.plan.trouble import find_trouble
 from lora_operator.plan.wants import Role
 
@@ -60,6 +62,8 @@ class DeploymentObservation:
     waits_for: str | None = None  # with updateStrategy Rollout: what its roll-out of the list waits for
     left_out: int = 0  # with updateStrategy Rollout: adapters that the arguments have no room for
     warnings: Mapping[str, str] = field(default_factory=dict)  # what Events say of a pod that is not set up, by its UID
+    refresh: str | None = None  # the value of the refresh annotation that the artifacts are from
+    refresh_note: str = ""  # what becomes of the refresh that is not done yet
 
 
 def service_url(deployment: VLLMDeployment) -> str:
@@ -100,9 +104,10 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
         model_artifact=seen.artifact_name,
         tokenizer_artifact=names.get("tokenizer"),
         draft_model_artifact=names.get("draftModel"),
+        refresh=seen.refresh,
         list_generation=seen.modules.generation if seen.modules else None,
         adapters=len(seen.modules.modules) if seen.modules else None,
-        pods=tuple(_pod_state(pod, seen.modules) for pod in fleet.pods) or None,
+        pods=tuple(_pod_state(pod, fleet, seen.modules) for pod in fleet.pods) or None,
         orphans=orphans[:MAX_ORPHANS] or None,
     )
 
@@ -134,7 +139,9 @@ def _model_ready(seen: DeploymentObservation) -> Verdict:
             break
         verdict = _content_ready(content)
         messages.append(f"{ROLE_NAMES[content.role]}: {verdict.message}")
-    return ok(Reason.MODEL_READY, "; ".join(messages)) if verdict.is_true else failing(verdict.reason, messages[-1])
+    if not verdict.is_true:
+        return failing(verdict.reason, messages[-1])
+    return ok(Reason.MODEL_READY, "; ".join(messages) + seen.refresh_note)
 
 
 def _content_ready(content: Content) -> Verdict:
@@ -146,6 +153,12 @@ def _content_ready(content: Content) -> Verdict:
     if condition.status == "True":
         return ok(Reason.MODEL_READY, condition.message)
     return failing(reason_of(condition.reason), condition.message)
+
+
+def describe_refresh(coming: Sequence[Content]) -> str:
+    """What is told of a refresh of all contents that is not done; nothing where it found the same."""
+    verdicts = map(_content_ready, coming)
+    return next((describe(verdict) for verdict in verdicts if not verdict.is_true), "")
 
 
 def _available(seen: DeploymentObservation, ready: list[FleetPod], trouble: Verdict | None) -> Verdict:
@@ -205,7 +218,7 @@ def _in_sync(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
                 f"pod {pod.name} holds list {view.list_generation}, the current one is {seen.modules.generation}"
                 + ("; the pods are being replaced" if rolls else ""),
             )
-        missing = set(_missing(view, seen.modules))
+        missing = set(_missing(pod, seen.fleet, seen.modules))
         if missing - set(view.failures):
             return failing(Reason.SYNC_PENDING, f"pod {pod.name} is loading {sorted(missing - set(view.failures))[0]}")
         refused |= missing
@@ -240,19 +253,26 @@ def _unwanted(view: PodView, seen: DeploymentObservation) -> list[str]:
     return sorted({*view.orphans, *view.served} - set(seen.modules.by_name()))
 
 
-def _missing(view: PodView, modules: ModuleList) -> list[str]:
-    return [module.name for module in modules.modules if not serves(view, module)]
+def _missing(pod: FleetPod, fleet: Fleet, modules: ModuleList) -> list[str]:
+    """Names that the pod should have loaded and has not; what it loads on the first request is not missing."""
+    view, names = pod.view, {other.name for other in fleet.pods}
+    return [
+        module.name
+        for module in modules.modules
+        if view is not None
+        and not serves(view, module)
+        and not (waits(view, module) and is_lazy_on(module, pod.name, names))
+    ]
 
 
-def _pod_state(pod: FleetPod, modules: ModuleList | None) -> PodState:
+def _pod_state(pod: FleetPod, fleet: Fleet, modules: ModuleList | None) -> PodState:
     view = pod.view
-    missing = _missing(view, modules) if view and modules else []
-    total = len(modules.modules) if modules else 0
+    missing = _missing(pod, fleet, modules) if view and modules else []
     return PodState(
         name=pod.name,
         ready=pod.ready,
         list_generation=view.list_generation if view else None,
-        loaded=total - len(missing) if view else 0,
+        loaded=sum(serves(view, module) for module in modules.modules) if view and modules else 0,
         missing=tuple(missing[:MAX_MISSING]) or None,
         version=view.version if view else None,
     )

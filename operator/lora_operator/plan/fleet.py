@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lora_operator.constants import HOT_LOAD, ROLLOUT
 from lora_operator.plan.modules import Module
+from lora_operator.plan.placement import is_lazy_on
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,10 @@ class PodView:
     version: str | None = None
     too_old: bool = False
     list_generation: int | None = None
+    list_digest: str | None = None  # None: the kit is of an operator that told every pod the same
     settled: bool = False
     served: Mapping[str, Served] = field(default_factory=dict)
+    waiting: Mapping[str, str] = field(default_factory=dict)  # served name -> path of what the first request will load
     failures: Mapping[str, str] = field(default_factory=dict)  # served name -> what the engine or the checks said
     orphans: tuple[str, ...] = ()  # names that the engine lists and its kit does not know
     atomic_swap: bool = True
@@ -55,6 +58,7 @@ class AdapterLoad:
     unreachable: int
     refused: bool
     failures: tuple[tuple[str, str], ...]  # (pod, message)
+    waiting: int = 0  # of `loaded`: pods that will load it on the first request
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,9 @@ class Fleet:
     pods: tuple[FleetPod, ...]
 
     def load_of(self, module: Module) -> AdapterLoad:
-        """Count the ready pods that serve exactly this module: name, path and lineage."""
-        wanted = loaded = unreachable = 0
+        """Count the ready pods that serve exactly this module: name, path and lineage; or will on the first request."""
+        wanted = loaded = unreachable = waiting = 0
+        names = {pod.name for pod in self.pods}
         refused = False
         failures: list[tuple[str, str]] = []
         for pod in self.pods:
@@ -82,10 +87,13 @@ class Fleet:
                 failures.append((pod.name, too_old_message(view)))
             elif serves(view, module):
                 loaded += 1
+            elif waits(view, module) and is_lazy_on(module, pod.name, names):
+                loaded += 1
+                waiting += 1
             elif module.name in view.failures:
                 refused = True
                 failures.append((pod.name, view.failures[module.name]))
-        return AdapterLoad(wanted, loaded, unreachable, refused, tuple(failures))
+        return AdapterLoad(wanted, loaded, unreachable, refused, tuple(failures), waiting)
 
 
 def too_old_message(view: PodView) -> str:
@@ -99,3 +107,8 @@ def serves(view: PodView, module: Module) -> bool:
     """Whether the pod answers the module's name with the module's content and lineage."""
     served = view.served.get(module.name)
     return served is not None and served.path == module.path and served.parent == module.base_model_name
+
+
+def waits(view: PodView, module: Module) -> bool:
+    """Whether the pod acknowledged a list by which the first request for the module's name loads the module's content."""
+    return view.waiting.get(module.name) == module.path and module.name not in view.failures

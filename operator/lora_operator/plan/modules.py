@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import io
 import json
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 LIST_VERSION: Final = 1
@@ -31,11 +33,13 @@ class Module:
     revision: str
     adapter: str  # <namespace>/<name> of the LoRAAdapter
     uid: str  # of the LoRAAdapter
+    lazy: bool = False  # loaded on the first request
+    preload: int = 0  # so many pods load it in advance, the others lazily; 0: `lazy` says it for all
 
 
 @dataclass(frozen=True)
 class ModuleList:
-    """All adapters of a deployment, sorted by name, at a generation."""
+    """All adapters of a deployment, sorted by name, at a generation; or what of it one pod is told."""
 
     deployment: str  # <namespace>/<name>
     generation: int
@@ -44,6 +48,16 @@ class ModuleList:
     def by_name(self) -> dict[str, Module]:
         """Modules by served name."""
         return {module.name: module for module in self.modules}
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The list as engines' kits read it."""
+        return encode(self)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the list as engines' kits read it, by which a pod tells which one it holds."""
+        return hashlib.sha256(self.encoded).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -57,27 +71,38 @@ class Decision:
     generation: int
     accepted: bool
     artifact: tuple[str, str] | None = None  # (namespace, name) of the wanted ModelArtifact
+    refreshing: tuple[str, str] | None = None  # of the one that takes its place once it is Ready
     credentials: tuple[str, str, str, str] | None = None  # namespace, name, key, uid of the Secret
     module: Module | None = None
     keep: bool = False
     keep_unknown: bool = False
 
+    def lent(self) -> dict[tuple[str, str], tuple[str, str, str, str] | None]:
+        """All wanted artifacts, with the credentials that are lent to each."""
+        return {key: self.credentials for key in (self.artifact, self.refreshing) if key is not None}
+
 
 def plan_list(
-    previous: ModuleList | None, decisions: Iterable[Decision], *, deployment: str, above: int = 0
+    previous: ModuleList | None,
+    decisions: Iterable[Decision],
+    *,
+    deployment: str,
+    above: int = 0,
+    all_eager: bool = False,
 ) -> ModuleList:
     """The list that `decisions` lead to; the previous one itself when nothing changed.
 
     `above` is the highest generation that any pod holds: a new list's generation is always higher, also when the
     ConfigMap with the previous one was lost. A kept entry gives way where its name is another adapter's by now: its own
-    adapter asks for another name since.
+    adapter asks for another name since. `all_eager`: the engines load nothing while requests run (updateStrategy Rollout), so
+    nothing is left for a first request.
     """
     present = {module.uid: module for module in previous.modules} if previous else {}
     wanted: dict[str, Module] = {}
     for decision in sorted(decisions, key=lambda decision: decision.keep):
         module = present.get(decision.uid) if decision.keep else decision.module
         if module is not None:
-            wanted.setdefault(module.name, module)
+            wanted.setdefault(module.name, replace(module, lazy=False, preload=0) if all_eager else module)
     modules = tuple(sorted(wanted.values()))
     if previous is not None and previous.modules == modules and previous.generation >= above:
         return previous
@@ -99,6 +124,9 @@ def encode(modules: ModuleList) -> bytes:
                 "revision": module.revision,
                 "adapter": module.adapter,
                 "uid": module.uid,
+                # Who is to preload is told pod by pod; a pod that nobody has told anything yet begins without.
+                **({"loadPolicy": "Lazy"} if module.lazy or module.preload else {}),
+                **({"preload": module.preload} if module.preload else {}),
             }
             for module in modules.modules
         ],
@@ -127,6 +155,8 @@ def decode_from_config_map(data: str) -> ModuleList | None:
                 revision=str(item["revision"]),
                 adapter=str(item["adapter"]),
                 uid=str(item["uid"]),
+                lazy=item.get("loadPolicy") == "Lazy" and not item.get("preload"),
+                preload=int(item.get("preload", 0)),
             )
             for item in body["modules"]
         )

@@ -13,6 +13,7 @@ from lora_operator.api.source import Source
 from lora_operator.conditions import find
 from lora_operator.constants import (
     ANNOTATION_DEFAULT_CACHE,
+    ANNOTATION_REFRESH,
     API_VERSION,
     LABEL_MANAGED_BY,
     MANAGED_BY,
@@ -114,8 +115,12 @@ def build_artifact(
     base_artifact: str | None,
     credentials: Credentials | None,
     details: Mapping[str, Any] | None = None,
+    refresh: str | None = None,
 ) -> dict[str, Any]:
-    """The ModelArtifact for a want: an adapter's where `base_artifact` is given, else what `details` say, or a base model's."""
+    """The ModelArtifact for a want: an adapter's where `base_artifact` is given, else what `details` say, or a base model's.
+
+    `refresh` tells one resolving of a moving ref from the others; None: the first.
+    """
     spec = ModelArtifactSpec.model_validate(
         {
             "cacheRef": {"name": cache.metadata.name},
@@ -131,13 +136,13 @@ def build_artifact(
     want = {"spec": spec, "cache": cache.content_identity}
     if source.hugging_face is not None:
         want["endpoint"] = cache.spec.hugging_face.endpoint
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "ModelArtifact",
-        "metadata": {
-            "name": artifact_name(source=source.anonymous().member.title, want=want),
-            "namespace": cache.metadata.namespace,
-            "labels": {LABEL_MANAGED_BY: MANAGED_BY},
-        },
-        "spec": spec,
+    if refresh is not None:
+        want["refresh"] = refresh
+    metadata: dict[str, Any] = {
+        "name": artifact_name(source=source.anonymous().member.title, want=want),
+        "namespace": cache.metadata.namespace,
+        "labels": {LABEL_MANAGED_BY: MANAGED_BY},
     }
+    if refresh is not None:
+        metadata["annotations"] = {ANNOTATION_REFRESH: refresh}
+    return {"apiVersion": API_VERSION, "kind": "ModelArtifact", "metadata": metadata, "spec": spec}

@@ -11,7 +11,8 @@ from lora_operator.conditions import Verdict, failing
 from lora_operator.constants import Reason
 from lora_operator.errors import ForbiddenError, InvalidObjectError, OperatorError, ReasonError
 from lora_operator.kube import LORA_ADAPTERS
-from lora_operator.plan.adapter import AdapterObservation, plan_adapter, plan_refused, unknown
+from lora_operator.plan.adapter import plan_adapter, plan_refused, unknown
+from lora_operator.plan.adapter_content import AdapterObservation
 from lora_operator.plan.admission import admit, public_name
 from lora_operator.plan.deployment import service_url
 from lora_operator.plan.wants import Credentials, find_cache

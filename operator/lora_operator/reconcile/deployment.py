@@ -103,6 +103,8 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             left_out=len(context.registry.left_out.get(place, ())),
             auxiliary=model.contents[1:],
             warnings=warnings,
+            refresh=model.refresh,
+            refresh_note=model.note,
         ),
         now=context.now(),
     )
@@ -139,6 +141,7 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
         fit_arguments(context, deployment, previous, decisions),
         deployment=f"{deployment.metadata.namespace}/{deployment.metadata.name}",
         above=registry.held.get(deployment.key, 0),
+        all_eager=deployment.spec.lora.update_strategy == ROLLOUT,
     )
     registry.lists[deployment.key] = updated
     if previous is None or updated.generation != previous.generation:

@@ -57,6 +57,11 @@ def all_own_pods(context: Context, deployment: VLLMDeployment) -> list[Body]:
     return found
 
 
+def live_pods(context: Context, deployment: VLLMDeployment) -> list[Body]:
+    """Those of the deployment's own pods that are not being deleted."""
+    return [pod for pod in own_pods(context, deployment) if not pod["metadata"].get("deletionTimestamp")]
+
+
 def observe_fleet(context: Context, deployment: VLLMDeployment) -> Fleet | None:
     """The pods as last seen; None while a pod's owner is not known, or a ready pod was not asked since this operator started."""
     workload = context.store.workloads.get(deployment.key)
@@ -65,10 +70,8 @@ def observe_fleet(context: Context, deployment: VLLMDeployment) -> Fleet | None:
         if owner is not None and owner[0] == "ReplicaSet" and owner[2] not in context.registry.replica_set_owners:
             return None
     pods = []
-    for pod in own_pods(context, deployment):
+    for pod in live_pods(context, deployment):
         metadata = pod["metadata"]
-        if metadata.get("deletionTimestamp"):
-            continue
         place: ObjectKey = (metadata["namespace"], metadata["name"])
         view = context.registry.views.get(place)
         if view is not None and (view.uid != metadata["uid"] or view.container_id != running_container(pod)):
@@ -96,3 +99,7 @@ def tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, st
         context.registry.readiness[deployment.key] = readiness
         for adapter in context.store.adapters_of(deployment.key):
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
+        modules = context.registry.lists.get(deployment.key)
+        if modules is not None and any(module.preload for module in modules.modules):  # others may have to preload now
+            for pod in fleet.pods:
+                context.enqueue(Key(Kind.POD, deployment.key[0], pod.name))

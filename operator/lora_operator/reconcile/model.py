@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import CACHE_MOUNT, Reason
 from lora_operator.desired.engine import Auxiliary
-from lora_operator.errors import ReasonError
-from lora_operator.plan.deployment import Content, model_is_ready
+from lora_operator.errors import ForbiddenError, InvalidObjectError, ReasonError
+from lora_operator.plan.deployment import Content, describe_refresh, model_is_ready
+from lora_operator.plan.refresh import Epoch, requested
 from lora_operator.plan.wants import ContentWant, Credentials, Role, build_artifact, model_wants, source_refused
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
@@ -24,6 +26,8 @@ class Model:
 
     cache: ModelCache | None
     contents: tuple[Content, ...]
+    refresh: str | None = None  # value of the refresh annotation that the contents are from
+    note: str = ""  # what becomes of a refresh that is not done
 
     @property
     def base(self) -> Content:
@@ -62,32 +66,87 @@ class _Want:
     blocked: ReasonError | None = None
 
 
+@dataclass(frozen=True)
+class _Found:
+    """One content with what its artifact is made of, or what stands against making it."""
+
+    want: ContentWant
+    cache: ModelCache | None
+    credentials: Credentials | None = None
+    blocked: ReasonError | None = None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The contents that are served, and those that a refresh brings in their place: all at once, for they belong together."""
+
+    epoch: Epoch
+    serving: list[_Want]
+    refreshing: list[_Want]
+
+
 async def want_model(context: Context, deployment: VLLMDeployment) -> Model:
     """Find the cache and the credentials, say what is wanted, and make sure that the artifacts exist."""
     cache = cache_of(context, deployment)
-    wants = [await _find(context, deployment, cache, want) for want in model_wants(deployment.spec.model)]
-    _publish(context, deployment, wants)
-    contents = [await _ensure(context, want, cache_known=isinstance(cache, ModelCache)) for want in wants]
-    return Model(cache if isinstance(cache, ModelCache) else None, tuple(contents))
+    found = [await _find(context, deployment, cache, want) for want in model_wants(deployment.spec.model)]
+    choice = _choose(context, deployment, found)
+    _publish(context, deployment, choice)
+    known = cache if isinstance(cache, ModelCache) else None
+    contents = [await _ensure(context, want, cache_known=known is not None) for want in choice.serving]
+    coming = [await _bring(context, want) for want in choice.refreshing]
+    return Model(known, tuple(contents), choice.epoch.requested, describe_refresh(coming))
 
 
 async def _find(
     context: Context, deployment: VLLMDeployment, cache: ModelCache | ReasonError, want: ContentWant
-) -> _Want:
+) -> _Found:
     credentials: Credentials | ReasonError | None = None
     if want.source.secret is not None:
         credentials = await context.credentials(deployment.metadata.namespace, *want.source.secret)
-    refused = source_refused(want.source, cache) if isinstance(cache, ModelCache) else None
-    for error in (cache, refused, credentials):
-        if isinstance(error, ReasonError):
-            return _Want(want.role, _recorded(context, deployment, want.role), blocked=error)
-    assert isinstance(cache, ModelCache)  # noqa: S101  a narrowing for the type checker, and the next line too
-    assert not isinstance(credentials, ReasonError)  # noqa: S101
+    if isinstance(cache, ReasonError):
+        return _Found(want, None, blocked=cache)
+    refused = source_refused(want.source, cache)
+    if refused is not None or isinstance(credentials, ReasonError):
+        return _Found(want, cache, blocked=refused or (credentials if isinstance(credentials, ReasonError) else None))
+    return _Found(want, cache, credentials)
+
+
+def _choose(context: Context, deployment: VLLMDeployment, found: list[_Found]) -> _Choice:
+    """What is served until all that a refresh brings is there; and where it found the same, so that no adapter is checked anew."""
+    served = Epoch(deployment.status.refresh)
+    wanted = Epoch(requested(deployment.metadata.annotations))
+    new = [_want(context, deployment, one, wanted) for one in found]
+    if wanted == served:
+        return _Choice(wanted, new, [])
+    old = [_want(context, deployment, one, served) for one in found]
+    artifacts = context.store.artifacts
+    before = [artifacts.get(want.key) if want.key else None for want in old]
+    after = [_arrived(context, want) for want in new]
+    paths = [artifact.status.path if artifact is not None else None for artifact in after]
+    is_same = paths == [artifact.status.path for artifact in before if artifact is not None]
+    if not all(map(model_is_ready, before)) or (None not in paths and not is_same):
+        return _Choice(wanted, new, [])
+    return _Choice(served, old, new)
+
+
+def _arrived(context: Context, want: _Want) -> ModelArtifact | None:
+    artifact = context.store.artifacts.get(want.key) if want.key and want.manifest else None
+    return artifact if model_is_ready(artifact) and not _is_foreign(artifact, want) else None
+
+
+def _want(context: Context, deployment: VLLMDeployment, found: _Found, epoch: Epoch) -> _Want:
+    if found.blocked is not None or found.cache is None:
+        return _Want(found.want.role, _recorded(context, deployment, found.want.role), blocked=found.blocked)
     manifest = build_artifact(
-        cache=cache, source=want.source, base_artifact=None, credentials=credentials, details=want.details
+        cache=found.cache,
+        source=found.want.source,
+        base_artifact=None,
+        credentials=found.credentials,
+        details=found.want.details,
+        refresh=epoch.text,
     )
     key = (manifest["metadata"]["namespace"], manifest["metadata"]["name"])
-    return _Want(want.role, key, credentials, manifest)
+    return _Want(found.want.role, key, found.credentials, manifest)
 
 
 async def _ensure(context: Context, want: _Want, *, cache_known: bool) -> Content:
@@ -101,10 +160,25 @@ async def _ensure(context: Context, want: _Want, *, cache_known: bool) -> Conten
         context.take(Kind.MODEL_ARTIFACT, await context.kube.apply(want.manifest))
         context.enqueue(Key(Kind.MODEL_ARTIFACT, *want.key))
         artifact = context.store.artifacts.get(want.key)
-    if artifact is not None and artifact.spec.to_wire() != want.manifest["spec"]:
+    if _is_foreign(artifact, want):
         taken = f"ModelArtifact {want.key[0]}/{want.key[1]} exists with another spec: delete it"
         return Content(want.role, name, None, ReasonError(Reason.NAME_TAKEN, taken))
     return Content(want.role, name, artifact, None)
+
+
+async def _bring(context: Context, want: _Want) -> Content:
+    """The same for what a refresh brings: whatever stands against it holds up nothing else."""
+    if want.blocked is not None:
+        return Content(want.role, None, None, want.blocked)
+    try:
+        return await _ensure(context, want, cache_known=True)
+    except (ForbiddenError, InvalidObjectError) as error:
+        cause = ReasonError(Reason.QUEUED, f"its ModelArtifact can't be made: {error}; tried again every minute")
+        return Content(want.role, None, None, cause)
+
+
+def _is_foreign(artifact: ModelArtifact | None, want: _Want) -> bool:
+    return artifact is not None and want.manifest is not None and artifact.spec.to_wire() != want.manifest["spec"]
 
 
 def _recorded(context: Context, deployment: VLLMDeployment, role: Role) -> ObjectKey | None:
@@ -122,15 +196,16 @@ def _recorded(context: Context, deployment: VLLMDeployment, role: Role) -> Objec
     return key if key in context.store.artifacts else None
 
 
-def _publish(context: Context, deployment: VLLMDeployment, wants: list[_Want]) -> None:
+def _publish(context: Context, deployment: VLLMDeployment, choice: _Choice) -> None:
     """Say what is wanted, before an artifact is made: one without a wanter would be deleted."""
-    base, *others = wants
+    base, *others = choice.serving
     want = ModelWant(
         deployment.metadata.uid,
         deployment.metadata.generation,
         base.key,
         base.credentials,
-        tuple((other.key, other.credentials) for other in others if other.key is not None),
+        auxiliary=_lent(others),
+        refreshing=_lent(choice.refreshing),
     )
     changed = context.registry.publish_model_want(deployment.key, want)
     if changed is None:
@@ -139,3 +214,7 @@ def _publish(context: Context, deployment: VLLMDeployment, wants: list[_Want]) -
         context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
     for adapter in context.store.adapters_of(deployment.key):
         context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
+
+
+def _lent(wants: list[_Want]) -> tuple[tuple[ObjectKey, Credentials | None], ...]:
+    return tuple((want.key, want.credentials) for want in wants if want.key is not None)

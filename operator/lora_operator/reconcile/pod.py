@@ -7,7 +7,7 @@ was seen to refuse an unauthenticated load.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from lora_operator.api.deployment import VLLMDeployment
@@ -17,10 +17,11 @@ from lora_operator.errors import EngineError, EngineUnreachable, StaleList
 from lora_operator.names import label_value
 from lora_operator.plan.admission import public_name
 from lora_operator.plan.fleet import PodView, Served
-from lora_operator.plan.modules import ModuleList, encode
+from lora_operator.plan.modules import ModuleList
+from lora_operator.plan.placement import is_lazy_on
 from lora_operator.plan.pods import engine_port, is_ready, pod_ip, running_container
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.fleet import learn_owners, own_pods
+from lora_operator.reconcile.fleet import learn_owners, live_pods, own_pods
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 from lora_operator.vllm import MINIMUM_VERSIONS, KitState, ServedModel, parse_version
 
@@ -94,7 +95,7 @@ def _deployment(context: Context, pod: Body) -> VLLMDeployment | None:
 async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -> float:
     registry = context.registry
     rolls = deployment.spec.lora.update_strategy == ROLLOUT  # then no pod is told a list
-    modules = None if rolls else registry.lists.get(deployment.key)
+    modules = None if rolls else list_for(context, deployment, engine.pod)
     known = registry.views.get(engine.pod)
     if known is not None and known.container_id != engine.container:
         known = None
@@ -133,20 +134,43 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
     registry.listed[engine.pod] = models
     view = build_view(engine.uid, engine.container, state, models, served_names=deployment.spec.model.served_names)
     _publish(context, deployment, engine.pod, view)
-    told = modules is not None and state.list_generation == modules.generation
+    told = modules is not None and _holds(state, modules)
     if state.settled and (told or rolls or state.update_strategy == ROLLOUT):
         return POLL_IDLE * random.uniform(0.8, 1.2)  # noqa: S311  spreads load
     return POLL_UNSETTLED if modules is not None or rolls else POLL_STARTING
 
 
 async def _is_as_before(context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None) -> bool:
-    """Whether a pod that had nothing left to do lists the same as then: so its kit need not be asked. One request."""
-    if known is None or modules is None or known.list_generation != modules.generation:
+    """Whether a pod that had nothing left to do lists the same as then: so its kit need not be asked. One request.
+
+    What is loaded on the first request may fail then, of which no list of the engine tells.
+    """
+    if known is None or modules is None or not _holds(known, modules):
         return False
-    if not known.settled or known.error is not None or known.failures:
+    if not known.settled or known.error is not None or known.failures or known.waiting:
         return False
     before = context.registry.listed.get(engine.pod)
     return before is not None and await context.engines.models(engine.url, engine.token) == before
+
+
+def list_for(context: Context, deployment: VLLMDeployment, pod: ObjectKey) -> ModuleList | None:
+    """What a pod is to be told: the deployment's list, with what this pod loads in advance and what on the first request."""
+    modules = context.registry.lists.get(deployment.key)
+    if modules is None or not any(module.preload for module in modules.modules):
+        return modules
+    names = {body["metadata"]["name"] for body in live_pods(context, deployment)}
+    return replace(
+        modules,
+        modules=tuple(
+            replace(module, lazy=is_lazy_on(module, pod[1], names), preload=0) if module.preload else module
+            for module in modules.modules
+        ),
+    )
+
+
+def _holds(held: KitState | PodView, modules: ModuleList) -> bool:
+    """Whether this list is what the pod holds; a kit that does not tell a digest knows one list per generation."""
+    return held.list_generation == modules.generation and held.list_digest in (None, modules.digest)
 
 
 def _note_held(context: Context, deployment: VLLMDeployment, state: KitState) -> None:
@@ -157,14 +181,14 @@ def _note_held(context: Context, deployment: VLLMDeployment, state: KitState) ->
 
 async def _exchange(context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None) -> KitState:
     """Push the list where the pod is not known to hold it, else only ask. A pod with a list of its own takes none."""
-    if modules is None or known is None or known.error is not None or known.list_generation == modules.generation:
+    if modules is None or known is None or known.error is not None or _holds(known, modules):
         state = await context.engines.state(engine.url, engine.token)
-        told = modules is None or state.list_generation == modules.generation
+        told = modules is None or _holds(state, modules)
         if modules is None or told or is_too_old(state) or state.update_strategy == ROLLOUT:
             return state
     elif known.too_old or known.update_strategy == ROLLOUT:
         return await context.engines.state(engine.url, engine.token)
-    return await context.engines.put_modules(engine.url, engine.token, encode(modules), wait=SETTLE_SECONDS)
+    return await context.engines.put_modules(engine.url, engine.token, modules.encoded, wait=SETTLE_SECONDS)
 
 
 def is_too_old(state: KitState) -> bool:
@@ -187,6 +211,8 @@ def build_view(
     served = {}
     for module in state.loaded:
         model = listed.pop(module.internal_name, None)
+        if model is None and (renamed := listed.get(module.name)) is not None and renamed.root == module.path:
+            model = listed.pop(module.name)  # it got its plain name back since the kit told its state
         if model is not None:
             served[module.name] = Served(path=model.root or "", parent=model.parent, internal_name=module.internal_name)
     return PodView(
@@ -196,8 +222,10 @@ def build_view(
         version=state.vllm_version,
         too_old=is_too_old(state),
         list_generation=state.list_generation,
+        list_digest=state.list_digest,
         settled=state.settled,
         served=served,
+        waiting={module.name: module.path for module in state.waiting},
         failures={failure.name: failure.message for failure in state.failures},
         orphans=tuple(sorted(listed)),
         atomic_swap=state.atomic_swap,
@@ -228,9 +256,11 @@ def _changed_names(old: PodView | None, new: PodView | None) -> set[str] | None:
     """Served names about which the two views differ; None: about all."""
     if old is None or new is None or old.error != new.error or old.gate_closed != new.gate_closed:
         return None
-    names = set(old.served) | set(new.served) | set(old.failures) | set(new.failures)
+    names = {*old.served, *new.served, *old.failures, *new.failures, *old.waiting, *new.waiting}
     return {
         name
         for name in names
-        if old.served.get(name) != new.served.get(name) or old.failures.get(name) != new.failures.get(name)
+        if old.served.get(name) != new.served.get(name)
+        or old.failures.get(name) != new.failures.get(name)
+        or old.waiting.get(name) != new.waiting.get(name)
     }

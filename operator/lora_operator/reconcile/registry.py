@@ -23,11 +23,14 @@ class ModelWant:
     artifact: ObjectKey | None
     credentials: Credentials | None
     auxiliary: tuple[tuple[ObjectKey, Credentials | None], ...] = ()  # of the tokenizer and draft model
+    refreshing: tuple[
+        tuple[ObjectKey, Credentials | None], ...
+    ] = ()  # those that take their places once they are Ready
 
     def lent(self) -> dict[ObjectKey, Credentials | None]:
         """All wanted artifacts, with the credentials that are lent to each."""
         base = {} if self.artifact is None else {self.artifact: self.credentials}
-        return base | dict(self.auxiliary)
+        return base | dict(self.auxiliary) | dict(self.refreshing)
 
 
 class Registry:
@@ -70,13 +73,12 @@ class Registry:
         if old == decision:
             return None
         self._decisions[adapter] = decision
-        key = Key(Kind.LORA_ADAPTER, *adapter)
-        return self._rewire(key, old.artifact if old else None, decision.artifact, decision.credentials)
+        return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), old, decision)
 
     def withdraw_decision(self, adapter: ObjectKey) -> set[ObjectKey]:
         """Forget an adapter that is gone. Returns the artifacts whose wanters changed."""
         old = self._decisions.pop(adapter, None)
-        return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), old.artifact if old else None, None, None)
+        return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), old, None)
 
     def publish_model_want(self, deployment: ObjectKey, want: ModelWant) -> set[ObjectKey] | None:
         """Record a deployment's want. Returns the artifacts whose wanters changed; None when it says nothing new."""
@@ -84,7 +86,7 @@ class Registry:
         if old == want:
             return None
         self._model_wants[deployment] = want
-        return self._rewire_all(deployment, old, want)
+        return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), old, want)
 
     def withdraw_deployment(self, deployment: ObjectKey) -> set[ObjectKey]:
         """Forget a deployment that is gone. Returns the artifacts whose wanters changed."""
@@ -94,7 +96,8 @@ class Registry:
         self.readiness.pop(deployment, None)
         self.unrolled.pop(deployment, None)
         self.left_out.pop(deployment, None)
-        return self._rewire_all(deployment, self._model_wants.pop(deployment, None), None)
+        old = self._model_wants.pop(deployment, None)
+        return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), old, None)
 
     def wanters(self, artifact: ObjectKey) -> dict[Key, Credentials | None]:
         """Who wants an artifact, with the credentials that each lends to it."""
@@ -121,23 +124,15 @@ class Registry:
                     return False
         return True
 
-    def _rewire_all(self, deployment: ObjectKey, old: ModelWant | None, new: ModelWant | None) -> set[ObjectKey]:
-        key = Key(Kind.VLLM_DEPLOYMENT, *deployment)
+    def _rewire(
+        self, wanter: Key, old: Decision | ModelWant | None, new: Decision | ModelWant | None
+    ) -> set[ObjectKey]:
         before, after = (want.lent() if want else {} for want in (old, new))
         for artifact in before.keys() - after.keys():
-            self._rewire(key, artifact, None, None)
-        for artifact, credentials in after.items():
-            self._rewire(key, artifact, artifact, credentials)
-        return set(before) | set(after)
-
-    def _rewire(
-        self, wanter: Key, old: ObjectKey | None, new: ObjectKey | None, credentials: Credentials | None
-    ) -> set[ObjectKey]:
-        if old is not None and old != new:
-            present = self._wanters.get(old, {})
+            present = self._wanters.get(artifact, {})
             present.pop(wanter, None)
             if not present:
-                self._wanters.pop(old, None)
-        if new is not None:
-            self._wanters.setdefault(new, {})[wanter] = credentials
-        return {key for key in (old, new) if key is not None}
+                self._wanters.pop(artifact, None)
+        for artifact, credentials in after.items():
+            self._wanters.setdefault(artifact, {})[wanter] = credentials
+        return {*before, *after}
