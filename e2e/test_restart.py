@@ -119,8 +119,8 @@ def test_a_truncated_file_and_a_refused_adapter_cost_at_most_one_more_restart(
     assert adapter["status"]["failures"]
     for url in stack.engine_urls(SERVING, FLEET).values():
         assert "refused" not in models(url)
-    path = (stack.get("lora", "truncated", TEAM_A) or {})["status"]["artifactRef"]["name"]
-    view = next(stack.cache_folder(SERVING).glob(f"artifacts/{path}-*"))
+    name = (stack.get("lora", "truncated", TEAM_A) or {})["status"]["artifactRef"]["name"]
+    view = stack.cache_folder(SERVING) / (stack.get("mart", name, SERVING) or {})["status"]["path"]
     weights = (view / "adapter_model.safetensors").resolve()
     pod, url = sorted(stack.engine_urls(SERVING, FLEET).items())[0]
     stack.scale_operator(0)

@@ -199,14 +199,14 @@ def test_two_caches_hold_the_same_source_apart(stack: Stack, hub: HubServer, mak
         stack.apply(cache(name, hub), fleet_of(name, name))
     for name in folders:
         stack.wait_condition("vllm", name, NAMESPACE, type_="ModelReady", timeout=90)
-    paths_in = {}
+    made = {}
     for name, folder in folders.items():
         [own] = identities(stack, name)
         path = (stack.get("mart", own, NAMESPACE) or {})["status"]["path"]
         assert views(folder) == [Path(path).name]
         assert (folder / path / "model.safetensors").resolve().is_relative_to(folder)
-        paths_in[name] = path
-    assert paths_in["first"] != paths_in["second"]
+        made[name] = own
+    assert made["first"] != made["second"]
 
     stack.apply(fleet_of("nowhere", None))
     stack.cluster.kubectl(
@@ -228,7 +228,7 @@ def test_two_caches_hold_the_same_source_apart(stack: Stack, hub: HubServer, mak
         *("annotate", "mcache", "second", "-n", NAMESPACE, "lora-operator.dev/is-default-cache-"),
     )
     chosen = stack.wait_condition("vllm", "nowhere", NAMESPACE, type_="ModelReady", timeout=20)
-    assert chosen["status"]["modelPath"].endswith(paths_in["first"])
+    assert chosen["status"]["modelArtifact"] == made["first"]
     for name in (*folders, "nowhere"):
         stack.delete("vllm", name, NAMESPACE)
 

@@ -9,6 +9,7 @@ import pytest
 
 from e2e.cluster import ControlPlane
 from lora_operator.api import VLLMDeployment
+from lora_operator.constants import ANNOTATION_REFRESH
 from lora_operator.kube import Kube, load_configuration
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.model import want_model
@@ -110,3 +111,84 @@ async def test_an_artifact_of_that_name_with_another_spec_is_not_taken(
     draft = (await want_model(context, deployment(kubectl, namespace))).contents[2]
     assert draft.blocked is not None
     assert (draft.artifact, draft.blocked.reason) == (None, "NameTaken")
+
+
+async def refreshable(context: Context, kubectl: Kubectl, namespace: str) -> dict[str, Any]:
+    """Three contents that are there; returns a status that names them."""
+    kubectl("create", "secret", "generic", "for-tok", "-n", namespace, "--from-literal=token=y")
+    wanted = await want_model(context, deployment(kubectl, namespace))
+    for content in wanted.contents:
+        arrive(context, kubectl, namespace, content.artifact_name, content.role)
+    names = [content.artifact_name for content in wanted.contents]
+    return dict(zip(("modelArtifact", "tokenizerArtifact", "draftModelArtifact"), names, strict=True))
+
+
+def arrive(context: Context, kubectl: Kubectl, namespace: str, name: str | None, path: str) -> None:
+    """An artifact is Ready from now on."""
+    body = kubectl.read(f"mart/{name}", "-n", namespace)
+    body["metadata"]["resourceVersion"] += "0"
+    body["status"] = {"conditions": make_conditions(ready()), "path": f"artifacts/{path}"}
+    context.store.upsert(Kind.MODEL_ARTIFACT, body)
+
+
+def annotated(found: VLLMDeployment, **status: Any) -> VLLMDeployment:
+    metadata = found.metadata.model_copy(update={"annotations": {ANNOTATION_REFRESH: "1"}})
+    return found.model_copy(update={"metadata": metadata, "status": found.status.model_copy(update=status)})
+
+
+def coming(context: Context, namespace: str) -> dict[str, str]:
+    """What is being refreshed, by role."""
+    want = context.registry.model_want((namespace, "example"))
+    assert want is not None
+    return dict(zip(("model", "tokenizer", "draftModel"), (key[1] for key, _ in want.refreshing), strict=False))
+
+
+async def test_a_refresh_is_of_all_contents_at_once(context: Context, kubectl: Kubectl, namespace: str) -> None:
+    status = await refreshable(context, kubectl, namespace)
+    before = await want_model(context, deployment(kubectl, namespace, **status))
+    asked = annotated(deployment(kubectl, namespace, observedGeneration=1, **status))
+    held = await want_model(context, asked)
+    assert (held.contents, held.refresh, held.is_ready) == (before.contents, None, True)
+    assert held.note == "; a refresh is running (Queued)"
+    new = coming(context, namespace)
+    assert set(new) == {"model", "tokenizer", "draftModel"}
+    assert not set(new.values()) & set(status.values())
+    lent = context.registry.wanters((namespace, new["tokenizer"]))[Key(Kind.VLLM_DEPLOYMENT, namespace, "example")]
+    assert lent is not None
+    assert lent[1] == "for-tok"
+
+    arrive(context, kubectl, namespace, new["model"], "model")
+    arrive(context, kubectl, namespace, new["tokenizer"], "tokenizer-2")
+    assert (await want_model(context, asked)).contents == before.contents, "the draft model is not there"
+    arrive(context, kubectl, namespace, new["draftModel"], "draftModel")
+    done = await want_model(context, asked)
+    assert {content.role: content.artifact_name for content in done.contents} == new
+    assert (done.refresh, done.note, done.auxiliary.tokenizer) == ("1", "", "/model-cache/artifacts/tokenizer-2")
+    assert coming(context, namespace) == {}
+    assert not context.registry.wanters((namespace, status["modelArtifact"]))
+    settled = annotated(deployment(kubectl, namespace, **status), refresh="1")
+    assert await want_model(context, settled) == done
+
+
+async def test_a_refresh_that_finds_the_same_changes_nothing(
+    context: Context, kubectl: Kubectl, namespace: str
+) -> None:
+    status = await refreshable(context, kubectl, namespace)
+    asked = annotated(deployment(kubectl, namespace, **status))
+    held = await want_model(context, asked)
+    for role, name in coming(context, namespace).items():
+        arrive(context, kubectl, namespace, name, role)
+    same = await want_model(context, asked)
+    assert (same.contents, same.note) == (held.contents, "")
+
+
+async def test_a_refresh_that_can_not_be_done_leaves_what_is_there_and_says_why(
+    context: Context, kubectl: Kubectl, namespace: str
+) -> None:
+    status = await refreshable(context, kubectl, namespace)
+    kubectl("delete", "secret", "for-tok", "-n", namespace)
+    held = await want_model(context, annotated(deployment(kubectl, namespace, observedGeneration=1, **status)))
+    assert (held.is_ready, held.is_blocked, held.refresh) == (True, False, None)
+    assert held.note.startswith(
+        f"; the last refresh failed, this content stays: CredentialsNotFound: Secret {namespace}/for-tok"
+    )

@@ -532,6 +532,23 @@ def test_one_that_stands_by_and_whose_artifact_is_refused_says_that_its_name_is_
     assert told(plan.status.conditions)["Downloaded"] == ("False", "Queued", "exceeded quota")
 
 
+def test_one_that_is_suspended_holds_its_name_and_its_content_and_is_not_served() -> None:
+    older = make_adapter(created="2026-01-01T00:00:00Z", suspend=True)
+    plan = plan_adapter(seen(older, GOOD, rivals=(make_adapter("other", created="2026-01-02T00:00:00Z"),)), now=NOW)
+    assert plan.status is not None
+    assert told(plan.status.conditions)["Accepted"] == ACCEPTED
+    assert told(plan.status.conditions)["Loaded"][1] == "Suspended"
+    assert (plan.decision.artifact, plan.decision.module, plan.decision.keep) == (("serving", NAME), None, False)
+
+
+def test_one_that_is_suspended_and_stands_by_says_that_its_name_is_taken() -> None:
+    plan = plan_adapter(seen(make_adapter(suspend=True), GOOD, rivals=(RIVAL,)), now=NOW)
+    assert plan.status is not None
+    assert told(plan.status.conditions)["Ready"] == ("False", "NameConflict", TAKEN)
+    assert told(plan.status.conditions)["Loaded"] == NOT_ACCEPTED["Loaded"]
+    assert (plan.decision.module, plan.decision.keep) == (None, False)
+
+
 def test_with_qualified_names_the_status_has_the_name_that_clients_write() -> None:
     deployment = make_deployment(names="NamespaceQualified")
     module = make_module("team-a/sql", path=SQL.path)

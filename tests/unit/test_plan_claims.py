@@ -79,6 +79,12 @@ CASES: dict[str, Case] = {
         PLAIN,
         (),
     ),
+    "an older one that is suspended is not served and holds the name": (
+        (module(A),),
+        [decided(A), has(B)],
+        PLAIN,
+        (),
+    ),
     "an older one that can't be downloaded holds the name": ((), [waits(A), has(B)], PLAIN, ()),
     "also where the younger one was served": ((module(B),), [waits(A), has(B)], PLAIN, ()),
     "an older one whose new content downloads keeps the old": (

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -90,6 +90,18 @@ def test_plan_list(case: str) -> None:
     assert (result.deployment, result.generation, result.modules) == (OWNER, generation, modules)
     if previous is not None and result.generation == previous.generation:
         assert result is previous
+
+
+@pytest.mark.parametrize("decision", [served, kept], ids=["decided now", "kept"])
+def test_nothing_is_left_for_a_first_request_where_all_is_loaded_at_the_start(
+    decision: Callable[[Module], Decision],
+) -> None:
+    lazy, placed = replace(A, lazy=True), replace(B, preload=1)
+    result = plan_list(listed(lazy, placed), map(decision, (lazy, placed)), deployment=OWNER, all_eager=True)
+    assert (result.generation, result.modules) == (6, (A, B))
+    assert plan_list(result, map(decision, (lazy, placed)), deployment=OWNER, all_eager=True) is result
+    hot = plan_list(result, map(served, (lazy, placed)), deployment=OWNER)
+    assert (hot.generation, hot.modules) == (7, (lazy, placed))
 
 
 words = st.text("abc", min_size=1, max_size=2)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lora_operator.api import LoRAAdapter, ModelArtifact
+from lora_operator.api.source import Source
 from lora_operator.conditions import failing
 from lora_operator.constants import ANNOTATION_REFRESH, Reason
 from lora_operator.errors import ReasonError
@@ -209,6 +210,28 @@ def test_a_secret_that_is_gone_holds_a_refresh_up_and_nothing_else() -> None:
     assert plan.status.refresh is None
     again = look(annotated(served, "1"), artifact, credentials=SECRET)
     assert again.decision.refreshing == key_of(private, ONE, SECRET), "it runs once the Secret is back"
+
+
+def test_a_cache_that_is_away_ends_no_refresh() -> None:
+    away = ReasonError(Reason.CACHE_NOT_READY, "none")
+    plan = look(ASKED, good(ASKED), cache=away)
+    assert plan.status is not None
+    assert plan.status.refresh is None, "nothing was refreshed"
+    back = ASKED.model_copy(update={"status": through_the_api(plan.status)})
+    assert look(back, good(ASKED)).decision.refreshing == key_of(ASKED, ONE)
+
+
+def test_one_that_stands_by_for_its_name_is_refreshed_too() -> None:
+    rival = make_adapter("older", created="2025-01-01T00:00:00Z")
+    decision = look(ASKED, good(ASKED), rivals=(rival,)).decision
+    assert (decision.artifact, decision.refreshing) == (key_of(ASKED, Epoch()), key_of(ASKED, ONE))
+
+
+def test_a_folder_of_a_bucket_is_listed_anew() -> None:
+    bucket = make_adapter().spec.model_copy(update={"source": Source.model_validate({"s3": {"bucket": "models"}})})
+    adapter = make_adapter().model_copy(update={"spec": bucket})
+    served = settle(adapter, good(adapter))
+    assert look(annotated(served, "1"), good(adapter)).decision.refreshing == key_of(adapter, ONE)
 
 
 # By interval

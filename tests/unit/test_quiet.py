@@ -17,7 +17,7 @@ from lora_operator.reconcile.context import PASSING_SECONDS, Context
 from lora_operator.reconcile.pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import Engines, KitState, LoadedModule, ModuleFailure, ServedModel
+from lora_operator.vllm import Engines, KitState, LoadedModule, ModuleFailure, ServedModel, WaitingModule
 from tests.unit.builders import Conditions, engine_pod, make_deployment, make_module, make_workload, not_ready, ready
 
 FLEET = Key(Kind.VLLM_DEPLOYMENT, "serving", "llama")
@@ -218,3 +218,31 @@ async def test_a_pod_with_a_failure_is_asked_for_it_at_every_look() -> None:
     await looks.look()
     asked, _ = await looks.look()
     assert asked == ["state", "models"]
+
+
+async def test_a_pod_that_may_fail_to_load_one_at_its_first_request_is_asked_at_every_look() -> None:
+    looks = Looks()
+    looks.engine.state_now = replace(looks.engine.state_now, waiting=(WaitingModule(name="lazy", path="/x"),))
+    await looks.look()
+    asked, _ = await looks.look()
+    assert asked == ["state", "models"]
+
+
+async def test_a_list_of_the_same_generation_that_tells_this_pod_something_else_is_pushed() -> None:
+    looks = Looks()
+    lists = looks.context.registry.lists
+    looks.engine.state_now = replace(looks.engine.state_now, list_digest=lists[("serving", "llama")].digest)
+    await looks.look()
+    lists[("serving", "llama")] = replace(lists[("serving", "llama")], modules=(make_module(lazy=True),))
+    asked, _ = await looks.look()
+    assert asked[0] == "modules"
+
+
+async def test_a_pod_with_a_list_of_its_own_takes_none_whatever_its_digest() -> None:
+    looks = Looks()
+    looks.engine.state_now = replace(looks.engine.state_now, list_digest="other", update_strategy="Rollout")
+    for _ in range(2):
+        asked, again = await looks.look()
+        assert "modules" not in asked
+        assert again is not None
+        assert again >= POLL_IDLE * 0.8

@@ -156,8 +156,8 @@ def _content_ready(content: Content) -> Verdict:
 
 
 def describe_refresh(coming: Sequence[Content]) -> str:
-    """What is told of a refresh of all contents that is not done; nothing where it found the same."""
-    verdicts = map(_content_ready, coming)
+    """What is told of a refresh of all contents that is not done, what holds it up first; nothing where it found the same."""
+    verdicts = map(_content_ready, sorted(coming, key=lambda content: content.blocked is None))
     return next((describe(verdict) for verdict in verdicts if not verdict.is_true), "")
 
 

@@ -69,11 +69,6 @@ def view_job(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, warning: st
     )
 
 
-def has_ended(pod: dict[str, Any]) -> bool:
-    """Whether the pod's container is known to have ended, and so what it left."""
-    return _container_state(pod, "terminated") is not None
-
-
 def _attempt(job: dict[str, Any]) -> int:
     text = (job["metadata"].get("annotations") or {}).get(ANNOTATION_ATTEMPT, "")
     return int(text) if text.isdecimal() else 0
