@@ -82,7 +82,8 @@ class StandIn:
         keeper = sys.modules[f"{self._package}.keeper"]
         keeper.check_module = self._check  # type: ignore[attr-defined]
         keeper._vanished = lambda paths: []  # type: ignore[attr-defined]
-        keeper._is_ours = lambda path, root: path.startswith("/model-cache/")  # type: ignore[attr-defined]
+        names = sys.modules[f"{self._package}.names"]
+        names._is_ours = lambda path, root: path.startswith("/model-cache/")  # type: ignore[attr-defined]
         self.engine = HonestEngine(resolvers)
         with mock.patch.dict(os.environ, self._environment):
             self._kit = module.Kit(self.engine)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,10 +17,10 @@ from typing import Any, Final
 
 from .basemodel import BaseModel
 from .checks import CONFIG, WEIGHTS
-from .engine import Caller, PinnedRequest, Served, adapters_in_use, log, make_request
+from .engine import Caller, Served, log, make_request
 from .inbox import Inbox
 from .launcher import check_module, read_base
-from .ledger import Generation, Ledger
+from .ledger import Generation
 from .modules import (
     LOADING_FILE,
     REFUSED_FILE,
@@ -33,7 +32,7 @@ from .modules import (
     write_loading,
     write_refused,
 )
-from .tensors import is_inside
+from .names import Names
 from .text import clean
 
 PASS_SECONDS: Final = 3.0  # between looks at the registry and the mounted list when nothing happens
@@ -50,14 +49,12 @@ class Keeper:
         self, settings: Settings, served: Served, caller: Caller, *, oldest_request: Callable[[], float | None]
     ) -> None:
         self.inbox = Inbox(settings, self._list_changed)
-        self.ledger = Ledger()
+        self.names = Names(settings, served, oldest_request)
+        self.ledger = self.names.ledger
         self.served = served
-        self.keys_have_paths = False  # whether the engine's prefix cache tells contents of one internal name apart
         self._settings = settings
         self._caller = caller
-        self._oldest_request = oldest_request
         self._owners: dict[str, str] = {}  # by public name: the uid of whose content was put there
-        self._handed: dict[str, float] = {}  # names whose client's resolution is about to write into the registry
         self._asked: set[str] = set()  # Lazy names that somebody asked for
         self._settled: ModuleList | None = None
         self._closed = False  # updateStrategy Rollout, and all was tried once: nothing is loaded while requests run
@@ -73,7 +70,7 @@ class Keeper:
     @property
     def settled(self) -> bool:
         """Whether everything of the list was tried, and nothing is on its way into the registry."""
-        return self._settled is self.inbox.modules and not self._handed
+        return self._settled is self.inbox.modules and not self.names.are_handed
 
     def waiting(self) -> list[Module]:
         """Lazy entries of the list that are not loaded: the first request for each loads it."""
@@ -100,16 +97,12 @@ class Keeper:
         present = self.ledger.current.get(asked)
         return None if present is None or self.inbox.wanted(asked) is None else self._hand(asked, present)
 
-    def running(self) -> frozenset[str]:
-        """Internal names of retired content that requests may still use."""
-        return self.ledger.running(adapters_in_use(), self._oldest_request(), time.monotonic())
-
     # The loop
 
     async def start(self) -> None:
         """Before the engine takes requests: find the newest list and load all of it."""
         await self.inbox.start()
-        await self._adopt()
+        await self.names.adopt()
         note = self._settings.state_dir / LOADING_FILE
         suspect = read_loading(note)
         write_loading(note, None)
@@ -133,21 +126,20 @@ class Keeper:
                 await asyncio.sleep(PASS_SECONDS)
 
     def _pause(self) -> float:
-        if self._handed:
+        if self.names.are_handed:
             return 0.1
-        renaming = self._may_rename() and any(one.internal != name for name, one in self.ledger.current.items())
-        longest = min(PASS_SECONDS, DRAINING_SECONDS) if renaming or self.ledger.retired else PASS_SECONDS
+        longest = min(PASS_SECONDS, DRAINING_SECONDS) if self.names.are_moving else PASS_SECONDS
         retry = None if self._closed else self.ledger.next_retry()
         return longest if retry is None else max(0.05, min(longest, retry - time.monotonic()))
 
     async def _pass(self) -> None:
         """Make the registry what the list says: first what must go, then what is missing."""
-        await self._adopt()
+        await self.names.adopt()
         modules = self.inbox.modules
         if modules is None:
             return
         for name in [name for name in self.ledger.current if name not in modules.by_name]:
-            await self._unload(name)
+            await self.names.unload(name)
         keys = {(module.name, module.path) for module in modules.modules}
         self._asked &= modules.by_name.keys()
         self.ledger.keep_failures(keys)
@@ -157,16 +149,15 @@ class Keeper:
             present = self.ledger.current.get(module.name)
             if present is not None and present.path == module.path:
                 if present.base_model_name != module.base_model_name and self.served.atomic:
-                    await self._put(replace(present, base_model_name=module.base_model_name))
+                    await self.names.put(replace(present, base_model_name=module.base_model_name))
             elif self._is_due(module) and not self._must_wait(module):
                 await self._load(module)
                 if self.inbox.modules is not modules:
                     return  # a newer list came meanwhile; it has woken the loop
         await self._drop_foreign(modules.modules)
-        now = time.monotonic()
-        self._handed = {name: since for name, since in self._handed.items() if now - since < HANDED_SECONDS}
-        self.ledger.forget_retired(self.running())
-        await self._give_back_names()
+        self.names.forget_handed(HANDED_SECONDS)
+        self.ledger.forget_retired(self.names.running())
+        await self.names.give_back()
         if self.inbox.modules is modules:
             self._settled = modules
         self._closed = self._settings.rolls
@@ -179,55 +170,6 @@ class Keeper:
         """
         lazy = module.lazy and self.served.atomic
         return not lazy or module.name in self._asked or module.name in self.ledger.current
-
-    def _may_rename(self) -> bool:
-        return self.served.atomic and self.keys_have_paths
-
-    async def _give_back_names(self) -> None:
-        """Let contents answer under their plain names again where no request of other content can be left."""
-        if not self._may_rename():
-            return
-        entries = await self.served.entries()
-        for generation in self.ledger.renamed(adapters_in_use(), self._oldest_request(), time.monotonic()):
-            if not isinstance(
-                entries.get(generation.name), PinnedRequest
-            ):  # else a client's resolution came in between
-                await self._put(generation)
-
-    async def _adopt(self) -> None:
-        """Learn what is registered without us: static entries, what clients resolved, what was loaded or unloaded by hand."""
-        entries = await self.served.entries()
-        for name in [name for name in self.ledger.current if name not in entries]:
-            self.ledger.withdraw(name, time.monotonic())
-        for name, request in entries.items():
-            fresh = isinstance(
-                request, PinnedRequest
-            )  # a client's resolution; what it put there may be out of date by now
-            if fresh:
-                self._handed.pop(name, None)
-            owner = self.ledger.by_internal(name)
-            present = self.ledger.current.get(name)
-            if owner is not None and owner.name != name:  # an internal name, by which a client asked
-                if self.ledger.alias(name) is None:
-                    await self.served.remove(name)
-                    self.ledger.touch(owner.name, time.monotonic())
-            elif present is not None and fresh:
-                await self.served.place(name, _request(present))
-                self.ledger.touch(name, time.monotonic())
-            elif present is not None and present.internal == request.lora_name:
-                continue
-            elif await asyncio.to_thread(_is_ours, request.lora_path, self._settings.cache_root):
-                await self._adopt_entry(name, request, fresh=fresh)
-            # else loaded by hand from elsewhere: not ours to judge, the operator shows it
-
-    async def _adopt_entry(self, name: str, request: Any, *, fresh: bool) -> None:
-        generation = self.ledger.by_internal(request.lora_name)
-        if generation is None or generation.key != (name, request.lora_path):
-            int_id = request.lora_int_id if self.served.atomic else None
-            generation = Generation(name, request.lora_path, request.lora_name, int_id, request.base_model_name)
-        if fresh:
-            await self.served.place(name, _request(generation))
-        self.ledger.serve(generation, time.monotonic())
 
     async def _load(self, module: Module) -> None:
         problem = await asyncio.to_thread(self._check, module)
@@ -257,7 +199,8 @@ class Keeper:
             self.ledger.remember(known)
         if self.inbox.wanted(module.name) == module:
             self._owners[module.name] = module.uid
-            await self._put(replace(known, base_model_name=module.base_model_name))
+            await self.names.put(replace(known, base_model_name=module.base_model_name))
+            self._tell()
         elif not self.served.atomic:
             await self.served.remove(module.name)
 
@@ -274,22 +217,6 @@ class Keeper:
         finally:
             write_loading(note, None)
 
-    async def _put(self, generation: Generation) -> None:
-        """Make content answer under its public name; with a registry this does not wait, so no request sees a gap."""
-        await self.served.place(generation.name, _request(generation))
-        before = self.ledger.serve(generation, time.monotonic())
-        if before is not None:
-            await self._remove_aliases(before)
-        self._tell()
-        log.info("lora-operator: %s is served from %s as %s", generation.name, generation.path, generation.internal)
-
-    async def _unload(self, name: str) -> None:
-        generation = self.ledger.withdraw(name, time.monotonic())
-        await self.served.remove(name)
-        if generation is not None:
-            await self._remove_aliases(generation)
-        log.info("lora-operator: %s is unloaded", name)
-
     async def _drop_foreign(self, modules: tuple[Module, ...]) -> None:
         """Where a name went to another object whose content can't be loaded, what the last one left must not answer for it."""
         for module in modules:
@@ -297,15 +224,7 @@ class Keeper:
             if present is None or present.path == module.path:
                 self._owners[module.name] = module.uid
             elif self._owners.get(module.name, module.uid) != module.uid:
-                await self._unload(module.name)
-
-    async def _remove_aliases(self, generation: Generation) -> None:
-        """Content that is served no more must not be reached by its internal names either; clients may have asked by them."""
-        names = (
-            self.ledger.aliases(generation.name) if self.served.atomic else {generation.internal} - {generation.name}
-        )
-        for alias in names:
-            await self.served.remove(alias)
+                await self.names.unload(module.name)
 
     async def _drop_vanished(self) -> None:
         """Stop serving what has no files any more: one request for it after an eviction would end the engine."""
@@ -316,7 +235,7 @@ class Keeper:
         paths = {name: generation.path for name, generation in self.ledger.current.items()}
         for name in await asyncio.to_thread(_vanished, paths):
             log.error("lora-operator: the files of %s are gone from %s", name, paths[name])
-            await self._unload(name)
+            await self.names.unload(name)
 
     # Pieces
 
@@ -354,11 +273,8 @@ class Keeper:
         return check_module(module, settings=self._settings, base=self._base)
 
     def _hand(self, asked: str, generation: Generation) -> Any:
-        """Content that is loaded, for a client whose resolution vLLM will put into its registry in a moment."""
-        self._handed[asked] = time.monotonic()
-        self.ledger.touch(generation.name, self._handed[asked])
         self._wake.set()
-        return _request(generation, pinned=True)
+        return self.names.hand(asked, generation)
 
     async def _write_refused(self, refused: dict[tuple[str, str], str]) -> None:
         """Keep on disk what the engine refused, so that the launcher does not pass it."""
@@ -375,21 +291,6 @@ class Keeper:
             async with asyncio.timeout(seconds):
                 while not done():
                     await self._changed.wait()
-
-
-def _request(generation: Generation, *, pinned: bool = False) -> Any:
-    """The same LoRARequest as ever: same internal name, same id, same path."""
-    return make_request(
-        internal=generation.internal,
-        int_id=generation.int_id,
-        path=generation.path,
-        base_model_name=generation.base_model_name,
-        pinned=pinned,
-    )
-
-
-def _is_ours(path: str, root: Path) -> bool:
-    return is_inside(Path(os.path.realpath(path)), root)
 
 
 def _vanished(paths: dict[str, str]) -> list[str]:

@@ -87,7 +87,7 @@ class Kit:
             self._keeper = keeper = Keeper(self._settings, served, caller, oldest_request=self._oldest_request)
             RESOLVER.answer = keeper.resolve
             self._version = await _version(caller)
-            keeper.keys_have_paths = keys_have_paths(self._version)
+            keeper.names.keys_have_paths = keys_have_paths(self._version)
             await keeper.start()
         except Exception:
             log.exception("lora-operator: loading the listed adapters failed; it goes on in the background")
@@ -155,7 +155,7 @@ class Kit:
             await _refuse(send, status, problem)
 
     def _state(self, keeper: Keeper) -> dict[str, Any]:
-        running = keeper.running()
+        running = keeper.names.running()
         modules = keeper.inbox.modules
         bad = [(one.name, one.path, "checks", message) for one, message in (modules.problems if modules else ())]
         failed = [(name, path, one.stage, one.message) for (name, path), one in keeper.ledger.failures.items()]
