@@ -58,7 +58,8 @@ class LoRAAdapterSpec(ApiModel):
     )
     load_policy: Literal["Eager", "Lazy"] = Field(
         default="Eager",
-        description="Eager: every pod loads the adapter in advance. Lazy: a pod loads it on the first request for it.",
+        description="Eager: every pod loads the adapter in advance. Lazy: a pod loads it on the first request for it. "
+        "With updateStrategy: Rollout every pod loads it at its start.",
     )
     placement: Placement = Field(
         default=Placement(), description="Which pods hold the adapter before anybody asks for it."

@@ -55,33 +55,8 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     await learn_owners(context, context.store.pods_of_deployment(place))
     modules = _update_list(context, deployment)
     rollout = look_at_rollout(context, deployment, modules)
-    template_error: ReasonError | None = None
-    if modules is not None and model.cache is not None and (model.is_ready or place in context.store.workloads):
-        try:
-            await _apply_list(context, deployment, modules)
-            await _apply_children(context, deployment, model, rollout)
-        except ReasonError as error:
-            template_error = error
-        except ForbiddenError as error:
-            template_error = ReasonError(
-                Reason.PODS_REFUSED, f"{error}; change what refuses it: quota, policy or right"
-            )
-        except UnavailableError as error:
-            # An admission webhook is down; or the API server is, and then the status can't be written either.
-            template_error = ReasonError(Reason.PROGRESSING, f"{error}; tried again every {REFUSED_SECONDS:.0f} s")
-        except (InvalidObjectError, ConflictError) as error:
-            template_error = ReasonError(
-                Reason.POD_TEMPLATE_INVALID, f"{error}; change spec.podTemplate or spec.engine"
-            )
-    for pod in own_pods(context, deployment):
-        place_of_pod = (pod["metadata"]["namespace"], pod["metadata"]["name"])
-        view = context.registry.views.get(place_of_pod)
-        behind = modules and view and view.gate_closed and view.error is None and not view.too_old
-        behind = behind and rollout is None and view and view.update_strategy != ROLLOUT
-        if place_of_pod not in context.registry.asked or (
-            behind and modules and view and view.list_generation != modules.generation
-        ):
-            context.enqueue(Key(Kind.POD, *place_of_pod))
+    template_error = await _apply(context, deployment, model, modules, rollout)
+    _ask_pods(context, deployment, modules, rollout)
     fleet = observe_fleet(context, deployment)
     if fleet is None:
         return 1.0  # just started: what stands in the status stays until the pods were asked
@@ -115,6 +90,44 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     if silent:
         again = min(again, SILENT_SECONDS)
     return min(again, rollout.plan.look_again) if rollout and rollout.plan.look_again is not None else again
+
+
+async def _apply(
+    context: Context, deployment: VLLMDeployment, model: Model, modules: ModuleList | None, rollout: Rollout | None
+) -> ReasonError | None:
+    """Make what the deployment owns; returns why that can't be."""
+    if modules is None or model.cache is None:
+        return None
+    if not model.is_ready and deployment.key not in context.store.workloads:
+        return None
+    try:
+        await _apply_list(context, deployment, modules)
+        await _apply_children(context, deployment, model, rollout)
+    except ReasonError as error:
+        return error
+    except ForbiddenError as error:
+        return ReasonError(Reason.PODS_REFUSED, f"{error}; change what refuses it: quota, policy or right")
+    except UnavailableError as error:
+        # An admission webhook is down; or the API server is, and then the status can't be written either.
+        return ReasonError(Reason.PROGRESSING, f"{error}; tried again every {REFUSED_SECONDS:.0f} s")
+    except (InvalidObjectError, ConflictError) as error:
+        return ReasonError(Reason.POD_TEMPLATE_INVALID, f"{error}; change spec.podTemplate or spec.engine")
+    return None
+
+
+def _ask_pods(
+    context: Context, deployment: VLLMDeployment, modules: ModuleList | None, rollout: Rollout | None
+) -> None:
+    """Have those pods looked at of which nothing is known, and those that hold an older list and can be told a newer one."""
+    for pod in own_pods(context, deployment):
+        place_of_pod = (pod["metadata"]["namespace"], pod["metadata"]["name"])
+        view = context.registry.views.get(place_of_pod)
+        behind = modules and view and view.gate_closed and view.error is None and not view.too_old
+        behind = behind and rollout is None and view and view.update_strategy != ROLLOUT
+        if place_of_pod not in context.registry.asked or (
+            behind and modules and view and view.list_generation != modules.generation
+        ):
+            context.enqueue(Key(Kind.POD, *place_of_pod))
 
 
 def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
