@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any, Final
 
 from lora_operator.api.common import ApiModel, Resource, StatusCondition
-from lora_operator.conditions import find, is_passing
+from lora_operator.conditions import find, is_passing, is_true
 from lora_operator.constants import API_VERSION, Condition, Reason
 from lora_operator.errors import ConflictError, ForbiddenError, NotFoundError, ReasonError
 from lora_operator.kube import CONFIG_MAPS, DEPLOYMENTS, SECRETS, SERVICES, Kube, ResourceType
@@ -124,7 +124,7 @@ class Context:
         old: Any = resource.status  # type: ignore[attr-defined]
         metadata = resource.metadata
         key = Key(kind, metadata.namespace, metadata.name)
-        wait = self._hold_back(key, status)
+        wait = self._hold_back(key, old, status)
         if status == old:
             return False
         if wait > 0:
@@ -160,13 +160,24 @@ class Context:
             )
         return True
 
-    def _hold_back(self, key: Key, status: ApiModel) -> float:
-        """For how many seconds a status is not to be written yet."""
-        if not is_passing(status.conditions):  # type: ignore[attr-defined]
+    def _hold_back(self, key: Key, old: Any, status: Any) -> float:
+        """For how many seconds a status is not to be written yet.
+
+        A fleet's status changes with every adapter, so changes that don't touch its Ready are gathered too: the worker that
+        would write each of them is the one that updates the list.
+        """
+        passing = is_passing(status.conditions)
+        ready = [is_true(conditions, Condition.READY) for conditions in (old.conditions, status.conditions)]
+        same = ready[0] == ready[1] and old.observed_generation == status.observed_generation
+        gathered = key.kind is Kind.VLLM_DEPLOYMENT and same and status != old
+        if not passing and not gathered:
             self._passing.pop(key, None)
             return 0.0
         now = time.monotonic()
-        return self._passing.setdefault(key, now) + PASSING_SECONDS - now
+        wait = self._passing.setdefault(key, now) + PASSING_SECONDS - now
+        if wait <= 0 and not passing:
+            del self._passing[key]
+        return wait
 
     async def apply_child(self, obj: dict[str, Any], live: Body | None) -> Body:
         """Apply a child unless it is known to be as applied. `live` is what the store has of it."""
@@ -178,7 +189,7 @@ class Context:
         await self.refuse_foreign(obj, live)
         result = await self.kube.apply(obj)
         self._applied[place] = (digest, child_version(result))
-        self.take(_CHILD_KINDS[obj["kind"]][1], result)
+        self.store.upsert(_CHILD_KINDS[obj["kind"]][1], result)  # no news for the owner, whose reconcile this is
         return result
 
     async def ensure_secret(self, obj: dict[str, Any], *, doubtful: bool = False) -> None:
