@@ -62,7 +62,7 @@ class Writer:
 
     async def write(self, conditions: Conditions, *, over: Conditions | None = None) -> bool:
         """Has a status written over what the object has."""
-        old, new = make_deployment(conditions=over or ready()), make_deployment(conditions=conditions)
+        old, new = make_deployment(conditions=ready() if over is None else over), make_deployment(conditions=conditions)
         return await self.context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, old, new.status)
 
 
