@@ -13,7 +13,7 @@ from lora_operator.constants import Reason
 from lora_operator.kube import VLLM_DEPLOYMENTS, Kube
 from lora_operator.plan.modules import ModuleList
 from lora_operator.reconcile import context as context_module
-from lora_operator.reconcile.context import PASSING_SECONDS, Context
+from lora_operator.reconcile.context import GATHER_SECONDS, PASSING_SECONDS, Context
 from lora_operator.reconcile.pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.settings import Settings
@@ -118,9 +118,9 @@ async def test_after_it_passed_the_next_one_is_waited_for_again(monkeypatch: pyt
 async def test_changes_that_leave_ready_alone_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     writer = Writer(monkeypatch)
     assert not await writer.write(ready("3 adapters"), over=ready("2 adapters"))
-    writer.now += PASSING_SECONDS / 2
+    writer.now += GATHER_SECONDS / 2
     assert not await writer.write(ready("4 adapters"), over=ready("2 adapters"))
-    writer.now += PASSING_SECONDS / 2 + 0.01
+    writer.now += GATHER_SECONDS / 2 + 0.01
     assert await writer.write(ready("5 adapters"), over=ready("2 adapters"))
     assert not await writer.write(ready("6 adapters"), over=ready("5 adapters")), "the next ones are gathered again"
 

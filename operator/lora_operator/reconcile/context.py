@@ -30,7 +30,8 @@ from lora_operator.vllm import Engines
 MASTER_KEY_SECRET: Final = "lora-operator-key"  # noqa: S105  a name
 SECRET_SECONDS: Final = 3600.0  # between writes of a Secret that nothing makes doubtful, give or take a quarter
 DOUBTED_SECRET_SECONDS: Final = 10.0
-PASSING_SECONDS: Final = 0.3  # a load takes some 50 ms: what is over so soon is not worth two writes and two Events
+PASSING_SECONDS: Final = 1.0  # a load takes some 50 ms: what is over so soon is not worth two writes and two Events
+GATHER_SECONDS: Final = 0.3  # in which changes of a fleet that leave its Ready alone become one write
 _CHILD_KINDS: Final[Mapping[str, tuple[ResourceType, Kind]]] = {
     "Deployment": (DEPLOYMENTS, Kind.DEPLOYMENT),
     "ConfigMap": (CONFIG_MAPS, Kind.CONFIG_MAP),
@@ -174,7 +175,8 @@ class Context:
             self._passing.pop(key, None)
             return 0.0
         now = time.monotonic()
-        wait = self._passing.setdefault(key, now) + PASSING_SECONDS - now
+        longest = PASSING_SECONDS if passing else GATHER_SECONDS
+        wait = self._passing.setdefault(key, now) + longest - now
         if wait <= 0 and not passing:
             del self._passing[key]
         return wait
