@@ -314,6 +314,10 @@ class World:
             bodies = [body for body in self.objects.values() if body["kind"] == kind.value]
             self.store.replace(kind, bodies, str(self._count))
             self.store.mark_synced(kind)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at everything of ours once more, as the operator does every ten minutes."""
         for kind in OWN_KINDS:
             for key in self.store.keys(kind):
                 self.enqueue(key)

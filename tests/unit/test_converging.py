@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from lora_operator.plan.modules import MAX_GENERATION
-from lora_operator.reconcile.store import OWN_KINDS, Key, Kind
+from lora_operator.reconcile.store import Kind
 from tests.unit.model_world import LLAMA, MODULES, SERVING, Json, World, packed
 
 ADAPTERS = [("team-a", "x"), ("team-a", "y"), ("team-b", "x"), ("team-b", "z")]
@@ -139,8 +140,8 @@ def holders(world: World) -> dict[str, Json]:
 
 
 def listed(world: World) -> dict[str, str]:
-    """Uid to public name, by the list."""
-    modules = world.modules()
+    """Uid to public name, by what pods are told."""
+    modules = world.context.registry.lists.get((SERVING, "llama")) or world.modules()
     return {module.uid: module.name for module in modules.modules} if modules else {}
 
 
@@ -257,15 +258,17 @@ STEPS: dict[str, st.SearchStrategy[Step]] = {
     ),
     "time passes": st.builds(lambda seconds: lambda world: world.skip(seconds), st.sampled_from([1.0, 15.0, 70.0])),
 }
-steps = st.sampled_from(sorted(STEPS)).flatmap(lambda what: st.tuples(st.just(what), STEPS[what]))
+OFTEN = ["an adapter is applied"] * 7 + ["the operator works for a moment"] * 4 + ["time passes"] * 6
+SELDOM = {"the deployment is deleted", "the cache is deleted"}  # each ends much of what could be seen
+CHOICES = sorted(OFTEN + [what for what in STEPS for _ in range(1 if what in SELDOM else 2)])
+steps = st.sampled_from(CHOICES).flatmap(lambda what: st.tuples(st.just(what), STEPS[what]))
 
 
 def happen(world: World, step: Step) -> None:
     """One step; from then on its effect is what the operator is held to."""
     before = {name: body for name, body in holders(world).items() if listed(world).get(body["metadata"]["uid"]) == name}
     step(world)
-    still = {body["metadata"]["uid"] for name, body in before.items() if may_stay(world, body, name)}
-    world.protected = still & (set(listed(world)) or still)
+    world.protected = {body["metadata"]["uid"] for name, body in before.items() if may_stay(world, body, name)}
 
 
 def heal(world: World) -> None:
@@ -283,11 +286,20 @@ def heal(world: World) -> None:
 
 
 def start(seed: int) -> World:
-    """A fleet and two admitted namespaces."""
+    """A fleet that serves two tenants' adapters."""
     world = World(seed)
     world.bad_repos.add("org/bad")
     for body in (claim(), cache(), deployment(), *(namespace(name, True) for name in ("team-a", "team-b", SERVING))):
         apply(body)(world)
+    for place, name, repo, private in (
+        (ADAPTERS[0], "a", "org/one", False),
+        (ADAPTERS[3], "b", "org/two", True),
+        (ADAPTERS[2], "a", "org/two", False),
+    ):
+        apply(secret(place[0]))(world)
+        apply(adapter(place, name, repo, private))(world)
+    world.skip(1.0)
+    assert set(listed(world).values()) == {"a", "b"}
     return world
 
 
@@ -298,12 +310,14 @@ def start(seed: int) -> World:
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
     suppress_health_check=list(HealthCheck),
 )
-@given(st.lists(steps, min_size=1, max_size=25), st.integers(0, 2**16))
+@given(st.lists(steps, max_size=25), st.integers(0, 2**16))
 def test_it_converges_and_unloads_nothing_that_is_wanted(happenings: list[tuple[str, Step]], seed: int) -> None:
     world = start(seed)
     for _, step in happenings:
         happen(world, step)
     happen(world, heal)
+    world.skip(700)
+    world.refresh()
     world.skip(700)
     check_converged(world)
     check_idempotent(world)
@@ -339,9 +353,9 @@ def check_converged(world: World) -> None:
 def check_idempotent(world: World) -> None:
     """Looking at everything once more writes nothing."""
     before = world.writes
-    for kind in (*OWN_KINDS, Kind.POD):
-        for key in world.store.keys(kind):
-            world.enqueue(Key(*key))
+    world.refresh()
+    for key in world.store.keys(Kind.POD):
+        world.enqueue(key)
     world.passes(500)
     assert world.writes == before
 
@@ -349,3 +363,18 @@ def check_idempotent(world: World) -> None:
 def check_generations(world: World) -> None:
     """A generation means one content, and the numbers grow, unless the list itself was lost."""
     assert all(0 < modules.generation < MAX_GENERATION for modules, _ in world.lists)
+
+
+# What it found, one by one
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_list_that_was_lost_is_not_made_again_before_every_adapter_is_known(seed: int) -> None:
+    world = start(seed)
+    before = [engine.served for engine in world.engines.values()]
+    world.lists.clear()
+    world.remove(MODULES)
+    world.restart()
+    happen(world, lambda world: world.skip(5.0))
+    assert [engine.served for engine in world.engines.values()] == before
+    assert [len(modules.modules) for modules, _ in world.lists] == [2]
