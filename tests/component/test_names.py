@@ -256,6 +256,6 @@ async def _serves(world: World, tenant: Tenant, name: str) -> None:
     """Until the adapter is Ready under a name."""
 
     async def look() -> bool:
-        return (await world.ready(tenant.name, tenant.namespace))["servedName"] == name
+        return bool((await world.ready(tenant.name, tenant.namespace))["servedName"] == name)
 
     await until(look, f"{tenant.place} is served as {name}")

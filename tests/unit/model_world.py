@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Coroutine, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from lora_operator.constants import FETCH_CONTAINER, Reason
 from lora_operator.errors import (
@@ -209,9 +209,7 @@ class World:
         self.time = 0.0
         self.writes = 0
         self.published: set[str] = set()  # paths of all content that ever was in the cache
-        self.lists: list[
-            tuple[ModuleList, set[str]]
-        ] = []  # what the operator wrote, with the adapters (uids) that had to be in it
+        self.lists: list[ModuleList] = []  # as the operator wrote them, since the last one was lost
         self.protected: set[str] = set()
         self._random = random.Random(seed)
         self._count = 0
@@ -224,9 +222,9 @@ class World:
         """Create or replace an object; a write that changes nothing is none."""
         place, metadata = _place(obj), dict(obj["metadata"])
         live = self.objects.get(place)
-        body = json.loads(json.dumps(obj))
+        body: Json = json.loads(json.dumps(obj))
         self._count += 1
-        kept = live["metadata"] if live else {"uid": f"uid-{self._count:05}", "creationTimestamp": self._stamp()}
+        kept: Json = live["metadata"] if live else {"uid": f"uid-{self._count:05}", "creationTimestamp": self._stamp()}
         changed = live is None or live.get("spec") != body.get("spec")
         body["metadata"] = {**kept, **metadata, "uid": kept["uid"], "creationTimestamp": kept["creationTimestamp"]}
         if body["kind"] in _NUMBERED:
@@ -241,6 +239,8 @@ class World:
         if by_operator:
             self.writes += 1
             self._look_at(place, body)
+        elif place == MODULES:
+            self.lists.clear()
         self._tell("MODIFIED", body)
         return body
 
@@ -249,6 +249,8 @@ class World:
         body = self.objects.pop(place, None)
         if body is None:
             return
+        if place == MODULES:
+            self.lists.clear()
         self._count += 1
         self.writes += by_operator
         if by_operator and place[0] == "ModelArtifact":
@@ -280,7 +282,9 @@ class World:
         assert self.protected <= {module.uid for module in found.modules}, "a wanted adapter left the list"
         for module in found.modules:
             assert any(f"/model-cache/{path}" == module.path for path in self.published), "content that never was"
-        self.lists.append((found, set(self.protected)))
+        last = self.lists[-1] if self.lists else found
+        assert found == last or found.generation > last.generation, "another list under a number that was given"
+        self.lists.append(found)
 
     def _must_be_unwanted(self, artifact: Json) -> None:
         listed = self.modules()
@@ -357,7 +361,7 @@ class World:
             del self._due[key]
             done += 1
             try:
-                again = drive(_RECONCILERS[key.kind](self.context, key))
+                again = drive(cast(Coroutine[Any, Any, float | None], _RECONCILERS[key.kind](self.context, key)))
                 self._failures.pop(key, None)
             except OperatorError:
                 self._failures[key] = self._failures.get(key, 0) + 1

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from lora_operator.plan.modules import MAX_GENERATION
 from lora_operator.reconcile.store import Kind
 from tests.unit.model_world import LLAMA, MODULES, SERVING, Json, World, packed
 
@@ -251,7 +250,7 @@ STEPS: dict[str, st.SearchStrategy[Step]] = {
     "a pod is killed": st.builds(kill_pod, st.integers(0, 2)),
     "a pod does not answer, or does again": st.builds(reach, st.integers(0, 2), st.booleans()),
     "the operator restarts": st.builds(restart, st.booleans()),
-    "every kind can be listed": st.just(lambda world: world.unlisted and restart(False)(world)),
+    "every kind can be listed": st.just(lambda world: restart(False)(world) if world.unlisted else None),
     "the API server goes or comes": st.builds(lambda down: turn("api_down", down), st.booleans()),
     "the operator works for a moment": st.builds(
         lambda most: lambda world: void(world.passes(most)), st.integers(1, 20)
@@ -321,7 +320,6 @@ def test_it_converges_and_unloads_nothing_that_is_wanted(happenings: list[tuple[
     world.skip(700)
     check_converged(world)
     check_idempotent(world)
-    check_generations(world)
 
 
 def check_converged(world: World) -> None:
@@ -360,11 +358,6 @@ def check_idempotent(world: World) -> None:
     assert world.writes == before
 
 
-def check_generations(world: World) -> None:
-    """A generation means one content, and the numbers grow, unless the list itself was lost."""
-    assert all(0 < modules.generation < MAX_GENERATION for modules, _ in world.lists)
-
-
 # What it found, one by one
 
 
@@ -372,9 +365,8 @@ def check_generations(world: World) -> None:
 def test_a_list_that_was_lost_is_not_made_again_before_every_adapter_is_known(seed: int) -> None:
     world = start(seed)
     before = [engine.served for engine in world.engines.values()]
-    world.lists.clear()
     world.remove(MODULES)
     world.restart()
     happen(world, lambda world: world.skip(5.0))
     assert [engine.served for engine in world.engines.values()] == before
-    assert [len(modules.modules) for modules, _ in world.lists] == [2]
+    assert [len(modules.modules) for modules in world.lists] == [2]

@@ -261,9 +261,9 @@ class Store:
 
     def _index(self, kind: Kind, place: ObjectKey, new: Any | None) -> None:
         if kind is Kind.LORA_ADAPTER:
-            gone = new is None or new.metadata.deletion_timestamp is not None
-            self._adapters_by_deployment.assign(place, None if gone else new.deployment_key)
-            self._adapters_by_name.assign(place, None if gone else (new.deployment_key, new.served_name))
+            live = None if new is None or new.metadata.deletion_timestamp is not None else new
+            self._adapters_by_deployment.assign(place, None if live is None else live.deployment_key)
+            self._adapters_by_name.assign(place, None if live is None else (live.deployment_key, live.served_name))
         elif kind is Kind.MODEL_ARTIFACT:
             cache = None if new is None else (place[0], new.spec.cache_ref.name)
             self._artifacts_by_cache.assign(place, cache)
