@@ -184,7 +184,11 @@ def test_defaults_stand_in_the_stored_object_and_mean_the_same_to_the_operator(
     [
         ("VLLMDeployment", {"spec.lora": {"maxLoras": 2}}, {"maxLoras": 2, "maxCpuLoras": 64}),
         ("VLLMDeployment", {"spec.adapterPolicy": {}}, {"namespaces": {"from": "Same"}, "servedNames": "Plain"}),
-        ("VLLMDeployment", {"spec.adapterPolicy": {"namespaces": {}}}, {"namespaces": {"from": "Same"}, "servedNames": "Plain"}),
+        (
+            "VLLMDeployment",
+            {"spec.adapterPolicy": {"namespaces": {}}},
+            {"namespaces": {"from": "Same"}, "servedNames": "Plain"},
+        ),
         ("VLLMDeployment", {"spec.engine.apiKeySecretRef": {"name": "a"}}, {"name": "a", "key": "token"}),
         ("LoRAAdapter", {"spec.source.huggingFace.tokenSecretRef": {"name": "a"}}, {"name": "a", "key": "token"}),
         ("ModelCache", {"spec.huggingFace": {}}, {"endpoint": "https://huggingface.co"}),
