@@ -399,6 +399,7 @@ class World:
         container = job["spec"]["template"]["spec"]["containers"][0]
         text = next(entry["value"] for entry in container["env"] if entry["name"] == "LORA_OPERATOR_FETCH")
         request = FetchRequest.model_validate_json(text)
+        assert request.hugging_face is not None
         ok = request.hugging_face.repo not in self.bad_repos
         path = f"artifacts/{request.artifact}-{COMMIT}"
         result = (
