@@ -91,7 +91,7 @@ def claim() -> Json:
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": {"name": "models", "namespace": SERVING},
-        "spec": {},
+        "spec": {"accessModes": ["ReadWriteMany"]},
         "status": {"phase": "Bound"},
     }
 
