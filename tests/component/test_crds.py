@@ -23,7 +23,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("a typo in a field", "LoRAAdapter", {"spec.servedname": "sql"}, 'unknown field "spec.servedname"'),
     ("a typo deep inside", "LoRAAdapter", {"spec.source.huggingFace.rev": "x"}, '"spec.source.huggingFace.rev"'),
     ("an unknown source", "LoRAAdapter", {"spec.source": {"git": {"url": "x"}}}, 'unknown field "spec.source.git"'),
-    ("a field that is nearly one", "LoRAAdapter", {"spec.loadpolicy": "Lazy"}, 'unknown field "spec.loadpolicy"'),
+    ("a field of another kind", "LoRAAdapter", {"spec.servedNames": "x"}, 'unknown field "spec.servedNames"'),
     ("an unknown field beside spec", "LoRAAdapter", {"sepc": {}}, 'unknown field "sepc"'),
     ("no spec", "LoRAAdapter", {"spec": DELETE}, "spec: Required value"),
     ("no source", "LoRAAdapter", {"spec.source": DELETE}, "spec.source: Required value"),
@@ -142,6 +142,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "LoRAAdapter": {
         "source": {"huggingFace": {"repo": "org/sql-lora", "revision": "main"}},
         "vllmDeploymentRef": {"name": "llama"},
+        "loadPolicy": "Eager",
+        "suspend": False,
     },
     "VLLMDeployment": {
         "model": {
