@@ -74,6 +74,10 @@ class Stack:
             "apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
         )
 
+    def replace(self, manifest: Json) -> str:
+        """kubectl replace --force: delete, and create once it is gone."""
+        return self.cluster.kubectl("replace", "--force", "-f", "-", input=json.dumps(manifest))
+
     def get(self, kind: str, name: str, namespace: str) -> Json | None:
         """The object, None where it does not exist."""
         text = self.cluster.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
