@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from e2e.cluster import ControlPlane
-from lora_operator.kube import JOBS, LORA_ADAPTERS, Kube, load_configuration
+from lora_operator.errors import NotFoundError
+from lora_operator.kube import CONFIG_MAPS, JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, Kube, load_configuration
 from lora_operator.main import Operator
 from lora_operator.manifest import FETCH_REQUEST_ENV
 from lora_operator.plan.modules import Module, decode_from_config_map
@@ -31,7 +32,7 @@ from tests.component.conftest import Kubectl
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed:ResourceWarning"
 )
-DEADLINE = 30.0
+DEADLINE = 60.0
 GROUP = "lora-operator.dev/v1alpha1"
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 TIME = "2026-01-02T03:04:05Z"
@@ -63,10 +64,11 @@ class World:
 
     async def entries(self, deployment: str = "llama") -> dict[str, Module]:
         """What pods of the deployment are told, by served name."""
-        found = self.kubectl.try_("get", "configmap", f"{deployment}-modules", "-n", self.namespace, "-o", "json")
-        if not found.ok:
+        try:
+            found = await self.kube.get(CONFIG_MAPS, self.namespace, f"{deployment}-modules")
+        except NotFoundError:
             return {}
-        modules = decode_from_config_map(json.loads(found.output)["binaryData"]["modules.json.gz"])
+        modules = decode_from_config_map(found["binaryData"]["modules.json.gz"])
         return modules.by_name() if modules else {}
 
     async def conditions(self, name: str = "sql") -> dict[str, tuple[str, str, str]]:
@@ -76,7 +78,7 @@ class World:
         return {c["type"]: (c["status"], c["reason"], c["message"]) for c in body["status"]["conditions"]}
 
     async def artifacts(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.kubectl.read("mart", "-n", self.namespace)["items"]
+        found, _ = await self.kube.list(MODEL_ARTIFACTS, namespace=self.namespace)
         return [one for one in found if one["spec"]["type"] == "Adapter"]
 
     async def until(self, what: Callable[[], Any], *, says: str) -> None:
@@ -95,7 +97,9 @@ class World:
             jobs, _ = await self.kube.list(JOBS, namespace=self.namespace)
             for job in jobs:
                 if not self.held and not (job.get("status") or {}).get("conditions"):
-                    self._end(job)
+                    await asyncio.to_thread(
+                        self._end, job
+                    )  # kubectl must not hold up the operator, which shares the loop
 
     def _end(self, job: dict[str, Any]) -> None:
         name, env = job["metadata"]["name"], job["spec"]["template"]["spec"]["containers"][0]["env"]
