@@ -118,7 +118,7 @@ def test_three_adapters_are_one_roll_out_and_neither_a_bad_nor_a_late_one_is_any
         assert listed[name]["parent"] == lineage
         case = fleet_of_one[name]["completions"][0]
         assert token_ids(url, name, case["prompt"]) == case["token_ids"]
-    assert stack.condition("lora", "stalled", SERVING)["reason"] == "Downloading"
+    assert stack.condition("lora", "stalled", SERVING, "Downloaded")["status"] == "False"
 
 
 def test_no_pod_is_told_a_list(stack: Stack, fleet_of_one: Any) -> None:

@@ -109,6 +109,7 @@ FULL: dict[str, ApiModel] = {
     "ModelArtifact": ModelArtifactStatus(
         conditions=(condition(Condition.READY, Reason.DOWNLOADING, "12Mi of 128Mi (9%)", status="False"),),
         observed_generation=3,
+        source="org/sql-lora",
         attempt=2,
         finished_attempt=1,
         failed_attempts=1,

@@ -152,7 +152,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
             "trustRemoteCode": False,
         },
         "lora": {"updateStrategy": "HotLoad", "maxLoras": 8, "maxCpuLoras": 64, "maxLoraRank": 64},
-        "adapterPolicy": {"namespaces": {"from": "Same"}},
+        "adapterPolicy": {"namespaces": {"from": "Same"}, "servedNames": "Plain"},
         "engine": {"image": "vllm.example/vllm:1", "command": ["vllm", "serve"], "port": 8000},
     },
     "ModelCache": {
@@ -183,8 +183,12 @@ def test_defaults_stand_in_the_stored_object_and_mean_the_same_to_the_operator(
     ("kind", "given", "expected"),
     [
         ("VLLMDeployment", {"spec.lora": {"maxLoras": 2}}, {"maxLoras": 2, "maxCpuLoras": 64}),
-        ("VLLMDeployment", {"spec.adapterPolicy": {}}, {"namespaces": {"from": "Same"}}),
-        ("VLLMDeployment", {"spec.adapterPolicy": {"namespaces": {}}}, {"namespaces": {"from": "Same"}}),
+        ("VLLMDeployment", {"spec.adapterPolicy": {}}, {"namespaces": {"from": "Same"}, "servedNames": "Plain"}),
+        (
+            "VLLMDeployment",
+            {"spec.adapterPolicy": {"namespaces": {}}},
+            {"namespaces": {"from": "Same"}, "servedNames": "Plain"},
+        ),
         ("VLLMDeployment", {"spec.engine.apiKeySecretRef": {"name": "a"}}, {"name": "a", "key": "token"}),
         ("LoRAAdapter", {"spec.source.huggingFace.tokenSecretRef": {"name": "a"}}, {"name": "a", "key": "token"}),
         ("ModelCache", {"spec.huggingFace": {}}, {"endpoint": "https://huggingface.co"}),

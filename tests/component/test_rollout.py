@@ -158,7 +158,11 @@ async def world(control_plane: ControlPlane, kubectl: Kubectl, namespace: str) -
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "resourceVersion": "1"}}
         context.store.upsert(Kind.NAMESPACE, body)
         await world.apply(Kind.MODEL_CACHE, "default", {"storage": {"existingClaim": "models"}})
-        status = ModelCacheStatus(conditions=merge((), {Condition.READY: READY}, generation=1, now=START))
+        status = ModelCacheStatus(
+            conditions=merge((), {Condition.READY: READY}, generation=1, now=START),
+            claim_name="models",
+            access_modes=("ReadWriteMany",),
+        )
         body = await kube.apply_status(MODEL_CACHES, namespace, "default", status.to_wire())
         context.store.upsert(Kind.MODEL_CACHE, body)
         yield world

@@ -13,7 +13,7 @@ from lora_operator.constants import Reason
 from lora_operator.kube import VLLM_DEPLOYMENTS, Kube
 from lora_operator.plan.modules import ModuleList
 from lora_operator.reconcile import context as context_module
-from lora_operator.reconcile.context import PASSING_SECONDS, Context
+from lora_operator.reconcile.context import GATHER_SECONDS, PASSING_SECONDS, Context
 from lora_operator.reconcile.pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.settings import Settings
@@ -62,7 +62,7 @@ class Writer:
 
     async def write(self, conditions: Conditions, *, over: Conditions | None = None) -> bool:
         """Has a status written over what the object has."""
-        old, new = make_deployment(conditions=over or ready()), make_deployment(conditions=conditions)
+        old, new = make_deployment(conditions=ready() if over is None else over), make_deployment(conditions=conditions)
         return await self.context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, old, new.status)
 
 
@@ -91,7 +91,9 @@ async def test_what_passes_at_once_is_never_written(monkeypatch: pytest.MonkeyPa
     assert key == FLEET
     assert 0 < after <= PASSING_SECONDS + 0.001
     writer.now += 0.05
-    assert await writer.write(ready("2 of 2"))
+    assert not await writer.write(ready("3 adapters"), over=ready("2 adapters"))
+    writer.now += PASSING_SECONDS
+    assert await writer.write(ready("3 adapters"), over=ready("2 adapters"))
     assert writer.kube.reasons == ["Ready"]
 
 
@@ -111,6 +113,22 @@ async def test_after_it_passed_the_next_one_is_waited_for_again(monkeypatch: pyt
     writer.now += PASSING_SECONDS * 2
     assert not await writer.write(not_ready(Reason.SYNC_PENDING))
     assert writer.kube.reasons == []
+
+
+async def test_changes_that_leave_ready_alone_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(monkeypatch)
+    assert not await writer.write(ready("3 adapters"), over=ready("2 adapters"))
+    writer.now += GATHER_SECONDS / 2
+    assert not await writer.write(ready("4 adapters"), over=ready("2 adapters"))
+    writer.now += GATHER_SECONDS / 2 + 0.01
+    assert await writer.write(ready("5 adapters"), over=ready("2 adapters"))
+    assert not await writer.write(ready("6 adapters"), over=ready("5 adapters")), "the next ones are gathered again"
+
+
+async def test_becoming_ready_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(monkeypatch)
+    assert not await writer.write(not_ready(Reason.LOADING), over={})
+    assert await writer.write(ready(), over={})
 
 
 async def test_a_refusal_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from lora_operator.plan.adapter import plan_adapter, plan_refused, unknown
 from lora_operator.plan.adapter_content import AdapterObservation
 from lora_operator.plan.admission import admit, public_name
 from lora_operator.plan.deployment import service_url
+from lora_operator.plan.modules import Decision
 from lora_operator.plan.wants import Credentials, find_cache
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import observe_fleet
@@ -27,15 +28,12 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
     """Bring one adapter to what its spec says. Returns after how many seconds to look again by itself."""
     place = (key.namespace, key.name)
     adapter = context.store.adapters.get(place)
-    registry = context.registry
     if adapter is None or adapter.metadata.deletion_timestamp is not None:
-        for artifact in registry.withdraw_decision(place):
+        for artifact in context.registry.withdraw_decision(place):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
         return None
     if Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key) in context.store.invalid:
-        registry.publish_decision(
-            place, unknown(adapter)
-        )  # it exists, it only can't be read: nothing follows from that
+        _publish(context, adapter, unknown(adapter))  # it exists, it only can't be read: nothing follows from that
         return UNREADABLE_SECONDS
     try:
         seen = await _observe(context, adapter)
@@ -46,17 +44,22 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
                 plan = plan_refused(seen, plan, cause, now=context.now())
     except OperatorError:
         # The others' list must not wait for this one: until it can be looked at, its entry stays as it is.
-        if registry.publish_decision(place, unknown(adapter)) is not None:
-            context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key))
+        _publish(context, adapter, unknown(adapter))
         raise
-    changed = registry.publish_decision(place, plan.decision)
-    if changed is not None:
-        context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key))
-        for artifact in changed:
-            context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
+    _publish(context, adapter, plan.decision)
     if plan.status is not None:
         await context.write_status(LORA_ADAPTERS, Kind.LORA_ADAPTER, adapter, plan.status)
     return plan.requeue_after
+
+
+def _publish(context: Context, adapter: LoRAAdapter, decision: Decision) -> None:
+    """Record a decision, and wake whom it concerns: the deployment's list, and artifacts whose wanters changed."""
+    changed = context.registry.publish_decision(adapter.key, decision)
+    if changed is None:
+        return
+    context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key))
+    for artifact in changed:
+        context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
 
 
 async def _ensure_artifact(context: Context, manifest: dict[str, Any]) -> Verdict | None:

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any, Final
 
 from lora_operator.api.common import ApiModel, Resource, StatusCondition
-from lora_operator.conditions import find, is_passing, reason_of
+from lora_operator.conditions import find, is_passing, is_true, reason_of
 from lora_operator.constants import (
     API_VERSION,
     CREDENTIALS_KEY,
@@ -39,7 +39,8 @@ from lora_operator.vllm import Engines
 MASTER_KEY_SECRET: Final = "lora-operator-key"  # noqa: S105  a name
 SECRET_SECONDS: Final = 3600.0  # between writes of a Secret that nothing makes doubtful, give or take a quarter
 DOUBTED_SECRET_SECONDS: Final = 10.0
-PASSING_SECONDS: Final = 0.3  # a load takes some 50 ms: what is over so soon is not worth two writes and two Events
+PASSING_SECONDS: Final = 1.0  # a load takes some 50 ms: what is over so soon is not worth two writes and two Events
+GATHER_SECONDS: Final = 0.3  # in which changes of a fleet that leave its Ready alone become one write
 _CHILD_KINDS: Final[Mapping[str, tuple[ResourceType, Kind]]] = {
     "Deployment": (DEPLOYMENTS, Kind.DEPLOYMENT),
     "ConfigMap": (CONFIG_MAPS, Kind.CONFIG_MAP),
@@ -128,7 +129,7 @@ class Context:
         old: Any = resource.status  # type: ignore[attr-defined]
         metadata = resource.metadata
         key = Key(kind, metadata.namespace, metadata.name)
-        wait = self._hold_back(key, status)
+        wait = self._hold_back(key, old, status)
         if status == old:
             return False
         if wait > 0:
@@ -165,13 +166,25 @@ class Context:
             )
         return True
 
-    def _hold_back(self, key: Key, status: ApiModel) -> float:
-        """For how many seconds a status is not to be written yet."""
-        if not is_passing(status.conditions):  # type: ignore[attr-defined]
+    def _hold_back(self, key: Key, old: Any, status: Any) -> float:
+        """For how many seconds a status is not to be written yet.
+
+        A fleet's status changes with every adapter, so changes that don't touch its Ready are gathered too: the worker that
+        would write each of them is the one that updates the list.
+        """
+        passing = is_passing(status.conditions)
+        ready = [is_true(conditions, Condition.READY) for conditions in (old.conditions, status.conditions)]
+        same = ready[0] == ready[1] and old.observed_generation == status.observed_generation
+        gathered = key.kind is Kind.VLLM_DEPLOYMENT and same and status != old
+        if not passing and not gathered:
             self._passing.pop(key, None)
             return 0.0
         now = time.monotonic()
-        return self._passing.setdefault(key, now) + PASSING_SECONDS - now
+        longest = PASSING_SECONDS if passing else GATHER_SECONDS
+        wait = self._passing.setdefault(key, now) + longest - now
+        if wait <= 0 and not passing:
+            del self._passing[key]
+        return wait
 
     async def apply_child(self, obj: dict[str, Any], live: Body | None) -> Body:
         """Apply a child unless it is known to be as applied. `live` is what the store has of it."""
@@ -183,7 +196,7 @@ class Context:
         await self.refuse_foreign(obj, live)
         result = await self.kube.apply(obj)
         self._applied[place] = (digest, child_version(result))
-        self.take(_CHILD_KINDS[obj["kind"]][1], result)
+        self.store.upsert(_CHILD_KINDS[obj["kind"]][1], result)  # no news for the owner, whose reconcile this is
         return result
 
     async def ensure_secret(self, obj: dict[str, Any], *, doubtful: bool = False) -> None:

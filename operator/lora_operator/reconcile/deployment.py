@@ -145,6 +145,8 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
             if previous is None:
                 return None
             decision = None  # one that can't be decided on keeps what it has, and holds up nobody else
+        elif previous is None and decision.keep_unknown:
+            return None  # what it has, nobody knows: pods may hold a list with it
         candidates.append(Candidate(adapter, namespace_labels(context, adapter.metadata.namespace), decision))
     decisions = settle_claims(
         candidates, deployment=deployment, previous=previous, unreadable=unreadable_adapters(context)

@@ -1,0 +1,498 @@
+"""A small world for the property test: an API server, a cluster and engines in memory, with the real reconcilers at work in it.
+
+The reconcilers, the store, the registry and every plan are the operator's own. What is played is what they talk to: objects by
+key with their versions, watches that lag, Jobs that end as their repository says, pods that come and go, and a kit that does at
+once what a list says. Time is a number. Nothing awaits, so a pass is a plain call.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from collections.abc import Coroutine, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar, cast
+
+from lora_operator.constants import FETCH_CONTAINER, Reason
+from lora_operator.errors import (
+    ConflictError,
+    EngineUnreachable,
+    ForbiddenError,
+    KubeError,
+    NotFoundError,
+    OperatorError,
+    StaleList,
+    UnavailableError,
+)
+from lora_operator.kube import ResourceType
+from lora_operator.manifest import FetchRequest, FetchResult
+from lora_operator.plan.modules import ModuleList, decode_from_config_map
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.dispatch import _RECONCILERS
+from lora_operator.reconcile.routing import keys_for
+from lora_operator.reconcile.store import OWN_KINDS, Key, Kind, Store
+from lora_operator.settings import Settings
+from lora_operator.vllm import KitState, LoadedModule, ServedModel
+
+Json = dict[str, Any]
+T = TypeVar("T")
+Place = tuple[str, str, str]  # kind, namespace, name
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SERVING = "serving"
+LLAMA = ("VLLMDeployment", SERVING, "llama")
+MODULES = ("ConfigMap", SERVING, "llama-modules")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_WATCHED = {kind.value: kind for kind in Kind}
+_NUMBERED = {kind.value for kind in OWN_KINDS} | {"Deployment"}
+
+
+def drive(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never really waits."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("it waits for something")
+
+
+class Engine:
+    """One engine pod's idealised kit."""
+
+    def __init__(self, held: Json | None) -> None:
+        self.held = held  # a list as it came
+        self.reachable = True
+
+    @property
+    def served(self) -> dict[str, str]:
+        """Public name to path."""
+        return {module["name"]: module["path"] for module in (self.held or {"modules": ()})["modules"]}
+
+    def state(self) -> KitState:
+        """As the kit tells it."""
+        modules = (self.held or {"modules": ()})["modules"]
+        return KitState(
+            kit="kit",
+            vllm_version="0.32.0",
+            instance="one",
+            list_generation=self.held["generation"] if self.held else None,
+            settled=True,
+            loaded=tuple(LoadedModule(m["name"], m["name"], m["path"], m["baseModelName"]) for m in modules),
+            atomic_swap=True,
+        )
+
+
+class Engines:
+    """vllm.Engines for the world's pods."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def _engine(self, url: str) -> Engine:
+        pod = self._world.addresses.get(url.removeprefix("http://").rpartition(":")[0])
+        engine = self._world.engines.get(pod or "")
+        if engine is None or not engine.reachable:
+            raise EngineUnreachable(f"{url}: no answer")
+        return engine
+
+    async def gate_is_closed(self, url: str) -> bool:
+        """As Engines'."""
+        return self._engine(url) is not None
+
+    async def state(self, url: str, token: str) -> KitState:
+        """As Engines'."""
+        return self._engine(url).state()
+
+    async def models(self, url: str, token: str) -> tuple[ServedModel, ...]:
+        """As Engines'."""
+        modules = (self._engine(url).held or {"modules": ()})["modules"]
+        return (
+            ServedModel("base", "/model", None),
+            *(ServedModel(m["name"], m["path"], m["baseModelName"]) for m in modules),
+        )
+
+    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> KitState:
+        """As Engines'."""
+        engine, sent = self._engine(url), json.loads(body)
+        if engine.held is not None and sent["generation"] < engine.held["generation"]:
+            raise StaleList(engine.state())
+        engine.held = sent
+        return engine.state()
+
+
+class Kube:
+    """kube.Kube on the world's objects; every write counts."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def _up(self) -> None:
+        if self._world.api_down:
+            raise UnavailableError("the API server is away")
+
+    async def get(self, rt: ResourceType, namespace: str, name: str) -> Json:
+        """As Kube's."""
+        self._up()
+        try:
+            return self._world.objects[rt.kind, namespace, name]
+        except KeyError:
+            raise NotFoundError(f"{rt.kind} {namespace}/{name}") from None
+
+    async def get_metadata(self, rt: ResourceType, namespace: str, name: str) -> Json:
+        """As Kube's; the rights to Secrets may be missing."""
+        if rt.kind == "Secret" and self._world.secrets_forbidden:
+            raise ForbiddenError("get secrets")
+        return await self.get(rt, namespace, name)
+
+    async def list(self, rt: ResourceType, *, namespace: str, label_selector: str) -> tuple[list[Json], str]:
+        """Job pods, as the only reader asks for them."""
+        self._up()
+        job = label_selector.rpartition("=")[2]
+        found = self._world.objects.get((rt.kind, namespace, f"{job}-pod"))
+        return ([found] if found else []), "0"
+
+    async def pod_log(self, *_: Any, **__: Any) -> str:
+        """No node has any."""
+        raise KubeError("no log")
+
+    async def create(self, obj: Json) -> Json:
+        """As Kube's."""
+        self._up()
+        if _place(obj) in self._world.objects:
+            raise ConflictError("exists")
+        return await self.apply(obj)
+
+    async def apply(self, obj: Json) -> Json:
+        """As Kube's, for one who owns all the fields but the status."""
+        self._up()
+        return self._world.write(obj, by_operator=True)
+
+    async def patch(self, rt: ResourceType, namespace: str, name: str, patch: Json) -> Json:
+        """As Kube's, one level deep into the spec."""
+        live = await self.get(rt, namespace, name)
+        return self._world.write(live | {"spec": live["spec"] | patch["spec"]}, by_operator=True)
+
+    async def apply_status(
+        self, rt: ResourceType, namespace: str, name: str, status: Json, *, uid: str, resource_version: str
+    ) -> Json:
+        """As Kube's."""
+        live = await self.get(rt, namespace, name)
+        if live["metadata"]["uid"] != uid:
+            raise ConflictError("another object")
+        return self._world.write(live | {"status": json.loads(json.dumps(status))}, by_operator=True)
+
+    async def delete(self, rt: ResourceType, namespace: str, name: str, *, uid: str | None = None) -> None:
+        """As Kube's."""
+        self._up()
+        self._world.remove((rt.kind, namespace, name), by_operator=True)
+
+    async def event(self, *_: Any, **__: Any) -> None:
+        """Events are nothing to anybody."""
+
+
+def _place(obj: Mapping[str, Any]) -> Place:
+    return obj["kind"], obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
+
+
+class World:
+    """Everything. Methods named like what happens; `passes` lets the operator work."""
+
+    def __init__(self, seed: int) -> None:
+        self.objects: dict[Place, Json] = {}
+        self.engines: dict[str, Engine] = {}  # by pod
+        self.addresses: dict[str, str] = {}  # address to pod
+        self.bad_repos: set[str] = set()
+        self.api_down = self.secrets_forbidden = False
+        self.unlisted = False  # the operator has started, and can't list a kind
+        self.time = 0.0
+        self.writes = 0
+        self.published: set[str] = set()  # paths of all content that ever was in the cache
+        self.lists: list[ModuleList] = []  # as the operator wrote them, since the last one was lost
+        self.protected: set[str] = set()
+        self._random = random.Random(seed)
+        self._count = 0
+        self._pending: list[tuple[Kind, str, Json]] = []
+        self.restart()
+
+    # The API server
+
+    def write(self, obj: Json, *, by_operator: bool = False) -> Json:
+        """Create or replace an object; a write that changes nothing is none."""
+        place, metadata = _place(obj), dict(obj["metadata"])
+        live = self.objects.get(place)
+        body: Json = json.loads(json.dumps(obj))
+        self._count += 1
+        kept: Json = live["metadata"] if live else {"uid": f"uid-{self._count:05}", "creationTimestamp": self._stamp()}
+        changed = live is None or live.get("spec") != body.get("spec")
+        body["metadata"] = {**kept, **metadata, "uid": kept["uid"], "creationTimestamp": kept["creationTimestamp"]}
+        if body["kind"] in _NUMBERED:
+            body["metadata"]["generation"] = kept.get("generation", 0) + (1 if changed else 0)
+        body.setdefault("status", (live or {}).get("status", {}))
+        if live is not None and body | {"metadata": body["metadata"] | {"resourceVersion": ""}} == live | {
+            "metadata": live["metadata"] | {"resourceVersion": ""}
+        }:
+            return live
+        body["metadata"]["resourceVersion"] = str(self._count)
+        self.objects[place] = body
+        if by_operator:
+            self.writes += 1
+            self._look_at(place, body)
+        elif place == MODULES:
+            self.lists.clear()
+        self._tell("MODIFIED", body)
+        return body
+
+    def remove(self, place: Place, *, by_operator: bool = False) -> None:
+        """Delete an object, and what it controls."""
+        body = self.objects.pop(place, None)
+        if body is None:
+            return
+        if place == MODULES:
+            self.lists.clear()
+        self._count += 1
+        self.writes += by_operator
+        if by_operator and place[0] == "ModelArtifact":
+            self._must_be_unwanted(body)
+        body = body | {"metadata": body["metadata"] | {"resourceVersion": str(self._count)}}
+        self._tell("DELETED", body)
+        if place[0] == "Pod":
+            self.engines.pop(place[2], None)
+        for other, child in list(self.objects.items()):
+            if any(owner["uid"] == body["metadata"]["uid"] for owner in child["metadata"].get("ownerReferences", ())):
+                self.remove(other)
+
+    def _stamp(self) -> str:
+        return (START + timedelta(seconds=int(self.time))).isoformat().replace("+00:00", "Z")
+
+    def _tell(self, event: str, body: Json) -> None:
+        if body["kind"] in _WATCHED:
+            self._pending.append((_WATCHED[body["kind"]], event, body))
+
+    # What must hold at each of the operator's writes
+
+    def _look_at(self, place: Place, body: Json) -> None:
+        if place != MODULES:
+            return
+        found = decode_from_config_map(body["binaryData"]["modules.json.gz"])
+        assert found is not None
+        names = [module.name for module in found.modules]
+        assert len(names) == len(set(names)), f"two adapters have one name: {names}"
+        assert self.protected <= {module.uid for module in found.modules}, "a wanted adapter left the list"
+        for module in found.modules:
+            assert any(f"/model-cache/{path}" == module.path for path in self.published), "content that never was"
+        last = self.lists[-1] if self.lists else found
+        assert found == last or found.generation > last.generation, "another list under a number that was given"
+        self.lists.append(found)
+
+    def _must_be_unwanted(self, artifact: Json) -> None:
+        listed = self.modules()
+        path = artifact["status"].get("path")
+        assert path is None or listed is None or all(path not in m.path for m in listed.modules), "files in use"
+
+    def modules(self) -> ModuleList | None:
+        """The list in the ConfigMap."""
+        body = self.objects.get(MODULES)
+        return decode_from_config_map(body["binaryData"]["modules.json.gz"]) if body else None
+
+    # The operator
+
+    def restart(self) -> None:
+        """The operator starts, with nothing in its memory, and lists every kind."""
+        self.store = Store()
+        self._due: dict[Key, float] = {}
+        self._failures: dict[Key, int] = {}
+        self._pending.clear()
+        self.context = Context(
+            kube=Kube(self),  # type: ignore[arg-type]
+            engines=Engines(self),  # type: ignore[arg-type]
+            store=self.store,
+            settings=Settings(operator_image="x", operator_namespace="system"),
+            enqueue=self.enqueue,
+            kit_files={"kit.py": ""},
+        )
+        self.context._master_key = b"key"
+        self.context.now = lambda: START + timedelta(seconds=self.time)  # type: ignore[method-assign]
+        for kind in Kind:
+            bodies = [body for body in self.objects.values() if body["kind"] == kind.value]
+            self.store.replace(kind, bodies, str(self._count))
+            self.store.mark_synced(kind)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at everything of ours once more, as the operator does every ten minutes."""
+        for kind in OWN_KINDS:
+            for key in self.store.keys(kind):
+                self.enqueue(key)
+
+    def enqueue(self, key: Key, *, after: float = 0) -> None:
+        """Put a key on the work queue."""
+        due = self.time + after
+        self._due[key] = min(due, self._due.get(key, due))
+
+    def _hear(self, *, all_of_it: bool) -> None:
+        """Watches bring their news in order, some of it late."""
+        while self._pending and (all_of_it or self._random.random() < 0.8):
+            kind, event, body = self._pending.pop(0)
+            metadata = body["metadata"]
+            if event == "DELETED":
+                change = self.store.remove(
+                    kind, metadata.get("namespace"), metadata["name"], metadata["uid"], metadata["resourceVersion"]
+                )
+            else:
+                change = self.store.upsert(kind, body)
+            if change is not None:
+                for key in keys_for(change, self.store):
+                    self.enqueue(key)
+
+    def passes(self, most: int) -> int:
+        """Let the operator work on what is due now, in any order; how many reconciles it took, at most so many."""
+        done = 0
+        while done < most and not self.unlisted:
+            self._hear(all_of_it=False)
+            due = sorted(key for key, at in self._due.items() if at <= self.time)
+            if not due:
+                self._hear(all_of_it=True)
+                if not any(at <= self.time for at in self._due.values()):
+                    break
+                continue
+            key = self._random.choice(due)
+            del self._due[key]
+            done += 1
+            try:
+                again = drive(cast(Coroutine[Any, Any, float | None], _RECONCILERS[key.kind](self.context, key)))
+                self._failures.pop(key, None)
+            except OperatorError:
+                self._failures[key] = self._failures.get(key, 0) + 1
+                again = min(0.2 * 2.0 ** self._failures[key], 60.0)
+            if again is not None:
+                self.enqueue(key, after=max(again, 0.05))
+            self.play()
+        return done
+
+    def skip(self, seconds: float) -> None:
+        """Time passes; the operator does what falls due."""
+        end = self.time + seconds
+        for _ in range(2000):
+            self.passes(200)
+            due = min((at for at in self._due.values() if at > self.time), default=end)
+            if due > end or self.unlisted:
+                break
+            self.time = due
+        self.time = end
+        self.passes(200)
+
+    # The cluster
+
+    def play(self) -> None:
+        """Jobs end, and the Deployment has as many pods as it wants."""
+        for job in [body for place, body in self.objects.items() if place[0] == "Job"]:
+            self._end(job)
+        workload = self.objects.get(("Deployment", SERVING, "llama"))
+        if workload is not None:
+            self._roll_out(workload)
+
+    def _end(self, job: Json) -> None:
+        if job["spec"].get("suspend") or job["status"].get("conditions"):
+            return
+        container = job["spec"]["template"]["spec"]["containers"][0]
+        text = next(entry["value"] for entry in container["env"] if entry["name"] == "LORA_OPERATOR_FETCH")
+        request = FetchRequest.model_validate_json(text)
+        assert request.hugging_face is not None
+        ok = request.hugging_face.repo not in self.bad_repos
+        path = f"artifacts/{request.artifact}-{COMMIT}"
+        result = (
+            FetchResult(ok=True, resolved_revision=COMMIT, path=path, digest="sha256:a", size_bytes=1, files=1, rank=8)
+            if ok
+            else FetchResult(ok=False, reason=Reason.SOURCE_UNREACHABLE, message="503")
+        )
+        if ok:
+            self.published.add(path)
+        ended = {"terminated": {"exitCode": 0 if ok else 1, "message": result.model_dump_json(by_alias=True)}}
+        self.write(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": f"{job['metadata']['name']}-pod",
+                    "namespace": SERVING,
+                    "labels": job["spec"]["template"]["metadata"]["labels"],
+                    "ownerReferences": [_owner("Job", job)],
+                },
+                "status": {"containerStatuses": [{"name": FETCH_CONTAINER, "state": ended}]},
+            }
+        )
+        self.write(job | {"status": {"conditions": [{"type": "Complete" if ok else "Failed", "status": "True"}]}})
+
+    def _roll_out(self, workload: Json) -> None:
+        wanted = workload["spec"].get("replicas", 1)
+        pods = [name for (kind, _, name) in self.objects if kind == "Pod" and name in self.engines]
+        for name in pods[wanted:]:
+            self.remove(("Pod", SERVING, name))
+        for _ in range(wanted - len(pods)):
+            self.start_pod(workload)
+        counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas"), wanted)
+        status = counts | {"observedGeneration": workload["metadata"]["generation"]}
+        if self.objects.get(_place(workload), {}).get("status") != status:
+            self.write(workload | {"status": status})
+
+    def start_pod(self, workload: Json) -> None:
+        """A pod starts, with the list that the ConfigMap has now."""
+        replica_set = self.write(
+            {
+                "apiVersion": "apps/v1",
+                "kind": "ReplicaSet",
+                "metadata": {
+                    "name": f"rs-{workload['metadata']['uid']}",
+                    "namespace": SERVING,
+                    "ownerReferences": [_owner("Deployment", workload)],
+                },
+            }
+        )
+        number = self._count
+        name, address = f"llama-{number}", f"10.0.{number // 250}.{number % 250}"
+        mounted = self.modules()
+        self.engines[name] = Engine(_as_sent(mounted) if mounted else None)
+        self.addresses[address] = name
+        self.write(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": name,
+                    "namespace": SERVING,
+                    "labels": workload["spec"]["template"]["metadata"]["labels"],
+                    "ownerReferences": [_owner("ReplicaSet", replica_set)],
+                },
+                "spec": {"containers": workload["spec"]["template"]["spec"]["containers"]},
+                "status": {
+                    "phase": "Running",
+                    "podIP": address,
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                    "containerStatuses": [
+                        {"name": "vllm", "ready": True, "containerID": f"c-{number}", "state": {"running": {}}}
+                    ],
+                },
+            }
+        )
+
+    def pods(self) -> Iterator[str]:
+        """Names of the engine pods."""
+        return iter(sorted(self.engines))
+
+
+def _owner(kind: str, body: Json) -> Json:
+    return {"kind": kind, "name": body["metadata"]["name"], "uid": body["metadata"]["uid"], "controller": True}
+
+
+def _as_sent(modules: ModuleList) -> Json:
+    from lora_operator.plan.modules import encode
+
+    sent: Json = json.loads(encode(modules))
+    return sent
+
+
+def packed(text: bytes) -> str:
+    """What somebody wrote into a ConfigMap by hand."""
+    return base64.b64encode(text).decode()
