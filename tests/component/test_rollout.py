@@ -76,11 +76,11 @@ class World:
         }
         await self.apply(Kind.VLLM_DEPLOYMENT, "llama", spec)
 
-    async def adapters(self, *names: str) -> None:
+    async def adapters(self, *names: str, **more: Any) -> None:
         """LoRAAdapters, each of a repository of its own."""
         for name in names:
             spec = {"source": {"huggingFace": {"repo": f"org/{name}"}}, "vllmDeploymentRef": {"name": "llama"}}
-            await self.apply(Kind.LORA_ADAPTER, name, spec)
+            await self.apply(Kind.LORA_ADAPTER, name, spec | more)
         await self.look()
 
     async def delete(self, name: str) -> None:
@@ -311,3 +311,25 @@ async def test_the_api_server_takes_all_arguments_that_are_allowed(world: World)
     )
     taken = await world.kube.apply(manifest)
     assert len(taken["spec"]["template"]["spec"]["containers"][0]["args"]) > len(entries)
+
+
+async def test_lazy_adapters_are_in_the_arguments_and_lazy_again_when_pods_are_told_of_them(world: World) -> None:
+    await up(world)
+    await world.adapters("lazy", loadPolicy="Lazy")
+    await world.adapters("placed", placement={"preload": 1})
+    await world.artifact("org/lazy", READY)
+    await world.artifact("org/placed", READY)
+    await world.after(10)
+    assert await world.served() == ["lazy", "placed"]
+
+    def entries() -> list[tuple[str, bool, int]]:
+        modules = world.context.registry.lists[world.namespace, "llama"].modules
+        return [(module.name, module.lazy, module.preload) for module in modules]
+
+    assert entries() == [("lazy", False, 0), ("placed", False, 0)]
+    await world.fleet(updateStrategy="HotLoad")
+    await world.look()
+    assert entries() == [("lazy", True, 0), ("placed", False, 1)]
+    await world.adapters("hung", suspend=True)
+    await world.artifact("org/hung", READY)
+    assert len(entries()) == 2
