@@ -41,7 +41,7 @@ def waits(adapter: LoRAAdapter, labels: dict[str, str] | None = None) -> Candida
 
 
 def decided(adapter: LoRAAdapter, labels: dict[str, str] | None = None, **more: Any) -> Candidate:
-    form = {"uid": adapter.metadata.uid, "generation": adapter.metadata.generation, "accepted": True}
+    form: dict[str, Any] = {"uid": adapter.metadata.uid, "generation": adapter.metadata.generation, "accepted": True}
     return Candidate(adapter, labels if labels is not None else {}, Decision(**(form | more)))
 
 
