@@ -210,7 +210,7 @@ class World:
         self.writes = 0
         self.published: set[str] = set()  # paths of all content that ever was in the cache
         self.lists: list[ModuleList] = []  # as the operator wrote them, since the last one was lost
-        self.protected: set[str] = set()
+        self.held: dict[str, Json] = {}  # public name to the adapter that must stay in the list under it
         self._random = random.Random(seed)
         self._count = 0
         self._pending: list[tuple[Kind, str, Json]] = []
@@ -240,7 +240,7 @@ class World:
             self.writes += 1
             self._look_at(place, body)
         elif place == MODULES:
-            self.lists.clear()
+            self._lose_list()
         self._tell("MODIFIED", body)
         return body
 
@@ -250,7 +250,7 @@ class World:
         if body is None:
             return
         if place == MODULES:
-            self.lists.clear()
+            self._lose_list()
         self._count += 1
         self.writes += by_operator
         if by_operator and place[0] == "ModelArtifact":
@@ -262,6 +262,15 @@ class World:
         for other, child in list(self.objects.items()):
             if any(owner["uid"] == body["metadata"]["uid"] for owner in child["metadata"].get("ownerReferences", ())):
                 self.remove(other)
+
+    def _lose_list(self) -> None:
+        """Generations may begin anew; and where the operator has not read it yet, only pods know what was listed.
+
+        It is listed again as far as its content is there; what was kept for its name is not.
+        """
+        self.lists.clear()
+        if LLAMA[1:] not in self.context.registry.lists:
+            self.held = {}
 
     def _stamp(self) -> str:
         return (START + timedelta(seconds=int(self.time))).isoformat().replace("+00:00", "Z")
@@ -279,7 +288,8 @@ class World:
         assert found is not None
         names = [module.name for module in found.modules]
         assert len(names) == len(set(names)), f"two adapters have one name: {names}"
-        assert self.protected <= {module.uid for module in found.modules}, "a wanted adapter left the list"
+        wanted = {(name, adapter["metadata"]["uid"]) for name, adapter in self.held.items()}
+        assert wanted <= {(module.name, module.uid) for module in found.modules}, "a wanted adapter left the list"
         for module in found.modules:
             assert any(f"/model-cache/{path}" == module.path for path in self.published), "content that never was"
         last = self.lists[-1] if self.lists else found
@@ -318,6 +328,8 @@ class World:
             bodies = [body for body in self.objects.values() if body["kind"] == kind.value]
             self.store.replace(kind, bodies, str(self._count))
             self.store.mark_synced(kind)
+        if self.modules() is None:
+            self._lose_list()
         self.refresh()
 
     def refresh(self) -> None:

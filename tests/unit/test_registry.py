@@ -50,6 +50,21 @@ def test_another_artifact_is_news_to_both() -> None:
     assert set(registry.wanters(TWO)) == {Key(Kind.LORA_ADAPTER, *SQL)}
 
 
+def test_one_of_which_too_little_is_known_goes_on_wanting_what_it_wanted() -> None:
+    registry = Registry()
+    registry.publish_decision(SQL, decision(ONE, credentials=SECRET))
+    registry.publish_decision(SQL, decision(None, generation=2, keep=True, keep_unknown=True))
+    assert registry.wanters(ONE) == {Key(Kind.LORA_ADAPTER, *SQL): SECRET}
+    assert registry.publish_decision(SQL, decision(TWO, generation=2)) == {ONE, TWO}, "the old one has to be told too"
+
+
+def test_a_namesake_of_which_too_little_is_known_wants_nothing_of_the_one_before() -> None:
+    registry = Registry()
+    registry.publish_decision(SQL, decision(ONE, credentials=SECRET))
+    registry.publish_decision(SQL, decision(None, uid="another", keep=True, keep_unknown=True))
+    assert registry.wanters(ONE) == {}
+
+
 def test_another_secret_is_lent_at_once_and_the_old_one_no_longer() -> None:
     registry = Registry()
     registry.publish_decision(SQL, decision(credentials=SECRET))

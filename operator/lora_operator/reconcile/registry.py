@@ -5,7 +5,7 @@ All of it is found again after a restart; until then it is unknown, and nothing 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_operator.plan.fleet import PodView
 from lora_operator.plan.modules import Decision, ModuleList
@@ -68,8 +68,13 @@ class Registry:
         return self._model_wants.get(deployment)
 
     def publish_decision(self, adapter: ObjectKey, decision: Decision) -> set[ObjectKey] | None:
-        """Record a decision. Returns the artifacts whose wanters changed; None when it says nothing new."""
+        """Record a decision. Returns the artifacts whose wanters changed; None when it says nothing new.
+
+        An adapter of which too little is known goes on wanting what it wanted.
+        """
         old = self._decisions.get(adapter)
+        if decision.keep_unknown and old is not None and old.uid == decision.uid:
+            decision = replace(decision, artifact=old.artifact, credentials=old.credentials)
         if old == decision:
             return None
         self._decisions[adapter] = decision
