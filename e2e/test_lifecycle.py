@@ -52,7 +52,7 @@ def test_replacing_an_adapter_within_a_second_leaves_its_stream_pure(
     stream = Stream(url, "swap", case["prompt"], tokens=LONG)
     eventually(lambda: len(stream.token_ids) > 5, what="the stream has begun", timeout=30)
     started = time.monotonic()
-    stack.replace(new)  # deleted and made anew by one kubectl: on a busy machine each start of it takes most of a second
+    stack.replace(new)  # by one kubectl: on a busy machine each start of it takes most of a second
     assert time.monotonic() - started < 1
 
     prompt, expected = case["prompt"], case_new["token_ids"]
