@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from e2e.conftest import DEPLOYMENT, FLEET, SERVING, TEAM_A, Fleet
 from e2e.engine_client import Json, models, request, token_ids
 from e2e.fixtures.hub import HubServer
@@ -56,6 +58,7 @@ def asking(stack: Stack, model: str, prompt: str) -> Iterator[list[tuple[int, An
             client.result()
 
 
+@pytest.mark.node  # clients use the ClusterIP
 def test_revisions_there_and_back_lose_no_request_and_going_back_downloads_nothing(
     stack: Stack, fleet: Fleet, hub: HubServer, tiny: Path, reference: Any
 ) -> None:

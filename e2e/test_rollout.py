@@ -150,6 +150,7 @@ def kit_of(stack: Stack) -> str:
     return kit
 
 
+@pytest.mark.node  # it builds another operator image, and imports it
 def test_an_operator_with_another_kit_restarts_no_engine_with_either_strategy(stack: Stack, fleet_of_one: Any) -> None:
     later = tools.operator_image(kit_comment="of a later operator")
     before, kit, made = running(stack), kit_of(stack), revisions(stack)

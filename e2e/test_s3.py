@@ -14,7 +14,6 @@ from e2e.engine_client import models, token_ids
 from e2e.fixtures.s3 import S3Server
 from e2e.stack import Json, Stack, eventually, token_secret, vllm_deployment
 
-HOST = "198.18.254.1"
 KEYS = {"AWS_ACCESS_KEY_ID": "AKTEAMSOFTHEFLEET", "AWS_SECRET_ACCESS_KEY": "secret-of-the-teams-0123456789"}
 WRONG = KEYS | {"AWS_SECRET_ACCESS_KEY": "wrong-secret-of-a-team-0123456789"}
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -51,7 +50,7 @@ def allow(stack: Stack, *endpoints: str) -> None:
 @pytest.fixture(scope="module")
 def s3(stack: Stack, fleet: Fleet, tiny: Path) -> Iterator[S3Server]:
     """The service, allowed by the cache, with one private bucket; the teams' Secrets."""
-    with S3Server(host=HOST) as server:
+    with S3Server(host=stack.cluster.node_ip) as server:
         server.add_account(*KEYS.values())
         server.create_bucket("models", KEYS["AWS_ACCESS_KEY_ID"])
         server.upload("models", "adapters/one", tiny / "adapters" / "one")
@@ -161,7 +160,7 @@ def test_an_endpoint_that_the_cache_does_not_allow_is_never_asked(stack: Stack, 
         allow(stack, s3.url)
 
 
-def test_a_base_model_is_brought_into_the_cache_by_hand(stack: Stack, s3: S3Server, tiny: Path) -> None:
+def test_a_base_model_is_brought_into_the_cache_by_hand(stack: Stack, s3: S3Server) -> None:
     manifest: Json = {
         "apiVersion": "lora-operator.dev/v1alpha1",
         "kind": "ModelArtifact",
@@ -181,8 +180,8 @@ def test_a_base_model_is_brought_into_the_cache_by_hand(stack: Stack, s3: S3Serv
     }
     stack.apply(manifest)
     found = stack.wait_condition("modelartifact", "warm", SERVING, timeout=90)
-    view = stack.cache_folder(SERVING) / found["status"]["path"]
-    assert (view / "model.safetensors").read_bytes() == (tiny / "base" / "model.safetensors").read_bytes()
+    from_hub = (stack.get("vllm", FLEET, SERVING) or {})["status"]["modelArtifact"]
+    assert found["status"]["digest"] == (stack.get("modelartifact", from_hub, SERVING) or {})["status"]["digest"]
     eventually(lambda: not _jobs_of(stack, "warm"), what="its Jobs and their Secrets are gone", timeout=30)
     stack.delete("modelartifact", "warm", SERVING)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from e2e.conftest import DEPLOYMENT, FLEET, SERVING, TEAM_A, TEAM_B, Fleet, start_watch
 from e2e.engine_client import Json, Stream, request
 from e2e.stack import Stack, eventually, lora_adapter
@@ -104,6 +106,7 @@ def wait_for_new(stack: Stack, known: set[str]) -> tuple[str, str]:
     return pod["metadata"]["name"], f"http://{pod['status']['podIP']}:8000"
 
 
+@pytest.mark.node  # clients use the ClusterIP
 def test_scaling_down_and_up_under_load_loses_no_request(stack: Stack, fleet: Fleet) -> None:
     stack.apply(
         *(lora_adapter(name, team, repo=repo, deployment=DEPLOYMENT) for name, (repo, team) in ADAPTERS.items())

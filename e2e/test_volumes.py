@@ -19,6 +19,8 @@ from e2e.fixtures.fake_nodes import TOLERATION, ZONE, fake_node, fake_nodes
 from e2e.fixtures.hub import HubServer
 from e2e.stack import CACHE_GROUP, OWNED, RESTRICTED, Json, Stack, eventually, lora_adapter, namespace, vllm_deployment
 
+pytestmark = pytest.mark.node
+
 NAMESPACE = "volumes"
 BASE, ADAPTER = "volumes/base", "volumes/one"
 POOL = "lora-operator.test/pool"
