@@ -128,7 +128,7 @@ def test_what_is_cached_stays_closed_to_others(stack: Stack, s3: S3Server, one: 
 
 
 def test_an_endpoint_that_the_cache_does_not_allow_is_never_asked(stack: Stack, s3: S3Server, one: Json) -> None:
-    with S3Server(host=HOST) as other:
+    with S3Server(host=stack.cluster.node_ip) as other:
         elsewhere = adapter("elsewhere", TEAM_B, secret="s3", endpoint=other.url)
         by_hand: Json = {
             "apiVersion": "lora-operator.dev/v1alpha1",
