@@ -141,6 +141,8 @@ def test_parts_of_the_pod_api_are_kept_as_they_are(kubectl: Kubectl, namespace: 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "LoRAAdapter": {
         "source": {"huggingFace": {"repo": "org/sql-lora", "revision": "main"}},
+        "loadPolicy": "Eager",
+        "suspend": False,
         "vllmDeploymentRef": {"name": "llama"},
         "loadPolicy": "Eager",
         "suspend": False,

@@ -23,6 +23,7 @@ from lora_operator.desired.deployment import build_deployment
 from lora_operator.desired.engine import StaticModules
 from lora_operator.kube import DEPLOYMENTS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, Kube, load_configuration
 from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
+from lora_operator.reconcile import context as context_module
 from lora_operator.reconcile.adapter import reconcile_adapter
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.deployment import reconcile_deployment
@@ -143,8 +144,12 @@ class World:
 
 
 @pytest.fixture
-async def world(control_plane: ControlPlane, kubectl: Kubectl, namespace: str) -> AsyncIterator[World]:
-    """A namespace with a cache, and a fleet whose base model is there."""
+async def world(
+    control_plane: ControlPlane, kubectl: Kubectl, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    """A namespace with a cache, and a fleet whose base model is there. Statuses are written at once."""
+    for wait in ("PASSING_SECONDS", "GATHER_SECONDS"):
+        monkeypatch.setattr(context_module, wait, 0.0)
     async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube:
         context = Clock(
             kube=kube,
