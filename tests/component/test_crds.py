@@ -144,8 +144,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "loadPolicy": "Eager",
         "suspend": False,
         "vllmDeploymentRef": {"name": "llama"},
-        "loadPolicy": "Eager",
-        "suspend": False,
     },
     "VLLMDeployment": {
         "model": {
