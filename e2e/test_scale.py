@@ -30,12 +30,12 @@ def ask(url: str, model: str) -> tuple[int, Any]:
 
 
 class Client:
-    """Asks for every adapter in turn, over and over; what was not answered well is kept."""
+    """Asks for every adapter in turn, over and over, `pause` seconds apart; what was not answered well is kept."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pause: float) -> None:
         self.answered = dict.fromkeys(MODELS, 0)
         self.bad: list[tuple[str, int, Any]] = []
-        self._url = url
+        self._url, self._pause = url, pause
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -47,6 +47,7 @@ class Client:
                 self.answered[model] += 1
                 if status != 200:
                     self.bad.append((model, status, answer))
+                self._stop.wait(self._pause)
 
     def stop(self) -> None:
         """End after the requests in hand."""
@@ -55,9 +56,9 @@ class Client:
 
 
 @contextmanager
-def clients(url: str, number: int) -> Iterator[list[Client]]:
+def clients(url: str, number: int, *, pause: float = 0) -> Iterator[list[Client]]:
     """Some clients, as long as the block lasts."""
-    running = [Client(url) for _ in range(number)]
+    running = [Client(url, pause) for _ in range(number)]
     try:
         yield running
     finally:
@@ -100,7 +101,7 @@ def wait_for_new(stack: Stack, known: set[str]) -> tuple[str, str]:
         return None
 
     try:
-        pod = eventually(look, what="another pod is Ready", timeout=240, interval=0.01)
+        pod = eventually(look, what="another pod is Ready", timeout=480, interval=0.01)
     finally:
         watch.stop()
     return pod["metadata"]["name"], f"http://{pod['status']['podIP']}:8000"
@@ -141,7 +142,7 @@ def test_scaling_down_and_up_under_load_loses_no_request(stack: Stack, fleet: Fl
     assert adapter["status"]["pods"] == {"wanted": 1, "loaded": 1}
 
     scale(stack, 2)
-    with clients(service, 1) as up:
+    with clients(service, 1, pause=0.5) as up:  # two busy cores start no engine
         name, url = wait_for_new(stack, {leaving, staying})
         answers = [(model, *ask(url, model)) for model in MODELS for _ in range(3)]
         until = time.monotonic() + 5
