@@ -77,8 +77,9 @@ async def test_removing_the_number_from_a_manifest_keeps_what_runs(
     context: Context, kubectl: Kubectl, namespace: str, how: str
 ) -> None:
     apply(kubectl, namespace, how, **{"spec.replicas": 3})
-    assert (await reconcile(context, namespace))["spec"]["replicas"] == 3
-    workload = make_workload()
+    written = await reconcile(context, namespace)
+    assert written["spec"]["replicas"] == 3
+    workload = make_workload(owner=written["metadata"]["uid"])
     workload["metadata"] |= {"name": "example", "namespace": namespace, "resourceVersion": "1"}
     workload["spec"]["replicas"] = 3
     context.store.upsert(Kind.DEPLOYMENT, workload)

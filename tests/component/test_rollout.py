@@ -255,6 +255,10 @@ async def test_an_adapter_that_is_made_again_unchanged_rolls_nothing(world: Worl
     assert world.condition()[0] == "InSync"
     status = world.context.store.deployments[world.namespace, "llama"].status
     assert status.list_generation == 2, "the generation that pods hold it by"
+    await world.kube.patch(DEPLOYMENTS, world.namespace, "llama", {"spec": {"minReadySeconds": 5}})
+    world.context.store.upsert(Kind.DEPLOYMENT, await world.kube.get(DEPLOYMENTS, world.namespace, "llama"))
+    await world.after(5)
+    assert len(world.templates) == 2, "nor when somebody edits the Deployment afterwards"
 
 
 async def test_the_first_pods_are_made_with_what_is_just_being_downloaded(world: World) -> None:

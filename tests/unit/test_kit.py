@@ -818,6 +818,41 @@ async def test_a_start_loads_the_list_of_the_arguments_and_nothing_is_loaded_lat
         assert (await rolling.state())["settled"]
 
 
+async def test_what_a_start_loaded_comes_back_with_its_files(rolling: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rolling.keeper, "VANISHED_SECONDS", 0)
+    monkeypatch.setattr(rolling.keeper, "PASS_SECONDS", 0.02)
+    path = rolling.adapter("a")
+    (rolling.root / "state" / "modules.json").write_text(json.dumps(rolling.body({"a": path}, generation=7)))
+    async with rolling.running():
+        shutil.rmtree(path)
+
+        async def gone() -> bool:
+            return not rolling.engine.registry
+
+        async def back() -> bool:
+            return set(rolling.engine.registry) == {"a"}
+
+        await rolling.eventually(gone)
+        good_adapter(Path(path))
+        await rolling.eventually(back)
+
+
+async def test_an_engine_that_answers_wrongly_while_it_loads_loads_at_its_start_only(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator tells it no list; the mounted one reaches it all the same."""
+    monkeypatch.setattr(pod.keeper, "PASS_SECONDS", 0.02)
+    pod.engine.version = "0.25.1"
+    one, two = pod.adapter("one"), pod.adapter("two")
+    (pod.root / "state" / "modules.json").write_text(json.dumps(pod.body({"one": one}, generation=7)))
+    async with pod.running():
+        assert set(pod.engine.registry) == {"one"}
+        await pod.put({"one": one, "two": two})
+        [failure] = (await pod.state())["failures"]
+        assert (failure["name"], "vLLM older than 0.26" in failure["message"]) == ("two", True)
+        assert set(pod.engine.registry) == {"one"}
+
+
 async def test_no_list_is_taken_where_it_is_in_the_arguments(rolling: Pod) -> None:
     (rolling.root / "state" / "modules.json").write_text(json.dumps(rolling.body({}, generation=7)))
     async with rolling.running():

@@ -477,6 +477,7 @@ REPLICAS: dict[str, tuple[int | None, dict[str, Any] | None, int]] = {
     "none, which the spec may say too": (0, make_workload(), 0),
     "an autoscaler's": (None, make_workload(), 2),
     "Kubernetes' default before there is a Deployment": (None, None, 1),
+    "not those of an earlier one of its name, which is still going": (None, make_workload(owner="uid-earlier"), 1),
 }
 
 

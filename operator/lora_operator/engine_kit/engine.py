@@ -46,6 +46,15 @@ def keys_have_paths(version: str) -> bool:
     return found is not None and (int(found[1]), int(found[2])) >= (0, 31)
 
 
+def loads_while_running(version: str) -> bool:
+    """Whether an adapter may be loaded while requests run: before 0.26 that can change their answers (engine-facts.md 13).
+
+    Of an unknown version (a build of one's own) the better is assumed, as by the operator.
+    """
+    found = re.match(r"v?(\d{1,6})\.(\d{1,6})(?!\d)", version)
+    return found is None or (int(found[1]), int(found[2])) >= (0, 26)
+
+
 class PinnedRequest(LoRARequest):  # type: ignore[misc]
     """A request for an adapter that is already known by its integer id, which vLLM's resolution would overwrite."""
 

@@ -57,7 +57,10 @@ class Keeper:
         self._owners: dict[str, str] = {}  # by public name: the uid of whose content was put there
         self._asked: set[str] = set()  # Lazy names that somebody asked for
         self._settled: ModuleList | None = None
-        self._closed = False  # updateStrategy Rollout, and all was tried once: nothing is loaded while requests run
+        self.loads_while_running = True
+        self._closed = (
+            False  # all was tried once, and nothing may be loaded while requests run (updateStrategy Rollout)
+        )
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._vanished_at = time.monotonic()
@@ -160,7 +163,7 @@ class Keeper:
         await self.names.give_back()
         if self.inbox.modules is modules:
             self._settled = modules
-        self._closed = self._settings.rolls
+        self._closed = self._settings.rolls or not self.loads_while_running
         self._tell()
 
     def _is_due(self, module: Module) -> bool:
@@ -177,7 +180,8 @@ class Keeper:
         number = self.inbox.modules.generation if self.inbox.modules is not None else 0
         known = self.ledger.recall(module, number)
         if problem is None and known is None and self._closed:
-            problem = "it was not loaded when the engine started, and is not while it runs (updateStrategy: Rollout)"
+            why = "updateStrategy: Rollout" if self._settings.rolls else "vLLM older than 0.26"
+            problem = f"it was not loaded when the engine started, and is not while it runs ({why})"
         if problem is not None:
             self._fail(module, "checks", problem)
             return
@@ -256,14 +260,19 @@ class Keeper:
 
     def _must_wait(self, module: Module) -> bool:
         """Whether an adapter failed so lately that it is not tried now; with updateStrategy Rollout a start tries it once."""
-        if self._closed and (module.name, module.path) in self.ledger.failures:
+        failed = (module.name, module.path) in self.ledger.failures
+        if self._closed and failed and not self.ledger.has_loaded(module):
             return True
         return self.ledger.must_wait(module, time.monotonic())
 
     def _fail(self, module: Module, stage: str, message: str) -> None:
         now = time.monotonic()
         failure = self.ledger.fail(module, stage, message, now)
-        again = "at the next start" if self._settings.rolls else f"in {failure.retry_at - now:.0f} s"
+        again = (
+            "at the next start"
+            if self._closed and not self.ledger.has_loaded(module)
+            else f"in {failure.retry_at - now:.0f} s"
+        )
         log.warning("lora-operator: %s is not served: %s (next try %s)", module.name, failure.message, again)
         self._tell()
 

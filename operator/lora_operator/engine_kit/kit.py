@@ -28,6 +28,7 @@ from .engine import (
     Send,
     find_registry,
     keys_have_paths,
+    loads_while_running,
     log,
 )
 from .gate import API_PREFIX, ERROR_TYPE, Verdict, judge, read_token, route_path, without_token
@@ -88,6 +89,7 @@ class Kit:
             RESOLVER.answer = keeper.resolve
             self._version = await _version(caller)
             keeper.names.keys_have_paths = keys_have_paths(self._version)
+            keeper.loads_while_running = loads_while_running(self._version)
             await keeper.start()
         except Exception:
             log.exception("lora-operator: loading the listed adapters failed; it goes on in the background")

@@ -80,6 +80,11 @@ class Ledger:
             return found
         return replace(found, internal=self.mint(module, list_generation))
 
+    def has_loaded(self, module: Module) -> bool:
+        """Whether this process has loaded this content, so that it can be put back without a load."""
+        found = self._contents.get((module.name, module.path))
+        return found is not None and found.int_id is not None
+
     def by_internal(self, internal: str) -> Generation | None:
         """The content that has, or had, an internal name."""
         return self._internals.get(internal)

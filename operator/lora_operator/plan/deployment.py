@@ -26,6 +26,7 @@ from lora_operator.names import engine_selector
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves, too_old_message, waits
 from lora_operator.plan.modules import ModuleList
 from lora_operator.plan.placement import is_lazy_on
+from lora_operator.plan.pods import controller
 from lora_operator.plan.refresh import describe
 from lora_operator.plan.trouble import find_trouble
 from lora_operator.plan.wants import Role
@@ -279,10 +280,13 @@ def _pod_state(pod: FleetPod, fleet: Fleet, modules: ModuleList | None) -> PodSt
 
 
 def replicas_wanted(deployment: VLLMDeployment, workload: dict[str, Any] | None) -> int:
-    """Pods that should exist: the spec's, else what the Deployment has (an autoscaler's), else 1."""
+    """Pods that should exist: the spec's, else what its own Deployment has (an autoscaler's), else 1."""
     if deployment.spec.replicas is not None:
         return deployment.spec.replicas
-    return int(((workload or {}).get("spec") or {}).get("replicas", 1))
+    owner = controller(workload) if workload else None
+    if workload is None or owner is None or owner[2] != deployment.metadata.uid:
+        return 1  # there is none yet, or that of an earlier VLLMDeployment of this name is still going
+    return int((workload.get("spec") or {}).get("replicas", 1))
 
 
 def model_is_ready(artifact: ModelArtifact | None) -> bool:

@@ -83,8 +83,9 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         ),
         now=context.now(),
     )
-    await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
-    tell_adapters(context, deployment, fleet, status)
+    written = await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
+    if written or status == deployment.status:  # else it is told later, and they read it there
+        tell_adapters(context, deployment, fleet, status)
     await remove_old_kits(context, deployment)
     again = 60.0 if not model.is_blocked and template_error is None else REFUSED_SECONDS
     if silent:
@@ -205,8 +206,8 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: M
         await context.apply_child(chat, store.config_maps.get((place[0], chat["metadata"]["name"])))
     live = store.workloads.get(place)
     if model.cache.access_modes is None:  # unknown: whether the pods belong on one node
-        if live is not None:
-            return
+        if live is not None and _owned(live, deployment):
+            await _scale(context, deployment, live)
         where = f"{place[0]}/{model.cache.metadata.name}"
         raise ReasonError(Reason.CACHE_NOT_READY, f"the claim of ModelCache {where} can't be looked at: see its status")
     wanted = template_hash(deployment, model.cache, model_path=model_path, auxiliary=model.auxiliary)
@@ -218,10 +219,7 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: M
         and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != kit_hash(context.kit_files))
     ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
         await _keep_kit(context, deployment, live)
-        replicas = replicas_wanted(deployment, live)
-        if live["spec"].get("replicas") != replicas:
-            patched = await context.kube.patch(DEPLOYMENTS, *place, {"spec": {"replicas": replicas}})
-            context.note_child(patched)
+        await _scale(context, deployment, live)
         return
     if live is None and rollout and not rollout.plan.roll:
         return
@@ -239,6 +237,13 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: M
     )
     await context.refuse_foreign(manifest, live)
     context.note_child(await context.kube.apply(manifest))
+
+
+async def _scale(context: Context, deployment: VLLMDeployment, live: Mapping[str, Any]) -> None:
+    replicas = replicas_wanted(deployment, dict(live))
+    if live["spec"].get("replicas") != replicas:
+        patched = await context.kube.patch(DEPLOYMENTS, *deployment.key, {"spec": {"replicas": replicas}})
+        context.note_child(patched)
 
 
 def _lacks_a_pod(context: Context, deployment: VLLMDeployment) -> bool:

@@ -6,11 +6,15 @@ without it leaves it alone from then on.
 
 from __future__ import annotations
 
+import logging
+
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.errors import ConflictError, NotFoundError
+from lora_operator.errors import ConflictError, KubeError, NotFoundError
 from lora_operator.kube import VLLM_DEPLOYMENTS
 from lora_operator.plan.deployment import replicas_wanted
 from lora_operator.reconcile.context import Context
+
+log = logging.getLogger(__name__)
 
 
 async def keep_replicas(context: Context, deployment: VLLMDeployment) -> None:
@@ -25,3 +29,5 @@ async def keep_replicas(context: Context, deployment: VLLMDeployment) -> None:
         await context.kube.patch(VLLM_DEPLOYMENTS, *deployment.key, scale, subresource="scale")
     except (ConflictError, NotFoundError):
         return
+    except KubeError as error:  # a role or webhook that refuses it; engines and adapters must not wait for that
+        log.warning("spec.replicas of VLLMDeployment %s/%s is not written: %s", *deployment.key, error)

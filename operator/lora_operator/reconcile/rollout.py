@@ -39,10 +39,12 @@ def look_at_rollout(context: Context, deployment: VLLMDeployment, modules: Modul
     if deployment.spec.lora.update_strategy != ROLLOUT or modules is None:
         unrolled.pop(deployment.key, None)
         return None
-    static = build_static(modules)
+    static, rolled = build_static(modules), _rolled(context, deployment)
+    if rolled is not None and rolled.digest == static.digest:
+        static = replace(static, generation=rolled.generation)  # another number alone is no reason for other pods
     plan = plan_rollout(
         static,
-        _rolled(context, deployment),
+        rolled,
         unrolled.get(deployment.key),
         coming=_coming(context, deployment),
         now=context.now(),
