@@ -151,7 +151,7 @@ def test_a_refresh_brings_what_a_branch_has_now_and_a_failing_one_costs_nothing(
 def test_lazy_adapters_are_loaded_by_the_first_request_and_preloaded_where_told(stack: Stack, fleet: Fleet) -> None:
     stack.apply(
         adapter("on-demand", repo="tiny/four", loadPolicy="Lazy"),
-        adapter("by-one", repo="tiny/five", placement={"preload": 1}),
+        adapter("by-one", repo="tiny/three", placement={"preload": 1}),
     )
     for name in ("on-demand", "by-one"):
         told = stack.wait_condition("lora", name, TEAM_A, timeout=90)

@@ -107,13 +107,21 @@ def wait_for_new(stack: Stack, known: set[str]) -> tuple[str, str]:
     return pod["metadata"]["name"], f"http://{pod['status']['podIP']}:8000"
 
 
-@pytest.mark.node  # clients use the ClusterIP
-def test_scaling_down_and_up_under_load_loses_no_request(stack: Stack, fleet: Fleet) -> None:
+@pytest.fixture
+def served(stack: Stack, fleet: Fleet) -> Iterator[None]:
+    """The adapters, Ready."""
     stack.apply(
         *(lora_adapter(name, team, repo=repo, deployment=DEPLOYMENT) for name, (repo, team) in ADAPTERS.items())
     )
     for name, (_, team) in ADAPTERS.items():
         stack.wait_condition("lora", name, team, timeout=90)
+    yield
+    for name, (_, team) in ADAPTERS.items():
+        stack.delete("lora", name, team)
+
+
+@pytest.mark.node  # clients use the ClusterIP
+def test_scaling_down_and_up_under_load_loses_no_request(stack: Stack, served: None) -> None:
     service, urls = service_url(stack), stack.engine_urls(SERVING, FLEET)
     assert len(urls) == 2
     leaving, staying = sorted(urls)
@@ -155,4 +163,3 @@ def test_scaling_down_and_up_under_load_loses_no_request(stack: Stack, fleet: Fl
     for adapter_name, (_, team) in ADAPTERS.items():
         adapter = stack.wait_condition("lora", adapter_name, team, timeout=30)
         assert adapter["status"]["pods"] == {"wanted": 2, "loaded": 2}
-        stack.delete("lora", adapter_name, team)
