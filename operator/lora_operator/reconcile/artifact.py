@@ -167,7 +167,8 @@ async def _start(
     job = await _create_job(context, artifact, attempt, with_credentials=values is not None)
     if job is None or values is None:
         return
-    await context.ensure_secret(build_credentials_secret(artifact, job=job, values=values))
+    # Always: one of this name that was written before goes with the earlier Job that owned it.
+    await context.kube.apply(build_credentials_secret(artifact, job=job, values=values))
     if job["spec"].get("suspend"):
         patched = await context.kube.patch(
             JOBS, artifact.metadata.namespace, job["metadata"]["name"], {"spec": {"suspend": False}}
