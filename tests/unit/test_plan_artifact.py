@@ -535,6 +535,16 @@ def test_a_ready_one_that_nothing_wants_stays_and_says_since_when() -> None:
     assert plan_artifact(seen(after(artifact, plan), wanted=False), now=LATER) == ArtifactPlan(status=None)
 
 
+def test_the_jobs_of_one_that_nothing_wants_go_so_that_none_is_believed_later() -> None:
+    artifact = ready_artifact()
+    jobs = (job(2), job(2, name="another's", owner_uid="uid-2"))
+    plan = plan_artifact(seen(artifact, wanted=False, jobs=jobs), now=NOW)
+    assert plan.delete_jobs == (job(2).name,)
+    unwanted = after(artifact, plan)
+    ended = succeeded(3)
+    assert plan_artifact(seen(unwanted, wanted=False, jobs=(ended,)), now=LATER).delete_jobs == (ended.name,)
+
+
 def test_what_an_earlier_refresh_was_for_goes_when_nothing_wants_it() -> None:
     artifact = ready_artifact(annotations={ANNOTATION_REFRESH: "requested=1"})
     assert plan_artifact(seen(artifact, wanted=False), now=NOW) == ArtifactPlan(status=None, delete_artifact=True)

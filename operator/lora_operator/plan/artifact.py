@@ -97,12 +97,13 @@ def _plan(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
 
 def _plan_unwanted(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     status = seen.artifact.status
+    jobs = tuple(job.name for job in seen.jobs if job.owner_uid == seen.artifact.metadata.uid)
     # One that an earlier refresh was for is never gone back to; its files stay like all others.
     if status.path is None or ANNOTATION_REFRESH in seen.artifact.metadata.annotations:
         return ArtifactPlan(status=None, delete_artifact=True)
     if status.unreferenced_since is not None:
-        return ArtifactPlan(status=None)
-    return ArtifactPlan(_update(status, unreferenced_since=now.replace(microsecond=0)))
+        return ArtifactPlan(status=None, delete_jobs=jobs)
+    return ArtifactPlan(_update(status, unreferenced_since=now.replace(microsecond=0)), delete_jobs=jobs)
 
 
 def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan:
