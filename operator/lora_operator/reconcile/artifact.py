@@ -83,7 +83,8 @@ def _announce(context: Context, key: Key) -> None:
 
 def _credentials(context: Context, artifact: ModelArtifact) -> Credentials | ReasonError | None:
     offered = {lent: None for lent in context.registry.wanters(artifact.key).values() if lent is not None}
-    return wanters_credentials(artifact, offered)
+    cache = context.store.caches.get((artifact.metadata.namespace, artifact.spec.cache_ref.name))
+    return wanters_credentials(artifact, cache, offered)
 
 
 async def _observe(
