@@ -285,6 +285,34 @@ async def test_an_artifact_or_a_job_that_is_deleted_by_hand_is_made_again(
         await world.ready("slow", world.team_a)
 
 
+async def test_a_job_with_credentials_that_is_deleted_by_hand_has_its_secret_again(
+    world: World, control_plane: ControlPlane
+) -> None:
+    await world.make_fleet()
+    token = {"data": {"token": base64.b64encode(b"t").decode()}, "apiVersion": "v1", "kind": "Secret"}
+    await world.kube.apply(token | {"metadata": {"name": "hf", "namespace": world.team_a}})
+    private = {"huggingFace": {"repo": "org/private", "tokenSecretRef": {"name": "hf", "key": "token"}}}
+    world.outcomes["org/private"] = NEVER
+    async with running_operator(control_plane):
+        await world.adapter("private", world.team_a, source=private)
+
+        async def started(but: str = "") -> Json | None:
+            for job in (await world.kube.list(JOBS, namespace=world.serving))[0]:
+                ours = job["metadata"]["name"].startswith("private-") and job["metadata"]["uid"] != but
+                if ours and not job["spec"].get("suspend"):
+                    return job
+            return None
+
+        first = await until(started, "its Job is made and let go")
+        volumes = first["spec"]["template"]["spec"]["volumes"]
+        [name] = [volume["secret"]["secretName"] for volume in volumes if volume["name"] == "credentials"]
+        await world.kube.delete(SECRETS, world.serving, name)  # as the garbage collector does with what the Job owns
+        await world.kube.delete(JOBS, world.serving, first["metadata"]["name"])
+        second = await until(lambda: started(first["metadata"]["uid"]), "its Job is made again and let go")
+        secret = await world.kube.get(SECRETS, world.serving, name)
+        assert [one["uid"] for one in secret["metadata"]["ownerReferences"]] == [second["metadata"]["uid"]]
+
+
 # Restarts
 
 

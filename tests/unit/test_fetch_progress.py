@@ -67,6 +67,23 @@ def test_a_job_that_gets_nowhere_is_noticed() -> None:
         assert told.wait(10)
 
 
+def test_a_job_that_publishes_has_no_figures_that_could_stand_still() -> None:
+    told, ticks = threading.Event(), 0
+    enough = threading.Event()
+
+    def measure() -> tuple[int, int]:
+        nonlocal ticks
+        ticks += 1
+        if ticks >= 4:
+            enough.set()
+        return 5, 0
+
+    with Reporter(on_stall=lambda _: told.set(), stall_after=0.5, out=io.StringIO()) as reporter:
+        reporter.enter("Publishing", total=5, measure=measure)
+        enough.wait(10)
+    assert not told.is_set()
+
+
 def test_a_job_that_gets_on_slowly_is_left_alone() -> None:
     told, ticks = threading.Event(), 0
     enough = threading.Event()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lora_operator.api import ModelArtifact
+from lora_operator.api import ModelArtifact, ModelCache
+from lora_operator.api.source import Source
 from lora_operator.constants import ANNOTATION_REFRESH, REASONS, Reason, Retry
 from lora_operator.errors import ReasonError
 from lora_operator.manifest import FetchProgress, FetchResult
@@ -21,6 +22,7 @@ from lora_operator.plan.artifact import (
     wanters_credentials,
 )
 from lora_operator.plan.fetch_job import JobView
+from lora_operator.plan.wants import build_artifact
 from tests.unit.builders import (
     COMMIT,
     LATER,
@@ -535,6 +537,16 @@ def test_a_ready_one_that_nothing_wants_stays_and_says_since_when() -> None:
     assert plan_artifact(seen(after(artifact, plan), wanted=False), now=LATER) == ArtifactPlan(status=None)
 
 
+def test_the_jobs_of_one_that_nothing_wants_go_so_that_none_is_believed_later() -> None:
+    artifact = ready_artifact()
+    jobs = (job(2), job(2, name="another's", owner_uid="uid-2"))
+    plan = plan_artifact(seen(artifact, wanted=False, jobs=jobs), now=NOW)
+    assert plan.delete_jobs == (job(2).name,)
+    unwanted = after(artifact, plan)
+    ended = succeeded(3)
+    assert plan_artifact(seen(unwanted, wanted=False, jobs=(ended,)), now=LATER).delete_jobs == (ended.name,)
+
+
 def test_what_an_earlier_refresh_was_for_goes_when_nothing_wants_it() -> None:
     artifact = ready_artifact(annotations={ANNOTATION_REFRESH: "requested=1"})
     assert plan_artifact(seen(artifact, wanted=False), now=NOW) == ArtifactPlan(status=None, delete_artifact=True)
@@ -587,10 +599,27 @@ def test_the_source_is_always_written(artifact: ModelArtifact, source: str) -> N
 
 # Whose credentials
 
+
+def made_for_a_want(**more: Any) -> ModelArtifact:
+    """A private artifact as a wanter makes it; `more` is build_artifact's."""
+    source = Source.model_validate(more.pop("source", {"huggingFace": {"repo": "org/sql", "revision": "main"}}))
+    values: dict[str, Any] = {"cache": make_cache(), "base_artifact": "base-1", "credentials": SECRET} | more
+    return ModelArtifact.model_validate(build_artifact(source=source, **values))
+
+
+def of_another_source(artifact: ModelArtifact) -> ModelArtifact:
+    """The same name, and what its maker chose in the spec."""
+    source = Source.model_validate({"huggingFace": {"repo": "mallory/sql"}})
+    return artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": source})})
+
+
 LENT: dict[tuple[str, str, str, str], object] = {SECRET: None}
 CREDENTIALS: dict[str, tuple[ModelArtifact, dict[tuple[str, str, str, str], object], Any]] = {
     "none are asked for": (make_artifact(), LENT, None),
-    "a live wanter lends them": (PRIVATE, LENT, SECRET),
+    "a live wanter lends them": (made_for_a_want(), LENT, SECRET),
+    "to what a refresh is for": (made_for_a_want(refresh="requested=1"), LENT, SECRET),
+    "to a base model's": (made_for_a_want(base_artifact=None), LENT, SECRET),
+    "for S3": (made_for_a_want(source={"s3": {"bucket": "models", "prefix": "a/"}}), LENT, SECRET),
     "one made by hand from S3 reads the keys of the Secret beside it": (
         make_artifact(by_hand=True, secret="keys", s3={"bucket": "models"}),
         {},
@@ -607,21 +636,37 @@ CREDENTIALS: dict[str, tuple[ModelArtifact, dict[tuple[str, str, str, str], obje
 @pytest.mark.parametrize("case", CREDENTIALS)
 def test_wanters_credentials(case: str) -> None:
     artifact, offered, expected = CREDENTIALS[case]
-    assert wanters_credentials(artifact, offered) == expected
+    assert wanters_credentials(artifact, make_cache(), offered) == expected
 
 
 NOT_LENT: dict[str, tuple[ModelArtifact, dict[tuple[str, str, str, str], object]]] = {
-    "nobody lends them": (PRIVATE, {}),
+    "nobody lends them": (made_for_a_want(), {}),
+    "the name is that of another source's": (of_another_source(made_for_a_want()), LENT),
+    "the name is that of another source's refresh": (of_another_source(made_for_a_want(refresh="requested=1")), LENT),
+    "the name is any": (PRIVATE, LENT),
     "one made by hand writes down another namespace's": (make_artifact(by_hand=True, credentials=SECRET), {}),
-    "a Secret of the same name in another namespace": (PRIVATE, {("team-b", *SECRET[1:]): None}),
-    "a Secret that was made anew": (PRIVATE, {(*SECRET[:3], "uid-2"): None}),
-    "another key": (PRIVATE, {("team-a", "hf", "other", "uid-secret"): None}),
+    "a Secret of the same name in another namespace": (made_for_a_want(), {("team-b", *SECRET[1:]): None}),
+    "a Secret that was made anew": (made_for_a_want(), {(*SECRET[:3], "uid-2"): None}),
+    "another key": (made_for_a_want(), {("team-a", "hf", "other", "uid-secret"): None}),
 }
 
 
 @pytest.mark.parametrize("case", NOT_LENT)
 def test_credentials_of_another_namespace_come_only_through_who_wants_the_content(case: str) -> None:
-    found = wanters_credentials(*NOT_LENT[case])
+    artifact, offered = NOT_LENT[case]
+    assert_refused(wanters_credentials(artifact, make_cache(), offered))
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [None, make_cache(uid="uid-2"), make_cache(endpoint="https://elsewhere.test")],
+    ids=["gone", "made anew", "of another Hub"],
+)
+def test_credentials_are_not_lent_for_another_cache(cache: ModelCache | None) -> None:
+    assert_refused(wanters_credentials(made_for_a_want(), cache, LENT))
+
+
+def assert_refused(found: Any) -> None:
     assert isinstance(found, ReasonError)
     assert (found.reason, found.message) == (
         "CredentialsForbidden",

@@ -31,9 +31,12 @@ def claim(phase: str | None, *, annotations: dict[str, str] | None = None, **spe
     }
 
 
-def unwritable(message: str, time: str = "2026-01-01T00:00:00Z", **more: Any) -> ModelArtifact:
+def unwritable(
+    message: str, time: str = "2026-01-01T00:00:00Z", *, unreferenced: str | None = None, **more: Any
+) -> ModelArtifact:
     failure = {"attempt": 1, "reason": "CacheNotWritable", "message": message, "time": time}
-    return make_artifact(status={"lastFailure": failure}, conditions=not_ready("CacheNotWritable", message), **more)
+    status = {"lastFailure": failure, "unreferencedSince": unreferenced}
+    return make_artifact(status=status, conditions=not_ready("CacheNotWritable", message), **more)
 
 
 WORDS = "user 10001 may not write to /model-cache"
@@ -102,6 +105,12 @@ CACHES: dict[str, Case] = {
     "one that could be written since": (
         claim("Bound"),
         [ready_artifact(status={"lastFailure": unwritable("x").to_wire()["status"]["lastFailure"]})],
+        {"Ready": ("True", "Bound", "PersistentVolumeClaim models is bound")},
+        300,
+    ),
+    "one whose content nothing wants any more": (
+        claim("Bound"),
+        [unwritable(WORDS, unreferenced="2026-01-01T00:00:09Z")],
         {"Ready": ("True", "Bound", "PersistentVolumeClaim models is bound")},
         300,
     ),

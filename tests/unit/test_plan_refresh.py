@@ -172,6 +172,17 @@ def test_a_refresh_whose_artifact_can_not_be_made_has_failed() -> None:
     assert plan.artifact is None
 
 
+def test_a_refresh_lends_no_credentials_to_what_has_its_name() -> None:
+    adapter = make_adapter(secret="hf")
+    first = good(adapter, credentials=SECRET)
+    asked = annotated(settle(adapter, first, credentials=SECRET), "1")
+    observation = seen(asked, first, fleet=fleet_of(first), credentials=SECRET)
+    planned = plan_adapter(observation, now=SOON)
+    assert planned.decision.lent() == {first.key: SECRET, key_of(asked, ONE, SECRET): SECRET}
+    refused = plan_refused(observation, planned, failing(Reason.NAME_TAKEN, "exists with another spec"), now=SOON)
+    assert refused.decision.lent() == {first.key: SECRET}
+
+
 def test_a_change_of_the_spec_meanwhile_takes_effect_at_once_and_the_refresh_goes_on() -> None:
     renamed = ASKED.model_copy(
         update={

@@ -2,7 +2,8 @@
 
 Bytes are read from the cache (finished blobs and unfinished ones), not counted in the download: so they are true after a restart, and
 while another Job downloads the very file that this one waits for. A Job whose figures don't move for `stall_after` seconds is ended by
-`on_stall`: a source that sends one byte now and then passes every time-out of a request.
+`on_stall`: a source that sends one byte now and then passes every time-out of a request. Not while it publishes: nothing is measured
+there, a check may read gigabytes, and no source is waited for.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Reporter:
             self._print(FetchProgress(phase=phase, bytes_done=min(done, total), bytes_total=total))
             with self._lock:
                 still = now - self._moved
-            if still >= self.stall_after:
+            if still >= self.stall_after and phase != "Publishing":
                 self.on_stall(still)
                 return
             if self._stop.wait(_LINE_EVERY_S):

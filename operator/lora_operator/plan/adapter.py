@@ -141,7 +141,9 @@ def plan_refused(seen: AdapterObservation, plan: AdapterPlan, cause: Verdict, *,
     """The plan where the wanted artifact can't be made: quota, admission, a taken name. The adapter keeps what it has."""
     if plan.decision.refreshing is not None:
         again = plan_adapter(replace(seen, not_made=cause), now=now)
-        return replace(again, artifact=None, requeue_after=REFUSED_POLL_SECONDS)
+        # What has the name is somebody else's, so nothing is lent to it.
+        decision = replace(again.decision, refreshing=None)
+        return replace(again, decision=decision, artifact=None, requeue_after=REFUSED_POLL_SECONDS)
     accepted = _conflict(seen) or ok(Reason.ACCEPTED, "the deployment admits the adapter")
     verdicts = {
         Condition.ACCEPTED: accepted,

@@ -14,7 +14,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.manifest import FetchProgress, FetchResult
 from lora_operator.names import format_size, is_pinned, short_revision
 from lora_operator.plan.fetch_job import JobView
-from lora_operator.plan.wants import Credentials, source_refused
+from lora_operator.plan.wants import Credentials, source_refused, wanted_name
 
 FIRST_BACKOFF_SECONDS = 10
 # By the class of the reason; one that is otherwise waited for (a Job found the volume not mounted) is no reason to give up.
@@ -97,12 +97,13 @@ def _plan(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
 
 def _plan_unwanted(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     status = seen.artifact.status
+    jobs = tuple(job.name for job in seen.jobs if job.owner_uid == seen.artifact.metadata.uid)
     # One that an earlier refresh was for is never gone back to; its files stay like all others.
     if status.path is None or ANNOTATION_REFRESH in seen.artifact.metadata.annotations:
         return ArtifactPlan(status=None, delete_artifact=True)
     if status.unreferenced_since is not None:
-        return ArtifactPlan(status=None)
-    return ArtifactPlan(_update(status, unreferenced_since=now.replace(microsecond=0)))
+        return ArtifactPlan(status=None, delete_jobs=jobs)
+    return ArtifactPlan(_update(status, unreferenced_since=now.replace(microsecond=0)), delete_jobs=jobs)
 
 
 def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan:
@@ -325,14 +326,17 @@ def _percent(progress: FetchProgress) -> int:
 
 
 def wanters_credentials(
-    artifact: ModelArtifact, offered: Mapping[Credentials, object]
+    artifact: ModelArtifact, cache: ModelCache | None, offered: Mapping[Credentials, object]
 ) -> Credentials | ReasonError | None:
-    """Which Secret an attempt may use: one that a live, accepted wanter offers, or for a hand-made artifact one beside it."""
+    """Which Secret an attempt may use: one that a live, accepted wanter offers, or for a hand-made artifact one beside it.
+
+    Wanters know an artifact by its name alone, so what they offer goes only to one whose name is that of its own content.
+    """
     secret = artifact.spec.source.secret
     identity = artifact.spec.credentials
     if identity is not None:
         credentials = (identity.namespace, identity.name, identity.key, identity.uid)
-        if credentials in offered:
+        if credentials in offered and cache is not None and artifact.metadata.name == _own_name(artifact, cache):
             return credentials
         return ReasonError(
             Reason.CREDENTIALS_FORBIDDEN,
@@ -340,3 +344,7 @@ def wanters_credentials(
             f"{identity.name}: credentials of another namespace come only through such an object",
         )
     return (artifact.metadata.namespace, *secret, "") if secret is not None else None
+
+
+def _own_name(artifact: ModelArtifact, cache: ModelCache) -> str:
+    return wanted_name(artifact.spec, cache, refresh=artifact.metadata.annotations.get(ANNOTATION_REFRESH))

@@ -104,6 +104,7 @@ def _ready(seen: CacheObservation) -> Verdict:
         if artifact.status.last_failure is not None
         and artifact.status.last_failure.reason == Reason.CACHE_NOT_WRITABLE
         and not is_true(artifact.status.conditions, Condition.READY)
+        and artifact.status.unreferenced_since is None  # else no Job will find out that it can be written again
     ]
     if unwritable:
         return failing(Reason.CACHE_NOT_WRITABLE, max(unwritable, key=lambda failure: failure.time).message)

@@ -132,17 +132,22 @@ def build_artifact(
             else None,
             **(details or {}),
         }
-    ).to_wire()
-    want = {"spec": spec, "cache": cache.content_identity}
-    if source.hugging_face is not None:
-        want["endpoint"] = cache.spec.hugging_face.endpoint
-    if refresh is not None:
-        want["refresh"] = refresh
+    )
     metadata: dict[str, Any] = {
-        "name": artifact_name(source=source.anonymous().member.title, want=want),
+        "name": wanted_name(spec, cache, refresh=refresh),
         "namespace": cache.metadata.namespace,
         "labels": {LABEL_MANAGED_BY: MANAGED_BY},
     }
     if refresh is not None:
         metadata["annotations"] = {ANNOTATION_REFRESH: refresh}
-    return {"apiVersion": API_VERSION, "kind": "ModelArtifact", "metadata": metadata, "spec": spec}
+    return {"apiVersion": API_VERSION, "kind": "ModelArtifact", "metadata": metadata, "spec": spec.to_wire()}
+
+
+def wanted_name(spec: ModelArtifactSpec, cache: ModelCache, *, refresh: str | None) -> str:
+    """The name that the ModelArtifact of such a spec has as a want's: by it wanters know it, and lend it their credentials."""
+    want: dict[str, Any] = {"spec": spec.to_wire(), "cache": cache.content_identity}
+    if spec.source.hugging_face is not None:
+        want["endpoint"] = cache.spec.hugging_face.endpoint
+    if refresh is not None:
+        want["refresh"] = refresh
+    return artifact_name(source=spec.source.member.title, want=want)

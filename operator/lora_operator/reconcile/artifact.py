@@ -83,7 +83,8 @@ def _announce(context: Context, key: Key) -> None:
 
 def _credentials(context: Context, artifact: ModelArtifact) -> Credentials | ReasonError | None:
     offered = {lent: None for lent in context.registry.wanters(artifact.key).values() if lent is not None}
-    return wanters_credentials(artifact, offered)
+    cache = context.store.caches.get((artifact.metadata.namespace, artifact.spec.cache_ref.name))
+    return wanters_credentials(artifact, cache, offered)
 
 
 async def _observe(
@@ -167,7 +168,8 @@ async def _start(
     job = await _create_job(context, artifact, attempt, with_credentials=values is not None)
     if job is None or values is None:
         return
-    await context.ensure_secret(build_credentials_secret(artifact, job=job, values=values))
+    # Always: one of this name that was written before goes with the earlier Job that owned it.
+    await context.kube.apply(build_credentials_secret(artifact, job=job, values=values))
     if job["spec"].get("suspend"):
         patched = await context.kube.patch(
             JOBS, artifact.metadata.namespace, job["metadata"]["name"], {"spec": {"suspend": False}}
