@@ -284,6 +284,36 @@ def test_one_that_goes_on_is_not_begun_anew_and_one_that_failed_for_good_is() ->
     assert look(pending, good(HOURLY), broken, now=at(2)).decision.refreshing == key_of(HOURLY, due(2))
 
 
+def test_one_whose_content_can_not_be_served_is_followed_by_the_next() -> None:
+    pending = settle(HOURLY, good(HOURLY), now=at(1))
+    large = good(HOURLY, due(1), rank=128)
+    plan = look(pending, good(HOURLY), large, now=at(1.5))
+    assert plan.decision.refreshing == large.key
+    assert message(plan).endswith("or raise spec.lora.maxLoraRank there; the next refresh is due at 02:00:00Z")
+    assert look(pending, good(HOURLY), large, now=at(2)).decision.refreshing == key_of(HOURLY, due(2))
+    usable = good(HOURLY, due(1), commit=OTHER_COMMIT)
+    assert look(pending, good(HOURLY), usable, now=at(2)).decision.artifact == usable.key, "one that is good is taken"
+
+
+def test_what_is_served_by_now_stays_when_the_content_before_is_gone_and_the_status_still_speaks_of_that() -> None:
+    fresh = good(HOURLY, due(1), commit=OTHER_COMMIT)
+    pending = settle(settle(HOURLY, good(HOURLY), now=at(1)), fresh, good(HOURLY), now=at(1.1))
+    ready = fresh.status.conditions[0].model_copy(update={"last_transition_time": at(1.1)})
+    fresh = fresh.model_copy(update={"status": fresh.status.model_copy(update={"conditions": (ready,)})})
+    pending = settle(pending, fresh, now=at(2.1))
+    assert pending.status.refresh is not None
+    assert (pending.status.refresh.due, pending.status.refresh.pending) == (at(1), at(2.1))
+    second = good(HOURLY, due(2.1))
+    assert look(pending, second, fresh, now=at(2.2)).decision.artifact == second.key
+    for interval in ("1h", None):
+        spec = pending.spec.model_copy(update={"refresh_interval": interval})
+        plan = look(pending.model_copy(update={"spec": spec}), second, now=at(2.2))
+        assert (plan.decision.artifact, plan.decision.refreshing) == (second.key, None)
+        assert plan.status is not None
+        assert plan.status.refresh is not None
+        assert (plan.status.refresh.due, plan.status.refresh.pending) == (at(2.1), None)
+
+
 def test_the_next_one_counts_from_the_last_that_was_done() -> None:
     fresh = good(HOURLY, due(1))
     ready = fresh.status.conditions[0].model_copy(update={"last_transition_time": at(1.1)})

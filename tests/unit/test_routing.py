@@ -116,6 +116,15 @@ def test_an_adapter_whose_status_changed_is_looked_at_alone(world: World) -> Non
     assert world.put(Kind.LORA_ADAPTER, adapter(SQL, status={"readyPods": "1/1"})) == {SQL}
 
 
+def test_an_artifact_that_a_status_speaks_of_no_longer_may_go(world: World) -> None:
+    place = {"namespace": ARTIFACT.namespace, "name": ARTIFACT.name}
+    assert world.put(Kind.LORA_ADAPTER, adapter(SQL, status={"artifactRef": place})) == {SQL}
+    assert world.put(Kind.LORA_ADAPTER, adapter(SQL, status={"artifactRef": place | {"name": "x"}})) == {SQL, ARTIFACT}
+    told = {"modelArtifact": "base-1", "tokenizerArtifact": "tok-1"}
+    assert world.put(Kind.VLLM_DEPLOYMENT, deployment(status=told)) == {LLAMA}
+    assert world.put(Kind.VLLM_DEPLOYMENT, deployment(status=told | {"modelArtifact": "base-2"})) == {LLAMA, BASE}
+
+
 def test_an_adapter_that_takes_a_name_is_news_to_its_rivals(world: World) -> None:
     assert world.put(Kind.LORA_ADAPTER, adapter(SQL, served="chat", generation=2)) == {SQL, CHAT, LLAMA}
 

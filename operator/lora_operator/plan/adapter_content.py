@@ -59,7 +59,7 @@ class AdapterContent:
 
 def find_content(seen: AdapterObservation, deployment: VLLMDeployment, *, now: datetime) -> AdapterContent | None:
     """The content that the adapter's spec leads to; None where the base model's artifact is not known yet."""
-    refresh = _refresh(seen, now)
+    refresh = _refresh(seen, deployment, now)
     wanted, downloaded = _wanted_artifact(seen, refresh)
     if wanted is None and downloaded is None:
         return None
@@ -88,7 +88,7 @@ def _is_known(seen: AdapterObservation) -> bool:
     return known and not isinstance(seen.credentials, ReasonError)
 
 
-def _refresh(seen: AdapterObservation, now: datetime) -> Refresh:
+def _refresh(seen: AdapterObservation, deployment: VLLMDeployment, now: datetime) -> Refresh:
     """What is to be resolved anew; nothing where it is not known what the adapter wants, or with which credentials."""
     adapter, cache, base = seen.adapter, seen.cache, seen.base_artifact
 
@@ -110,6 +110,7 @@ def _refresh(seen: AdapterObservation, now: datetime) -> Refresh:
         source=adapter.spec.source,
         state=adapter.status.refresh,
         artifact_at=artifact_at,
+        is_usable=lambda artifact: too_large(artifact, deployment) is None,
         now=now,
     )
 

@@ -40,7 +40,7 @@ class ArtifactObservation:
     artifact: ModelArtifact
     cache: ModelCache | None
     base: ModelArtifact | None  # the base model's, where the spec names one
-    wanted: bool | None  # None: not every adapter and deployment has been looked at yet
+    wanted: bool | None  # None: not every adapter and deployment has been looked at yet, or a status still names it
     secret: SecretVersion | ReasonError | None  # None: access is anonymous
     jobs: tuple[JobView, ...]
     progress: FetchProgress | None

@@ -15,7 +15,7 @@ from lora_operator.api.adapter import RefreshState
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.source import Source
 from lora_operator.conditions import Verdict, find, is_true
-from lora_operator.constants import ANNOTATION_REFRESH, REASONS, Condition, Retry
+from lora_operator.constants import ANNOTATION_REFRESH, REASONS, Condition, Reason, Retry
 from lora_operator.names import bounded, is_pinned
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
@@ -80,9 +80,10 @@ def plan_refresh(
     source: Source,
     state: RefreshState | None,
     artifact_at: Callable[[Epoch], ModelArtifact | None],
+    is_usable: Callable[[ModelArtifact], bool],
     now: datetime,
 ) -> Refresh:
-    """Which epoch of a want is wanted. `artifact_at` finds the want's artifact of an epoch."""
+    """Which epoch of a want is wanted. `artifact_at` finds the want's artifact of an epoch, `is_usable` judges one that is Ready."""
     served = Epoch(state.requested, state.due) if state else Epoch()
     content = artifact_at(served)
     if content is not None and not is_true(content.status.conditions, Condition.READY):
@@ -91,26 +92,28 @@ def plan_refresh(
     if source.hugging_face is not None and is_pinned(source.hugging_face.revision):
         return Refresh(Epoch(asked), served, content, None)
     due, again_at = served.due, None
+    pending = state.pending if state else None
+    if content is None and pending is not None:
+        due = pending  # what was served is gone: there is no going back from what was begun
     ready = find(content.status.conditions, Condition.READY) if content else None
     if interval is not None and ready is not None:
         passed = max(0, (now - ready.last_transition_time) // interval)
         again_at = ready.last_transition_time + (passed + 1) * interval
         if passed:
             due = ready.last_transition_time + passed * interval
-            pending = state.pending if state else None
             if pending is not None and ready.last_transition_time < pending < due:
-                given_up = _given_up(artifact_at(Epoch(asked, pending)))
+                given_up = _given_up(artifact_at(Epoch(asked, pending)), is_usable)
                 due = due if given_up else pending  # one that goes on, or is tried again, is not begun anew
     return Refresh(Epoch(asked, due), served, content, again_at)
 
 
-def _given_up(artifact: ModelArtifact | None) -> bool:
-    """Whether an artifact failed for good."""
-    return (
-        artifact is not None
-        and artifact.status.last_failure is not None
-        and (artifact.status.next_attempt_time is None)
-    )
+def _given_up(artifact: ModelArtifact | None, is_usable: Callable[[ModelArtifact], bool]) -> bool:
+    """Whether an artifact failed for good, or is there and can't be served."""
+    if artifact is None:
+        return False
+    if is_true(artifact.status.conditions, Condition.READY):
+        return not is_usable(artifact)
+    return artifact.status.last_failure is not None and artifact.status.next_attempt_time is None
 
 
 def describe(pending: Verdict, again_at: datetime | None = None) -> str:
@@ -119,6 +122,7 @@ def describe(pending: Verdict, again_at: datetime | None = None) -> str:
     if info.retry is Retry.WAIT and not info.stalled:
         return f"; a refresh is running ({pending.reason})"
     note = f"; the last refresh failed, this content stays: {pending.reason}: {pending.message}"
-    if info.retry is Retry.NONE and again_at is not None:
+    given_up = info.retry is Retry.NONE or pending.reason is Reason.RANK_TOO_LARGE
+    if given_up and again_at is not None:
         note += f"; the next refresh is due at {again_at:%H:%M:%S}Z"
     return note

@@ -95,8 +95,8 @@ async def _observe(
     jobs = tuple([await _view(context, job, pods) for job in store.jobs_of_artifact(artifact.key)])
     running = next((job for job in jobs if not job.finished and job.owner_uid == artifact.metadata.uid), None)
     wanted: bool | None = bool(context.registry.wanters(artifact.key)) or is_by_hand(artifact)
-    if not wanted and not context.registry.all_decided(store, namespace):
-        wanted = None
+    if not wanted and (store.is_told(artifact.key) or not context.registry.all_decided(store, namespace)):
+        wanted = None  # what a status says is in use is gone by after a restart, or where a decision is taken back
     base_ref = artifact.spec.base_model_ref
     secret: SecretVersion | ReasonError | None = credentials if isinstance(credentials, ReasonError) else None
     ready = find(artifact.status.conditions, Condition.READY)

@@ -10,16 +10,16 @@ from lora_operator.conditions import find, is_true
 from lora_operator.constants import ANNOTATION_DEFAULT_CACHE, COMPONENT_ENGINE, LABEL_CACHE, LABEL_COMPONENT, Condition
 from lora_operator.names import label_value
 from lora_operator.plan.pods import controller
-from lora_operator.reconcile.store import Change, Key, Kind, Store
+from lora_operator.reconcile.store import Change, Key, Kind, Store, artifacts_told
 
 
 def keys_for(change: Change, store: Store) -> set[Key]:
     """Keys whose reconcile may find something new."""
     match change.kind:
         case Kind.LORA_ADAPTER:
-            return {change.key, *_for_adapter(change.old, change.new, store)}
+            return {change.key, *_for_adapter(change.old, change.new, store), *_no_longer_told(change)}
         case Kind.VLLM_DEPLOYMENT:
-            return {change.key, *_for_deployment(change, store)}
+            return {change.key, *_for_deployment(change, store), *_no_longer_told(change)}
         case Kind.MODEL_CACHE:
             return {change.key, *_for_cache(change, store)}
         case Kind.MODEL_ARTIFACT:
@@ -53,6 +53,12 @@ def _for_deployment(change: Change, store: Store) -> Iterator[Key]:
     if _form(change.old) != _form(change.new):
         for adapter in store.adapters_of((change.key.namespace, change.key.name)):
             yield Key(Kind.LORA_ADAPTER, *adapter.key)
+
+
+def _no_longer_told(change: Change) -> Iterator[Key]:
+    """Artifacts that were kept because a status said that they are in use."""
+    for artifact in artifacts_told(change.old) - artifacts_told(change.new):
+        yield Key(Kind.MODEL_ARTIFACT, *artifact)
 
 
 def _cache_form(cache: ModelCache | None) -> tuple[Any, ...] | None:

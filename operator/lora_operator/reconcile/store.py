@@ -98,6 +98,7 @@ class Store:
         self._all_synced = asyncio.Event()
         self._adapters_by_deployment: Index[ObjectKey] = Index()
         self._adapters_by_name: Index[tuple[ObjectKey, str]] = Index()
+        self._adapters_by_artifact: Index[ObjectKey] = Index()
         self._artifacts_by_cache: Index[ObjectKey] = Index()
         self._pods_by_deployment: Index[ObjectKey] = Index()
         self._pods_by_artifact: Index[ObjectKey] = Index()
@@ -122,6 +123,11 @@ class Store:
         One that is being deleted is none of them, though somebody's finalizer may keep the object for a while.
         """
         return [self.adapters[key] for key in self._adapters_by_deployment.keys_of(deployment)]
+
+    def is_told(self, artifact: ObjectKey) -> bool:
+        """Whether a status still says of the artifact that it is in use, whatever is wanted by now."""
+        beside = (one for one in self.deployments.values() if one.metadata.namespace == artifact[0])
+        return bool(self._adapters_by_artifact.keys_of(artifact)) or any(artifact in artifacts_told(x) for x in beside)
 
     def adapters_named(self, deployment: ObjectKey, served_name: str) -> list[LoRAAdapter]:
         """Adapters that ask the VLLMDeployment for the same served name; by (namespace, name)."""
@@ -264,6 +270,7 @@ class Store:
             live = new if new is not None and new.metadata.deletion_timestamp is None else None
             self._adapters_by_deployment.assign(place, live.deployment_key if live else None)
             self._adapters_by_name.assign(place, (live.deployment_key, live.served_name) if live else None)
+            self._adapters_by_artifact.assign(place, next(iter(artifacts_told(live)), None))
         elif kind is Kind.MODEL_ARTIFACT:
             cache = None if new is None else (place[0], new.spec.cache_ref.name)
             self._artifacts_by_cache.assign(place, cache)
@@ -272,6 +279,18 @@ class Store:
             self._pods_by_artifact.assign(place, _labelled(place, new, LABEL_ARTIFACT))
         elif kind is Kind.JOB:
             self._jobs_by_artifact.assign(place, _labelled(place, new, LABEL_ARTIFACT))
+
+
+def artifacts_told(obj: LoRAAdapter | VLLMDeployment | None) -> set[ObjectKey]:
+    """The artifacts that are in use by what an object's status says."""
+    if isinstance(obj, LoRAAdapter):
+        ref = obj.status.artifact_ref
+        return set() if ref is None else {(ref.namespace, ref.name)}
+    if obj is None:
+        return set()
+    status = obj.status
+    names = (status.model_artifact, status.tokenizer_artifact, status.draft_model_artifact)
+    return {(obj.metadata.namespace, name) for name in names if name is not None}
 
 
 def _labelled(place: ObjectKey, body: Body | None, label: str) -> ObjectKey | None:

@@ -1,0 +1,78 @@
+"""An artifact that nothing wants any more stays until no status says that it is in use: that is what a restart goes by."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from lora_operator.constants import ANNOTATION_REFRESH
+from lora_operator.kube import Kube
+from lora_operator.plan.modules import Decision
+from lora_operator.reconcile.artifact import reconcile_artifact
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.registry import ModelWant
+from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.settings import Settings
+from lora_operator.vllm import Engines
+from tests.unit.builders import make_adapter, make_deployment, ready_artifact
+
+OLD, NEW = ("serving", "sql-1"), ("serving", "sql-2")
+
+
+class Deletions:
+    """The API server as far as objects are deleted there."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    async def delete(self, _: Any, namespace: str, name: str, *, uid: str) -> None:
+        """Takes it."""
+        self.names.append(name)
+
+
+class World:
+    """An adapter, its deployment, and an artifact of a refresh that both have been found not to want."""
+
+    def __init__(self) -> None:
+        self.kube = Deletions()
+        self.version = 0
+        self.context = Context(
+            kube=cast(Kube, self.kube),
+            engines=cast(Engines, None),
+            store=Store(),
+            settings=Settings(operator_image="i", operator_namespace="n"),
+            enqueue=lambda key, *, after=0.0: None,
+        )
+        self.put(Kind.MODEL_ARTIFACT, ready_artifact(OLD[1], annotations={ANNOTATION_REFRESH: "due=1"}))
+        adapter, deployment = make_adapter(), make_deployment()
+        registry, uid = self.context.registry, adapter.metadata.uid
+        registry.publish_decision(adapter.key, Decision(uid=uid, generation=1, accepted=True, artifact=NEW))
+        registry.publish_model_want(deployment.key, ModelWant(deployment.metadata.uid, 1, None, None))
+
+    def put(self, kind: Kind, obj: Any, **status: Any) -> None:
+        """Has the store know an object."""
+        self.version += 1
+        body = obj.model_dump(mode="json", by_alias=True, exclude_none=True)
+        metadata = body["metadata"] | {"resourceVersion": str(self.version)}
+        self.context.store.upsert(kind, {**body, "metadata": metadata, "status": body["status"] | status})
+
+    async def deleted(self) -> list[str]:
+        """What a look at the artifact deletes."""
+        await reconcile_artifact(self.context, Key(Kind.MODEL_ARTIFACT, *OLD))
+        return self.kube.names
+
+
+@pytest.mark.parametrize("told", ["modelArtifact", "tokenizerArtifact", "draftModelArtifact", "artifactRef"])
+async def test_what_a_status_says_is_in_use_is_not_deleted_before_it_says_otherwise(told: str) -> None:
+    world = World()
+
+    def say(artifact: tuple[str, str]) -> None:
+        of_adapter = {"artifactRef": {"namespace": artifact[0], "name": artifact[1]}} if told == "artifactRef" else {}
+        world.put(Kind.LORA_ADAPTER, make_adapter(), **of_adapter)
+        world.put(Kind.VLLM_DEPLOYMENT, make_deployment(), **({} if of_adapter else {told: artifact[1]}))
+
+    say(OLD)
+    assert await world.deleted() == []
+    say(NEW)
+    assert await world.deleted() == [OLD[1]]
