@@ -145,7 +145,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
             "dtype": "auto",
         },
         "lora": {"updateStrategy": "HotLoad", "maxLoras": 8, "maxCpuLoras": 64, "maxLoraRank": 64},
-        "adapterPolicy": {"namespaces": {"from": "Same"}},
+        "adapterPolicy": {"namespaces": {"from": "Same"}, "servedNames": "Plain"},
         "engine": {"image": "vllm.example/vllm:1", "command": ["vllm", "serve"], "port": 8000},
     },
     "ModelCache": {
