@@ -219,6 +219,7 @@ async def test_names_qualified_by_the_namespace(world: World, control_plane: Con
         [engine] = await world.run_pods()
         await world.ready(older.name, older.namespace)
         await world.refused(younger.name, younger.namespace, "NameConflict")
+        await path_of(world, younger)  # both contents are there: the policy alone changes the list
         generation = (await world.modules()).generation
         workload = await world.kube.get(DEPLOYMENTS, world.serving, "llama")
 
