@@ -21,7 +21,7 @@ from lora_operator.manifest import FetchResult, Manifest
 
 ROOT = Path(__file__).parents[2]
 HIDDEN, WIDE, VOCAB = 64, 128, 300
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 _MODULES = {"self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.v_proj": (HIDDEN, HIDDEN), "mlp.up_proj": (WIDE, HIDDEN)}
 
 

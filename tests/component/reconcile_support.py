@@ -44,7 +44,7 @@ from lora_operator.vllm import Engines
 from tests.component.engine_standin import StandIn
 from tests.component.manifests import manifest
 
-DEADLINE = 20.0
+DEADLINE = 120.0
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NEVER = FetchResult(ok=False, message="never ends")  # an outcome: the Job's pod runs for ever
 PORT = 8000

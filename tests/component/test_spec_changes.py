@@ -32,7 +32,7 @@ from tests.component.conftest import Kubectl
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed:ResourceWarning"
 )
-DEADLINE = 60.0
+DEADLINE = 180.0
 GROUP = "lora-operator.dev/v1alpha1"
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 TIME = "2026-01-02T03:04:05Z"

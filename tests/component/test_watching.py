@@ -27,7 +27,7 @@ from lora_operator.reconcile.store import Key, Kind, Store
 from tests.component.conftest import Kubectl
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 30.0
+DEADLINE = 90.0
 
 
 @pytest.fixture
