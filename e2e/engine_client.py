@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -44,6 +45,14 @@ def token_ids(url: str, model: str, prompt: str | list[Json], *, tokens: int = 3
     assert status == 200, f"{model} at {url}: {status} {answer}"
     ids: list[int] = answer["choices"][0]["token_ids"]
     return ids
+
+
+def tokens_for(url: str, model: str, *, seconds: float, most: int) -> int:
+    """How many tokens one stream takes about so long for, on this machine, now; between 300 and `most`."""
+    token_ids(url, model, "Once", tokens=4)
+    started = time.monotonic()
+    token_ids(url, model, "Once", tokens=64)
+    return max(300, min(most, int(seconds * 64 / (time.monotonic() - started))))
 
 
 def models(url: str) -> dict[str, Json]:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from e2e.engine_client import Json, Stream, models, request, token_ids
+from e2e.engine_client import Json, Stream, models, request, token_ids, tokens_for
 from e2e.engine_process import SERVED, TOKEN, EngineProcess
 from e2e.fixtures import adapters
 from e2e.stack import tiny_fixtures
@@ -28,7 +28,10 @@ from lora_operator.engine_kit.gate import OPEN_ROUTES
 
 PROMPT = "Once upon a time"
 HOT_LOADS = 8
-LONG = 3000  # tokens of a stream that must outlive what happens meanwhile: 10 s on an idle machine, and clients were seen to stall for 7
+LONG_SECONDS, LONG = (
+    20,
+    3000,
+)  # of a stream that must outlive what happens meanwhile; clients were seen to stall for 7 s
 
 
 @dataclass
@@ -87,7 +90,8 @@ def reference(kit: Kit) -> dict[str, list[int]]:
     """Greedy token ids of each good adapter, served under names that no other test uses."""
     names = {name: f"reference-{name}" for name in ("one", "one-v2")}
     kit.engine.put({served: kit.path(name) for name, served in names.items()})
-    return {name: token_ids(kit.engine.url, served, PROMPT, tokens=LONG) for name, served in names.items()}
+    long = tokens_for(kit.engine.url, names["one"], seconds=LONG_SECONDS, most=LONG)
+    return {name: token_ids(kit.engine.url, served, PROMPT, tokens=long) for name, served in names.items()}
 
 
 def stream_of(kit: Kit, model: str, *, tokens: int) -> Stream:
@@ -188,7 +192,7 @@ def test_a_swap_loses_no_request_and_mixes_no_weights(kit: Kit, reference: dict[
             for turn in range(3):
                 began = time.monotonic()
                 old, new = ("one", "one-v2") if turn % 2 == 0 else ("one-v2", "one")
-                stream = stream_of(kit, "swapped", tokens=LONG)
+                stream = stream_of(kit, "swapped", tokens=len(reference[old]))
                 kit.engine.put({"swapped": kit.path(new)})
                 assert token_ids(url, "swapped", PROMPT, tokens=8) == reference[new][:8]
                 assert stream.running, (
@@ -209,7 +213,7 @@ def test_delete_and_reapply_under_a_stream_and_other_loads(kit: Kit, reference: 
     names = [f"hot-{number}" for number in range(HOT_LOADS)]
     others = {name: kit.engine.publish(kit.tiny / "adapters" / "three", f"{name}-r") for name in names}
     kit.engine.put({"sql": kit.path("one")})
-    stream = stream_of(kit, "sql", tokens=LONG)
+    stream = stream_of(kit, "sql", tokens=len(reference["one"]))
     kit.engine.put({}, wait=0)
     state = kit.engine.put({"sql": kit.path("one-v2")} | others, wait=0)
     with ThreadPoolExecutor(HOT_LOADS) as pool:  # clients ask before anything is loaded: they wait for it

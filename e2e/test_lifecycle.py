@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from e2e.conftest import DEPLOYMENT, FLEET, SERVING, TEAM_A, Fleet
-from e2e.engine_client import Stream, models, request, token_ids
+from e2e.engine_client import Stream, models, request, token_ids, tokens_for
 from e2e.fixtures.hub import HubServer
 from e2e.stack import Stack, eventually, lora_adapter, namespace
 from e2e.test_isolation import engine_containers
 
-LONG = 1500  # tokens: tens of seconds on two cores
+LONG_SECONDS, LONG = 30, 1500  # of a stream that outlives its adapter
 
 
 def _answers(url: str, prompt: str, tokens: list[int]) -> bool:
@@ -46,10 +46,11 @@ def test_replacing_an_adapter_within_a_second_leaves_its_stream_pure(
     name, url = sorted(urls.items())[0]
     case = reference()["one"]["completions"][0]
     case_new = reference()["one-v2"]["completions"][0]
-    undisturbed = token_ids(url, "swap", case["prompt"], tokens=LONG)
+    long = tokens_for(url, "swap", seconds=LONG_SECONDS, most=LONG)
+    undisturbed = token_ids(url, "swap", case["prompt"], tokens=long)
     assert undisturbed[:32] == case["token_ids"]
 
-    stream = Stream(url, "swap", case["prompt"], tokens=LONG)
+    stream = Stream(url, "swap", case["prompt"], tokens=long)
     eventually(lambda: len(stream.token_ids) > 5, what="the stream has begun", timeout=30)
     started = time.monotonic()
     stack.replace(new)  # by one kubectl: on a busy machine each start of it takes most of a second
