@@ -197,7 +197,7 @@ def fleet(stack: Stack, hub: HubServer, reference: Any) -> Fleet:
         time.sleep(1)
     hub.throttle(None)
     with step("starting two engines"):
-        stack.wait_condition("vllm", FLEET, SERVING, timeout=300)
+        stack.wait_condition("vllm", FLEET, SERVING, timeout=900)
     ready = time.monotonic()
     # An adapter that was applied before there was any pod: nobody touches it again, it has to become Ready by itself.
     early = stack.wait_condition("lora", "early", TEAM_A, timeout=30)

@@ -108,7 +108,7 @@ class EngineProcess:
             )
         self.starts += 1
 
-    def wait_up(self, timeout: float = 300) -> None:
+    def wait_up(self, timeout: float = 600) -> None:
         """Wait for the first /health 200, starting the process again when it exits, as the kubelet does."""
         deadline = time.monotonic() + timeout
         while request("GET", f"{self.url}/health", timeout=2)[0] != 200:

@@ -120,7 +120,7 @@ def test_lineage_is_right_hot_loaded_and_after_a_restart(stack: Stack, adapters:
     eventually(
         lambda: name not in stack.engine_urls(SERVING, FLEET) and len(stack.engine_urls(SERVING, FLEET)) == 2,
         what="another pod is Ready",
-        timeout=240,
+        timeout=600,
     )
     (new,) = set(stack.engine_urls(SERVING, FLEET)) - set(urls)
     assert_lineage(stack, stack.engine_urls(SERVING, FLEET)[new], adapters)
