@@ -16,6 +16,14 @@ _PREFIX_PART = "p == '..' || p == '.'"
 S3_ENDPOINT = r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._/-]*[A-Za-z0-9._-])?$"
 
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
+AllowPatterns = Annotated[
+    tuple[Pattern, ...],
+    Field(
+        description="Only files that match one of these (as fnmatch does, * crosses folders); default: what vLLM needs.",
+        max_length=64,
+    ),
+]
+IgnorePatterns = Annotated[tuple[Pattern, ...], Field(description="No file that matches one of these.", max_length=64)]
 
 
 class HuggingFaceSource(ApiModel):
@@ -45,14 +53,8 @@ class HuggingFaceSource(ApiModel):
             ("!self.contains('..')", "revision must be a branch, tag or commit, without '..'"),
         ),
     )
-    allow_patterns: tuple[Pattern, ...] = Field(
-        default=(),
-        description="Only files that match one of these (as fnmatch does, * crosses folders); default: what vLLM needs.",
-        max_length=64,
-    )
-    ignore_patterns: tuple[Pattern, ...] = Field(
-        default=(), description="No file that matches one of these.", max_length=64
-    )
+    allow_patterns: AllowPatterns = ()
+    ignore_patterns: IgnorePatterns = ()
     token_secret_ref: SecretKeyRef | None = Field(
         default=None,
         description="Token for private and gated repositories. Without it access is anonymous.",
@@ -114,14 +116,8 @@ class S3Source(ApiModel):
         max_length=64,
         pattern=r"^[a-z0-9-]+$",
     )
-    allow_patterns: tuple[Pattern, ...] = Field(
-        default=(),
-        description="Only files that match one of these (as fnmatch does, * crosses folders); default: what vLLM needs.",
-        max_length=64,
-    )
-    ignore_patterns: tuple[Pattern, ...] = Field(
-        default=(), description="No file that matches one of these.", max_length=64
-    )
+    allow_patterns: AllowPatterns = ()
+    ignore_patterns: IgnorePatterns = ()
     credentials_secret_ref: LocalRef | None = Field(
         default=None,
         description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where needed, AWS_SESSION_TOKEN, in the same "

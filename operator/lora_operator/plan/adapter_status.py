@@ -13,6 +13,7 @@ from lora_operator.plan.adapter_content import AdapterContent, AdapterObservatio
 from lora_operator.plan.admission import public_name
 from lora_operator.plan.fleet import AdapterLoad, Fleet
 from lora_operator.plan.modules import Module
+from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
 
 MAX_FAILURES: Final = 5
 
@@ -36,7 +37,7 @@ def _left_out(deployment: VLLMDeployment) -> Verdict:
     where = f"VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}"
     return failing(
         Reason.ARGUMENTS_TOO_LONG,
-        f"the pods' arguments of {where} have no room for it (768 KiB for all adapters): name another deployment, or have "
+        f"the pods' arguments of {where} have no room for it ({MAX_ARGUMENT_BYTES >> 10} KiB for all adapters): name another deployment, or have "
         "spec.lora.updateStrategy: HotLoad set there",
     )
 

@@ -28,6 +28,7 @@ from lora_operator.plan.modules import ModuleList
 from lora_operator.plan.placement import is_lazy_on
 from lora_operator.plan.pods import controller
 from lora_operator.plan.refresh import describe
+from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
 from lora_operator.plan.trouble import find_trouble
 from lora_operator.plan.wants import Role
 
@@ -77,11 +78,12 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
     """The status."""
     deployment, fleet = seen.deployment, seen.fleet
     ready = [pod for pod in fleet.pods if pod.ready]
+    missing = _missing(fleet, seen.modules)
     trouble = find_trouble(seen.pods, seen.workload, warnings=seen.warnings, now=now)
     verdicts = {
         Condition.MODEL_READY: _model_ready(seen),
         Condition.AVAILABLE: _available(seen, ready, trouble),
-        Condition.ADAPTERS_IN_SYNC: _in_sync(seen, ready),
+        Condition.ADAPTERS_IN_SYNC: _in_sync(seen, ready, missing),
     }
     conditions = with_ready_and_stalled(verdicts, f"{len(ready)} of {fleet.replicas} pods ready")
     if verdicts[Condition.MODEL_READY].is_true and verdicts[Condition.AVAILABLE].is_true:
@@ -108,7 +110,7 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
         refresh=seen.refresh,
         list_generation=seen.modules.generation if seen.modules else None,
         adapters=len(seen.modules.modules) if seen.modules else None,
-        pods=tuple(_pod_state(pod, fleet, seen.modules) for pod in fleet.pods) or None,
+        pods=tuple(_pod_state(pod, missing[pod.name], seen.modules) for pod in fleet.pods) or None,
         orphans=orphans[:MAX_ORPHANS] or None,
     )
 
@@ -199,7 +201,7 @@ def _available(seen: DeploymentObservation, ready: list[FleetPod], trouble: Verd
     return failing(Reason.PROGRESSING, f"0 of {seen.fleet.replicas} pods ready; engines are starting")
 
 
-def _in_sync(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
+def _in_sync(seen: DeploymentObservation, ready: list[FleetPod], missing: Mapping[str, Sequence[str]]) -> Verdict:
     if seen.modules is None:
         return failing(Reason.SYNC_PENDING, "the adapters have not all been looked at yet")
     rolls = seen.deployment.spec.lora.update_strategy == ROLLOUT
@@ -219,10 +221,10 @@ def _in_sync(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
                 f"pod {pod.name} holds list {view.list_generation}, the current one is {seen.modules.generation}"
                 + ("; the pods are being replaced" if rolls else ""),
             )
-        missing = set(_missing(pod, seen.fleet, seen.modules))
-        if missing - set(view.failures):
-            return failing(Reason.SYNC_PENDING, f"pod {pod.name} is loading {sorted(missing - set(view.failures))[0]}")
-        refused |= missing
+        absent = set(missing[pod.name])
+        if absent - set(view.failures):
+            return failing(Reason.SYNC_PENDING, f"pod {pod.name} is loading {sorted(absent - set(view.failures))[0]}")
+        refused |= absent
         if view.orphans:
             return failing(
                 Reason.ORPHANS_LOADED, f"pod {pod.name} answers {', '.join(view.orphans[:5])}, which no object wants"
@@ -236,7 +238,7 @@ def _in_sync(seen: DeploymentObservation, ready: list[FleetPod]) -> Verdict:
     if seen.left_out:
         return failing(
             Reason.ARGUMENTS_TOO_LONG,
-            f"{seen.left_out} adapters don't fit into the pods' arguments (768 KiB): use spec.lora.updateStrategy: HotLoad, "
+            f"{seen.left_out} adapters don't fit into the pods' arguments ({MAX_ARGUMENT_BYTES >> 10} KiB): use spec.lora.updateStrategy: HotLoad, "
             "or serve some of them by another VLLMDeployment",
         )
     if refused:
@@ -254,21 +256,24 @@ def _unwanted(view: PodView, seen: DeploymentObservation) -> list[str]:
     return sorted({*view.orphans, *view.served} - set(seen.modules.by_name()))
 
 
-def _missing(pod: FleetPod, fleet: Fleet, modules: ModuleList) -> list[str]:
-    """Names that the pod should have loaded and has not; what it loads on the first request is not missing."""
-    view, names = pod.view, {other.name for other in fleet.pods}
-    return [
-        module.name
-        for module in modules.modules
-        if view is not None
-        and not serves(view, module)
-        and not (waits(view, module) and is_lazy_on(module, pod.name, names))
-    ]
+def _missing(fleet: Fleet, modules: ModuleList | None) -> dict[str, list[str]]:
+    """By pod the names that it should have loaded and has not; what it loads on the first request is not missing."""
+    names = {pod.name for pod in fleet.pods}
+    return {
+        pod.name: [
+            module.name
+            for module in (modules.modules if modules is not None else ())
+            if view is not None
+            and not serves(view, module)
+            and not (waits(view, module) and is_lazy_on(module, pod.name, names))
+        ]
+        for pod in fleet.pods
+        for view in (pod.view,)
+    }
 
 
-def _pod_state(pod: FleetPod, fleet: Fleet, modules: ModuleList | None) -> PodState:
+def _pod_state(pod: FleetPod, missing: Sequence[str], modules: ModuleList | None) -> PodState:
     view = pod.view
-    missing = _missing(pod, fleet, modules) if view and modules else []
     return PodState(
         name=pod.name,
         ready=pod.ready,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import resources
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from lora_operator.constants import (
     Condition,
     Reason,
 )
+from lora_operator.desired.children import kit_hash
 from lora_operator.errors import ConflictError, ForbiddenError, NotFoundError, ReasonError
 from lora_operator.kube import CONFIG_MAPS, DEPLOYMENTS, SECRETS, SERVICES, Kube, ResourceType
 from lora_operator.names import short_hash
@@ -63,6 +65,11 @@ class Context:
     _applied: dict[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
     _passing: dict[Key, float] = field(default_factory=dict)
     _secrets: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+
+    @cached_property
+    def kit(self) -> str:
+        """Hash of this operator's engine kit, which names it."""
+        return kit_hash(self.kit_files)
 
     def now(self) -> datetime:
         """The time, for plans."""

@@ -14,7 +14,6 @@ from lora_operator.desired.children import (
     build_modules_config_map,
     build_service,
     gate_token,
-    kit_hash,
 )
 from lora_operator.desired.deployment import build_deployment, template_hash
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, ReasonError, UnavailableError
@@ -216,7 +215,7 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: M
         and _owned(live, deployment)
         and _annotations(live).get(ANNOTATION_TEMPLATE_HASH) == wanted
         and not (rollout and rollout.plan.roll)
-        and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != kit_hash(context.kit_files))
+        and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != context.kit)
     ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
         await _keep_kit(context, deployment, live)
         await _scale(context, deployment, live)
@@ -230,7 +229,7 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: M
         model.cache,
         model_path=model_path,
         replicas=replicas_wanted(deployment, live),
-        kit=kit_hash(context.kit_files),
+        kit=context.kit,
         kit_files=tuple(sorted(context.kit_files)),
         auxiliary=model.auxiliary,
         static=rollout.static if rollout else None,
@@ -257,9 +256,9 @@ def _lacks_a_pod(context: Context, deployment: VLLMDeployment) -> bool:
 
 async def _keep_kit(context: Context, deployment: VLLMDeployment, live: Mapping[str, Any]) -> None:
     """Repair the kit's ConfigMap where it is this operator's kit; an older operator's kit can't be made again."""
-    if _annotations(live).get(ANNOTATION_KIT) != kit_hash(context.kit_files):
+    if _annotations(live).get(ANNOTATION_KIT) != context.kit:
         return
-    place = (deployment.key[0], kit_config_map(deployment.key[1], kit_hash(context.kit_files)))
+    place = (deployment.key[0], kit_config_map(deployment.key[1], context.kit))
     if place not in context.store.config_maps:
         await context.apply_child(build_kit_config_map(deployment, context.kit_files), None)
 

@@ -6,7 +6,6 @@ import time
 from typing import Final
 
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.desired.children import kit_hash
 from lora_operator.kube import CONFIG_MAPS, REPLICA_SETS
 from lora_operator.names import engine_selector, kit_config_map
 from lora_operator.plan.kits import kits_to_remove, mounted, owned_kits
@@ -24,7 +23,7 @@ async def remove_old_kits(context: Context, deployment: VLLMDeployment) -> None:
     beside = [body for place, body in context.store.config_maps.items() if place[0] == namespace]
     kits = owned_kits(beside, deployment=name, uid=deployment.metadata.uid)
     pods = context.store.pods_of_deployment(deployment.key)
-    current = kit_config_map(name, kit_hash(context.kit_files))
+    current = kit_config_map(name, context.kit)
     candidates = kits_to_remove(kits, current=current, users=[workload, *pods])
     if not candidates:
         return

@@ -51,17 +51,11 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
     pod = context.store.pods.get(place)
     deployment = _deployment(context, pod) if pod else None
     if pod is None or deployment is None:
-        context.registry.asked.discard(place)
-        context.registry.silent.discard(place)
-        context.registry.misses.pop(place, None)
-        context.registry.listed.pop(place, None)
-        context.registry.views.pop(place, None)
+        context.registry.forget_pod(place)
         return None
     await learn_owners(context, [pod])
     if pod not in own_pods(context, deployment):
-        context.registry.asked.discard(place)
-        context.registry.silent.discard(place)
-        context.registry.views.pop(place, None)
+        context.registry.forget_pod(place)
         context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
         return None
     container, address = running_container(pod), pod_ip(pod)
@@ -104,7 +98,7 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
             _publish(context, deployment, engine.pod, PodView(uid=engine.uid, container_id=engine.container))
             return POLL_FAILING
         if await _is_as_before(context, engine, known, modules):
-            return POLL_IDLE * random.uniform(0.8, 1.2)  # noqa: S311  spreads load
+            return _idle()
         state = await _exchange(context, engine, known, modules)
         _note_held(context, deployment, state)
         models = await context.engines.models(engine.url, engine.token)
@@ -136,8 +130,12 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
     _publish(context, deployment, engine.pod, view)
     told = modules is not None and _holds(state, modules)
     if state.settled and (told or rolls or state.update_strategy == ROLLOUT):
-        return POLL_IDLE * random.uniform(0.8, 1.2)  # noqa: S311  spreads load
+        return _idle()
     return POLL_UNSETTLED if modules is not None or rolls else POLL_STARTING
+
+
+def _idle() -> float:
+    return POLL_IDLE * random.uniform(0.8, 1.2)  # noqa: S311  spreads load
 
 
 async def _is_as_before(context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None) -> bool:

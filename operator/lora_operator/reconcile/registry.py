@@ -104,6 +104,13 @@ class Registry:
         old = self._model_wants.pop(deployment, None)
         return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), old, None)
 
+    def forget_pod(self, pod: ObjectKey) -> None:
+        """Forget a pod that is gone, or is not a deployment's own."""
+        self.asked.discard(pod)
+        self.silent.discard(pod)
+        for known in (self.views, self.listed, self.misses):
+            known.pop(pod, None)
+
     def wanters(self, artifact: ObjectKey) -> dict[Key, Credentials | None]:
         """Who wants an artifact, with the credentials that each lends to it."""
         return self._wanters.get(artifact, {})
