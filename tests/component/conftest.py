@@ -18,6 +18,7 @@ from e2e.cluster import tools
 from e2e.cluster.controlplane import ControlPlane
 from lora_operator.api import RESOURCES
 from lora_operator.kube import Kube, load_configuration
+from tests.component.fetch_support import make_adapter, make_base
 from tests.component.reconcile_support import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,3 +115,14 @@ async def world(control_plane: ControlPlane, kubectl: Kubectl, tmp_path: Path) -
         jobs.cancel()
         await asyncio.wait([jobs])
         await found.clear()
+
+
+@pytest.fixture(scope="session")
+def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base models and adapters for sources to hand out."""
+    folder = tmp_path_factory.mktemp("content")
+    make_base(folder / "base")
+    make_base(folder / "big", vocab=24_576)  # 6 MiB
+    make_adapter(folder / "good")
+    make_adapter(folder / "other", seed=7)
+    return folder

@@ -17,7 +17,7 @@ import pytest
 from e2e.fixtures import adapters
 from e2e.fixtures.hub import HubServer
 from lora_operator.manifest import FetchResult
-from tests.component.fetch_support import Fetcher, make_adapter, make_base, until
+from tests.component.fetch_support import Fetcher, until
 
 TOKEN = "hf_right-token-of-the-tests"
 OTHER = "hf_valid-without-any-grant"
@@ -25,16 +25,6 @@ WRONG = "hf_nobody-knows-this-one"
 MIB = 1 << 20
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: other users and mounts")
-
-
-@pytest.fixture(scope="session")
-def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("content")
-    make_base(folder / "base")
-    make_base(folder / "big", vocab=24_576)  # 6 MiB
-    make_adapter(folder / "good")
-    make_adapter(folder / "other", seed=7)
-    return folder
 
 
 @pytest.fixture

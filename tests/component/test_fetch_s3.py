@@ -15,22 +15,12 @@ import pytest
 from e2e.fixtures import adapters
 from e2e.fixtures.s3 import Request, S3Server
 from lora_operator.manifest import FetchResult
-from tests.component.fetch_support import Fetcher, Job, make_adapter, make_base, until
+from tests.component.fetch_support import Fetcher, Job, until
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKTEAMAKEYOFTESTS", "AWS_SECRET_ACCESS_KEY": "right-secret-of-the-tests"}
 OTHER = {"AWS_ACCESS_KEY_ID": "AKWITHOUTANYGRANT", "AWS_SECRET_ACCESS_KEY": "other-secret-of-the-tests"}
 WEIGHTS = "adapter_model.safetensors"
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="session")
-def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("content")
-    make_base(folder / "base")
-    make_base(folder / "big", vocab=24_576)  # 6 MiB
-    make_adapter(folder / "good")
-    make_adapter(folder / "other", seed=7)
-    return folder
 
 
 @pytest.fixture(scope="module")
