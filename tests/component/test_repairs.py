@@ -322,7 +322,6 @@ async def test_the_state_of_retries_survives_the_operator(
     monkeypatch.setattr("lora_operator.plan.artifact.FIRST_BACKOFF_SECONDS", 4)
     await world.make_fleet()
     world.outcomes["org/sql"] = failure(Reason.SOURCE_UNREACHABLE, "the Hub answers 503")
-    state = ("attempt", "finishedAttempt", "failedAttempts", "nextAttemptTime", "lastFailure")
     async with running_operator(control_plane):
         await world.adapter("sql", world.team_a)
         told = await world.refused("sql", world.team_a, "SourceUnreachable")
@@ -331,15 +330,14 @@ async def test_the_state_of_retries_survives_the_operator(
     assert before["failedAttempts"] == 1
     assert before["lastFailure"]["message"] == "the Hub answers 503"
     async with running_operator(control_plane):
-        after = (await world.kube.get(MODEL_ARTIFACTS, world.serving, name))["status"]
-        assert {key: after[key] for key in state} == {key: before[key] for key in state}
 
         async def tried_again() -> Json | None:
             found = (await world.kube.get(MODEL_ARTIFACTS, world.serving, name))["status"]
             return found if found["failedAttempts"] == 2 else None
 
         second = await until(tried_again, "the second attempt has failed")
-    assert second["lastFailure"]["attempt"] == 2
+    # Counted on from what the first operator wrote, and no sooner than it had promised.
+    assert (second["attempt"], second["lastFailure"]["attempt"]) == (2, 2)
     assert second["lastFailure"]["time"] >= before["nextAttemptTime"]
 
 
