@@ -46,6 +46,7 @@ SERVICES: Final = ResourceType("", "v1", "services", "Service")
 CONFIG_MAPS: Final = ResourceType("", "v1", "configmaps", "ConfigMap")
 SECRETS: Final = ResourceType("", "v1", "secrets", "Secret")
 CLAIMS: Final = ResourceType("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
+DISRUPTION_BUDGETS: Final = ResourceType("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 STORAGE_CLASSES: Final = ResourceType("storage.k8s.io", "v1", "storageclasses", "StorageClass", namespaced=False)
 NAMESPACES: Final = ResourceType("", "v1", "namespaces", "Namespace", namespaced=False)
 EVENTS: Final = ResourceType("", "v1", "events", "Event")
@@ -65,6 +66,7 @@ BY_KIND: Final = {
         CONFIG_MAPS,
         SECRETS,
         CLAIMS,
+        DISRUPTION_BUDGETS,
         STORAGE_CLASSES,
         NAMESPACES,
         EVENTS,

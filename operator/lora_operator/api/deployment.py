@@ -228,6 +228,11 @@ class VLLMDeploymentSpec(ApiModel):
     )
     adapter_policy: AdapterPolicy = Field(default=AdapterPolicy(), description="Who may have adapters served here.")
     engine: EngineSpec = Field(description="The engine's container.")
+    disruption_budget: Literal["OneAtATime", "None"] = Field(
+        default="OneAtATime",
+        description="OneAtATime: a PodDisruptionBudget lets a node drain take one engine pod, and the next once another is Ready. "
+        "None: no budget is made; choose it where pods have one already, since nothing can evict a pod with two.",
+    )
     pod_template: FreeForm | None = Field(
         default=None,
         description="Merged over the pods that the operator makes: containers, env, volumes and mounts by name; tolerations append.",

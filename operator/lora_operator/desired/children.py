@@ -49,6 +49,18 @@ def build_service(deployment: VLLMDeployment) -> dict[str, Any]:
     )
 
 
+def build_disruption_budget(deployment: VLLMDeployment) -> dict[str, Any]:
+    """Has evictions take one engine pod at a time. Pods that are not Ready may always be evicted: they serve nobody, and a
+    broken fleet must not keep a node from being drained."""
+    spec = {
+        "selector": {"matchLabels": engine_labels(deployment.metadata.name)},
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+    budget = _object(deployment, "PodDisruptionBudget", deployment.metadata.name, {"spec": spec})
+    return budget | {"apiVersion": "policy/v1"}
+
+
 def build_kit_config_map(deployment: VLLMDeployment, files: Mapping[str, str]) -> dict[str, Any]:
     """The engine kit, immutable and named by its hash."""
     return _object(

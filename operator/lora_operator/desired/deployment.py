@@ -51,7 +51,7 @@ def template_hash(
     Defaults are no part of it: a later operator, whose spec has more fields, must not roll fleets.
     """
     spec = deployment.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    for not_in_pods in ("replicas", "adapterPolicy"):
+    for not_in_pods in ("replicas", "adapterPolicy", "disruptionBudget"):
         spec.pop(not_in_pods, None)
     groups = list(cache.spec.security_context.supplemental_groups)
     together = [cache.metadata.name] if cache.single_node else []

@@ -35,6 +35,7 @@ from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.registry import Registry
 from lora_operator.reconcile.routing import keys_for
 from lora_operator.reconcile.store import Body, Key, Kind, Store
+from lora_operator.resource_types import BY_KIND
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 
@@ -65,6 +66,7 @@ class Context:
     _applied: dict[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
     _passing: dict[Key, float] = field(default_factory=dict)
     _secrets: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    budgets: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
 
     @cached_property
     def kit(self) -> str:
@@ -228,7 +230,7 @@ class Context:
         namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
         if live is None:
             try:
-                live = await self.kube.get(_CHILD_KINDS[obj["kind"]][0], namespace, name)
+                live = await self.kube.get(BY_KIND[obj["apiVersion"], obj["kind"]], namespace, name)
             except NotFoundError:
                 return
         ours, owner = obj["metadata"]["ownerReferences"][0], controller(live)

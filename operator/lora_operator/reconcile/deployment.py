@@ -30,6 +30,7 @@ from lora_operator.plan.modules import (
 from lora_operator.plan.pods import controller, running_container
 from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
 from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.disruption import keep_budget
 from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods, tell_adapters
 from lora_operator.reconcile.kits import remove_old_kits
 from lora_operator.reconcile.model import Model, want_model
@@ -46,6 +47,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     place = (key.namespace, key.name)
     deployment = context.store.deployments.get(place)
     if deployment is None:
+        context.budgets.pop(place, None)
         for artifact in context.registry.withdraw_deployment(place):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
         return None
@@ -103,6 +105,7 @@ async def _apply(
     try:
         await _apply_list(context, deployment, modules)
         await _apply_children(context, deployment, model, rollout)
+        await keep_budget(context, deployment)
     except ReasonError as error:
         return error
     except ForbiddenError as error:

@@ -1,0 +1,103 @@
+"""The PodDisruptionBudget of a fleet against a real API server: made, repaired, given up, and never taken from others."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+
+from e2e.cluster import ControlPlane
+from lora_operator.api import VLLMDeployment
+from lora_operator.errors import NotFoundError, ReasonError
+from lora_operator.kube import Kube, load_configuration
+from lora_operator.reconcile import disruption
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.store import Store
+from lora_operator.resource_types import DISRUPTION_BUDGETS, VLLM_DEPLOYMENTS
+from lora_operator.settings import Settings
+from lora_operator.vllm import Engines
+from tests.component.manifests import manifest
+
+
+@pytest.fixture
+async def context(control_plane: ControlPlane) -> AsyncIterator[Context]:
+    """What a reconciler is given: a real API server, an empty store."""
+    async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube:
+        yield Context(
+            kube=kube,
+            engines=cast(Engines, None),
+            store=Store(),
+            settings=Settings(operator_image="operator:1", operator_namespace="ops"),
+            enqueue=lambda *_, **__: None,
+        )
+
+
+async def fleet(context: Context, namespace: str, **spec: Any) -> VLLMDeployment:
+    changes = {f"spec.{name}": value for name, value in spec.items()}
+    body = await context.kube.apply(manifest("VLLMDeployment", changes, namespace=namespace))
+    return VLLMDeployment.model_validate(body)
+
+
+async def budget(context: Context, namespace: str) -> dict[str, Any] | None:
+    try:
+        return await context.kube.get(DISRUPTION_BUDGETS, namespace, "example")
+    except NotFoundError:
+        return None
+
+
+async def test_a_fleet_has_a_budget_of_one_pod_which_is_repaired_and_given_up(
+    context: Context, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disruption, "LOOK_SECONDS", -1)
+    deployment = await fleet(context, namespace)
+    await disruption.keep_budget(context, deployment)
+    made = await budget(context, namespace)
+    assert made is not None
+    assert made["spec"]["maxUnavailable"] == 1
+    assert made["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    assert made["spec"]["selector"]["matchLabels"]["lora-operator.dev/vllmdeployment"] == "example"
+    assert made["metadata"]["ownerReferences"][0]["uid"] == deployment.metadata.uid
+
+    await disruption.keep_budget(context, deployment)
+    assert (await budget(context, namespace) or {})["metadata"]["resourceVersion"] == made["metadata"][
+        "resourceVersion"
+    ]
+
+    await context.kube.patch(DISRUPTION_BUDGETS, namespace, "example", {"spec": {"maxUnavailable": 0}})
+    await disruption.keep_budget(context, deployment)
+    assert (await budget(context, namespace) or {})["spec"]["maxUnavailable"] == 1
+
+    await context.kube.delete(DISRUPTION_BUDGETS, namespace, "example")
+    await disruption.keep_budget(context, deployment)
+    assert await budget(context, namespace) is not None
+
+    await disruption.keep_budget(context, await fleet(context, namespace, disruptionBudget="None"))
+    assert await budget(context, namespace) is None
+
+
+async def test_it_is_looked_at_when_the_spec_changes_and_else_every_few_minutes(
+    context: Context, namespace: str
+) -> None:
+    deployment = await fleet(context, namespace)
+    await disruption.keep_budget(context, deployment)
+    await context.kube.delete(DISRUPTION_BUDGETS, namespace, "example")
+    await disruption.keep_budget(context, deployment)
+    assert await budget(context, namespace) is None
+    await context.kube.delete(VLLM_DEPLOYMENTS, namespace, "example")
+    await disruption.keep_budget(context, await fleet(context, namespace))  # another one of the same name
+    assert await budget(context, namespace) is not None
+
+
+async def test_anothers_budget_of_that_name_stays_and_is_told(context: Context, namespace: str) -> None:
+    theirs = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": "example", "namespace": namespace},
+        "spec": {"maxUnavailable": 3, "selector": {"matchLabels": {"app": "theirs"}}},
+    }
+    await context.kube.apply(theirs)
+    with pytest.raises(ReasonError, match=f"PodDisruptionBudget {namespace}/example exists"):
+        await disruption.keep_budget(context, await fleet(context, namespace))
+    await disruption.keep_budget(context, await fleet(context, namespace, disruptionBudget="None"))
+    assert (await budget(context, namespace) or {})["spec"]["maxUnavailable"] == 3
