@@ -23,7 +23,7 @@ test: ## Lint, then every test, the end-to-end ones on the real cluster with the
 	@$(MAKE) --no-print-directory test-e2e
 
 test-fast: ## Unit, component (real etcd + kube-apiserver) and chart tests
-	@$(TIMED) $(IN_VENV) pytest tests --durations=5
+	@$(TIMED) $(IN_VENV) pytest tests -n 2 --dist loadfile --durations=10
 
 test-e2e: ## The end-to-end tests alone
 	@$(TIMED) $(IN_VENV) pytest e2e --durations=10

@@ -47,14 +47,6 @@ def token_ids(url: str, model: str, prompt: str | list[Json], *, tokens: int = 3
     return ids
 
 
-def tokens_for(url: str, model: str, *, seconds: float, most: int) -> int:
-    """How many tokens one stream takes about so long for, on this machine, now; between 300 and `most`."""
-    token_ids(url, model, "Once", tokens=4)
-    started = time.monotonic()
-    token_ids(url, model, "Once", tokens=64)
-    return max(300, min(most, int(seconds * 64 / (time.monotonic() - started))))
-
-
 def models(url: str) -> dict[str, Json]:
     """The entries of /v1/models by id."""
     status, answer = request("GET", f"{url}/v1/models")
@@ -120,3 +112,13 @@ class Stream:
         for choice in chunk["choices"]:
             self.token_ids += choice.get("token_ids") or []
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
+
+
+def tokens_for(url: str, *names: str, seconds: float, least: int = 300, most: int = 100_000) -> int:
+    """How many tokens streams of these models side by side take about so long for, on this machine, now."""
+    for stream in [Stream(url, name, "Once", tokens=4) for name in names]:
+        stream.join(120)
+    started = time.monotonic()
+    for stream in [Stream(url, name, "Once", tokens=64) for name in names]:
+        stream.join(120)
+    return max(least, min(most, int(seconds * 64 / (time.monotonic() - started))))

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 
 from e2e.cluster import tools
-from e2e.engine_client import models, request, token_ids
+from e2e.engine_client import models, request, token_ids, tokens_for
 from e2e.fixtures import adapters
 from e2e.fixtures.hub import HubServer
+from e2e.load import Streams, clients, service_url
 from e2e.stack import SERVED_NAMES, Json, Stack, eventually, lora_adapter, vllm_deployment
 
 SERVING = "serving-rollout"
 FLEET = "frozen"
+STREAM_SECONDS = 10
 GOOD = {"one": SERVED_NAMES[0], "two": SERVED_NAMES[1], "three": SERVED_NAMES[1]}  # adapter → lineage
 
 
@@ -150,15 +152,32 @@ def kit_of(stack: Stack) -> str:
     return kit
 
 
-@pytest.mark.node  # it builds another operator image, and imports it
+def roll_under_load(stack: Stack) -> None:
+    """Change the strategy, by a roll-out in which nobody who uses the Service misses an answer."""
+    ((old, url),) = stack.engine_urls(SERVING, FLEET).items()
+    service, tokens = service_url(stack, SERVING, FLEET), tokens_for(url, "one", seconds=STREAM_SECONDS)
+    with clients(service, tuple(GOOD), 1, pause=0.5), Streams(service, "one", tokens) as streams:
+        stack.apply(frozen(updateStrategy="HotLoad"))
+        eventually(
+            lambda: old not in [pod["metadata"]["name"] for pod in stack.pods(SERVING, FLEET)],
+            what="the old pod is on its way out",
+            timeout=400,
+        )
+        left = time.monotonic()
+        eventually(lambda: stack.get("pod", old, SERVING) is None, what="the old pod is gone", timeout=200)
+    stack.wait_condition("vllm", FLEET, SERVING, timeout=60)
+    assert not streams.broken
+    assert any(lived.began < left < lived.ended for lived in streams.whole), "no stream ran while the old pod left"
+
+
+@pytest.mark.node  # it builds another operator image, and imports it; clients use the ClusterIP
 def test_an_operator_with_another_kit_restarts_no_engine_with_either_strategy(stack: Stack, fleet_of_one: Any) -> None:
     later = tools.operator_image(kit_comment="of a later operator")
     before, kit, made = running(stack), kit_of(stack), revisions(stack)
     upgrade(stack, later)
     assert (running(stack), kit_of(stack), revisions(stack)) == (before, kit, made)
 
-    stack.apply(frozen(updateStrategy="HotLoad"))
-    stack.wait_condition("vllm", FLEET, SERVING, timeout=180)
+    roll_under_load(stack)
     assert len(revisions(stack)) == len(made) + 1, "the strategy was changed by one roll-out"
     assert in_arguments(stack) == {}
     other = kit_of(stack)

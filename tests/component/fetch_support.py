@@ -165,7 +165,6 @@ class Fetcher:
                 env={
                     "PATH": os.environ["PATH"],
                     "PYTHONPATH": str(ROOT / "operator"),
-                    "PYTHONDONTWRITEBYTECODE": "1",
                     "LORA_OPERATOR_FETCH": json.dumps(request),
                     "LORA_OPERATOR_TERMINATION_LOG": str(folder / "termination-log"),
                     **self.env,
