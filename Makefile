@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test test-fast test-e2e lint format requirements cluster cluster-stop
+.PHONY: help demo demo-down test test-fast test-e2e lint format requirements bench-fetch cluster cluster-stop
 
 # Found when a recipe runs, not when make starts: `make help` must not install anything. `bootstrap` prints the venv's path.
 IN_VENV = venv=$$(e2e/bootstrap); export PATH="$$venv/bin:$$PATH" PYTHONPATH=operator:.;
@@ -47,8 +47,12 @@ requirements: ## Compile the hashed requirements from pyproject.toml and require
 	$$uv $(COMPILE) $$upgrade --universal pyproject.toml --group dev -o requirements/dev.txt; \
 	$$uv $(COMPILE) $$upgrade --universal requirements/build.in -o requirements/build.txt; \
 	$$uv $(COMPILE) $$upgrade --universal requirements/bootstrap.in -o requirements/bootstrap.txt; \
+	$$uv $(COMPILE) $$upgrade --universal requirements/bench.in -o requirements/bench.txt; \
 	$$uv $(COMPILE) $$upgrade --universal --override requirements/engine-overrides.txt \
 	    requirements/engine.in -o requirements/engine.txt
+
+bench-fetch: ## Downloads beside hf, aws and curl: ratios, memory, the share of verifying
+	@$(IN_VENV) python -m e2e.bench.fetch
 
 cluster: ## Start the test cluster (or find the live one)
 	@$(IN_VENV) python -m e2e.cluster start

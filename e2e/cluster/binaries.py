@@ -34,6 +34,7 @@ _PACKAGES = {
     "iptables": "iptables",
     "conntrack": "conntrack",
     "iproute2": "ip",
+    "curl": "curl",
     "openssl": "openssl",
     "buildah": "buildah",
     "debootstrap": "debootstrap",

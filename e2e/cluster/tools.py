@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from e2e.cluster.binaries import apt_packages, go, helm, kube, kubectl, kwok, uv, versitygw
 from e2e.cluster.images import BASE_IMAGE, PAUSE_IMAGE, Image, base_image, operator_image, pause_image
-from e2e.cluster.venvs import dev_venv, engine_venv
+from e2e.cluster.venvs import bench_venv, dev_venv, engine_venv
 
 __all__ = [
     "BASE_IMAGE",
@@ -12,6 +12,7 @@ __all__ = [
     "Image",
     "apt_packages",
     "base_image",
+    "bench_venv",
     "dev_venv",
     "engine_venv",
     "go",

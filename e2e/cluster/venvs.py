@@ -1,6 +1,6 @@
-"""The engine's venv: torch, transformers, peft and vLLM for CPU, on Debian's Python.
+"""Venvs beside the one that this program runs in: the engine's, and that of the tools which benchmarks compare with.
 
-It is mounted into pods at the path it has here, through a hostPath volume, so its interpreter must be one that the base
+The engine's has torch, transformers, peft and vLLM for CPU, on Debian's Python. It is mounted into pods at the path it has here, through a hostPath volume, so its interpreter must be one that the base
 image has too (/usr/bin/python3), and every folder above it must be open to other users.
 """
 
@@ -34,6 +34,22 @@ def engine_venv() -> Path:
             run_logged([*install, "--require-hashes", "-r", str(requirements)], log=logs / "engine-install.log")
             done.touch()
     _require_searchable(venv)
+    return venv
+
+
+@cache
+def bench_venv() -> Path:
+    """A venv with the tools that benchmarks compare with, which need versions of libraries of their own."""
+    requirements = paths.REPO / "requirements" / "bench.txt"
+    venv = paths.cache_dir("venvs") / f"bench-{paths.content_key(requirements)}"
+    done = venv / ".complete"
+    if not done.exists():
+        with step(f"installing what benchmarks compare with into {venv}"):
+            log = paths.cache_dir("logs") / "bench-venv.log"
+            run_logged([binaries.uv(), "venv", "--clear", "--python", sys.executable, venv], log=log)
+            install = [str(binaries.uv()), "pip", "install", "--python", f"{venv}/bin/python", "--no-deps"]
+            run_logged([*install, "--require-hashes", "-r", str(requirements)], log=log)
+            done.touch()
     return venv
 
 

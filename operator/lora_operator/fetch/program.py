@@ -115,6 +115,7 @@ def _verify(
     """Verdicts by the file's path in the source; a blob that several files share is read once."""
     meter = verify.Meter()
     unique = {blobs[file.path]: store.expected(file) for file in files}
+    log.info("verifying %d files", len(unique))
     reporter.enter("Verifying", total=_total(unique.values()), measure=meter.read)
     verdicts = verify.verify(unique, count=meter.add)
     return {file.path: verdicts[blobs[file.path]] for file in files}
@@ -146,6 +147,7 @@ def _publish(
         ManifestFile(path=file.name, size=verdicts[file.remote.path].size, sha256=verdicts[file.remote.path].sha256)
         for file in wanted
     )
+    log.info("checking and publishing")
     with publish.staged(root, {file.name: blobs[file.remote.path] for file in wanted}) as staging:
         found = content.inspect(request, root=root, view=staging)
         manifest = Manifest(
