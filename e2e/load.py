@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -101,3 +101,10 @@ def service_url(stack: Stack, namespace: str, deployment: str) -> str:
     """The Service, as pods without DNS reach it, and the node too."""
     service = stack.get("service", deployment, namespace) or {}
     return f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}"
+
+
+def answers_beside(stack: Stack, namespace: str, deployment: str, known: Collection[str]) -> bool:
+    """Whether an engine answers in a pod that is none of the known: before anybody has called it Ready."""
+    pods = [pod for pod in stack.pods(namespace, deployment) if pod["metadata"]["name"] not in known]
+    addresses = [pod["status"]["podIP"] for pod in pods if pod["status"].get("podIP")]
+    return any(request("GET", f"http://{address}:8000/health", timeout=2)[0] == 200 for address in addresses)

@@ -217,6 +217,8 @@ class Stack:
     def sweep(self) -> None:
         """Clear what an earlier run, killed or not, left on the cluster: namespaces with all in them, and volumes."""
         kubectl = self.cluster.kubectl
+        if given() is None:
+            kubectl("uncordon", "-l", f"!{OWNED}")  # a test that drains it may have been killed
         if not kubectl("get", "namespace,persistentvolume,storageclass,node", "-l", OWNED, "-o", "name").strip():
             return
         with step("clearing what an earlier run left"):

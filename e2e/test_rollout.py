@@ -17,12 +17,12 @@ from e2e.cluster import tools
 from e2e.engine_client import models, request, token_ids, tokens_for
 from e2e.fixtures import adapters
 from e2e.fixtures.hub import HubServer
-from e2e.load import Streams, clients, service_url
+from e2e.load import Streams, answers_beside, clients, service_url
 from e2e.stack import SERVED_NAMES, Json, Stack, eventually, lora_adapter, vllm_deployment
 
 SERVING = "serving-rollout"
 FLEET = "frozen"
-STREAM_SECONDS = 10
+STREAM_SECONDS = 15  # a new pod is Ready, and the old one told to go, within seconds of its first answer
 GOOD = {"one": SERVED_NAMES[0], "two": SERVED_NAMES[1], "three": SERVED_NAMES[1]}  # adapter → lineage
 
 
@@ -156,15 +156,17 @@ def roll_under_load(stack: Stack) -> None:
     """Change the strategy, by a roll-out in which nobody who uses the Service misses an answer."""
     ((old, url),) = stack.engine_urls(SERVING, FLEET).items()
     service, tokens = service_url(stack, SERVING, FLEET), tokens_for(url, "one", seconds=STREAM_SECONDS)
-    with clients(service, tuple(GOOD), 1, pause=0.5), Streams(service, "one", tokens) as streams:
+    with clients(service, tuple(GOOD), 1, pause=0.5):
         stack.apply(frozen(updateStrategy="HotLoad"))
-        eventually(
-            lambda: old not in [pod["metadata"]["name"] for pod in stack.pods(SERVING, FLEET)],
-            what="the old pod is on its way out",
-            timeout=400,
-        )
-        left = time.monotonic()
-        eventually(lambda: stack.get("pod", old, SERVING) is None, what="the old pod is gone", timeout=200)
+        eventually(lambda: answers_beside(stack, SERVING, FLEET, {old}), what="the new engine answers", timeout=400)
+        with Streams(service, "one", tokens) as streams:  # not sooner: a busy engine leaves no core for one that starts
+            eventually(
+                lambda: old not in [pod["metadata"]["name"] for pod in stack.pods(SERVING, FLEET)],
+                what="the old pod is on its way out",
+                timeout=60,
+            )
+            left = time.monotonic()
+            eventually(lambda: stack.get("pod", old, SERVING) is None, what="the old pod is gone", timeout=200)
     stack.wait_condition("vllm", FLEET, SERVING, timeout=60)
     assert not streams.broken
     assert any(lived.began < left < lived.ended for lived in streams.whole), "no stream ran while the old pod left"

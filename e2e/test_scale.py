@@ -10,7 +10,7 @@ import pytest
 
 from e2e.conftest import DEPLOYMENT, FLEET, SERVING, TEAM_A, TEAM_B, Fleet, start_watch
 from e2e.engine_client import Json, Stream, tokens_for
-from e2e.load import Streams, ask, clients, service_url
+from e2e.load import Streams, answers_beside, ask, clients, service_url
 from e2e.stack import Stack, eventually, lora_adapter
 
 ADAPTERS = {"up-one": ("tiny/one", TEAM_A), "up-two": ("tiny/two", TEAM_A), "up-three": ("tiny/three", TEAM_B)}
@@ -114,11 +114,7 @@ def test_draining_a_node_takes_one_engine_after_the_other_and_loses_no_request(s
     node = kubectl("get", "nodes", "-l", "!lora-operator.test/owned", "-o", "jsonpath={.items[0].metadata.name}")
     engines = f"lora-operator.dev/vllmdeployment={FLEET}"
     tokens = tokens_for(sorted(urls.values())[0], *MODELS[:2], seconds=STREAM_SECONDS)
-    with (
-        clients(service, MODELS, 1, pause=0.1),
-        Streams(service, MODELS[2], tokens) as more,
-        ThreadPoolExecutor(1) as pool,
-    ):
+    with clients(service, MODELS, 1, pause=0.5), ThreadPoolExecutor(1) as pool:
         streams = {
             pod: [Stream(url, model, "SELECT", tokens=tokens) for model in MODELS[:2]] for pod, url in urls.items()
         }
@@ -148,7 +144,10 @@ def test_draining_a_node_takes_one_engine_after_the_other_and_loses_no_request(s
                 stream.join(200)
         finally:
             kubectl("uncordon", node)  # another node comes, as a cluster's autoscaler would have it
-        drained.result()
+        eventually(lambda: answers_beside(stack, SERVING, FLEET, urls), what="a new engine answers", timeout=480)
+        # Not sooner: a busy engine leaves no core for one that starts.
+        with Streams(service, MODELS[2], tokens) as more:
+            drained.result()
         assert gone(stack, second)
     assert more.whole
     assert not more.broken
