@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lora_operator.plan.fleet import AdapterLoad, Fleet, FleetPod, PodView, Served, serves, too_old_message
+from lora_operator.plan.modules import Module, ModuleList
 from lora_operator.plan.placement import is_lazy_on, preloading_pods
 from lora_operator.reconcile.pod import build_view
 from lora_operator.vllm import KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
@@ -89,6 +92,50 @@ def test_of_those_that_preload_each_must_have_it_and_the_others_must_know_of_it(
         3, 3, 0, False, (), 2
     )
     assert make_fleet(*(fleet_pod(name, waits) for name in names)).load_of(module).loaded == 2
+
+
+def by_list(*modules: Module, generation: int, since: int | None = None) -> ModuleList:
+    given = {} if since is None else {module.name: since for module in modules}
+    return ModuleList("serving/llama", generation, modules, since=given)
+
+
+OTHERS = make_module(uid="uid-team-b-sql", adapter="team-b/sql")
+SEEN_AT_3 = make_view(SQL, generation=3)
+FAILED_AT_3 = make_view(generation=3, failures={"sql": "the base model is another"})
+WAITS_AT_3 = make_view(generation=3, waiting={"sql": SQL.path})
+
+# (the list of this moment, the look at the pod, how many pods count as serving it)
+OUTDATED: dict[str, tuple[ModuleList | None, PodView, int]] = {
+    "no list is known, so no pod was told of one": (None, SEEN_AT_3, 1),
+    "the list that named it": (by_list(SQL, generation=3), SEEN_AT_3, 1),
+    "a later list that left it as it was": (by_list(SQL, generation=9, since=3), SEEN_AT_3, 1),
+    "a look from before it had the name": (by_list(SQL, generation=4), SEEN_AT_3, 0),
+    "a look from before it had the name again": (by_list(SQL, generation=9, since=4), SEEN_AT_3, 0),
+    "the list has its name for another one by now": (by_list(OTHERS, generation=3, since=3), SEEN_AT_3, 0),
+    "the list has other content for it by now": (by_list(OLD, generation=3, since=3), SEEN_AT_3, 0),
+    "it is on no list": (by_list(generation=3), SEEN_AT_3, 0),
+    "a pod that holds no list": (by_list(SQL, generation=1), make_view(SQL, generation=None), 0),
+    "what waits for a request by an earlier list": (by_list(SQL, generation=4), WAITS_AT_3, 0),
+    "a pod that has its list in its arguments": (
+        by_list(SQL, generation=4),
+        make_view(SQL, generation=3, update_strategy="Rollout"),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OUTDATED)
+def test_a_look_from_before_the_list_that_named_it_tells_nothing(case: str) -> None:
+    modules, view, expected = OUTDATED[case]
+    fleet = replace(make_fleet(fleet_pod("a", view)), modules=modules)
+    module = make_module(lazy=True) if view.waiting else SQL
+    assert fleet.load_of(module) == AdapterLoad(1, expected, 0, False, ())
+
+
+def test_an_earlier_failure_of_the_name_is_not_told_of_what_has_it_now() -> None:
+    pod = fleet_pod("a", FAILED_AT_3)
+    assert replace(make_fleet(pod), modules=by_list(SQL, generation=3)).load_of(SQL).refused
+    assert not replace(make_fleet(pod), modules=by_list(SQL, generation=4)).load_of(SQL).refused
 
 
 SERVES: dict[str, tuple[Served | None, bool]] = {

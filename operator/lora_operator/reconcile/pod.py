@@ -244,18 +244,20 @@ def _publish(context: Context, deployment: VLLMDeployment, pod: ObjectKey, view:
     if old == view and not first:
         return
     context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
-    names = None if first else _changed_names(old, view)
+    names = None if first else _changed_names(old, view, registry.lists.get(deployment.key))
     for adapter in context.store.adapters_of(deployment.key):
         if names is None or public_name(adapter, deployment) in names:
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
 
 
-def _changed_names(old: PodView | None, new: PodView | None) -> set[str] | None:
-    """Served names about which the two views differ; None: about all."""
+def _changed_names(old: PodView | None, new: PodView | None, modules: ModuleList | None) -> set[str] | None:
+    """Served names about which the two views differ, or of which only the new one tells anything; None: about all."""
     if old is None or new is None or old.error != new.error or old.gate_closed != new.gate_closed:
         return None
     names = {*old.served, *new.served, *old.failures, *new.failures, *old.waiting, *new.waiting}
-    return {
+    before, after = old.list_generation or 0, new.list_generation or 0
+    brought = ((module.name, modules.brought(module) or 0) for module in modules.modules) if modules else ()
+    return {name for name, since in brought if before < since <= after} | {
         name
         for name in names
         if old.served.get(name) != new.served.get(name)
