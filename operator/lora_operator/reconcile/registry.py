@@ -74,7 +74,7 @@ class Registry:
         """
         old = self._decisions.get(adapter)
         if decision.keep_unknown and old is not None and old.uid == decision.uid:
-            decision = replace(decision, artifact=old.artifact, credentials=old.credentials)
+            decision = replace(decision, artifact=old.artifact, credentials=old.credentials, refreshing=old.refreshing)
         if old == decision:
             return None
         self._decisions[adapter] = decision
