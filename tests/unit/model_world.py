@@ -33,7 +33,7 @@ from lora_operator.reconcile.dispatch import _RECONCILERS
 from lora_operator.reconcile.routing import keys_for
 from lora_operator.reconcile.store import OWN_KINDS, Key, Kind, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import KitState, LoadedModule, ServedModel
+from lora_operator.vllm import HeldList, HeldModule, KitState, LoadedModule, ServedModel
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -104,6 +104,14 @@ class Engines:
     async def state(self, url: str, token: str) -> KitState:
         """As Engines'."""
         return self._engine(url).state()
+
+    async def held_list(self, url: str, token: str) -> HeldList:
+        """As Engines'."""
+        held = self._engine(url).held or {"generation": 0, "modules": ()}
+        entries = [
+            HeldModule(m["name"], m["path"], m["baseModelName"], m["revision"], m["uid"]) for m in held["modules"]
+        ]
+        return HeldList(held["generation"], tuple(entries))
 
     async def models(self, url: str, token: str) -> tuple[ServedModel, ...]:
         """As Engines'."""

@@ -22,6 +22,7 @@ from lora_operator.plan.placement import is_lazy_on
 from lora_operator.plan.pods import engine_port, is_ready, pod_ip, running_container
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, live_pods, own_pods
+from lora_operator.reconcile.lists import learn_held
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 from lora_operator.vllm import MINIMUM_VERSIONS, KitState, ServedModel, parse_version
 
@@ -99,6 +100,8 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
             return POLL_FAILING
         if await _is_as_before(context, engine, known, modules):
             return _idle()
+        if not rolls:
+            await learn_held(context, deployment, engine.pod, engine.url, engine.token)
         state = await _exchange(context, engine, known, modules)
         _note_held(context, deployment, state)
         models = await context.engines.models(engine.url, engine.token)
