@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from lora_operator.plan import placement
 from lora_operator.plan.fleet import AdapterLoad, Fleet, FleetPod, PodView, Served, serves, too_old_message
 from lora_operator.plan.modules import Module, ModuleList
 from lora_operator.plan.placement import is_lazy_on, preloading_pods
@@ -200,6 +201,16 @@ def test_the_engines_word_on_path_and_lineage_counts_and_not_the_kits() -> None:
     assert seen.served["sql"] == Served("/elsewhere", "llama", "sql")
 
 
+@pytest.mark.parametrize("internal", ["sql", "sql@fedcba98.4"])
+def test_what_a_first_request_loads_between_the_two_questions_is_served_and_no_orphan(internal: str) -> None:
+    waits_for = state(waiting=(WaitingModule("sql", SQL.path), WaitingModule("chat", OLD.path)))
+    seen = view(waits_for, model(internal))
+    assert seen.served == {"sql": Served(SQL.path, "meta/Llama", internal)}
+    assert (seen.waiting, seen.orphans) == ({"chat": OLD.path}, ())
+    other = view(waits_for, model(internal, "/elsewhere"))
+    assert (other.served, other.orphans) == ({}, (internal,)), "of that name, but other content"
+
+
 def test_what_the_engine_lists_and_the_kit_does_not_know_is_an_orphan() -> None:
     seen = view(state(loaded("sql")), model("sql"), model("zombie"), model("ghost"))
     assert seen.orphans == ("ghost", "zombie")
@@ -275,3 +286,17 @@ def test_a_pod_that_is_never_hot_loaded_may_be_older(version: str) -> None:
     assert seen.too_old is ROLLING[version]
     assert seen.update_strategy == "Rollout"
     assert too_old_message(seen) == f"vLLM {version} is too old: use 0.10 or newer"
+
+
+def test_who_preloads_is_found_once_for_all_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 500 adapters is asked about for each of 20 pods in every status: 200,000 hashes if each were found anew."""
+    weighed: list[str] = []
+
+    def weight(uid: str, pod: str) -> bytes:
+        weighed.append(pod)
+        return pod.encode()
+
+    monkeypatch.setattr(placement, "_weight", weight)
+    module, pods = make_module(uid="asked about often", preload=2), [f"llama-{number}" for number in range(20)]
+    assert sum(not is_lazy_on(module, pod, set(pods)) for pod in pods) == 2
+    assert len(weighed) == len(pods)

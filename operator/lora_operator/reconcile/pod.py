@@ -216,6 +216,12 @@ def build_view(
             model = listed.pop(module.name)  # it got its plain name back since the kit told its state
         if model is not None:
             served[module.name] = Served(path=model.root or "", parent=model.parent, internal_name=module.internal_name)
+    waiting = {module.name: module.path for module in state.waiting}
+    for model in list(listed.values()):  # a first request has loaded it since the kit told its state
+        public = model.id.partition("@")[0]
+        if model.root is not None and waiting.get(public) == model.root:
+            served[public] = Served(path=model.root, parent=model.parent, internal_name=model.id)
+            del waiting[public], listed[model.id]
     return PodView(
         uid=uid,
         container_id=container,
@@ -226,7 +232,7 @@ def build_view(
         list_digest=state.list_digest,
         settled=state.settled,
         served=served,
-        waiting={module.name: module.path for module in state.waiting},
+        waiting=waiting,
         failures={failure.name: failure.message for failure in state.failures},
         orphans=tuple(sorted(listed)),
         atomic_swap=state.atomic_swap,
