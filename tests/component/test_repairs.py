@@ -139,8 +139,9 @@ async def test_a_pod_that_does_not_answer_is_named_and_delays_no_other(
         bad, good = await world.run_pods(2)
         await world.ready("sql", world.team_a)
         setattr(bad, how, True)
-        began = asyncio.get_running_loop().time()
         await world.adapter("chat", world.team_b)
+        await world.wait_listed({"sql": f"{world.team_a}/sql", "chat": f"{world.team_b}/chat"})
+        began = asyncio.get_running_loop().time()
 
         async def answers() -> bool:
             return (await good.ask("chat"))[0] == 200
