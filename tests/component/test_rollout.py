@@ -21,7 +21,15 @@ from lora_operator.constants import Condition, Reason
 from lora_operator.desired.common import literal
 from lora_operator.desired.deployment import build_deployment
 from lora_operator.desired.engine import StaticModules
-from lora_operator.kube import DEPLOYMENTS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, Kube, load_configuration
+from lora_operator.kube import (
+    DEPLOYMENTS,
+    LORA_ADAPTERS,
+    MODEL_ARTIFACTS,
+    MODEL_CACHES,
+    VLLM_DEPLOYMENTS,
+    Kube,
+    load_configuration,
+)
 from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
 from lora_operator.reconcile import context as context_module
 from lora_operator.reconcile.adapter import reconcile_adapter
@@ -179,6 +187,9 @@ async def world(
         body = await kube.apply_status(MODEL_CACHES, namespace, "default", status.to_wire())
         context.store.upsert(Kind.MODEL_CACHE, body)
         yield world
+        for rt in (LORA_ADAPTERS, VLLM_DEPLOYMENTS, MODEL_CACHES, MODEL_ARTIFACTS):  # operators of later tests see them
+            for item in (await kube.list(rt, namespace=namespace))[0]:
+                await kube.delete(rt, namespace, item["metadata"]["name"])
 
 
 @pytest.fixture
