@@ -115,12 +115,32 @@ class KitState:
     update_strategy: Name = HOT_LOAD  # Rollout: its list is in the pod's arguments, and it takes no other
 
 
+@dataclass(frozen=True, config=_CONFIG)
+class HeldModule:
+    """An entry of the list that a pod holds; `uid`: of the adapter that it was told for."""
+
+    name: Name
+    path: Path
+    base_model_name: Name | None = None
+    revision: Name = ""
+    uid: Name = ""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class HeldList:
+    """The list that a pod holds, whatever of it is loaded."""
+
+    generation: Annotated[int, Field(ge=0, lt=MAX_GENERATION)] = 0
+    modules: tuple[HeldModule, ...] = ()
+
+
 @dataclass(frozen=True, config=ConfigDict(extra="ignore"))
 class _ModelList:
     data: tuple[ServedModel, ...]
 
 
 _STATE: Final = TypeAdapter(KitState)
+_HELD: Final = TypeAdapter(HeldList)
 _MODELS: Final = TypeAdapter(_ModelList)
 
 
@@ -176,6 +196,11 @@ class Engines:
         """What the pod's kit holds; raises EngineRefused (a 404 where there is no kit) and EngineUnreachable."""
         status, answer = await self._request("GET", f"{url}/lora-operator/v1/state", token=token)
         return _understood(_STATE, url, _successful(url, status, answer, token))
+
+    async def held_list(self, url: str, token: str) -> HeldList:
+        """The list that the pod's kit holds; raises EngineRefused (a 404 by a kit that does not tell) and EngineUnreachable."""
+        status, answer = await self._request("GET", f"{url}/lora-operator/v1/modules", token=token)
+        return _understood(_HELD, url, _successful(url, status, answer, token))
 
     async def models(self, url: str, token: str) -> tuple[ServedModel, ...]:
         """What the engine serves by its own word; raises EngineRefused and EngineUnreachable."""

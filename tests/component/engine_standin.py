@@ -119,6 +119,16 @@ class StandIn:
         """Public name to path."""
         return {name: request.lora_path for name, request in self.engine.registry.items()}
 
+    @property
+    def internal_names(self) -> set[str]:
+        """Names under which /v1/models shows adapters."""
+        return {request.lora_name for request in self.engine.registry.values()}
+
+    @property
+    def retired(self) -> list[str]:
+        """Internal names of earlier contents that the kit still keeps, for a request may be running."""
+        return list(self._kit._keeper.ledger.retired)
+
     def _check(self, module: Any, **_: Any) -> str | None:
         return f"{module.path} does not exist" if module.path in self.missing else None
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from e2e.cluster import ControlPlane
 from lora_operator.constants import FETCH_CONTAINER, Reason
-from lora_operator.errors import NotFoundError, UnavailableError
+from lora_operator.errors import ForbiddenError, NotFoundError, UnavailableError
 from lora_operator.kube import (
     CLAIMS,
     CONFIG_MAPS,
@@ -172,6 +172,12 @@ class World:
 
     async def make_fleet(self, name: str = "llama", **changes: Any) -> None:
         """A cache on a bound claim and a deployment that admits everybody; `changes` by dotted path, with __ for the dot."""
+        await self.make_claim()
+        await self.make_cache()
+        await self.make_deployment(name, **changes)
+
+    async def make_claim(self) -> None:
+        """The cache's claim, bound."""
         claim = {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
@@ -180,7 +186,13 @@ class World:
         }
         await self.kube.apply(claim)
         await self.kube.apply_status(CLAIMS, self.serving, "models", {"phase": "Bound"})
+
+    async def make_cache(self) -> None:
+        """The ModelCache on it."""
         await self.kube.apply(manifest("ModelCache", name="default", namespace=self.serving))
+
+    async def make_deployment(self, name: str = "llama", **changes: Any) -> None:
+        """A deployment alone."""
         wanted = {
             "model.servedNames": ["tiny/base", "tiny/alias"],
             "cacheRef": {"name": "default"},
@@ -345,8 +357,8 @@ class World:
                 },
             )
             await self.kube.apply_status(JOBS, self.serving, metadata["name"], job_status(ok=result.ok))
-        except NotFoundError:
-            return  # deleted by hand meanwhile
+        except (NotFoundError, ForbiddenError):
+            return  # deleted by hand meanwhile, or with its namespace
         self.attempts.append((request.hugging_face.repo, metadata["name"]))
 
     async def run_pods(self, count: int = 1, *, deployment: str = "llama") -> list[StandIn]:
@@ -359,19 +371,21 @@ class World:
         found = []
         for _ in range(count):
             name = f"{deployment}-{len(self.engines)}"
-            await self._make_pod(workload, name)
+            await self.start_pod(workload, name)
             found.append(self.engines[name])
         await self.report_rollout(workload)
         return found
 
     async def report_rollout(self, workload: Json) -> None:
         """The Deployment's status as its controller would write it: all pods are of the present template."""
-        pods = len(self.engines)
+        name = workload["metadata"]["name"]
+        pods = sum(pod.rpartition("-")[0] == name for pod in self.engines)
         counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), pods)
         status = counts | {"observedGeneration": workload["metadata"]["generation"]}
-        await self.kube.apply_status(DEPLOYMENTS, self.serving, workload["metadata"]["name"], status)
+        await self.kube.apply_status(DEPLOYMENTS, self.serving, name, status)
 
-    async def _make_pod(self, workload: Json, name: str) -> None:
+    async def start_pod(self, workload: Json, name: str) -> None:
+        """One engine pod of a Deployment's present template comes up, Ready."""
         template, selector = workload["spec"]["template"], workload["spec"]["selector"]
         replica_set = await self.kube.apply(
             {
@@ -453,8 +467,8 @@ class World:
 
 
 @asynccontextmanager
-async def asking(engine: StandIn, model: str) -> AsyncIterator[list[tuple[int, str | None]]]:
-    """A client that asks for a model all the time: each answer that differs from the one before."""
+async def asking(engine: StandIn, model: str, *, every: float = 0.001) -> AsyncIterator[list[tuple[int, str | None]]]:
+    """A client that asks for a model all the time, `every` so many seconds: each answer that differs from the one before."""
     answers: list[tuple[int, str | None]] = []
 
     async def ask() -> None:
@@ -462,7 +476,7 @@ async def asking(engine: StandIn, model: str) -> AsyncIterator[list[tuple[int, s
             answer = await engine.ask(model)
             if not answers or answers[-1] != answer:
                 answers.append(answer)
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(every)
 
     task = asyncio.create_task(ask())
     try:

@@ -139,8 +139,9 @@ async def test_a_pod_that_does_not_answer_is_named_and_delays_no_other(
         bad, good = await world.run_pods(2)
         await world.ready("sql", world.team_a)
         setattr(bad, how, True)
-        began = asyncio.get_running_loop().time()
         await world.adapter("chat", world.team_b)
+        await world.wait_listed({"sql": f"{world.team_a}/sql", "chat": f"{world.team_b}/chat"})
+        began = asyncio.get_running_loop().time()
 
         async def answers() -> bool:
             return (await good.ask("chat"))[0] == 200
@@ -251,6 +252,30 @@ async def test_a_list_that_was_lost_with_the_operator_down_is_numbered_above_wha
     assert now.generation > known.generation
     assert {module.name for module in now.modules} == {"one", "two", "three", "four"}
     assert [status for status, _ in answers] == [200]
+
+
+async def test_a_list_that_was_lost_with_the_operator_down_keeps_what_pods_hold_of_an_adapter_whose_content_is_not_there(
+    world: World, control_plane: ControlPlane
+) -> None:
+    await world.make_fleet()
+    async with running_operator(control_plane):
+        [engine] = await world.run_pods()
+        for name in ("one", "two"):
+            await world.adapter(name, world.team_a)
+        made = await artifact_of(world, "one")
+        await world.ready("two", world.team_a)
+    known = engine.served
+    world.outcomes["org/one"] = failure(Reason.SOURCE_UNREACHABLE, "the Hub answers 503")
+    async with asking(engine, "one") as answers:
+        await world.kube.delete(MODEL_ARTIFACTS, world.serving, made["metadata"]["name"])
+        await world.kube.delete(CONFIG_MAPS, world.serving, "llama-modules")
+        async with running_operator(control_plane):
+            await world.wait_for(LORA_ADAPTERS, "one", world.team_a, "Downloaded", "False", "SourceUnreachable")
+            await world.adapter("three", world.team_a)
+            await world.ready("three", world.team_a)
+            assert {name: path for name, path in engine.served.items() if name != "three"} == known
+            assert (await world.listed()).keys() == {"one", "two", "three"}
+    assert answers == [(200, known["one"])]
 
 
 async def test_an_artifact_or_a_job_that_is_deleted_by_hand_is_made_again(

@@ -21,7 +21,15 @@ from lora_operator.constants import Condition, Reason
 from lora_operator.desired.common import literal
 from lora_operator.desired.deployment import build_deployment
 from lora_operator.desired.engine import StaticModules
-from lora_operator.kube import DEPLOYMENTS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, Kube, load_configuration
+from lora_operator.kube import (
+    DEPLOYMENTS,
+    LORA_ADAPTERS,
+    MODEL_ARTIFACTS,
+    MODEL_CACHES,
+    VLLM_DEPLOYMENTS,
+    Kube,
+    load_configuration,
+)
 from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
 from lora_operator.reconcile import context as context_module
 from lora_operator.reconcile.adapter import reconcile_adapter
@@ -137,6 +145,14 @@ class World:
             return []
         return [json.loads(text)["name"] for text in args[args.index("--lora-modules") + 1 :]]
 
+    async def report(self, *, ready: int) -> None:
+        """The Deployment's status as its controller would write it: one pod, of the present form, that is up or starting."""
+        live = self.context.store.workloads[self.namespace, "llama"]
+        counts = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": ready, "availableReplicas": ready}
+        status = counts | {"observedGeneration": live["metadata"]["generation"]}
+        body = await self.kube.apply_status(DEPLOYMENTS, self.namespace, "llama", status)
+        self.context.store.upsert(Kind.DEPLOYMENT, body)
+
     def condition(self, name: str = "AdaptersInSync") -> tuple[str, str]:
         """Reason and message of a condition of the fleet."""
         deployment = self.context.store.deployments[self.namespace, "llama"]
@@ -171,6 +187,9 @@ async def world(
         body = await kube.apply_status(MODEL_CACHES, namespace, "default", status.to_wire())
         context.store.upsert(Kind.MODEL_CACHE, body)
         yield world
+        for rt in (LORA_ADAPTERS, VLLM_DEPLOYMENTS, MODEL_CACHES, MODEL_ARTIFACTS):  # operators of later tests see them
+            for item in (await kube.list(rt, namespace=namespace))[0]:
+                await kube.delete(rt, namespace, item["metadata"]["name"])
 
 
 @pytest.fixture
@@ -342,3 +361,30 @@ async def test_lazy_adapters_are_in_the_arguments_and_lazy_again_when_pods_are_t
     await world.adapters("hung", suspend=True)
     await world.artifact("org/hung", READY)
     assert len(entries()) == 2
+
+
+async def test_changes_that_come_faster_than_engines_start_wait_for_the_roll_out_that_goes_on(world: World) -> None:
+    await up(world)
+    await world.report(ready=1)
+    await world.adapters("a")
+    await world.artifact("org/a", READY)
+    await world.after(5)
+    assert await world.served() == ["a"]
+    await world.report(ready=0)
+    for name in ("b", "c"):
+        await world.adapters(name)
+        await world.artifact(f"org/{name}", READY)
+        await world.after(65)
+    assert len(world.templates) == 2, "the pod that starts is left to start"
+    assert world.condition() == (
+        "SyncPending",
+        "list 4 is not rolled out yet: it waits until the roll-out of list 2 is done",
+    )
+    await world.report(ready=1)
+    await world.look()
+    assert await world.served() == ["a", "b", "c"]
+    assert len(world.templates) == 3
+    await world.report(ready=0)
+    await world.fleet(updateStrategy="Rollout", maxLoras=3)
+    await world.look()
+    assert len(world.templates) == 4, "a change of the fleet's own spec waits for nothing"

@@ -33,7 +33,7 @@ from lora_operator.reconcile.dispatch import _RECONCILERS
 from lora_operator.reconcile.routing import keys_for
 from lora_operator.reconcile.store import OWN_KINDS, Key, Kind, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import KitState, LoadedModule, ServedModel
+from lora_operator.vllm import HeldList, HeldModule, KitState, LoadedModule, ServedModel
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -56,6 +56,10 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
         result: T = end.value
         return result
     raise AssertionError("it waits for something")
+
+
+class Died(BaseException):
+    """The operator's process ends where it is: nothing catches that, and nothing is tidied up."""
 
 
 class Engine:
@@ -95,6 +99,7 @@ class Engines:
         engine = self._world.engines.get(pod or "")
         if engine is None or not engine.reachable:
             raise EngineUnreachable(f"{url}: no answer")
+        self._world.step()
         return engine
 
     async def gate_is_closed(self, url: str) -> bool:
@@ -104,6 +109,14 @@ class Engines:
     async def state(self, url: str, token: str) -> KitState:
         """As Engines'."""
         return self._engine(url).state()
+
+    async def held_list(self, url: str, token: str) -> HeldList:
+        """As Engines'."""
+        held = self._engine(url).held or {"generation": 0, "modules": ()}
+        entries = [
+            HeldModule(m["name"], m["path"], m["baseModelName"], m["revision"], m["uid"]) for m in held["modules"]
+        ]
+        return HeldList(held["generation"], tuple(entries))
 
     async def models(self, url: str, token: str) -> tuple[ServedModel, ...]:
         """As Engines'."""
@@ -119,6 +132,7 @@ class Engines:
         if engine.held is not None and sent["generation"] < engine.held["generation"]:
             raise StaleList(engine.state())
         engine.held = sent
+        self._world.step()
         return engine.state()
 
 
@@ -167,12 +181,12 @@ class Kube:
     async def apply(self, obj: Json) -> Json:
         """As Kube's, for one who owns all the fields but the status."""
         self._up()
-        return self._world.write(obj, by_operator=True)
+        return self._world.write_of_operator(obj)
 
     async def patch(self, rt: ResourceType, namespace: str, name: str, patch: Json) -> Json:
         """As Kube's, one level deep into the spec."""
         live = await self.get(rt, namespace, name)
-        return self._world.write(live | {"spec": live["spec"] | patch["spec"]}, by_operator=True)
+        return self._world.write_of_operator(live | {"spec": live["spec"] | patch["spec"]})
 
     async def apply_status(
         self, rt: ResourceType, namespace: str, name: str, status: Json, *, uid: str, resource_version: str
@@ -181,12 +195,13 @@ class Kube:
         live = await self.get(rt, namespace, name)
         if live["metadata"]["uid"] != uid:
             raise ConflictError("another object")
-        return self._world.write(live | {"status": json.loads(json.dumps(status))}, by_operator=True)
+        return self._world.write_of_operator(live | {"status": json.loads(json.dumps(status))})
 
     async def delete(self, rt: ResourceType, namespace: str, name: str, *, uid: str | None = None) -> None:
         """As Kube's."""
         self._up()
         self._world.remove((rt.kind, namespace, name), by_operator=True)
+        self._world.step()
 
     async def event(self, *_: Any, **__: Any) -> None:
         """Events are nothing to anybody."""
@@ -206,6 +221,7 @@ class World:
         self.bad_repos: set[str] = set()
         self.api_down = self.secrets_forbidden = False
         self.unlisted = False  # the operator has started, and can't list a kind
+        self.steps_left: int | None = None  # until the operator dies: its writes, and its questions to engines
         self.time = 0.0
         self.writes = 0
         self.published: set[str] = set()  # paths of all content that ever was in the cache
@@ -243,6 +259,20 @@ class World:
             self._lose_list()
         self._tell("MODIFIED", body)
         return body
+
+    def write_of_operator(self, obj: Json) -> Json:
+        """The same, done by the operator, which may die before it hears of it."""
+        body = self.write(obj, by_operator=True)
+        self.step()
+        return body
+
+    def step(self) -> None:
+        """The operator has done something that others see."""
+        if self.steps_left is not None:
+            self.steps_left -= 1
+            if self.steps_left == 0:
+                self.steps_left = None
+                raise Died
 
     def remove(self, place: Place, *, by_operator: bool = False) -> None:
         """Delete an object, and what it controls."""
@@ -378,6 +408,9 @@ class World:
             except OperatorError:
                 self._failures[key] = self._failures.get(key, 0) + 1
                 again = min(0.2 * 2.0 ** self._failures[key], 60.0)
+            except Died:
+                self.restart()
+                continue
             if again is not None:
                 self.enqueue(key, after=max(again, 0.05))
             self.play()

@@ -394,3 +394,29 @@ def test_a_list_that_was_lost_is_not_made_again_before_every_adapter_is_known(se
     happen(world, lambda world: world.skip(5.0))
     assert [engine.served for engine in world.engines.values()] == before
     assert [len(modules.modules) for modules in world.lists] == [2]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_list_that_was_lost_keeps_what_pods_hold_and_somebody_wants_though_its_content_is_not_there(
+    seed: int,
+) -> None:
+    world = start(seed)
+    before = [engine.served for engine in world.engines.values()]
+    lost = [
+        place
+        for place, body in world.objects.items()
+        if place[0] == "ModelArtifact" and body["spec"]["source"]["huggingFace"]["repo"] == "org/one"
+    ]
+    world.bad_repos.add("org/one")
+    for place in (*lost, MODULES):
+        world.remove(place)
+    world.restart()
+    happen(world, lambda world: world.skip(30.0))
+    told_of = told(world.objects["LoRAAdapter", *ADAPTERS[0]])
+    assert told_of["Downloaded"]["status"] == "False", "the Hub is away, so it can't be fetched again"
+    assert [engine.served for engine in world.engines.values()] == before
+    world.remove(("LoRAAdapter", *ADAPTERS[0]))
+    world.skip(30.0)
+    assert all(
+        known["a"] not in engine.served.values() for engine, known in zip(world.engines.values(), before, strict=True)
+    )

@@ -167,7 +167,7 @@ CASES: dict[str, Case] = {
         None,
     ),
     "a name that an older adapter has, and its artifact downloads": (
-        seen(None, make_artifact(NAME, conditions=not_ready("Downloading", "39% of 1Gi")), rivals=(RIVAL,)),
+        seen(None, make_artifact(NAME, base=BASE, conditions=not_ready("Downloading", "39% of 1Gi")), rivals=(RIVAL,)),
         refused("NameConflict", TAKEN) | {"Downloaded": ("False", "Downloading", "39% of 1Gi")},
         "kept",
         None,
@@ -239,13 +239,13 @@ CASES: dict[str, Case] = {
         None,
     ),
     "its artifact downloads": (
-        seen(None, make_artifact(NAME, conditions=not_ready("Downloading", "39% of 1Gi"))),
+        seen(None, make_artifact(NAME, base=BASE, conditions=not_ready("Downloading", "39% of 1Gi"))),
         waits("Downloading", "39% of 1Gi"),
         "kept",
         None,
     ),
     "its artifact failed": (
-        seen(None, make_artifact(NAME, conditions=not_ready("InvalidAdapter", "no tensors"))),
+        seen(None, make_artifact(NAME, base=BASE, conditions=not_ready("InvalidAdapter", "no tensors"))),
         waits("InvalidAdapter", "no tensors", stalled=True),
         "kept",
         None,
@@ -253,7 +253,7 @@ CASES: dict[str, Case] = {
     "a private one that was refused looks whether its Secret changed": (
         seen(
             PRIVATE,
-            make_artifact(PRIVATE_NAME, conditions=not_ready("Unauthorized", "401")),
+            make_artifact(PRIVATE_NAME, base=BASE, credentials=SECRET, conditions=not_ready("Unauthorized", "401")),
             credentials=SECRET,
         ),
         waits("Unauthorized", "401", stalled=True),
@@ -360,7 +360,10 @@ CASES: dict[str, Case] = {
         None,
     ),
     "it is suspended while its artifact downloads": (
-        seen(make_adapter(suspend=True), make_artifact(NAME, conditions=not_ready("Downloading", "39% of 1Gi"))),
+        seen(
+            make_adapter(suspend=True),
+            make_artifact(NAME, base=BASE, conditions=not_ready("Downloading", "39% of 1Gi")),
+        ),
         waits("Downloading", "39% of 1Gi")
         | {"Loaded": ("False", "Suspended", "spec.suspend is true: the adapter is kept, and not served")},
         "none",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from lora_operator.plan import placement
 from lora_operator.plan.fleet import AdapterLoad, Fleet, FleetPod, PodView, Served, serves, too_old_message
+from lora_operator.plan.modules import Module, ModuleList
 from lora_operator.plan.placement import is_lazy_on, preloading_pods
 from lora_operator.reconcile.pod import build_view
 from lora_operator.vllm import KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
@@ -91,6 +95,50 @@ def test_of_those_that_preload_each_must_have_it_and_the_others_must_know_of_it(
     assert make_fleet(*(fleet_pod(name, waits) for name in names)).load_of(module).loaded == 2
 
 
+def by_list(*modules: Module, generation: int, since: int | None = None) -> ModuleList:
+    given = {} if since is None else {module.name: since for module in modules}
+    return ModuleList("serving/llama", generation, modules, since=given)
+
+
+OTHERS = make_module(uid="uid-team-b-sql", adapter="team-b/sql")
+SEEN_AT_3 = make_view(SQL, generation=3)
+FAILED_AT_3 = make_view(generation=3, failures={"sql": "the base model is another"})
+WAITS_AT_3 = make_view(generation=3, waiting={"sql": SQL.path})
+
+# (the list of this moment, the look at the pod, how many pods count as serving it)
+OUTDATED: dict[str, tuple[ModuleList | None, PodView, int]] = {
+    "no list is known, so no pod was told of one": (None, SEEN_AT_3, 1),
+    "the list that named it": (by_list(SQL, generation=3), SEEN_AT_3, 1),
+    "a later list that left it as it was": (by_list(SQL, generation=9, since=3), SEEN_AT_3, 1),
+    "a look from before it had the name": (by_list(SQL, generation=4), SEEN_AT_3, 0),
+    "a look from before it had the name again": (by_list(SQL, generation=9, since=4), SEEN_AT_3, 0),
+    "the list has its name for another one by now": (by_list(OTHERS, generation=3, since=3), SEEN_AT_3, 0),
+    "the list has other content for it by now": (by_list(OLD, generation=3, since=3), SEEN_AT_3, 0),
+    "it is on no list": (by_list(generation=3), SEEN_AT_3, 0),
+    "a pod that holds no list": (by_list(SQL, generation=1), make_view(SQL, generation=None), 0),
+    "what waits for a request by an earlier list": (by_list(SQL, generation=4), WAITS_AT_3, 0),
+    "a pod that has its list in its arguments": (
+        by_list(SQL, generation=4),
+        make_view(SQL, generation=3, update_strategy="Rollout"),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OUTDATED)
+def test_a_look_from_before_the_list_that_named_it_tells_nothing(case: str) -> None:
+    modules, view, expected = OUTDATED[case]
+    fleet = replace(make_fleet(fleet_pod("a", view)), modules=modules)
+    module = make_module(lazy=True) if view.waiting else SQL
+    assert fleet.load_of(module) == AdapterLoad(1, expected, 0, False, ())
+
+
+def test_an_earlier_failure_of_the_name_is_not_told_of_what_has_it_now() -> None:
+    pod = fleet_pod("a", FAILED_AT_3)
+    assert replace(make_fleet(pod), modules=by_list(SQL, generation=3)).load_of(SQL).refused
+    assert not replace(make_fleet(pod), modules=by_list(SQL, generation=4)).load_of(SQL).refused
+
+
 SERVES: dict[str, tuple[Served | None, bool]] = {
     "the same path and lineage": (Served(SQL.path, "meta/Llama", "sql"), True),
     "under an internal name": (Served(SQL.path, "meta/Llama", "sql@fedcba98.7"), True),
@@ -151,6 +199,16 @@ def test_what_the_kit_claims_and_the_engine_does_not_list_is_not_served() -> Non
 def test_the_engines_word_on_path_and_lineage_counts_and_not_the_kits() -> None:
     seen = view(state(loaded("sql")), model("sql", "/elsewhere", "llama"))
     assert seen.served["sql"] == Served("/elsewhere", "llama", "sql")
+
+
+@pytest.mark.parametrize("internal", ["sql", "sql@fedcba98.4"])
+def test_what_a_first_request_loads_between_the_two_questions_is_served_and_no_orphan(internal: str) -> None:
+    waits_for = state(waiting=(WaitingModule("sql", SQL.path), WaitingModule("chat", OLD.path)))
+    seen = view(waits_for, model(internal))
+    assert seen.served == {"sql": Served(SQL.path, "meta/Llama", internal)}
+    assert (seen.waiting, seen.orphans) == ({"chat": OLD.path}, ())
+    other = view(waits_for, model(internal, "/elsewhere"))
+    assert (other.served, other.orphans) == ({}, (internal,)), "of that name, but other content"
 
 
 def test_what_the_engine_lists_and_the_kit_does_not_know_is_an_orphan() -> None:
@@ -228,3 +286,17 @@ def test_a_pod_that_is_never_hot_loaded_may_be_older(version: str) -> None:
     assert seen.too_old is ROLLING[version]
     assert seen.update_strategy == "Rollout"
     assert too_old_message(seen) == f"vLLM {version} is too old: use 0.10 or newer"
+
+
+def test_who_preloads_is_found_once_for_all_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 500 adapters is asked about for each of 20 pods in every status: 200,000 hashes if each were found anew."""
+    weighed: list[str] = []
+
+    def weight(uid: str, pod: str) -> bytes:
+        weighed.append(pod)
+        return pod.encode()
+
+    monkeypatch.setattr(placement, "_weight", weight)
+    module, pods = make_module(uid="asked about often", preload=2), [f"llama-{number}" for number in range(20)]
+    assert sum(not is_lazy_on(module, pod, set(pods)) for pod in pods) == 2
+    assert len(weighed) == len(pods)

@@ -215,6 +215,34 @@ def test_a_thousand_adapters_fit_a_config_map() -> None:
     assert len(encode_for_config_map(listed(*many))) < 900_000
 
 
+B_OF_C = make_module("b", uid="uid-c", adapter="team-c/b", path="/model-cache/artifacts/b1")
+A_IN_OTHER_WORDS = make_module(
+    "a", uid="uid-a", adapter="team-a/a", path="/model-cache/artifacts/a1", revision="f" * 40, lazy=True
+)
+
+
+def test_a_list_tells_since_when_each_name_stands_for_its_content() -> None:
+    def after(previous: ModuleList | None, *modules: Module, above: int = 0) -> ModuleList:
+        return plan_list(previous, [served(one) for one in modules], deployment=OWNER, above=above)
+
+    first = after(None, A, B)
+    assert (first.generation, first.brought(A), first.brought(B)) == (1, 1, 1)
+    second = after(first, A2, B)
+    assert (second.generation, second.brought(A2), second.brought(B), second.brought(A)) == (2, 2, 1, None)
+    third = after(second, A_RENAMED, B)
+    assert (third.generation, third.brought(A_RENAMED), third.brought(A), third.brought(A2)) == (3, 3, None, None)
+    gone = after(third, A_RENAMED)
+    back = after(gone, A_RENAMED, B)
+    assert (back.generation, back.brought(A_RENAMED), back.brought(B)) == (5, 3, 5)
+    assert after(back, A_RENAMED, B_OF_C).brought(B_OF_C) == 5, "engines went on answering alike"
+    assert after(after(None, A), A_IN_OTHER_WORDS).brought(A_IN_OTHER_WORDS) == 1
+    stored = decode_from_config_map(encode_for_config_map(back))
+    assert stored is not None
+    assert stored.brought(A_RENAMED) == 5, "who has just started knows no better"
+    assert after(stored, A_RENAMED, B, A).brought(B) == 5
+    assert after(back, A_RENAMED, B, above=8).brought(B) == 9, "pods hold a list that nobody here knows"
+
+
 def packed(body: Any) -> str:
     return base64.b64encode(gzip.compress(json.dumps(body).encode(), mtime=0)).decode()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lora_operator.api import LoRAAdapter, ModelArtifact
+from lora_operator.api.artifact import ModelArtifactSpec
 from lora_operator.api.source import Source
 from lora_operator.conditions import failing
 from lora_operator.constants import ANNOTATION_REFRESH, Reason
@@ -36,19 +37,31 @@ HOUR = timedelta(hours=1)
 SOON = READY_AT + timedelta(minutes=5)
 
 
-def key_of(adapter: LoRAAdapter, epoch: Epoch, credentials: Any = None) -> tuple[str, str]:
-    metadata = build_artifact(
+def wanted_of(adapter: LoRAAdapter, epoch: Epoch, credentials: Any = None) -> dict[str, Any]:
+    return build_artifact(
         cache=make_cache(),
         source=adapter.spec.source,
         base_artifact=BASE,
         credentials=credentials,
         refresh=epoch.text,
-    )["metadata"]
+    )
+
+
+def key_of(adapter: LoRAAdapter, epoch: Epoch, credentials: Any = None) -> tuple[str, str]:
+    metadata = wanted_of(adapter, epoch, credentials)["metadata"]
     return metadata["namespace"], metadata["name"]
 
 
 def good(adapter: LoRAAdapter, epoch: Epoch = Epoch(), **more: Any) -> ModelArtifact:  # noqa: B008 - frozen
-    return ready_artifact(key_of(adapter, epoch, more.get("credentials"))[1], base=BASE, **more)
+    wanted = wanted_of(adapter, epoch, more.get("credentials"))
+    made = ready_artifact(wanted["metadata"]["name"], base=BASE, **more)
+    return made.model_copy(update={"spec": ModelArtifactSpec.model_validate(wanted["spec"])})
+
+
+def foreign(artifact: ModelArtifact) -> ModelArtifact:
+    """Somebody's own artifact of that name, of other content, and Ready."""
+    source = Source.model_validate({"huggingFace": {"repo": "org/other"}})
+    return artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": source})})
 
 
 def bad(
@@ -170,6 +183,26 @@ def test_a_refresh_whose_artifact_can_not_be_made_has_failed() -> None:
     assert "this content stays: NameTaken: ModelArtifact serving/x exists with another spec" in message(plan)
     assert plan.decision.module is not None
     assert plan.artifact is None
+
+
+def test_what_somebody_made_by_hand_under_the_name_of_a_refresh_is_not_its_content() -> None:
+    before = good(ASKED)
+    plan = look(ASKED, before, foreign(good(ASKED, ONE, commit=OTHER_COMMIT)))
+    assert plan.decision.artifact == before.key
+    assert plan.decision.module is not None
+    assert plan.decision.module.revision == COMMIT
+    name = key_of(ASKED, ONE)[1]
+    cause = f"this content stays: NameTaken: ModelArtifact serving/{name} exists with another spec: delete it"
+    assert cause in message(plan)
+
+
+def test_what_somebody_made_by_hand_in_the_place_of_what_was_served_is_not_its_content() -> None:
+    fresh = make_adapter()
+    plan = look(settle(fresh, good(fresh)), foreign(good(fresh)))
+    assert plan.decision.module is None
+    assert plan.decision.keep
+    assert plan.status is not None
+    assert told(plan.status.conditions)["Downloaded"][:2] == ("False", "NameTaken")
 
 
 def test_a_refresh_lends_no_credentials_to_what_has_its_name() -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from lora_operator.conditions import Verdict, failing
+from lora_operator.constants import Reason
 from lora_operator.desired.common import literal
 from lora_operator.desired.engine import StaticModules
 from lora_operator.plan import rollout
 from lora_operator.plan.modules import Decision, Module, ModuleList
 from lora_operator.plan.rollout import (
     LONGEST,
+    LONGEST_ROLLOUT,
     QUIET,
     Rolled,
+    RolloutPlan,
     Unrolled,
     build_static,
     is_coming,
+    is_rolling,
     leave_out,
     parse_rolled,
     plan_rollout,
@@ -68,7 +74,7 @@ def test_when_pods_roll(story: str) -> None:
     unrolled: Unrolled | None = None
     rolls = []
     for second, wanted, coming in sorted(looks, key=lambda look: look[0]):
-        plan = plan_rollout(wanted, rolled, unrolled, coming=coming, now=NOW + timedelta(seconds=second))
+        plan = plan_rollout(wanted, rolled, unrolled, coming=coming, rolling=False, now=NOW + timedelta(seconds=second))
         unrolled = plan.unrolled
         if plan.roll:
             rolls.append(second)
@@ -80,9 +86,69 @@ def test_when_pods_roll(story: str) -> None:
     assert rolls == expected
 
 
+def test_while_pods_are_replaced_all_that_comes_is_kept_for_the_next_roll_out() -> None:
+    """There is another list every 7 s, and a roll-out takes 100 s: each must end, and the next brings all that came meanwhile."""
+    rolled, unrolled, rolls, until = OLD, None, [], 0
+    lists = [StaticModules(2 + number, tuple(map(str, range(number + 1)))) for number in range(60)]
+    for second in range(400):
+        wanted = lists[second // 7]
+        plan = plan_rollout(
+            wanted, rolled, unrolled, coming=(), rolling=second < until, now=NOW + timedelta(seconds=second)
+        )
+        unrolled = plan.unrolled
+        if second < until and plan.waits_for is not None:
+            assert plan.waits_for == f"until the roll-out of list {rolled.generation} is done"
+        if plan.roll:
+            rolls.append(second)
+            rolled, unrolled, until = Rolled(wanted.generation, wanted.digest), None, second + 100
+    assert rolls == [5, 105, 205, 305]
+
+
+def test_a_roll_out_that_does_not_end_is_not_waited_for_for_ever() -> None:
+    plan = plan_rollout(A, OLD, None, coming=(), rolling=True, now=NOW)
+    for wait, rolls in ((LONGEST_ROLLOUT - timedelta(seconds=1), False), (LONGEST_ROLLOUT, True)):
+        assert plan_rollout(A, OLD, plan.unrolled, coming=(), rolling=True, now=NOW + wait).roll is rolls
+
+
+def test_pods_that_have_the_list_wait_for_nothing() -> None:
+    assert plan_rollout(NONE, OLD, None, coming=(), rolling=True, now=NOW) == RolloutPlan(roll=False)
+
+
+def deployed(*, replicas: int = 2, paused: bool = False, **status: Any) -> dict[str, Any]:
+    """A Deployment in its third form, all whose pods are there unless the status says otherwise."""
+    done = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas"), replicas) | {"observedGeneration": 3}
+    return {
+        "metadata": {"generation": 3},
+        "spec": {"replicas": replicas, "paused": paused},
+        "status": done | status,
+    }
+
+
+STUCK = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+ROLLING: dict[str, tuple[dict[str, Any] | None, Verdict | None, bool]] = {
+    "there is no Deployment": (None, None, False),
+    "no controller has seen it": ({"metadata": {"generation": 1}, "spec": {"replicas": 1}}, None, False),
+    "all pods are new and ready": (deployed(), None, False),
+    "the controller has not seen the new form": (deployed(observedGeneration=2), None, True),
+    "an old pod is there": (deployed(updatedReplicas=1), None, True),
+    "a new pod is starting": (deployed(readyReplicas=1), None, True),
+    "a new pod crashes": (deployed(readyReplicas=1), failing(Reason.CRASH_LOOPING, "x"), False),
+    "a new pod's volumes are slow": (deployed(readyReplicas=1), failing(Reason.PROGRESSING, "x"), True),
+    "Kubernetes has given up": (deployed(readyReplicas=1, conditions=[STUCK]), None, False),
+    "somebody has paused it": (deployed(updatedReplicas=0, paused=True), None, False),
+    "it is scaled to zero": (deployed(replicas=0), None, False),
+}
+
+
+@pytest.mark.parametrize("case", ROLLING)
+def test_whether_pods_are_being_replaced(case: str) -> None:
+    workload, trouble, expected = ROLLING[case]
+    assert is_rolling(workload, trouble) is expected
+
+
 def test_what_it_waits_for_is_said() -> None:
     names = tuple(f"LoRAAdapter team-a/{letter}" for letter in "vwxyz")
-    plans = [plan_rollout(A, OLD, None, coming=names[:count], now=NOW) for count in (0, 1, 2, 5)]
+    plans = [plan_rollout(A, OLD, None, coming=names[:count], rolling=False, now=NOW) for count in (0, 1, 2, 5)]
     assert [plan.waits_for for plan in plans] == [
         "until no adapter has changed for 5 s",
         "until LoRAAdapter team-a/v is downloaded, at most 60 s",
@@ -93,7 +159,7 @@ def test_what_it_waits_for_is_said() -> None:
 
 
 def test_the_generation_alone_rolls_nothing() -> None:
-    assert not plan_rollout(replace(A, generation=9), Rolled(2, A.digest), None, coming=(), now=NOW).roll
+    assert not plan_rollout(replace(A, generation=9), Rolled(2, A.digest), None, coming=(), rolling=False, now=NOW).roll
 
 
 @pytest.mark.parametrize("text", [None, "", "7", "x-aa", "-1-aa", f"{2**53}-aa", "7-aa\n", "7-"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
+from lora_operator.constants import API_VERSION
 from lora_operator.kube import Kube
 from lora_operator.plan.fleet import PodView
 from lora_operator.plan.modules import ModuleList
@@ -14,7 +16,7 @@ from lora_operator.reconcile.pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines, KitState, ServedModel
-from tests.unit.builders import engine_pod, make_deployment, make_view, make_workload
+from tests.unit.builders import engine_pod, make_adapter, make_deployment, make_module, make_view, make_workload
 
 POD = Key(Kind.POD, "serving", "llama-0")
 
@@ -40,6 +42,27 @@ class Engine:
         return self.state_
 
 
+def one_pod(engine: Engine, strategy: str = "HotLoad") -> Context:
+    """A deployment with one pod, whose engine this is."""
+    store = Store()
+    body: dict[str, Any] = make_deployment(lora={"updateStrategy": strategy}).to_wire()
+    store.upsert(Kind.VLLM_DEPLOYMENT, body)
+    store.upsert(Kind.DEPLOYMENT, make_workload())
+    pod = engine_pod()
+    pod["spec"] = {"containers": []}
+    store.upsert(Kind.POD, pod)
+    context = Context(
+        kube=cast(Kube, None),
+        engines=cast(Engines, engine),
+        store=store,
+        settings=Settings(operator_image="i", operator_namespace="n"),
+        enqueue=lambda *_, **__: None,
+        _master_key=b"key",
+    )
+    context.registry.replica_set_owners["uid-rs"] = "uid-deploy"
+    return context
+
+
 # (of the deployment, of the pod, the engine's version, what is known of the pod, whether it is told)
 CASES: dict[str, tuple[str, str, str, PodView | None, bool]] = {
     "hot-loading, at the first look": ("HotLoad", "HotLoad", "0.32.0", None, True),
@@ -62,23 +85,8 @@ CASES: dict[str, tuple[str, str, str, PodView | None, bool]] = {
 @pytest.mark.parametrize("case", CASES)
 async def test_who_is_told_a_list(case: str) -> None:
     strategy, of_pod, version, known, told = CASES[case]
-    store = Store()
-    body: dict[str, Any] = make_deployment(lora={"updateStrategy": strategy}).to_wire()
-    store.upsert(Kind.VLLM_DEPLOYMENT, body)
-    store.upsert(Kind.DEPLOYMENT, make_workload())
-    pod = engine_pod()
-    pod["spec"] = {"containers": []}
-    store.upsert(Kind.POD, pod)
     engine = Engine(of_pod, version)
-    context = Context(
-        kube=cast(Kube, None),
-        engines=cast(Engines, engine),
-        store=store,
-        settings=Settings(operator_image="i", operator_namespace="n"),
-        enqueue=lambda *_, **__: None,
-        _master_key=b"key",
-    )
-    context.registry.replica_set_owners["uid-rs"] = "uid-deploy"
+    context = one_pod(engine, strategy)
     context.registry.lists["serving", "llama"] = ModuleList("serving/llama", 4, ())
     if known is not None:
         context.registry.views["serving", "llama-0"] = known
@@ -89,3 +97,22 @@ async def test_who_is_told_a_list(case: str) -> None:
     assert again is not None
     if "Rollout" in (strategy, of_pod):
         assert again >= POLL_IDLE * 0.8, "there is nothing that it could be waiting for"
+
+
+async def test_an_adapter_is_looked_at_when_a_pod_acknowledges_the_list_that_named_it_though_it_serves_the_same() -> (
+    None
+):
+    engine = Engine("HotLoad", "0.32.0")
+    context = one_pod(engine)
+    woken: list[Key] = []
+    context.enqueue = lambda key, **_: woken.append(key)
+    for name in ("sql", "chat"):
+        body = make_adapter(name).to_wire() | {"apiVersion": API_VERSION, "kind": "LoRAAdapter"}
+        context.store.upsert(Kind.LORA_ADAPTER, body)
+    named = (make_module("chat", uid="uid-team-a-chat", adapter="team-a/chat"), make_module())
+    context.registry.lists["serving", "llama"] = ModuleList("serving/llama", 4, named, since={"chat": 2})
+    await reconcile_pod(context, POD)
+    woken.clear()
+    engine.state_ = replace(engine.state_, list_generation=4)
+    await reconcile_pod(context, POD)
+    assert [key for key in woken if key.kind is Kind.LORA_ADAPTER] == [Key(Kind.LORA_ADAPTER, "team-a", "sql")]

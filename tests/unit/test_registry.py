@@ -58,6 +58,13 @@ def test_one_of_which_too_little_is_known_goes_on_wanting_what_it_wanted() -> No
     assert registry.publish_decision(SQL, decision(TWO, generation=2)) == {ONE, TWO}, "the old one has to be told too"
 
 
+def test_one_of_which_too_little_is_known_goes_on_wanting_what_a_refresh_is_about() -> None:
+    registry = Registry()
+    registry.publish_decision(SQL, decision(ONE, credentials=SECRET, refreshing=TWO))
+    registry.publish_decision(SQL, decision(None, generation=2, keep=True, keep_unknown=True))
+    assert registry.wanters(TWO) == {Key(Kind.LORA_ADAPTER, *SQL): SECRET}
+
+
 def test_a_namesake_of_which_too_little_is_known_wants_nothing_of_the_one_before() -> None:
     registry = Registry()
     registry.publish_decision(SQL, decision(ONE, credentials=SECRET))

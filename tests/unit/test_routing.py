@@ -153,6 +153,16 @@ def test_an_adapter_that_can_no_longer_be_read_is_still_looked_at(world: World) 
     assert world.put(Kind.LORA_ADAPTER, broken) >= {SQL, LLAMA}
 
 
+def test_one_that_could_not_be_read_is_news_to_every_list_when_it_goes_or_can_be_read(world: World) -> None:
+    """Its entry may be in any list, by what it asked for before."""
+    broken = adapter(SQL, generation=2)
+    broken["spec"]["servedName"] = 5
+    world.put(Kind.LORA_ADAPTER, broken)
+    assert world.put(Kind.LORA_ADAPTER, adapter(SQL, generation=3, deployment="other")) >= {SQL, LLAMA, OTHER, FAR}
+    world.put(Kind.LORA_ADAPTER, broken | {"metadata": meta(SQL, generation=4)})
+    assert world.drop(SQL) == {SQL, LLAMA, OTHER, FAR}
+
+
 def test_a_deployment_whose_spec_changed_is_news_to_its_adapters(world: World) -> None:
     assert world.put(Kind.VLLM_DEPLOYMENT, deployment(generation=2)) == {LLAMA, SQL, CHAT}
     assert world.drop(LLAMA) == {LLAMA, SQL, CHAT}

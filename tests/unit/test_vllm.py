@@ -13,7 +13,15 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lora_operator.errors import EngineError, EngineRefused, EngineUnreachable, StaleList
-from lora_operator.vllm import MINIMUM_VERSIONS, TOKEN_HEADER, Engines, LoadedModule, parse_version
+from lora_operator.vllm import (
+    MINIMUM_VERSIONS,
+    TOKEN_HEADER,
+    Engines,
+    HeldList,
+    HeldModule,
+    LoadedModule,
+    parse_version,
+)
 
 TOKEN = "s3cret-token"
 STATE = {
@@ -101,6 +109,16 @@ async def test_a_state_is_read_with_the_token(engine: FakeEngine, engines: Engin
 async def test_a_kit_without_a_list_has_no_generation(engine: FakeEngine, engines: Engines) -> None:
     engine.answer("GET", "/lora-operator/v1/state", 200, {**STATE, "listGeneration": None, "loaded": []})
     assert (await engines.state(engine.url, TOKEN)).list_generation is None
+
+
+async def test_a_list_that_a_pod_holds_is_read_with_the_token(engine: FakeEngine, engines: Engines) -> None:
+    entry = {"name": "sql", "path": "/model-cache/x", "baseModelName": "base", "revision": "r", "uid": "u", "new": 1}
+    engine.answer("GET", "/lora-operator/v1/modules", 200, {"generation": 7, "modules": [entry]})
+    held = await engines.held_list(engine.url, TOKEN)
+    assert held == HeldList(7, (HeldModule("sql", "/model-cache/x", "base", "r", "u"),))
+    engine.answer("GET", "/lora-operator/v1/modules", 200, {"generation": 2**60, "modules": []})
+    with pytest.raises(EngineUnreachable, match="not understood"):
+        await engines.held_list(engine.url, TOKEN)
 
 
 @pytest.mark.parametrize("compressed", [False, True])

@@ -33,7 +33,7 @@ from .engine import (
 )
 from .gate import API_PREFIX, ERROR_TYPE, Verdict, judge, read_token, route_path, without_token
 from .keeper import Keeper
-from .modules import LIST_BYTES, MARKER_FILE, Settings
+from .modules import LIST_BYTES, MARKER_FILE, Settings, tell_list
 from .text import clean
 
 MAX_WAIT: Final = 30.0
@@ -135,10 +135,12 @@ class Kit:
             await _refuse(send, 503, "the kit did not start; see the engine's log")
         elif call == ("GET", "state"):
             await _answer(send, 200, self._state(self._keeper))
+        elif call == ("GET", "modules"):
+            await _answer(send, 200, tell_list(self._keeper.inbox.modules))
         elif call == ("PUT", "modules"):
             await self._put_modules(self._keeper, scope, receive, send)
         else:
-            await _refuse(send, 404, "the kit has GET state and PUT modules")
+            await _refuse(send, 404, "the kit has GET state, GET modules and PUT modules")
 
     async def _put_modules(self, keeper: Keeper, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read_body(receive, limit=LIST_BYTES)

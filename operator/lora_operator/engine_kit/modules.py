@@ -100,6 +100,24 @@ def parse_list(raw: bytes, *, served_names: frozenset[str] = frozenset()) -> tup
     return ModuleList(generation, tuple(modules.values()), tuple(problems), digest), plain
 
 
+def tell_list(modules: ModuleList | None) -> dict[str, Any]:
+    """The list for an operator that has lost it; without those entries that can't be used."""
+    entries = modules.modules if modules is not None else ()
+    return {
+        "generation": modules.generation if modules is not None else 0,
+        "modules": [
+            {
+                "name": one.name,
+                "path": one.path,
+                "baseModelName": one.base_model_name,
+                "revision": one.revision,
+                "uid": one.uid,
+            }
+            for one in entries
+        ],
+    }
+
+
 def _inflate(raw: bytes) -> bytes:
     if not raw.startswith(b"\x1f\x8b"):
         return raw

@@ -64,9 +64,10 @@ def find_content(seen: AdapterObservation, deployment: VLLMDeployment, *, now: d
     if wanted is None and downloaded is None:
         return None
     key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"]) if wanted else _kept(seen)
-    artifact = seen.artifacts.get(key) if key else None
+    artifact = _own(seen, wanted) if wanted is not None else seen.artifacts.get(key) if key else None
     if downloaded is None:
-        downloaded = seen.not_made or _downloaded(artifact, key)
+        taken = key is not None and artifact is None and key in seen.artifacts
+        downloaded = seen.not_made or (name_taken(key) if taken and key else _downloaded(artifact, key))
     refreshing, note = None, ""
     unusable = _unusable(downloaded, artifact, deployment)
     if refresh.is_due and refresh.content is not None and unusable is not None:
@@ -82,6 +83,17 @@ def find_content(seen: AdapterObservation, deployment: VLLMDeployment, *, now: d
     return AdapterContent(wanted, key, artifact, downloaded, refreshing, state, note, refresh.again_at)
 
 
+def _own(seen: AdapterObservation, wanted: dict[str, Any]) -> ModelArtifact | None:
+    """The wanted artifact, where what has its name is it: not one that somebody made by hand of another spec."""
+    artifact = seen.artifacts.get((wanted["metadata"]["namespace"], wanted["metadata"]["name"]))
+    return artifact if artifact is not None and artifact.spec.to_wire() == wanted["spec"] else None
+
+
+def name_taken(key: tuple[str, str]) -> Verdict:
+    """Of an artifact that can't be made, for another one has its name."""
+    return failing(Reason.NAME_TAKEN, f"ModelArtifact {key[0]}/{key[1]} exists with another spec: delete it")
+
+
 def _is_known(seen: AdapterObservation) -> bool:
     """Whether it is known what the adapter wants, and with which credentials."""
     known = isinstance(seen.cache, ModelCache) and seen.base_artifact is not None
@@ -95,14 +107,14 @@ def _refresh(seen: AdapterObservation, deployment: VLLMDeployment, now: datetime
     def artifact_at(epoch: Epoch) -> ModelArtifact | None:
         if not isinstance(cache, ModelCache) or base is None or isinstance(seen.credentials, ReasonError):
             return None
-        metadata = build_artifact(
+        wanted = build_artifact(
             cache=cache,
             source=adapter.spec.source,
             base_artifact=base,
             credentials=seen.credentials,
             refresh=epoch.text,
-        )["metadata"]
-        return seen.artifacts.get((metadata["namespace"], metadata["name"]))
+        )
+        return _own(seen, wanted)
 
     return plan_refresh(
         annotations=adapter.metadata.annotations,

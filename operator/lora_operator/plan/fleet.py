@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lora_operator.constants import HOT_LOAD, ROLLOUT
-from lora_operator.plan.modules import Module
+from lora_operator.plan.modules import Module, ModuleList
 from lora_operator.plan.placement import is_lazy_on
 
 
@@ -67,9 +67,14 @@ class Fleet:
 
     replicas: int
     pods: tuple[FleetPod, ...]
+    modules: ModuleList | None = None  # None: no list is known yet, so no pod was told of one
 
     def load_of(self, module: Module) -> AdapterLoad:
-        """Count the ready pods that serve exactly this module: name, path and lineage; or will on the first request."""
+        """Count the ready pods that serve exactly this module: name, path and lineage; or will on the first request.
+
+        Of a pod that was last looked at under an earlier list than the one that gave the module its name, nothing is concluded:
+        by a list in between it may have stopped to serve what it served then.
+        """
         wanted = loaded = unreachable = waiting = 0
         names = {pod.name for pod in self.pods}
         refused = False
@@ -85,6 +90,8 @@ class Fleet:
             elif view.too_old:
                 refused = True
                 failures.append((pod.name, too_old_message(view)))
+            elif self._is_outdated(view, module):
+                continue
             elif serves(view, module):
                 loaded += 1
             elif waits(view, module) and is_lazy_on(module, pod.name, names):
@@ -94,6 +101,13 @@ class Fleet:
                 refused = True
                 failures.append((pod.name, view.failures[module.name]))
         return AdapterLoad(wanted, loaded, unreachable, refused, tuple(failures), waiting)
+
+    def _is_outdated(self, view: PodView, module: Module) -> bool:
+        """Whether a look is older than the module's entry; a pod with its list in its arguments serves that as long as it lives."""
+        if self.modules is None or view.update_strategy == ROLLOUT:
+            return False
+        brought = self.modules.brought(module)
+        return brought is None or view.list_generation is None or view.list_generation < brought
 
 
 def too_old_message(view: PodView) -> str:

@@ -12,8 +12,8 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -44,9 +44,22 @@ class ModuleList:
     deployment: str  # <namespace>/<name>
     generation: int
     modules: tuple[Module, ...]
+    # Served name → the list since which it stands for its present content without a break; of a name that is missing here, this list.
+    since: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     def by_name(self) -> dict[str, Module]:
         """Modules by served name."""
+        return dict(self._by_name)
+
+    def brought(self, module: Module) -> int | None:
+        """The generation with which the adapter's name came to stand for this content; None while it doesn't by this list."""
+        entry = self._by_name.get(module.name)
+        if entry is None or entry.uid != module.uid or not same_content(entry, module):
+            return None
+        return self.since.get(module.name, self.generation)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Module]:
         return {module.name: module for module in self.modules}
 
     @cached_property
@@ -107,7 +120,17 @@ def plan_list(
     if previous is not None and previous.modules == modules and previous.generation >= above:
         return previous
     generation = max(previous.generation if previous else 0, above) + 1
-    return ModuleList(deployment=deployment, generation=generation, modules=modules)
+    since = {module.name: generation for module in modules}
+    if previous is not None and previous.generation >= above:  # else pods may hold a list that nobody here knows
+        entries = previous.by_name()
+        stayed = [one.name for one in modules if one.name in entries and same_content(entries[one.name], one)]
+        since |= {name: previous.since.get(name, previous.generation) for name in stayed}
+    return ModuleList(deployment=deployment, generation=generation, modules=modules, since=since)
+
+
+def same_content(one: Module, other: Module) -> bool:
+    """Whether engines answer both entries alike: what else they say is for the operator."""
+    return (one.name, one.path, one.base_model_name) == (other.name, other.path, other.base_model_name)
 
 
 def encode(modules: ModuleList) -> bytes:

@@ -1,7 +1,9 @@
 """With updateStrategy Rollout: which adapters fit into the pods' arguments, and when the pods are replaced for them.
 
 Starting an engine takes minutes, so changes that come together make one roll-out: it waits until the list was quiet, and for
-adapters that are just being fetched, but never for long. What can't be served is not on the list, so it rolls nothing.
+adapters that are just being fetched, but never for long. While pods are being replaced, all that comes is kept for the next
+roll-out: else no engine would ever be up where changes come faster than engines. What can't be served is not on the list, so it
+rolls nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from lora_operator.api.artifact import ModelArtifact
-from lora_operator.conditions import find
+from lora_operator.conditions import Verdict, find
 from lora_operator.constants import Condition, Reason
 from lora_operator.desired.common import literal
 from lora_operator.desired.engine import StaticModules
@@ -22,6 +24,8 @@ from lora_operator.plan.modules import MAX_GENERATION, Decision, Module, ModuleL
 
 QUIET: Final = timedelta(seconds=5)  # after the last change of the list
 LONGEST: Final = timedelta(seconds=60)  # after the first change that the pods don't have
+LONGEST_ROLLOUT: Final = timedelta(hours=2)  # after the first such change, though pods are still being replaced
+ROLLING_LOOK_SECONDS: Final = 10.0  # while they are: the Deployment and its pods tell of themselves when that is over
 LOOK_SECONDS: Final = 1.0  # while adapters are being fetched
 # etcd takes objects of 1.5 MiB, and the kernel 2 MiB of arguments and environment; the rest of the pod needs room too, and the
 # client would rather not send more than 1 MiB at once.
@@ -72,11 +76,13 @@ def plan_rollout(
     unrolled: Unrolled | None,
     *,
     coming: tuple[str, ...],
+    rolling: bool,
     now: datetime,
 ) -> RolloutPlan:
     """Decide about `wanted`, where the pods have `rolled` (None: there are none) and `unrolled` was remembered.
 
-    `coming` are the adapters that are just being fetched. Pods that don't exist yet need not wait for quiet.
+    `coming` are the adapters that are just being fetched; `rolling`: the pods are being replaced, by those that have `rolled`.
+    Pods that don't exist yet need not wait for quiet.
     """
     if rolled is not None and rolled.digest == wanted.digest:
         return RolloutPlan(roll=False)
@@ -84,6 +90,10 @@ def plan_rollout(
         unrolled = Unrolled(wanted.digest, now, now)
     elif unrolled.digest != wanted.digest:
         unrolled = replace(unrolled, digest=wanted.digest, last=now)
+    if rolling and rolled is not None and now < unrolled.first + LONGEST_ROLLOUT:
+        return RolloutPlan(
+            False, unrolled, f"until the roll-out of list {rolled.generation} is done", ROLLING_LOOK_SECONDS
+        )
     latest = unrolled.first + LONGEST
     quiet = unrolled.first if rolled is None else min(unrolled.last + QUIET, latest)
     if now >= (latest if coming else quiet):
@@ -92,6 +102,25 @@ def plan_rollout(
         return RolloutPlan(False, unrolled, _until_downloaded(coming), LOOK_SECONDS)
     words = f"until no adapter has changed for {QUIET.seconds} s"
     return RolloutPlan(False, unrolled, words, (quiet - now).total_seconds())
+
+
+def is_rolling(workload: Mapping[str, Any] | None, trouble: Verdict | None) -> bool:
+    """Whether the Deployment's pods are being replaced, and nothing keeps the new ones away.
+
+    `trouble` is what does: a roll-out that can't go on is not waited for. One that nobody has begun (no controller has seen the
+    Deployment yet, or somebody has paused it) is none.
+    """
+    spec, status = (dict((workload or {}).get(part) or {}) for part in ("spec", "status"))
+    replicas, seen = spec.get("replicas", 1), status.get("observedGeneration", 0)
+    if workload is None or not seen or spec.get("paused") or not replicas:
+        return False
+    if trouble is not None and trouble.reason is not Reason.PROGRESSING:
+        return False
+    if any(one.get("type") == "Progressing" and one.get("status") == "False" for one in status.get("conditions") or ()):
+        return False
+    updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
+    done = updated == total == replicas <= status.get("readyReplicas", 0)
+    return seen < workload["metadata"].get("generation", 0) or not done
 
 
 def _until_downloaded(coming: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ForbiddenError, InvalidObjectError, OperatorError, ReasonError
 from lora_operator.kube import LORA_ADAPTERS
 from lora_operator.plan.adapter import plan_adapter, plan_refused, unknown
-from lora_operator.plan.adapter_content import AdapterObservation
+from lora_operator.plan.adapter_content import AdapterObservation, name_taken
 from lora_operator.plan.admission import admit, public_name
 from lora_operator.plan.deployment import service_url
 from lora_operator.plan.modules import Decision
@@ -68,9 +68,7 @@ async def _ensure_artifact(context: Context, manifest: dict[str, Any]) -> Verdic
     key = Key(Kind.MODEL_ARTIFACT, metadata["namespace"], metadata["name"])
     present = context.store.artifacts.get((key.namespace, key.name))
     if present is not None and present.spec.to_wire() != manifest["spec"]:
-        return failing(
-            Reason.NAME_TAKEN, f"ModelArtifact {key.namespace}/{key.name} exists with another spec: delete it"
-        )
+        return name_taken((key.namespace, key.name))
     if present is None:
         try:
             body = await context.kube.apply(manifest)

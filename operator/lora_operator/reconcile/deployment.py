@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, MODULES_KEY, ROLLOUT, Reason
+from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, ROLLOUT, Reason
 from lora_operator.desired.children import (
     build_chat_config_map,
     build_gate_secret,
@@ -18,21 +18,17 @@ from lora_operator.desired.children import (
 from lora_operator.desired.deployment import build_deployment, template_hash
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, ReasonError, UnavailableError
 from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
-from lora_operator.names import kit_config_map, modules_config_map
+from lora_operator.names import kit_config_map
 from lora_operator.plan.claims import Candidate, settle_claims
 from lora_operator.plan.deployment import DeploymentObservation, plan_deployment, replicas_wanted
-from lora_operator.plan.modules import (
-    ModuleList,
-    decode_from_config_map,
-    encode_for_config_map,
-    plan_list,
-)
+from lora_operator.plan.modules import ModuleList, encode_for_config_map, plan_list
 from lora_operator.plan.pods import controller, running_container
 from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.disruption import keep_budget
 from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods, tell_adapters
 from lora_operator.reconcile.kits import remove_old_kits
+from lora_operator.reconcile.lists import held_list, stored_list
 from lora_operator.reconcile.model import Model, want_model
 from lora_operator.reconcile.replicas import keep_replicas
 from lora_operator.reconcile.rollout import Rollout, as_rolled, fit_arguments, look_at_rollout
@@ -136,9 +132,11 @@ def _ask_pods(
 def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
     """The module list after all decisions; None while an adapter has not been decided on in its present form."""
     registry, store = context.registry, context.store
-    previous = registry.lists.get(deployment.key) or _stored_list(context, deployment)
-    if previous is None and not _all_asked(context, deployment):
-        return None  # the ConfigMap was lost: what the pods hold tells how far the generations had come
+    previous = registry.lists.get(deployment.key) or stored_list(context, deployment)
+    if previous is None:
+        if not _all_asked(context, deployment):
+            return None  # the ConfigMap was lost: the pods tell what was listed, and how far the generations had come
+        previous = held_list(context, deployment)
     candidates = []
     for adapter in store.adapters_of(deployment.key):
         decision = registry.decision(adapter.key)
@@ -174,17 +172,6 @@ def _all_asked(context: Context, deployment: VLLMDeployment) -> bool:
     for pod in pods - asked:
         context.enqueue(Key(Kind.POD, *pod))
     return pods <= asked
-
-
-def _stored_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
-    """The list in the ConfigMap: what pods were last told, before this operator started."""
-    namespace, name = deployment.key
-    body = context.store.config_maps.get((namespace, modules_config_map(name)))
-    owner = controller(body) if body else None
-    if body is None or owner is None or owner[2] != deployment.metadata.uid:
-        return None
-    data = (body.get("binaryData") or {}).get(MODULES_KEY)
-    return decode_from_config_map(data) if isinstance(data, str) else None
 
 
 async def _apply_list(context: Context, deployment: VLLMDeployment, modules: ModuleList) -> None:

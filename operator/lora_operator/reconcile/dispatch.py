@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from lora_operator.api.common import StatusCondition
+from pydantic import ValidationError
+
+from lora_operator.api.adapter import LoRAAdapterStatus
+from lora_operator.api.artifact import ModelArtifactStatus
+from lora_operator.api.cache import ModelCacheStatus
+from lora_operator.api.common import ApiModel, StatusCondition
+from lora_operator.api.deployment import VLLMDeploymentStatus
 from lora_operator.conditions import failing, merge, with_ready_and_stalled
 from lora_operator.constants import Condition, Reason
 from lora_operator.errors import NotFoundError
@@ -35,6 +41,12 @@ _OWN: Final[dict[Kind, ResourceType]] = {
     Kind.MODEL_CACHE: MODEL_CACHES,
     Kind.MODEL_ARTIFACT: MODEL_ARTIFACTS,
 }
+_STATUSES: Final[dict[Kind, type[ApiModel]]] = {
+    Kind.LORA_ADAPTER: LoRAAdapterStatus,
+    Kind.VLLM_DEPLOYMENT: VLLMDeploymentStatus,
+    Kind.MODEL_CACHE: ModelCacheStatus,
+    Kind.MODEL_ARTIFACT: ModelArtifactStatus,
+}
 
 
 class Dispatcher:
@@ -58,7 +70,10 @@ class Dispatcher:
         return await _RECONCILERS[key.kind](self._context, key)
 
     async def _report_invalid(self, key: Key, problem: str) -> None:
-        """An object that the schema accepted once and this operator can't read: say so on it, touch nothing else."""
+        """An object that the schema accepted once and this operator can't read: say so on it, touch nothing else.
+
+        What else its status says (an artifact in use, a refresh that was done) is needed when it can be read again.
+        """
         if self._reported.get(key) == problem:
             return
         kube, rt = self._context.kube, _OWN[key.kind]
@@ -67,13 +82,25 @@ class Dispatcher:
         except NotFoundError:
             return
         verdict = failing(Reason.INVALID_SPEC, f"the object can't be read by this operator: {problem}")
-        previous: list[Any] = (body.get("status") or {}).get("conditions") or []
+        status = _readable(_STATUSES[key.kind], body.get("status") or {})
         conditions = merge(
-            [StatusCondition.model_validate(condition) for condition in previous],
+            [StatusCondition.model_validate(condition) for condition in status.get("conditions") or []],
             with_ready_and_stalled({Condition.ACCEPTED: verdict}, ""),
             generation=body["metadata"].get("generation", 0),
             now=self._context.now(),
         )
-        status = {"conditions": [condition.to_wire() for condition in conditions]}
+        status["conditions"] = [condition.to_wire() for condition in conditions]
         await kube.apply_status(rt, key.namespace, key.name, status)
         self._reported[key] = problem
+
+
+def _readable(model: type[ApiModel], status: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a status that this operator can read: one that it can't would keep the object unreadable for ever."""
+    kept = {}
+    for name, value in status.items():
+        try:
+            model.model_validate({name: value})
+        except ValidationError:
+            continue
+        kept[name] = value
+    return kept

@@ -80,7 +80,8 @@ def observe_fleet(context: Context, deployment: VLLMDeployment) -> Fleet | None:
         if ready and place not in context.registry.asked:
             return None
         pods.append(FleetPod(name=metadata["name"], ready=ready, view=view))
-    return Fleet(replicas=replicas_wanted(deployment, workload), pods=tuple(pods))
+    modules = context.registry.lists.get(deployment.key)
+    return Fleet(replicas=replicas_wanted(deployment, workload), pods=tuple(pods), modules=modules)
 
 
 def tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, status: VLLMDeploymentStatus) -> None:

@@ -22,6 +22,7 @@ from lora_operator.plan.placement import is_lazy_on
 from lora_operator.plan.pods import engine_port, is_ready, pod_ip, running_container
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, live_pods, own_pods
+from lora_operator.reconcile.lists import learn_held
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 from lora_operator.vllm import MINIMUM_VERSIONS, KitState, ServedModel, parse_version
 
@@ -99,6 +100,8 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
             return POLL_FAILING
         if await _is_as_before(context, engine, known, modules):
             return _idle()
+        if not rolls:
+            await learn_held(context, deployment, engine.pod, engine.url, engine.token)
         state = await _exchange(context, engine, known, modules)
         _note_held(context, deployment, state)
         models = await context.engines.models(engine.url, engine.token)
@@ -213,6 +216,12 @@ def build_view(
             model = listed.pop(module.name)  # it got its plain name back since the kit told its state
         if model is not None:
             served[module.name] = Served(path=model.root or "", parent=model.parent, internal_name=module.internal_name)
+    waiting = {module.name: module.path for module in state.waiting}
+    for model in list(listed.values()):  # a first request has loaded it since the kit told its state
+        public = model.id.partition("@")[0]
+        if model.root is not None and waiting.get(public) == model.root:
+            served[public] = Served(path=model.root, parent=model.parent, internal_name=model.id)
+            del waiting[public], listed[model.id]
     return PodView(
         uid=uid,
         container_id=container,
@@ -223,7 +232,7 @@ def build_view(
         list_digest=state.list_digest,
         settled=state.settled,
         served=served,
-        waiting={module.name: module.path for module in state.waiting},
+        waiting=waiting,
         failures={failure.name: failure.message for failure in state.failures},
         orphans=tuple(sorted(listed)),
         atomic_swap=state.atomic_swap,
@@ -244,18 +253,20 @@ def _publish(context: Context, deployment: VLLMDeployment, pod: ObjectKey, view:
     if old == view and not first:
         return
     context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
-    names = None if first else _changed_names(old, view)
+    names = None if first else _changed_names(old, view, registry.lists.get(deployment.key))
     for adapter in context.store.adapters_of(deployment.key):
         if names is None or public_name(adapter, deployment) in names:
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
 
 
-def _changed_names(old: PodView | None, new: PodView | None) -> set[str] | None:
-    """Served names about which the two views differ; None: about all."""
+def _changed_names(old: PodView | None, new: PodView | None, modules: ModuleList | None) -> set[str] | None:
+    """Served names about which the two views differ, or of which only the new one tells anything; None: about all."""
     if old is None or new is None or old.error != new.error or old.gate_closed != new.gate_closed:
         return None
     names = {*old.served, *new.served, *old.failures, *new.failures, *old.waiting, *new.waiting}
-    return {
+    before, after = old.list_generation or 0, new.list_generation or 0
+    brought = ((module.name, modules.brought(module) or 0) for module in modules.modules) if modules else ()
+    return {name for name, since in brought if before < since <= after} | {
         name
         for name in names
         if old.served.get(name) != new.served.get(name)

@@ -12,6 +12,7 @@ from lora_operator.plan.modules import Decision, ModuleList
 from lora_operator.plan.rollout import Unrolled
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.store import Key, Kind, ObjectKey, Store
+from lora_operator.vllm import HeldList
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Registry:
         self._wanters: dict[ObjectKey, dict[Key, Credentials | None]] = {}
         self.lists: dict[ObjectKey, ModuleList] = {}
         self.held: dict[ObjectKey, int] = {}  # the highest list generation that any pod of a deployment reported
+        self.held_lists: dict[ObjectKey, HeldList] = {}  # of pods that were asked because nothing else told their list
         self.views: dict[ObjectKey, PodView] = {}
         self.listed: dict[ObjectKey, object] = {}  # what a pod's engine listed when all of it was last looked at
         self.asked: set[ObjectKey] = set()  # pods about whose engine something is known since this operator started
@@ -74,7 +76,7 @@ class Registry:
         """
         old = self._decisions.get(adapter)
         if decision.keep_unknown and old is not None and old.uid == decision.uid:
-            decision = replace(decision, artifact=old.artifact, credentials=old.credentials)
+            decision = replace(decision, artifact=old.artifact, credentials=old.credentials, refreshing=old.refreshing)
         if old == decision:
             return None
         self._decisions[adapter] = decision
@@ -108,7 +110,7 @@ class Registry:
         """Forget a pod that is gone, or is not a deployment's own."""
         self.asked.discard(pod)
         self.silent.discard(pod)
-        for known in (self.views, self.listed, self.misses):
+        for known in (self.views, self.listed, self.misses, self.held_lists):
             known.pop(pod, None)
 
     def wanters(self, artifact: ObjectKey) -> dict[Key, Credentials | None]:

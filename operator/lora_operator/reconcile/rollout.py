@@ -17,11 +17,14 @@ from lora_operator.plan.rollout import (
     RolloutPlan,
     build_static,
     is_coming,
+    is_rolling,
     leave_out,
     parse_rolled,
     plan_rollout,
 )
+from lora_operator.plan.trouble import find_trouble
 from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.fleet import all_own_pods
 from lora_operator.reconcile.store import Key, Kind
 
 
@@ -47,6 +50,7 @@ def look_at_rollout(context: Context, deployment: VLLMDeployment, modules: Modul
         rolled,
         unrolled.get(deployment.key),
         coming=_coming(context, deployment),
+        rolling=_is_rolling(context, deployment),
         now=context.now(),
     )
     if plan.unrolled is None:
@@ -82,6 +86,12 @@ def fit_arguments(
         if adapter.metadata.uid in before ^ left_out:
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
     return decisions
+
+
+def _is_rolling(context: Context, deployment: VLLMDeployment) -> bool:
+    workload = context.store.workloads.get(deployment.key)
+    pods = all_own_pods(context, deployment)
+    return is_rolling(workload, find_trouble(pods, workload, warnings={}, now=context.now()))
 
 
 def _rolled(context: Context, deployment: VLLMDeployment) -> Rolled | None:

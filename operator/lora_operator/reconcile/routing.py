@@ -17,7 +17,8 @@ def keys_for(change: Change, store: Store) -> set[Key]:
     """Keys whose reconcile may find something new."""
     match change.kind:
         case Kind.LORA_ADAPTER:
-            return {change.key, *_for_adapter(change.old, change.new, store), *_no_longer_told(change)}
+            lists = _all_lists(store) if change.was_invalid else ()
+            return {change.key, *_for_adapter(change.old, change.new, store), *_no_longer_told(change), *lists}
         case Kind.VLLM_DEPLOYMENT:
             return {change.key, *_for_deployment(change, store), *_no_longer_told(change)}
         case Kind.MODEL_CACHE:
@@ -47,6 +48,12 @@ def _for_adapter(old: LoRAAdapter | None, new: LoRAAdapter | None, store: Store)
         yield Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key)
         for rival in store.adapters_named(adapter.deployment_key, adapter.served_name):
             yield Key(Kind.LORA_ADAPTER, *rival.key)
+
+
+def _all_lists(store: Store) -> Iterator[Key]:
+    """An adapter that could not be read kept its entry and its name in whichever list had it, and wants no artifact by name."""
+    for deployment in store.deployments:
+        yield Key(Kind.VLLM_DEPLOYMENT, *deployment)
 
 
 def _for_deployment(change: Change, store: Store) -> Iterator[Key]:

@@ -68,12 +68,16 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """What a write changed: `old` and `new` are a model for our own kinds, else the raw object; None when absent or invalid."""
+    """What a write changed: `old` and `new` are a model for our own kinds, else the raw object; None when absent or invalid.
+
+    `was_invalid`: the object was there before and could not be read, so nobody knows what it asked for.
+    """
 
     kind: Kind
     key: Key
     old: Any | None
     new: Any | None
+    was_invalid: bool = False
 
 
 class _Version(NamedTuple):
@@ -172,7 +176,8 @@ class Store:
         if version.number and version.number <= newer_than:
             return None
         self._versions[key] = version
-        return self._put(key, self._parse(key, body))
+        was_invalid = key in self._invalid
+        return self._put(key, self._parse(key, body), was_invalid)
 
     def remove(
         self, kind: Kind, namespace: str | None, name: str, uid: str | None = None, resource_version: str = ""
@@ -245,18 +250,17 @@ class Store:
         self._invalid.pop(key, None)
         return parsed
 
-    def _put(self, key: Key, new: Any | None) -> Change:
+    def _put(self, key: Key, new: Any | None, was_invalid: bool) -> Change:
         objects, place = self._objects[key.kind], (key.namespace, key.name)
         old = objects.pop(place, None) if new is None else objects.get(place)
         if new is not None:
             objects[place] = new
         self._index(key.kind, place, new)
-        return Change(key.kind, key, old, new)
+        return Change(key.kind, key, old, new, was_invalid)
 
     def _drop(self, key: Key) -> Change:
         self._versions.pop(key, None)
-        self._invalid.pop(key, None)
-        return self._put(key, None)
+        return self._put(key, None, self._invalid.pop(key, None) is not None)
 
     def _bury(self, uid: str, number: int) -> None:
         if not uid:

@@ -1,0 +1,67 @@
+"""Which list a deployment's pods were told before this operator started: from its ConfigMap, else from the pods themselves."""
+
+from __future__ import annotations
+
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.constants import MODULES_KEY
+from lora_operator.errors import EngineRefused
+from lora_operator.names import modules_config_map
+from lora_operator.plan.modules import Module, ModuleList, decode_from_config_map
+from lora_operator.plan.pods import controller
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.fleet import own_pods
+from lora_operator.reconcile.store import ObjectKey
+from lora_operator.vllm import HeldList
+
+
+def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
+    """The list in the ConfigMap; None where that is lost, or is no list any more."""
+    namespace, name = deployment.key
+    body = context.store.config_maps.get((namespace, modules_config_map(name)))
+    owner = controller(body) if body else None
+    if body is None or owner is None or owner[2] != deployment.metadata.uid:
+        return None
+    data = (body.get("binaryData") or {}).get(MODULES_KEY)
+    return decode_from_config_map(data) if isinstance(data, str) else None
+
+
+async def learn_held(context: Context, deployment: VLLMDeployment, pod: ObjectKey, url: str, token: str) -> None:
+    """Ask a pod which list it holds, where nothing else tells it. An older kit does not tell."""
+    if deployment.key in context.registry.lists or stored_list(context, deployment) is not None:
+        context.registry.held_lists.pop(pod, None)
+        return
+    try:
+        context.registry.held_lists[pod] = await context.engines.held_list(url, token)
+    except EngineRefused as error:
+        if error.status != 404:
+            raise
+
+
+def held_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
+    """The newest list that any of its pods holds, as far as it is of adapters that exist; None where no pod holds any.
+
+    Pods are data from outside: an entry counts only by the UID of an adapter that names the deployment.
+    """
+    places = [(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in own_pods(context, deployment)]
+    lists = [found for place in places if (found := context.registry.held_lists.get(place)) is not None]
+    newest: HeldList | None = max(lists, key=lambda one: one.generation, default=None)
+    if newest is None:
+        return None
+    adapters = {adapter.metadata.uid: adapter for adapter in context.store.adapters_of(deployment.key)}
+    modules = []
+    for held in newest.modules:
+        adapter = adapters.get(held.uid)
+        if adapter is not None:
+            modules.append(
+                Module(
+                    name=held.name,
+                    path=held.path,
+                    base_model_name=held.base_model_name or deployment.spec.model.served_names[0],
+                    revision=held.revision,
+                    adapter=f"{adapter.metadata.namespace}/{adapter.metadata.name}",
+                    uid=held.uid,
+                    lazy=adapter.spec.load_policy == "Lazy",
+                    preload=adapter.spec.placement.preload or 0,
+                )
+            )
+    return ModuleList("/".join(deployment.key), newest.generation, tuple(sorted(modules)))
