@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from e2e.cluster.binaries import apt_packages, go, helm, kube, kubectl, kwok, uv, versitygw
+from e2e.cluster.binaries import apt_packages, fake_gcs_server, go, helm, kube, kubectl, kwok, uv, versitygw
 from e2e.cluster.images import BASE_IMAGE, PAUSE_IMAGE, Image, base_image, operator_image, pause_image
+from e2e.cluster.npm import azurite
 from e2e.cluster.venvs import dev_venv, engine_venv
 
 __all__ = [
@@ -11,9 +12,11 @@ __all__ = [
     "PAUSE_IMAGE",
     "Image",
     "apt_packages",
+    "azurite",
     "base_image",
     "dev_venv",
     "engine_venv",
+    "fake_gcs_server",
     "go",
     "helm",
     "kube",
