@@ -8,6 +8,7 @@ these credentials, and the listing is taken again at the end.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,11 +32,12 @@ from lora_operator.manifest import AzureRequest, FetchRequest, GcsRequest
 
 if TYPE_CHECKING:
     from obstore import GetOptions
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore.store import AzureConfig, ClientConfig, GCSConfig, RetryConfig
 
 GOOGLE: Final = "https://storage.googleapis.com"
 _PROBES: Final = 8  # at once
 _MAX_LISTED: Final = 50_000
+_STATUS: Final = re.compile(r"status code: (\d{3})\b")
 # What a key file may say beside these (another address, no signatures) is not for a tenant to say.
 _KEY_FIELDS: Final = ("type", "project_id", "client_email", "private_key", "private_key_id")
 
@@ -101,12 +103,12 @@ class BucketSource(PlainSource):
                         Reason.JOB_FAILED,
                         f"{self.title} has more than {_MAX_LISTED} objects, more than this program lists; narrow the prefix",
                     )
-        except FileNotFoundError as error:
-            raise ReasonError(
-                Reason.REPOSITORY_NOT_FOUND,
-                f"{self.title.rsplit('://', 1)[0]}://{self.bucket} does not exist at {self.endpoint}; correct source.{self.scheme}",
-            ) from error
         except Exception as error:
+            if isinstance(error, FileNotFoundError) or _status_of(error) == 404:
+                raise ReasonError(
+                    Reason.REPOSITORY_NOT_FOUND,
+                    f"{self.bucket} does not exist at {self.endpoint}; correct source.{self.scheme}",
+                ) from error
             raise self.translate(error) from error
         return tuple(found[name] for name in sorted(found))
 
@@ -168,10 +170,17 @@ class BucketSource(PlainSource):
             case FileNotFoundError() if error.errno is None:
                 return self._changed("an object that was listed is gone")
             case exceptions.BaseError():
-                return self._unreachable(str(error))
+                return self._from_status(_status_of(error), error)
             case OSError():
                 return volume.from_system(error) or self._unreachable(f"{type(error).__name__}: {error}")
         return ReasonError(Reason.JOB_FAILED, text.clean(f"{type(error).__name__}: {error}"))
+
+    def _from_status(self, status: int | None, error: Exception) -> ReasonError:
+        if status in (401, 403):
+            return ReasonError(Reason.UNAUTHORIZED, self._refused())
+        if status == 429:
+            return ReasonError(Reason.RATE_LIMITED, f"{self.endpoint} asks for fewer requests (429)")
+        return self._unreachable(str(error))
 
     def _refused(self) -> str:
         if self.authenticated:
@@ -207,10 +216,15 @@ class GcsSource:
         assert gcs is not None  # noqa: S101  a narrowing for the type checker
         keys = environment.read_keys(request)
         endpoint = gcs.endpoint or GOOGLE
-        identity: dict[str, Any] = {"skip_signature": True}
-        if keys is not None:
-            identity = {"service_account_key": _key_alone(keys["key.json"])}
-        client = GCSStore(gcs.bucket, config={"base_url": endpoint, **identity}, **_transport(endpoint))
+        config: GCSConfig = {"base_url": endpoint}
+        if keys is None:
+            config["skip_signature"] = True
+        else:
+            config["service_account_key"] = _key_alone(keys["key.json"])
+        try:
+            client = GCSStore(gcs.bucket, config=config, **_transport(endpoint))
+        except (exceptions.BaseError, ValueError) as error:
+            raise _unusable(error) from error
         title = f"gs://{gcs.bucket}/{gcs.prefix}".rstrip("/")
         return BucketSource("gcs", title, endpoint, gcs.bucket, gcs, client, keys is not None)
 
@@ -225,22 +239,26 @@ class AzureSource:
         assert azure is not None  # noqa: S101  a narrowing for the type checker
         keys = environment.read_keys(request)
         endpoint = azure.endpoint or f"https://{azure.account}.blob.core.windows.net"
-        identity: dict[str, Any] = {"skip_signature": True}
-        if keys is not None and "AZURE_STORAGE_ACCOUNT_KEY" in keys:
-            identity = {"account_key": keys["AZURE_STORAGE_ACCOUNT_KEY"]}
-        elif keys is not None:
-            identity = {"sas_key": keys["AZURE_STORAGE_SAS_TOKEN"].removeprefix("?")}
+        config: AzureConfig = {"account_name": azure.account, "endpoint": endpoint}
+        if keys is None:
+            config["skip_signature"] = True
+        elif "AZURE_STORAGE_ACCOUNT_KEY" in keys:
+            config["account_key"] = keys["AZURE_STORAGE_ACCOUNT_KEY"]
+        else:
+            config["sas_key"] = keys["AZURE_STORAGE_SAS_TOKEN"].removeprefix("?")
         try:
-            client = AzureStore(
-                azure.container,
-                config={"account_name": azure.account, "endpoint": endpoint, **identity},
-                **_transport(endpoint),
-            )
+            client = AzureStore(azure.container, config=config, **_transport(endpoint))
         except (exceptions.BaseError, ValueError) as error:
             raise _unusable(error) from error
         title = f"azure://{azure.account}/{azure.container}/{azure.prefix}".rstrip("/")
         bucket = f"{azure.account}/{azure.container}"
         return BucketSource("azure", title, endpoint, bucket, azure, client, keys is not None)
+
+
+def _status_of(error: Exception) -> int | None:
+    """The status of an answer that obstore has no exception for: those of listings. It stands in the library's own words alone."""
+    match = _STATUS.search(str(error)) if isinstance(error, exceptions.BaseError) else None
+    return int(match[1]) if match else None
 
 
 def _transport(endpoint: str) -> dict[str, Any]:
