@@ -155,6 +155,17 @@ def fake_gcs_server() -> Path:
 
 
 @cache
+def registry() -> Path:
+    """An OCI registry over a folder."""
+    return _go_build(
+        "registry",
+        _HERE / "registry",
+        package="github.com/distribution/distribution/v3/cmd/registry",
+        ldflags="",
+    )
+
+
+@cache
 def kwok() -> Path:
     """Plays the kubelet of nodes that don't exist: for tests of scheduling."""
     return _go_build("kwok", _HERE / "kwok", package="sigs.k8s.io/kwok/cmd/kwok", ldflags="")

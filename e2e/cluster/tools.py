@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from e2e.cluster.binaries import apt_packages, fake_gcs_server, go, helm, kube, kubectl, kwok, uv, versitygw
+from e2e.cluster.binaries import apt_packages, fake_gcs_server, go, helm, kube, kubectl, kwok, registry, uv, versitygw
 from e2e.cluster.images import BASE_IMAGE, PAUSE_IMAGE, Image, base_image, operator_image, pause_image
 from e2e.cluster.npm import azurite
 from e2e.cluster.venvs import dev_venv, engine_venv
@@ -24,6 +24,7 @@ __all__ = [
     "kwok",
     "operator_image",
     "pause_image",
+    "registry",
     "uv",
     "versitygw",
 ]

@@ -108,6 +108,16 @@ class AzureRequest(_Wire):
     ignore_patterns: tuple[str, ...] = ()
 
 
+class OciRequest(_Wire):
+    """An artifact or image of a registry."""
+
+    reference: str
+    max_bytes: int  # that archives among its layers may hold
+    allowed_endpoints: tuple[str, ...] = ()  # the registry, and where it may send us
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+
+
 class FetchRequest(_Wire):
     """All that a download Job is told, with one source; nothing in it is secret (that lies in files of `credentials`)."""
 
@@ -120,6 +130,7 @@ class FetchRequest(_Wire):
     local: LocalRequest | None = None
     gcs: GcsRequest | None = None
     azure: AzureRequest | None = None
+    oci: OciRequest | None = None
     path: str = ""
     cache_root: str
     credentials: str | None = None  # a folder with one file per key; None for anonymous access

@@ -143,6 +143,19 @@ SCHEMES: Final = (
             "credentialsSecretRef", Keys("AZURE_*", (("AZURE_STORAGE_ACCOUNT_KEY",), ("AZURE_STORAGE_SAS_TOKEN",)))
         ),
     ),
+    Scheme(
+        member="oci",
+        title="OCI",
+        description="An OCI artifact or image of a registry.",
+        model="OciSource",
+        fetcher="oci:OciSource",
+        revision="the digest of the manifest",
+        verified="the digest of the manifest, and of each blob",
+        allowed_by="oci.allowedEndpoints",
+        secrets=Secrets(
+            "credentialsSecretRef", Keys("OCI_*", ((".dockerconfigjson",),), documents=(".dockerconfigjson",))
+        ),
+    ),
 )
 
 BY_MEMBER: Final = {scheme.member: scheme for scheme in SCHEMES}

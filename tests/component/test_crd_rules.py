@@ -201,6 +201,21 @@ def folder_cases(kind: str, at: str, *, beside: dict[str, Any]) -> Iterator[Case
     names = "container must be a container's name alone: small letters, digits and single '-'"
     yield from rule("azure", "container", names, ("ada-pters", "$web"), ("a--b", "a/b", "Abc"), account="models")
     yield from rule("azure", "prefix", IN_BUCKET, ("", *FOLDERS), NO_FOLDERS, **azure)
+    yield from rule(
+        "oci",
+        "reference",
+        "reference must be <registry>/<repository>, with :<tag> or @sha256:<digest>, without a scheme",
+        ("r.example/sql", "r.example:5000/team-a/sql:v1.0", f"r.example/a/b_c@sha256:{'0' * 64}"),
+        (
+            "oci://r.example/sql",
+            "sql",
+            "r.example/SQL",
+            "r.example/a//b",
+            "r.example/a:v1:v2",
+            "u@r.example/a",
+            "r.example/../a",
+        ),
+    )
 
 
 HTTP_FILE = {"path": "adapter_config.json", "url": "https://models.example/a.json", "sha256": "0" * 64}
@@ -286,6 +301,7 @@ CREDENTIALS: dict[str, dict[str, Any]] = {
     "http": {"files": [HTTP_FILE]},
     "gcs": {"bucket": "models"},
     "azure": {"account": "models", "container": "adapters"},
+    "oci": {"reference": "r.example/sql:v1"},
 }
 
 

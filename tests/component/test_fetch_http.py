@@ -245,11 +245,9 @@ def test_archives_that_can_not_be_used_leave_nothing_behind(http: FileServer, fe
     bomb = archive(http, content, "zip", more={"zeros.json": bytes(8 * MIB)})
     page = http.put_one("packed/page", b"<html>please log in</html>" * 100, "")
     jobs = {
-        "expands to more than the 1.0 MiB of source.http.maxSize": start(fetcher, http, maxBytes=MIB, **bomb),
+        "expands to more than the 1.0 MiB of maxSize": start(fetcher, http, maxBytes=MIB, **bomb),
         "is no tar, tar.gz or zip archive": start(fetcher, http, url=page["url"], sha256=page["sha256"]),
-        "more than the 100 B of source.http.maxSize": start(
-            fetcher, http, maxBytes=100, url=page["url"], sha256=page["sha256"]
-        ),
+        "more than the 100 B of maxSize": start(fetcher, http, maxBytes=100, url=page["url"], sha256=page["sha256"]),
     }
     for words, job in jobs.items():
         reason, message = job.failed

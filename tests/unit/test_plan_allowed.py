@@ -118,5 +118,33 @@ def test_paths(path: str, admitted: set[str]) -> None:
     assert refused({"local": {"path": path}}) is not None, "nothing is allowed by default"
 
 
+@pytest.mark.parametrize(
+    ("reference", "allowed"),
+    [
+        ("r.test/sql:v1", True),
+        ("r.test:5000/sql:v1", True),
+        ("r.test:5001/sql:v1", False),
+        ("r.test.evil.test/sql", False),
+        ("docker.io/library/sql", False),
+    ],
+)
+def test_registries(reference: str, allowed: bool) -> None:
+    spec = {"oci": {"allowedEndpoints": ["https://r.test", "http://r.test:5000"]}}
+    message = refused({"oci": {"reference": reference}}, spec)
+    assert (message is None) == allowed
+    assert message is None or message.endswith(
+        f"add https://{reference.partition('/')[0]} to spec.oci.allowedEndpoints"
+    )
+
+
+@pytest.mark.parametrize("member", ["gcs", "azure"])
+def test_clouds_need_no_permission_and_other_services_do(member: str) -> None:
+    source = {"bucket": "models"} if member == "gcs" else {"account": "models", "container": "adapters"}
+    elsewhere = {member: {**source, "endpoint": "https://other.test"}}
+    assert refused({member: source}) is None
+    assert refused(elsewhere) is not None
+    assert refused(elsewhere, {member: {"allowedEndpoints": ["https://other.test"]}}) is None
+
+
 def test_the_hub_needs_no_permission() -> None:
     assert refused({"huggingFace": {"repo": "org/sql"}}) is None

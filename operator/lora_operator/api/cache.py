@@ -18,6 +18,7 @@ from lora_operator.api.common import (
 from lora_operator.api.source_base import Endpoint
 from lora_operator.api.source_buckets import AzureCacheSpec, GcsCacheSpec
 from lora_operator.api.source_http import HttpCacheSpec
+from lora_operator.api.source_oci import OciCacheSpec
 from lora_operator.api.source_volume import ClaimCacheSpec, LocalCacheSpec
 from lora_operator.api.storage import READ_WRITE_MANY, STORAGE_RULES, StorageSpec
 
@@ -89,6 +90,7 @@ class ModelCacheSpec(ApiModel):
     azure: AzureCacheSpec = Field(
         default=AzureCacheSpec(), description="Which services like Azure Blob Storage sources of this cache may name."
     )
+    oci: OciCacheSpec = Field(default=OciCacheSpec(), description="Which registries sources of this cache may name.")
     security_context: CacheSecurityContext = Field(
         default=CacheSecurityContext(), description="Under which identity Jobs write to the volume."
     )

@@ -9,6 +9,7 @@ from lora_operator.api.source_base import SourceMember
 from lora_operator.api.source_buckets import AzureSource, GcsSource
 from lora_operator.api.source_http import HttpSource
 from lora_operator.api.source_huggingface import HuggingFaceSource
+from lora_operator.api.source_oci import OciSource
 from lora_operator.api.source_s3 import S3Source
 from lora_operator.api.source_volume import ClaimSource, LocalSource
 from lora_operator.schemes import BY_MEMBER, MEMBERS, SCHEMES, Scheme
@@ -28,6 +29,7 @@ class Source(ApiModel):
     local: LocalSource | None = Field(default=None, description=_of("local"))
     gcs: GcsSource | None = Field(default=None, description=_of("gcs"))
     azure: AzureSource | None = Field(default=None, description=_of("azure"))
+    oci: OciSource | None = Field(default=None, description=_of("oci"))
     path: str = Field(
         default="",
         description="A folder inside the source, for instance checkpoint-500; default: its root.",

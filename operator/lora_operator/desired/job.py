@@ -51,8 +51,8 @@ def _of_cache(scheme: Scheme, cache: ModelCache) -> dict[str, Any]:
     """What the cache adds to a request: never a tenant's to choose."""
     if scheme.member == "huggingFace":
         return {"endpoint": cache.spec.hugging_face.endpoint}
-    if scheme.member == "http":
-        return {"allowedEndpoints": list(cache.spec.http.allowed_endpoints)}
+    if scheme.member in ("http", "oci"):  # their servers may send a Job to others
+        return {"allowedEndpoints": list(getattr(cache.spec, scheme.field).allowed_endpoints)}
     return {"mount": SOURCE_MOUNT} if scheme.member == "persistentVolumeClaim" else {}
 
 

@@ -33,7 +33,7 @@ class Found:
     etag: str  # a strong one, else empty
 
 
-@dataclass(frozen=True)
+@dataclass
 class Client:
     """One source's requests."""
 
@@ -41,6 +41,7 @@ class Client:
     named: frozenset[str]  # origins of the source's own addresses, which get its credentials
     credentials: Mapping[str, str] | None
     transport: httpx2.Client
+    scheme: str = "http"  # of the source, for messages
 
     @classmethod
     def of(cls, allowed: tuple[str, ...], named: tuple[str, ...], credentials: Mapping[str, str] | None) -> Client:
@@ -49,12 +50,12 @@ class Client:
             allowed=frozenset(map(origin, allowed)),
             named=frozenset(map(origin, named)),
             credentials=credentials,
-            transport=httpx2.Client(follow_redirects=False, timeout=_TIMEOUT_S),
+            transport=new_transport(),
         )
 
     def probe(self, url: str) -> Found:
         """Whether the file can be read with these credentials, and how big it is. Raises ReasonError."""
-        with self._get(url, {"Range": "bytes=0-0"}) as answer:
+        with self.get(url, {"Range": "bytes=0-0"}) as answer:
             match = _TOTAL.fullmatch(answer.headers.get("Content-Range", ""))
             length = answer.headers.get("Content-Length", "")
             if answer.status_code == 206 and match is not None:
@@ -72,7 +73,7 @@ class Client:
     def read(self, url: str, start: int, etag: str) -> Iterator[Iterator[bytes]]:
         """The file's bytes from `start` on; where the server knows no ranges, what comes before is read and dropped."""
         headers = {"Range": f"bytes={start}-", **({"If-Range": etag} if etag else {})} if start else {}
-        with self._get(url, headers) as answer:
+        with self.get(url, headers) as answer:
             match = _TOTAL.fullmatch(answer.headers.get("Content-Range", ""))
             if answer.status_code == 206 and (match is None or int(match[1]) != start):
                 raise unreachable(url, "it does not answer to a range with that range")
@@ -81,23 +82,23 @@ class Client:
             yield _without(answer.iter_raw(), 0 if answer.status_code == 206 else start)
 
     @contextmanager
-    def _get(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
-        target = httpx2.URL(url)
-        for _ in range(_MAX_REDIRECTS + 1):
-            if origin(str(target)) not in self.allowed:
-                raise ReasonError(
-                    Reason.SOURCE_NOT_ALLOWED,
-                    f"{shown(url)} redirects to {text.clean(origin(str(target)), limit=300)}, which the ModelCache does not allow; "
-                    "name the file where it is, or ask the cache's owner to add that server to spec.http.allowedEndpoints",
-                )
+    def get(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        """The answer to a request, after redirects to allowed servers. Raises ReasonError for all but 200, 206 and 416."""
+        target, challenged = httpx2.URL(url), False
+        for _ in range(_MAX_REDIRECTS + 2):
+            self.require_allowed(url, str(target))
             request = self.transport.build_request(
                 "GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "lora-operator", **headers}
             )
-            answer = self.transport.send(request, stream=True, auth=self._auth(target))
+            answer = self.transport.send(request, stream=True, auth=self.auth(target))
             try:
                 if answer.status_code in _REDIRECTS and "Location" in answer.headers:
                     target = target.join(answer.headers["Location"])
                     continue
+                if answer.status_code == 401 and not challenged:
+                    challenged = True
+                    if self.challenged(url, answer):
+                        continue
                 if answer.status_code not in (200, 206, 416):
                     raise self._refusal(url, answer)
                 if answer.headers.get("Content-Encoding", "identity") != "identity":
@@ -108,29 +109,56 @@ class Client:
                 answer.close()
         raise unreachable(url, f"more than {_MAX_REDIRECTS} redirects")
 
-    def _auth(self, target: httpx2.URL) -> httpx2.Auth:
+    def require_allowed(self, url: str, target: str) -> None:
+        """Raises SourceNotAllowed where `target`, which `url` led to, is on a server that the cache does not allow."""
+        if origin(target) not in self.allowed:
+            raise ReasonError(
+                Reason.SOURCE_NOT_ALLOWED,
+                f"{shown(url)} leads to {text.clean(origin(target), limit=300)}, which the ModelCache does not allow; name the "
+                f"content where it is, or ask the cache's owner to add that server to spec.{self.scheme}.allowedEndpoints",
+            )
+
+    def challenged(self, url: str, answer: httpx2.Response) -> bool:
+        """Whether the same request may succeed after a 401; HTTP servers were told all at once."""
+        return False
+
+    def auth(self, target: httpx2.URL) -> httpx2.Auth:
+        """What a request to `target` is sent with."""
         if self.credentials is None or origin(str(target)) not in self.named:
             return httpx2.Auth()  # nothing, and no other place is looked at
         token = self.credentials.get("token")
         if token is not None:
-            return _Bearer(token)
+            return Bearer(token)
         return httpx2.BasicAuth(self.credentials["username"], self.credentials["password"])
 
     def _refusal(self, url: str, answer: httpx2.Response) -> ReasonError:
         status = answer.status_code
         if status in (401, 403):
             who = "the Secret's credentials" if self.credentials is not None else "anonymous clients"
-            hint = "put valid ones into it" if self.credentials is not None else "set source.http.credentialsSecretRef"
+            hint = (
+                "put valid ones into it"
+                if self.credentials is not None
+                else f"set source.{self.scheme}.credentialsSecretRef"
+            )
             return ReasonError(Reason.UNAUTHORIZED, f"{shown(url)} is refused to {who} ({status}); {hint}")
         if status in (404, 410):
-            return ReasonError(Reason.ENTRY_NOT_FOUND, f"{shown(url)} does not exist ({status}); correct source.http")
+            return ReasonError(
+                Reason.ENTRY_NOT_FOUND, f"{shown(url)} does not exist ({status}); correct source.{self.scheme}"
+            )
         if status == 429:
             return ReasonError(Reason.RATE_LIMITED, f"{shown(url)}: the server asks for fewer requests (429)")
         what = "server error" if status >= 500 or status == 408 else "unexpected answer"
         return unreachable(url, f"{what} {status}")
 
 
-class _Bearer(httpx2.Auth):
+def new_transport() -> httpx2.Client:
+    """A client that follows nothing by itself."""
+    return httpx2.Client(follow_redirects=False, timeout=_TIMEOUT_S)
+
+
+class Bearer(httpx2.Auth):
+    """A token in the Authorization header."""
+
     def __init__(self, token: str) -> None:
         self._token = token
 

@@ -57,9 +57,7 @@ def entries(archive: IO[bytes], *, limit: int) -> dict[str, int]:
             raise UnfitError(f"has {text.clean(name, limit=200)!r} twice")
         left -= size
         if left < 0:
-            raise UnfitError(
-                f"expands to more than the {text.size(limit)} of source.http.maxSize; raise it if that is right"
-            )
+            raise UnfitError(f"expands to more than the {text.size(limit)} of maxSize; raise it if that is right")
         found[name] = size
     return found
 
@@ -150,9 +148,7 @@ class _Limited:
         data = self._plain.read(count)
         self._left -= len(data)
         if self._left < 0:
-            raise UnfitError(
-                f"expands to more than the {text.size(self._limit)} of source.http.maxSize; raise it if that is right"
-            )
+            raise UnfitError(f"expands to more than the {text.size(self._limit)} of maxSize; raise it if that is right")
         return data
 
 

@@ -12,6 +12,7 @@ def source_refused(source: Source, cache: ModelCache, *, namespace: str) -> Reas
     """SourceNotAllowed where the source of an object in `namespace` names what the cache does not allow it."""
     why = (
         _endpoint_refused(source, cache)
+        or _registry_refused(source, cache)
         or _claim_refused(source, cache, namespace)
         or _path_refused(source, cache, namespace)
     )
@@ -28,6 +29,15 @@ def _endpoint_refused(source: Source, cache: ModelCache) -> str | None:
         if endpoint not in allowed:  # character by character
             return f"does not allow the {scheme.title} endpoint {endpoint}: use one that it allows, or ask its owner to add this one"
     return None
+
+
+def _registry_refused(source: Source, cache: ModelCache) -> str | None:
+    if source.oci is None:
+        return None
+    registry = source.oci.registry
+    if any(endpoint.partition("://")[2] == registry for endpoint in cache.spec.oci.allowed_endpoints):
+        return None
+    return f"does not allow the registry {registry}: use one that it allows, or ask its owner to add https://{registry}"
 
 
 def _claim_refused(source: Source, cache: ModelCache, namespace: str) -> str | None:
