@@ -11,8 +11,8 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text, unpack, volume
 from lora_operator.fetch.choose import RemoteFile
-from lora_operator.fetch.http import FOLDER, place_of
 from lora_operator.fetch.http_client import Client, Found, shown, translate, unreachable
+from lora_operator.fetch.http_files import FOLDER, place_of
 from lora_operator.fetch.objects import ObjectStore, translated
 from lora_operator.fetch.packed import Packed, PackedStore, tidied
 from lora_operator.fetch.place import blob_name
