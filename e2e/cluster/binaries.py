@@ -148,6 +148,25 @@ def versitygw() -> Path:
 
 
 @cache
+def fake_gcs_server() -> Path:
+    """A Google Cloud Storage in memory."""
+    return _go_build(
+        "fake-gcs-server", _HERE / "fake-gcs-server", package="github.com/fsouza/fake-gcs-server", ldflags=""
+    )
+
+
+@cache
+def registry() -> Path:
+    """An OCI registry over a folder."""
+    return _go_build(
+        "registry",
+        _HERE / "registry",
+        package="github.com/distribution/distribution/v3/cmd/registry",
+        ldflags="",
+    )
+
+
+@cache
 def kwok() -> Path:
     """Plays the kubelet of nodes that don't exist: for tests of scheduling."""
     return _go_build("kwok", _HERE / "kwok", package="sigs.k8s.io/kwok/cmd/kwok", ldflags="")

@@ -47,11 +47,9 @@ GATE_KEY: Final = "token"
 CHAT_MOUNT: Final = "/etc/lora-operator/chat"
 CHAT_TEMPLATE_KEY: Final = "template.jinja"
 KIT_STATE_MOUNT: Final = "/var/lib/lora-operator"
+SOURCE_MOUNT: Final = "/source"  # a claim that a Job copies from
 CREDENTIALS_MOUNT: Final = "/etc/lora-operator/credentials"
 CREDENTIALS_KEY: Final = "token"
-S3_KEYS: Final = "AWS_*"  # stands for the keys below in a credentials identity; no key of a Secret can have this name
-S3_REQUIRED_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-S3_OPTIONAL_KEYS: Final = ("AWS_SESSION_TOKEN",)
 DEFAULT_ENGINE_PORT: Final = 8000
 MAX_SERVED_NAME: Final = 128  # characters of what clients write into "model"
 ENGINE_CONTAINER: Final = "vllm"
@@ -209,7 +207,7 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         "The deployment's adapterPolicy does not admit the adapter's namespace.", _WAIT, stalled=True
     ),
     Reason.SOURCE_NOT_ALLOWED: ReasonInfo(
-        "The source names an S3 endpoint that the ModelCache's spec.s3.allowedEndpoints does not have.",
+        "The source names an address, claim or path that its ModelCache does not allow; docs/sources says by which field it does.",
         _WAIT,
         stalled=True,
     ),

@@ -288,7 +288,11 @@ def to_template(crd: Mapping[str, Any]) -> str:
 def build_files() -> dict[Path, str]:
     """Path below the repository → text, of every generated file."""
     crds = [build_crd(info) for info in RESOURCES]
-    files = {docgen.REASONS_FILE: docgen.build_reasons(), docgen.API_FILE: docgen.build_api(crds)}
+    files = {
+        docgen.REASONS_FILE: docgen.build_reasons(),
+        docgen.SOURCES_FILE: docgen.build_sources(),
+        docgen.API_FILE: docgen.build_api(crds),
+    }
     for info, crd in zip(RESOURCES, crds, strict=True):
         files[CRDS / f"{info.plural}.yaml"] = to_yaml(crd)
         files[CHART_CRDS / f"{info.plural}.yaml"] = to_template(crd)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from lora_operator.constants import Reason
+from lora_operator.schemes import SCHEMES, Scheme
 
 FETCH_REQUEST_ENV: Final = "LORA_OPERATOR_FETCH"
 TERMINATION_LOG_ENV: Final = "LORA_OPERATOR_TERMINATION_LOG"
@@ -48,6 +49,75 @@ class S3Request(_Wire):
     ignore_patterns: tuple[str, ...] = ()
 
 
+class HttpFileRequest(_Wire):
+    """One file on an HTTP server."""
+
+    path: str
+    url: str
+    sha256: str
+
+
+class HttpRequest(_Wire):
+    """Files, or an archive where there is a `url`."""
+
+    url: str | None = None
+    sha256: str | None = None
+    max_bytes: int = 0  # of the archive, and of what is in it
+    files: tuple[HttpFileRequest, ...] = ()
+    allowed_endpoints: tuple[str, ...] = ()  # where servers may redirect to
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+
+
+class ClaimRequest(_Wire):
+    """A folder of another claim, which is mounted at `mount`."""
+
+    claim_name: str
+    path: str = ""
+    mount: str
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+
+
+class LocalRequest(_Wire):
+    """A folder of the cache's own volume."""
+
+    path: str
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+
+
+class GcsRequest(_Wire):
+    """A folder of a bucket; without an endpoint on Google Cloud Storage."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+
+
+class AzureRequest(_Wire):
+    """A folder of a container of an account; without an endpoint on Azure."""
+
+    account: str
+    container: str
+    prefix: str = ""
+    endpoint: str | None = None
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+
+
+class OciRequest(_Wire):
+    """An artifact or image of a registry."""
+
+    reference: str
+    max_bytes: int  # that archives among its layers may hold
+    allowed_endpoints: tuple[str, ...] = ()  # the registry, and where it may send us
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+
+
 class FetchRequest(_Wire):
     """All that a download Job is told, with one source; nothing in it is secret (that lies in files of `credentials`)."""
 
@@ -55,6 +125,12 @@ class FetchRequest(_Wire):
     type: ContentType
     hugging_face: HuggingFaceRequest | None = None
     s3: S3Request | None = None
+    http: HttpRequest | None = None
+    persistent_volume_claim: ClaimRequest | None = None
+    local: LocalRequest | None = None
+    gcs: GcsRequest | None = None
+    azure: AzureRequest | None = None
+    oci: OciRequest | None = None
     path: str = ""
     cache_root: str
     credentials: str | None = None  # a folder with one file per key; None for anonymous access
@@ -62,6 +138,12 @@ class FetchRequest(_Wire):
     trust_remote_code: bool = False  # whether Python files are wanted
     without_tokenizer: bool = False  # whether a base model is complete without one
     base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """Which source it has; None unless it has exactly one."""
+        given = [scheme for scheme in SCHEMES if getattr(self, scheme.field) is not None]
+        return given[0] if len(given) == 1 else None
 
 
 class FetchProgress(_Wire):
@@ -100,7 +182,7 @@ class Manifest(_Wire):
 
     version: Literal[1] = 1
     type: ContentType
-    repo: str  # or s3://bucket/prefix
+    repo: str  # the source's title: a repository, or an address like s3://bucket/prefix
     digest: str
     files: tuple[ManifestFile, ...] = Field(default=())
     rank: int | None = None

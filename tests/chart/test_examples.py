@@ -25,7 +25,7 @@ MODELS: dict[str, type[Resource]] = {
 def documents() -> list[tuple[str, dict[str, Any]]]:
     """(where, object) for each YAML document of the examples and of README's fenced blocks."""
     texts = {str(path.relative_to(ROOT)): [path.read_text()] for path in sorted((ROOT / "examples").glob("*.yaml"))}
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         texts[str(path.relative_to(ROOT))] = re.findall(
             r"^```yaml\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tests.chart.conftest import CHART, ROOT, Helm, Rendered, render_chart
 
 IMAGE = ("--set=image.repository=images.example/operator",)
 COLUMN = "Base"
+PAGES = sorted(page for page in (ROOT / "docs" / "sources").glob("*.md") if page.stem != "README")
 ACCOUNT = "system:serviceaccount:lora-operator:lora-operator"
 
 
@@ -73,13 +75,28 @@ def installed(tmp_path_factory: pytest.TempPathFactory, helm: Helm) -> Iterator[
         yield result
 
 
-def test_the_examples_are_stored_as_they_are_written(installed: Installed) -> None:
-    def strip(spec: Any, written: Any) -> Any:
-        """The stored spec without what the schema defaulted."""
-        if isinstance(written, dict) and isinstance(spec, dict):
-            return {key: strip(spec[key], value) for key, value in written.items() if key in spec}
-        return spec
+def strip(spec: Any, written: Any) -> Any:
+    """The stored spec without what the schema defaulted."""
+    if isinstance(written, dict) and isinstance(spec, dict):
+        return {key: strip(spec[key], value) for key, value in written.items() if key in spec}
+    return spec
 
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_the_manifests_of_a_sources_page_are_stored_as_they_are_written(page: Path, installed: Installed) -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    documents = [item for block in blocks for item in yaml.safe_load_all(block)]
+    assert any(item["kind"] == "LoRAAdapter" for item in documents)
+    text = installed.kubectl("apply", "--dry-run=server", "-o", "json", "-f", "-", stdin="---\n".join(blocks))
+    found = json.loads(text)
+    stored = {(item["kind"], item["metadata"]["name"]): item for item in found.get("items", [found])}
+    for written in documents:
+        if "spec" in written:
+            spec = stored[(written["kind"], written["metadata"]["name"])]["spec"]
+            assert strip(spec, written["spec"]) == written["spec"]
+
+
+def test_the_examples_are_stored_as_they_are_written(installed: Installed) -> None:
     for path in sorted((ROOT / "examples").glob("*.yaml")):
         for written in yaml.safe_load_all(path.read_text()):
             if written["apiVersion"].startswith(GROUP):

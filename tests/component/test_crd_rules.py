@@ -16,6 +16,7 @@ import pytest
 from lora_operator.api import RESOURCES
 from lora_operator.api.deployment import RESERVED_ENV, RESERVED_FLAGS
 from lora_operator.crdgen import build_crd
+from lora_operator.schemes import BY_MEMBER, MEMBERS, RESERVED_FOLDERS
 from tests.component.conftest import Kubectl
 from tests.component.manifests import DELETE, manifest, rules_of
 
@@ -58,6 +59,13 @@ def both(
         yield Case(kind, path, message, {**beside, **changes}, refused_at=at or path)
 
 
+def both_of(kind: str, path: str, message: str, **cases: Any) -> Iterator[Case]:
+    """As `both`, of a rule that several kinds share: all cases of the first kind, one and one of the others."""
+    if kind != "LoRAAdapter":
+        cases |= {name: cases[name][:1] for name in ("accepted", "refused")}
+    yield from both(kind, path, message, **cases)
+
+
 def values(path: str, items: list[Any]) -> list[dict[str, Any]]:
     """One change per value of a field."""
     return [{path: item} for item in items]
@@ -79,7 +87,7 @@ def source_cases() -> Iterator[Case]:
         yield from both(
             kind,
             at,
-            "source must have exactly one of: huggingFace, s3",
+            f"source must have exactly one of: {MEMBERS}",
             accepted=[{f"{at}.path": "checkpoint-500"}, {at: {"s3": {"bucket": "models"}}}],
             refused=[{at: {}}, {at: {"path": "checkpoint-500"}}, {f"{at}.s3": {"bucket": "models"}}],
             beside=beside,
@@ -87,6 +95,9 @@ def source_cases() -> Iterator[Case]:
         yield from s3_cases(
             kind, at, beside={path: value for path, value in beside.items() if not path.startswith(hub)}
         )
+        plain = {path: value for path, value in beside.items() if not path.startswith(hub)}
+        yield from http_cases(kind, at, beside=plain)
+        yield from folder_cases(kind, at, beside=plain)
         yield from both(
             kind,
             f"{at}.path",
@@ -151,6 +162,96 @@ def s3_cases(kind: str, at: str, *, beside: dict[str, Any]) -> Iterator[Case]:
     )
 
 
+IN_VOLUME = "relative, without empty parts, '.' and '..'"
+IN_BUCKET = "prefix must be a folder inside the bucket: without a leading '/', empty parts, '.' and '..'"
+OWN_FOLDER = (
+    f"path must not be in a folder of the operator's own: one that begins with '.', {', '.join(RESERVED_FOLDERS)}"
+)
+NO_FOLDERS = ("/sql", "a//b", "a/../b", "./a")
+FOLDERS = ("sql", "team-a/sql/", "a b")
+
+
+def folder_cases(kind: str, at: str, *, beside: dict[str, Any]) -> Iterator[Case]:
+    """Folders of buckets and volumes, and the names of buckets."""
+
+    def rule(
+        member: str, field: str, message: str, good: tuple[str, ...], bad: tuple[str, ...], **more: str
+    ) -> Iterator[Case]:
+        return both_of(
+            kind,
+            f"{at}.{member}.{field}",
+            message,
+            accepted=[{at: {member: {**more, field: value}}} for value in good],
+            refused=[{at: {member: {**more, field: value}}} for value in bad],
+            beside=beside,
+        )
+
+    claim = {"claimName": "trained"}
+    inside = f"path must be a folder inside the volume: {IN_VOLUME}"
+    yield from rule("persistentVolumeClaim", "path", inside, ("", *FOLDERS, "hub"), NO_FOLDERS, **claim)
+    inside = f"path must be a folder inside the cache's volume: {IN_VOLUME}"
+    yield from rule("local", "path", inside, FOLDERS, NO_FOLDERS)
+    yield from rule("local", "path", OWN_FOLDER, ("hubs", "a/hub"), ("hub", "Hub/x", "artifacts/a", "s3", ".locks"))
+    names = "bucket must be a bucket's name alone: small letters, digits, '.', '_' and '-'"
+    yield from rule("gcs", "bucket", names, ("abc", "my.models-1"), ("gs://abc", "a/b", "-abc", "Abc"))
+    yield from rule("gcs", "prefix", IN_BUCKET, ("", *FOLDERS), NO_FOLDERS, bucket="models")
+    azure = {"account": "models", "container": "adapters"}
+    names = "account must be a storage account's name: small letters and digits"
+    yield from rule("azure", "account", names, ("models1",), ("my-models", "a.b", "Abc"), container="adapters")
+    names = "container must be a container's name alone: small letters, digits and single '-'"
+    yield from rule("azure", "container", names, ("ada-pters", "$web"), ("a--b", "a/b", "Abc"), account="models")
+    yield from rule("azure", "prefix", IN_BUCKET, ("", *FOLDERS), NO_FOLDERS, **azure)
+    yield from rule(
+        "oci",
+        "reference",
+        "reference must be <registry>/<repository>, with :<tag> or @sha256:<digest>, without a scheme",
+        ("r.example/sql", "r.example:5000/team-a/sql:v1.0", f"r.example/a/b_c@sha256:{'0' * 64}"),
+        (
+            "oci://r.example/sql",
+            "sql",
+            "r.example/SQL",
+            "r.example/a//b",
+            "r.example/a:v1:v2",
+            "u@r.example/a",
+            "r.example/../a",
+        ),
+    )
+
+
+HTTP_FILE = {"path": "adapter_config.json", "url": "https://models.example/a.json", "sha256": "0" * 64}
+
+
+def http_cases(kind: str, at: str, *, beside: dict[str, Any]) -> Iterator[Case]:
+    def http(**members: Any) -> dict[str, Any]:
+        return {at: {"http": members}}
+
+    archive = {"url": "https://models.example/sql.tar.gz?download=1", "sha256": "0" * 64}
+    yield from both_of(
+        kind,
+        f"{at}.http",
+        "http must have exactly one of: url (of an archive), files",
+        accepted=[http(**archive), http(files=[HTTP_FILE])],
+        refused=[http(), http(**archive, files=[HTTP_FILE])],
+        beside=beside,
+    )
+    yield from both_of(
+        kind,
+        f"{at}.http",
+        "http.sha256 is required with url, and each of files has its own",
+        accepted=[http(**archive)],
+        refused=[http(url=archive["url"]), http(files=[HTTP_FILE], sha256="0" * 64)],
+        beside=beside,
+    )
+    yield from both_of(
+        kind,
+        f"{at}.http",
+        "http.maxSize is for an archive's content: only with url",
+        accepted=[http(**archive, maxSize="2Gi"), http(**archive, maxSize=1000)],
+        refused=[http(files=[HTTP_FILE], maxSize="2Gi")],
+        beside=beside,
+    )
+
+
 def life_cases() -> Iterator[Case]:
     yield from both(
         "LoRAAdapter",
@@ -193,6 +294,15 @@ def adapter_cases() -> Iterator[Case]:
     yield Case("LoRAAdapter", "", message, {}, name="a" * 128)
     yield Case("LoRAAdapter", "", message, {"spec.servedName": "sql"}, name="a" * 200)
     yield Case("LoRAAdapter", "", message, {}, refused_at="", name="a" * 129)
+
+
+CREDENTIALS: dict[str, dict[str, Any]] = {
+    "s3": {"bucket": "models"},
+    "http": {"files": [HTTP_FILE]},
+    "gcs": {"bucket": "models"},
+    "azure": {"account": "models", "container": "adapters"},
+    "oci": {"reference": "r.example/sql:v1"},
+}
 
 
 def artifact_cases() -> Iterator[Case]:
@@ -239,15 +349,18 @@ def artifact_cases() -> Iterator[Case]:
         accepted=[{"spec.credentials": credentials}, {token: {"name": "hf"}}],
         refused=[{"spec.credentials": credentials, token: {"name": "hf"}}],
     )
-    plain = {"s3": {"bucket": "models"}}
-    named = {"s3": {"bucket": "models", "credentialsSecretRef": {"name": "keys"}}}
-    yield from both(
-        kind,
-        "spec",
-        "credentials and source.s3.credentialsSecretRef exclude each other",
-        accepted=[{"spec.credentials": credentials, "spec.source": plain}, {"spec.source": named}],
-        refused=[{"spec.credentials": credentials, "spec.source": named}],
-    )
+    for member, plain in CREDENTIALS.items():
+        scheme = BY_MEMBER[member]
+        assert scheme.secrets is not None
+        field = scheme.secrets.field
+        open_, named = {member: plain}, {member: {**plain, field: {"name": "keys"}}}
+        yield from both(
+            kind,
+            "spec",
+            f"credentials and source.{member}.{field} exclude each other",
+            accepted=[{"spec.credentials": credentials, "spec.source": open_}, {"spec.source": named}],
+            refused=[{"spec.credentials": credentials, "spec.source": named}],
+        )
 
 
 GOOD_ARGS = [
@@ -403,6 +516,18 @@ def made(template: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def cache_cases() -> Iterator[Case]:
     kind, at = "ModelCache", "spec.storage"
+    for message, bad in (
+        (f"path must be a folder inside the cache's volume: {IN_VOLUME}", NO_FOLDERS),
+        (OWN_FOLDER, ("hub", "ARTIFACTS/x", "http", ".locks")),
+    ):
+        yield from both(
+            kind,
+            "spec.local.allowedPaths[].path",
+            message,
+            accepted=[{"spec.local.allowedPaths": [{"path": "by-hand", "namespaces": ["*"]}]}],
+            refused=[{"spec.local.allowedPaths": [{"path": path}]} for path in bad],
+            at="spec.local.allowedPaths[0].path",
+        )
     yield from both(
         kind,
         at,

@@ -91,6 +91,7 @@ def test_every_kind_has_its_files_and_nothing_else_is_made() -> None:
     assert {path.stem for path in CRD_FILES if path.parts[0] == "charts"} == plurals
     assert set(FILES) - set(CRD_FILES) == {
         Path("docs/reasons.md"),
+        Path("docs/sources/README.md"),
         Path("docs/api.md"),
         Path("charts/lora-operator/README.md"),
     }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelArtifact
+from lora_operator.api.source import Source
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request
 from lora_operator.desired.placement import Placement
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest
@@ -82,6 +83,20 @@ def test_what_a_job_is_told_of_s3() -> None:
         "cacheRoot": "/model-cache",
         "credentials": "/etc/lora-operator/credentials",
     }
+
+
+def test_a_claim_is_mounted_to_be_read_and_nothing_else() -> None:
+    artifact = make_artifact()
+    claim = Source.model_validate({"persistentVolumeClaim": {"claimName": "trained", "path": "sql"}})
+    artifact = artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": claim})})
+    job = job_of(artifact)
+    told = json.loads(container_of(job)["env"][0]["value"])["persistentVolumeClaim"]
+    assert (told["claimName"], told["path"], told["mount"]) == ("trained", "sql", "/source")
+    volumes = {v["name"]: v for v in job["spec"]["template"]["spec"]["volumes"]}
+    assert volumes["source"]["persistentVolumeClaim"] == {"claimName": "trained", "readOnly": True}
+    mounts = {m["name"]: m for m in container_of(job)["volumeMounts"]}
+    assert mounts["source"] == {"name": "source", "mountPath": "/source", "readOnly": True}
+    assert "source" not in {v["name"] for v in job_of()["spec"]["template"]["spec"]["volumes"]}
 
 
 def test_without_a_secret_access_is_anonymous() -> None:

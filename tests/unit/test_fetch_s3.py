@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
 from lora_operator.fetch.choose import RemoteFile
-from lora_operator.fetch.environment import S3Keys
-from lora_operator.fetch.s3 import build_client, revision_of
+from lora_operator.fetch.objects import revision_of
+from lora_operator.fetch.place import Place, blob_name
+from lora_operator.fetch.s3 import S3Keys, build_client
 from lora_operator.fetch.s3_errors import Subject, translate
-from lora_operator.fetch.s3_place import Place, blob_name
 from lora_operator.manifest import S3Request
 
 KEYS = S3Keys("AKIDOFTESTS", "secret-of-tests", "session-of-tests")
@@ -161,9 +161,13 @@ def test_no_key_whatever_leaves_the_store(key: str, etag: str, size: int) -> Non
     assert not name.startswith(".")
 
 
+def place_of(root: Path, *, endpoint: str, bucket: str) -> Place:
+    return Place.of(root, "s3", name=bucket, identity=(endpoint, bucket))
+
+
 def test_a_bucket_of_another_endpoint_is_another_place(tmp_path: Path) -> None:
     places = {
-        Place.of(tmp_path, endpoint=endpoint, bucket=bucket).folder
+        place_of(tmp_path, endpoint=endpoint, bucket=bucket).folder
         for endpoint in ("aws", "https://a.test")
         for bucket in ("models", "Models", "../..")
     }
@@ -172,7 +176,7 @@ def test_a_bucket_of_another_endpoint_is_another_place(tmp_path: Path) -> None:
 
 
 def test_a_payload_without_its_sum_counts_as_absent(tmp_path: Path) -> None:
-    place = Place.of(tmp_path, endpoint="aws", bucket="models")
+    place = place_of(tmp_path, endpoint="aws", bucket="models")
     place.prepare()
     wanted = RemoteFile(path="x", size=3, version='"1"', stored_as=blob_name("x", '"1"', 3))
     place.partial(wanted).write_bytes(b"ab")

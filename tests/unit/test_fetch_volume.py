@@ -16,7 +16,8 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, publish, text, verify, volume
 from lora_operator.fetch.choose import RemoteFile
-from lora_operator.manifest import MANIFEST_FILE, FetchRequest, HuggingFaceRequest, Manifest, ManifestFile
+from lora_operator.fetch.s3 import S3Keys
+from lora_operator.manifest import MANIFEST_FILE, FetchRequest, HuggingFaceRequest, Manifest, ManifestFile, S3Request
 
 
 def request_for(root: Path, credentials: Path | None = None) -> FetchRequest:
@@ -69,24 +70,29 @@ def test_ambient_s3_identities_are_removed(tmp_path: Path, monkeypatch: pytest.M
     }
 
 
+def s3_request(root: Path, credentials: Path | None = None) -> FetchRequest:
+    source = {"hugging_face": None, "s3": S3Request(bucket="models")}
+    return request_for(root, credentials).model_copy(update=source)
+
+
 S3_FILES = {"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": "secret-key", "AWS_SESSION_TOKEN": "session-token"}
 
 
 @pytest.mark.parametrize("missing", [None, *S3_FILES])
 def test_s3_keys(missing: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "_secrets", set())
-    assert environment.read_s3_keys(request_for(tmp_path)) is None
+    assert S3Keys.read(s3_request(tmp_path)) is None
     for name, value in S3_FILES.items():
         if name != missing:
             (tmp_path / name).write_text(value + "\n")
     if missing in (None, "AWS_SESSION_TOKEN"):
-        keys = environment.read_s3_keys(request_for(tmp_path, tmp_path))
-        assert keys == environment.S3Keys("AK", "secret-key", None if missing else "session-token")
+        keys = S3Keys.read(s3_request(tmp_path, tmp_path))
+        assert keys == S3Keys("AK", "secret-key", None if missing else "session-token")
         assert "secret-key" not in repr(keys)
         assert text.clean("secret-key") == "***"
         return
     with pytest.raises(ReasonError, match=f"{missing} could not be read") as caught:
-        environment.read_s3_keys(request_for(tmp_path, tmp_path))
+        S3Keys.read(s3_request(tmp_path, tmp_path))
     assert caught.value.reason is Reason.CREDENTIALS_KEY_MISSING
 
 

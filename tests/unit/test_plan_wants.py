@@ -10,7 +10,8 @@ import pytest
 from lora_operator.api import ModelArtifact, ModelCache
 from lora_operator.api.source import Source
 from lora_operator.errors import ReasonError
-from lora_operator.plan.wants import Credentials, build_artifact, find_cache, model_wants, source_refused
+from lora_operator.plan.allowed import source_refused
+from lora_operator.plan.wants import Credentials, build_artifact, find_cache, model_wants
 from tests.unit.builders import make_cache, make_deployment, not_ready
 
 TEMPLATE: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "10Gi"}}}
@@ -239,7 +240,7 @@ ENDPOINTS: dict[str, tuple[Source, bool]] = {
 @pytest.mark.parametrize("case", ENDPOINTS)
 def test_source_refused(case: str) -> None:
     asked, allowed = ENDPOINTS[case]
-    refused = source_refused(asked, make_cache(s3_endpoints=(ALLOWED,)))
+    refused = source_refused(asked, make_cache(s3_endpoints=(ALLOWED,)), namespace="team-a")
     assert (refused is None) == allowed
     if refused is not None:
         assert asked.s3 is not None

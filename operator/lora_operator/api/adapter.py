@@ -123,7 +123,8 @@ class LoRAAdapterStatus(ApiModel):
     base_model_name: str | None = Field(default=None, description="The parent shown in /v1/models.")
     url: str | None = Field(default=None, description="Where the adapter is served, inside the cluster.")
     resolved_revision: str | None = Field(
-        default=None, description="The commit that the revision resolved to; for S3 a hash of the listing."
+        default=None,
+        description="The commit that the revision resolved to; for a source without revisions a hash of its listing.",
     )
     revision: str | None = Field(default=None, description="resolvedRevision, shortened for kubectl get.")
     digest: str | None = Field(default=None, description="Digest over the content's sorted (path, size, sha256).")

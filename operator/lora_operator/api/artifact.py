@@ -19,8 +19,10 @@ from lora_operator.api.common import (
     reason_column,
 )
 from lora_operator.api.model import LoadFormat
-from lora_operator.api.source import SOURCE_RULES, Source
-from lora_operator.constants import S3_KEYS
+from lora_operator.api.source import CREDENTIALS_RULES, SOURCE_RULES, Source
+from lora_operator.schemes import KEYS
+
+_SEVERAL = ", ".join(KEYS)
 
 
 class CredentialsIdentity(ApiModel):
@@ -32,7 +34,9 @@ class CredentialsIdentity(ApiModel):
 
     namespace: str = Field(description="Namespace of the Secret.", max_length=63)
     name: str = Field(description="Name of the Secret.", max_length=253)
-    key: str = Field(description=f"Key inside the Secret; {S3_KEYS} for those that an S3 source reads.", max_length=253)
+    key: str = Field(
+        description=f"Key inside the Secret; {_SEVERAL} for the several that such a source reads.", max_length=253
+    )
     uid: str = Field(description="UID of the Secret: a re-created Secret is another identity.", max_length=64)
 
 
@@ -48,14 +52,7 @@ class ModelArtifactSpec(ApiModel):
                 "(self.type == 'Tokenizer' || !has(self.trustRemoteCode))",
                 "loadFormat and withoutTokenizer are only for type: BaseModel, trustRemoteCode for it and for type: Tokenizer",
             ),
-            (
-                "!has(self.credentials) || !has(self.source.huggingFace) || !has(self.source.huggingFace.tokenSecretRef)",
-                "credentials and source.huggingFace.tokenSecretRef exclude each other",
-            ),
-            (
-                "!has(self.credentials) || !has(self.source.s3) || !has(self.source.s3.credentialsSecretRef)",
-                "credentials and source.s3.credentialsSecretRef exclude each other",
-            ),
+            *CREDENTIALS_RULES,
         )
     )
 
@@ -126,7 +123,8 @@ class ModelArtifactStatus(ApiModel):
     )
     unreferenced_since: datetime | None = Field(default=None, description="Since when nothing wants the content.")
     resolved_revision: str | None = Field(
-        default=None, description="The commit that the revision resolved to; for S3 a hash of the listing."
+        default=None,
+        description="The commit that the revision resolved to; for a source without revisions a hash of its listing.",
     )
     revision: str | None = Field(default=None, description="resolvedRevision, shortened for kubectl get.")
     digest: str | None = Field(default=None, description="Digest over the content's sorted (path, size, sha256).")

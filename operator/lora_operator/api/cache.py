@@ -15,7 +15,11 @@ from lora_operator.api.common import (
     ResourceInfo,
     reason_column,
 )
-from lora_operator.api.source import S3_ENDPOINT
+from lora_operator.api.source_base import Endpoint
+from lora_operator.api.source_buckets import AzureCacheSpec, GcsCacheSpec
+from lora_operator.api.source_http import HttpCacheSpec
+from lora_operator.api.source_oci import OciCacheSpec
+from lora_operator.api.source_volume import ClaimCacheSpec, LocalCacheSpec
 from lora_operator.api.storage import READ_WRITE_MANY, STORAGE_RULES, StorageSpec
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -35,7 +39,7 @@ class HuggingFaceCacheSpec(ApiModel):
 class S3CacheSpec(ApiModel):
     """Which S3-compatible services sources of this cache may name."""
 
-    allowed_endpoints: tuple[Annotated[str, Field(max_length=512, pattern=S3_ENDPOINT)], ...] = Field(
+    allowed_endpoints: tuple[Endpoint, ...] = Field(
         default=(),
         description="Endpoints that sources may name, character by character; AWS itself needs no entry.",
         max_length=32,
@@ -71,6 +75,22 @@ class ModelCacheSpec(ApiModel):
     s3: S3CacheSpec = Field(
         default=S3CacheSpec(), description="Which S3-compatible services sources of this cache may name."
     )
+    http: HttpCacheSpec = Field(
+        default=HttpCacheSpec(), description="Which HTTP servers sources of this cache may name."
+    )
+    persistent_volume_claim: ClaimCacheSpec = Field(
+        default=ClaimCacheSpec(), description="Which other claims sources of this cache may name."
+    )
+    local: LocalCacheSpec = Field(
+        default=LocalCacheSpec(), description="Which folders of the cache's own volume sources may name."
+    )
+    gcs: GcsCacheSpec = Field(
+        default=GcsCacheSpec(), description="Which services like Google Cloud Storage sources of this cache may name."
+    )
+    azure: AzureCacheSpec = Field(
+        default=AzureCacheSpec(), description="Which services like Azure Blob Storage sources of this cache may name."
+    )
+    oci: OciCacheSpec = Field(default=OciCacheSpec(), description="Which registries sources of this cache may name.")
     security_context: CacheSecurityContext = Field(
         default=CacheSecurityContext(), description="Under which identity Jobs write to the volume."
     )

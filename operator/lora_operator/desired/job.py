@@ -13,11 +13,13 @@ from lora_operator.constants import (
     CACHE_MOUNT,
     CREDENTIALS_MOUNT,
     FETCH_CONTAINER,
+    SOURCE_MOUNT,
 )
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.desired.placement import Placement, keep_on_one_node
-from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, HuggingFaceRequest, S3Request
+from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest
 from lora_operator.names import bounded, fetch_labels, job_name, token_secret
+from lora_operator.schemes import Scheme
 
 MAX_VIEW_NAME: Final = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
 ANYWHERE: Final = Placement()
@@ -28,20 +30,30 @@ def build_request(
 ) -> FetchRequest:
     """What the Job is told."""
     source = artifact.spec.source
-    hub, s3 = source.hugging_face, source.s3
-    return FetchRequest(
-        artifact=bounded(artifact.metadata.name, MAX_VIEW_NAME),
-        type=artifact.spec.type,
-        hugging_face=HuggingFaceRequest(**hub.to_wire(), endpoint=cache.spec.hugging_face.endpoint) if hub else None,
-        s3=S3Request(**s3.to_wire()) if s3 else None,
-        path=source.path,
-        cache_root=CACHE_MOUNT,
-        credentials=CREDENTIALS_MOUNT if with_credentials else None,
-        load_format=artifact.spec.load_format or "auto",
-        trust_remote_code=artifact.spec.trust_remote_code or False,
-        without_tokenizer=artifact.spec.without_tokenizer or False,
-        base_model_path=base_model_path,
+    scheme = source.scheme
+    return FetchRequest.model_validate(
+        {
+            "artifact": bounded(artifact.metadata.name, MAX_VIEW_NAME),
+            "type": artifact.spec.type,
+            scheme.member: source.member.to_request() | _of_cache(scheme, cache),
+            "path": source.path,
+            "cacheRoot": CACHE_MOUNT,
+            "credentials": CREDENTIALS_MOUNT if with_credentials else None,
+            "loadFormat": artifact.spec.load_format or "auto",
+            "trustRemoteCode": artifact.spec.trust_remote_code or False,
+            "withoutTokenizer": artifact.spec.without_tokenizer or False,
+            "baseModelPath": base_model_path,
+        }
     )
+
+
+def _of_cache(scheme: Scheme, cache: ModelCache) -> dict[str, Any]:
+    """What the cache adds to a request: never a tenant's to choose."""
+    if scheme.member == "huggingFace":
+        return {"endpoint": cache.spec.hugging_face.endpoint}
+    if scheme.member in ("http", "oci"):  # their servers may send a Job to others
+        return {"allowedEndpoints": list(getattr(cache.spec, scheme.field).allowed_endpoints)}
+    return {"mount": SOURCE_MOUNT} if scheme.member == "persistentVolumeClaim" else {}
 
 
 def build_job(
@@ -68,6 +80,10 @@ def build_job(
         {"name": "cache", "mountPath": CACHE_MOUNT},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  an emptyDir in the pod
     ]
+    if (claim := request.persistent_volume_claim) is not None:
+        read_only = {"claimName": claim.claim_name, "readOnly": True}
+        volumes.append({"name": "source", "persistentVolumeClaim": read_only})
+        mounts.append({"name": "source", "mountPath": SOURCE_MOUNT, "readOnly": True})
     if with_credentials:
         volumes.append(
             {

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from lora_operator.constants import CREDENTIALS_KEY, S3_OPTIONAL_KEYS, S3_REQUIRED_KEYS, Reason
+from lora_operator.constants import CREDENTIALS_KEY, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.manifest import FetchRequest
@@ -21,6 +20,7 @@ DOWNLOAD_TIMEOUT_S: Final = 30  # without a byte, per request; the library tries
 METADATA_TIMEOUT_S: Final = 15
 
 _SECRET_BYTES: Final = 4096
+_DOCUMENT_BYTES: Final = 64 << 10
 _AMBIENT: Final = (
     "HF_",
     "HUGGINGFACE_",
@@ -32,6 +32,13 @@ _AMBIENT: Final = (
     "DO_NOT_TRACK",
     "NETRC",
     "XDG_",
+    "GOOGLE_",
+    "GCLOUD_",
+    "CLOUDSDK_",
+    "GCE_",
+    "AZURE_",
+    "MSI_",
+    "IDENTITY_",
 )
 # Group-writable, so that the next Job may run as another user of the volume's group.
 _UMASK: Final = 0o002
@@ -72,33 +79,30 @@ def private_home() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="lora-operator-", ignore_cleanup_errors=True)
 
 
-@dataclass(frozen=True)
-class S3Keys:
-    """What requests to S3 are signed with."""
-
-    access_key_id: str
-    secret_access_key: str = field(repr=False)
-    session_token: str | None = field(default=None, repr=False)
-
-
 def read_token(request: FetchRequest) -> str | Literal[False]:
     """The Hub's token of this Job, or False for anonymous access. Raises ReasonError where one was promised and is not usable."""
     return False if request.credentials is None else _read(Path(request.credentials), CREDENTIALS_KEY)
 
 
-def read_s3_keys(request: FetchRequest) -> S3Keys | None:
-    """The S3 keys of this Job, or None for anonymous access. Raises ReasonError where they were promised and are not usable."""
+def read_keys(request: FetchRequest) -> dict[str, str] | None:
+    """The values of this Job's keys by name, None for anonymous access. Raises ReasonError where they were promised and are not usable."""
     if request.credentials is None:
         return None
     folder = Path(request.credentials)
-    present = [name for name in S3_OPTIONAL_KEYS if (folder / name).exists()]
-    return S3Keys(*(_read(folder, name) for name in (*S3_REQUIRED_KEYS, *present)))
+    scheme = request.scheme
+    assert scheme is not None  # noqa: S101  the program looked
+    assert scheme.secrets is not None  # noqa: S101  as the table says
+    assert scheme.secrets.keys is not None  # noqa: S101
+    keys = scheme.secrets.keys
+    names = keys.choose([path.name for path in folder.glob("*")])
+    return {name: _read(folder, name, document=name in keys.documents) for name in names}
 
 
-def _read(folder: Path, name: str) -> str:
+def _read(folder: Path, name: str, *, document: bool = False) -> str:
+    limit = _DOCUMENT_BYTES if document else _SECRET_BYTES
     try:
         with (folder / name).open("rb") as file:
-            raw = file.read(_SECRET_BYTES + 1)
+            raw = file.read(limit + 1)
     except OSError as error:
         raise ReasonError(
             Reason.CREDENTIALS_KEY_MISSING, f"{name} could not be read from its Secret: {error.strerror}"
@@ -107,7 +111,7 @@ def _read(folder: Path, name: str) -> str:
     text.protect(value)
     if not value:
         raise ReasonError(Reason.CREDENTIALS_KEY_MISSING, f"{name} in the Secret is empty; put its value into that key")
-    if len(raw) > _SECRET_BYTES or not all("!" <= c <= "~" for c in value):
+    if len(raw) > limit or not (document or all("!" <= c <= "~" for c in value)):
         raise ReasonError(
             Reason.UNAUTHORIZED,
             f"the value of {name} in the Secret is none: it is too long or has spaces, line breaks or other characters inside",

@@ -10,6 +10,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, huggingface, resume, volume
 from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.source import PlainSource
 from lora_operator.manifest import FetchRequest
 
 
@@ -48,7 +49,7 @@ class HubStore:
 
 
 @dataclass
-class HubSource:
+class HubSource(PlainSource):
     """One repository of one Hub."""
 
     hub: huggingface.Hub

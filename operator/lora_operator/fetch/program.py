@@ -1,6 +1,6 @@
 """The main flow of a download Job, in the order that its safety needs.
 
-authorise → list and choose → prove readable → volume and space → download → verify → confirm → stage → check → publish
+authorise → collect → list and choose → prove readable → volume and space → download → verify → confirm → stage → check → publish
 
 Nothing is looked at in the cache before the source accepted the Job's own credentials, and nothing is published that was not verified
 and checked in this very run. Every way out, also a signal, a stall and an unforeseen exception, leaves one result.
@@ -61,20 +61,21 @@ def _run(request: FetchRequest) -> FetchResult:
         log.info("asking for %s", source.title)
         revision = source.authorise()
         log.info("%s is at revision %s", source.title, revision)
-        wanted = choose.choose(
-            source.listing(),
-            kind=request.type,
-            folder=request.path,
-            allow=source.allow_patterns,
-            ignore=source.ignore_patterns,
-            options=choose.Options(
-                load_format=request.load_format,
-                code=request.trust_remote_code,
-                own_tokenizer=not request.without_tokenizer,
-            ),
-        )
-        source.prove_readable([file.remote for file in wanted])
-        return _fetch(request, source, revision, wanted, reporter)
+        with source.collected(Path(request.cache_root), reporter):
+            wanted = choose.choose(
+                source.listing(),
+                kind=request.type,
+                folder=request.path,
+                allow=source.allow_patterns,
+                ignore=source.ignore_patterns,
+                options=choose.Options(
+                    load_format=request.load_format,
+                    code=request.trust_remote_code,
+                    own_tokenizer=not request.without_tokenizer,
+                ),
+            )
+            source.prove_readable([file.remote for file in wanted])
+            return _fetch(request, source, revision, wanted, reporter)
 
 
 def _fetch(
@@ -185,7 +186,7 @@ def _read_request() -> FetchRequest:
         raise ReasonError(
             Reason.JOB_FAILED, f"{FETCH_REQUEST_ENV} is no fetch request: {request.artifact!r} is not a name"
         )
-    if (request.hugging_face is None) == (request.s3 is None):
+    if request.scheme is None:
         raise ReasonError(Reason.JOB_FAILED, f"{FETCH_REQUEST_ENV} is no fetch request: it has not exactly one source")
     return request
 

@@ -7,7 +7,6 @@ end, so content is of one listing or it is not published.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,9 +25,10 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, text
 from lora_operator.fetch.choose import RemoteFile
-from lora_operator.fetch.s3_download import S3Store
+from lora_operator.fetch.objects import CHUNK, ObjectStore, revision_of, translated
+from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.s3_errors import Subject, changed, translate, unreachable
-from lora_operator.fetch.s3_place import FOLDER, Place, blob_name
+from lora_operator.fetch.source import PlainSource
 from lora_operator.manifest import FetchRequest, S3Request
 
 if TYPE_CHECKING:
@@ -43,8 +43,23 @@ _MAX_LISTED: Final = 50_000
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 
 
+@dataclass(frozen=True)
+class S3Keys:
+    """What requests to S3 are signed with."""
+
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def read(cls, request: FetchRequest) -> S3Keys | None:
+        """The Job's keys, or None for anonymous access. Raises ReasonError where they were promised and are not usable."""
+        values = environment.read_keys(request)
+        return None if values is None else cls(*values.values())
+
+
 @dataclass
-class S3Source:
+class S3Source(PlainSource):
     """One folder of one bucket as one set of credentials, or nobody, sees it."""
 
     request: S3Request
@@ -58,7 +73,7 @@ class S3Source:
     def open(cls, request: FetchRequest) -> S3Source:
         """The request's bucket, with the Job's keys."""
         assert request.s3 is not None  # noqa: S101  a narrowing for the type checker
-        keys = environment.read_s3_keys(request)
+        keys = S3Keys.read(request)
         return cls(request.s3, build_client(request.s3, keys), Subject(request.s3, authenticated=keys is not None))
 
     @property
@@ -67,7 +82,7 @@ class S3Source:
 
     @property
     def folder(self) -> str:
-        return FOLDER
+        return "s3"
 
     @property
     def allow_patterns(self) -> Sequence[str]:
@@ -99,7 +114,7 @@ class S3Source:
     def list_files(self) -> tuple[RemoteFile, ...]:
         """The objects below the prefix, without markers of folders, by the key's rest. Raises ReasonError."""
         found: dict[str, RemoteFile] = {}
-        with self.translated():
+        with translated(self):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.request.bucket, Prefix=self.prefix
             )
@@ -138,7 +153,7 @@ class S3Source:
 
     def _probe(self, file: RemoteFile) -> tuple[str, str]:
         found: GetObjectOutputTypeDef | HeadObjectOutputTypeDef
-        with self.translated():
+        with translated(self):
             if file.size:
                 found = self.read(file, "bytes=0-0")
                 with closing(found["Body"]) as body:
@@ -166,33 +181,29 @@ class S3Source:
         if revision_of(self.list_files()) != self.revision:
             raise changed(self.subject, "its listing is another one than at the beginning")
 
-    def open_store(self, root: Path) -> S3Store:
-        place = Place.of(root, endpoint=self.request.endpoint or "aws", bucket=self.request.bucket)
-        with self.translated():
+    @contextmanager
+    def chunks(self, file: RemoteFile, start: int) -> Iterator[Iterator[bytes]]:
+        with closing(self.read(file, f"bytes={start}-" if start else "")["Body"]) as body:
+            yield body.iter_chunks(CHUNK)
+
+    def md5_of(self, file: RemoteFile) -> str:
+        return self.md5.get(file.path, "")
+
+    def translate(self, error: Exception) -> ReasonError:
+        return translate(error, self.subject)
+
+    def open_store(self, root: Path) -> ObjectStore:
+        bucket = self.request.bucket
+        place = Place.of(root, self.folder, name=bucket, identity=(self.request.endpoint or "aws", bucket))
+        with translated(self):
             place.prepare()
-        return S3Store(self, place)
+        return ObjectStore(self, place)
 
     def stalled(self, seconds: float) -> ReasonError:
         return unreachable(self.subject, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")
 
-    @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Foreign exceptions as ReasonError."""
-        try:
-            yield
-        except Exception as error:
-            raise translate(error, self.subject) from error
 
-
-def revision_of(files: Sequence[RemoteFile]) -> str:
-    """The revision of a listing: hex sha256 over one line per object, key, NUL, ETag, NUL, size, NUL; sorted by the key's bytes."""
-    total = hashlib.sha256()
-    for file in sorted(files, key=lambda file: file.path.encode("utf-8", "surrogatepass")):
-        total.update(f"{file.path}\0{file.version}\0{file.size}\0\n".encode("utf-8", "surrogatepass"))
-    return total.hexdigest()
-
-
-def build_client(request: S3Request, keys: environment.S3Keys | None) -> S3Client:
+def build_client(request: S3Request, keys: S3Keys | None) -> S3Client:
     """A client with these keys, or one that signs nothing; with a resolver that finds no others, wherever they may lie."""
     core = botocore.session.Session()
     core.register_component("credential_provider", CredentialResolver(providers=[]))

@@ -1,17 +1,20 @@
-"""What the program needs of a source: one protocol, whatever the content comes from, and the only place that knows them all.
+"""What the program needs of a source: one protocol, whatever the content comes from. `schemes` names those that there are.
 
-A source is asked in the order of the methods below. Nothing of it may look at the cache before `open_store`, and what `authorise`
+A source is asked in the order of the methods below. Nothing of it may look at the cache before `collected`, and what `authorise`
 returns is the revision that all the rest speaks of. Every method raises ReasonError, and nothing else that a source can cause.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 from lora_operator.errors import ReasonError
 from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.progress import Reporter
 from lora_operator.manifest import FetchRequest
 
 
@@ -66,6 +69,9 @@ class Source(Protocol):
     def authorise(self) -> str:
         """The revision, once the source let the Job's own credentials see the content."""
 
+    def collected(self, root: Path, reporter: Reporter) -> AbstractContextManager[None]:
+        """Around all that follows: brings what has to be on the volume at `root` before the files are known, and tidies up."""
+
     def listing(self) -> Sequence[RemoteFile]:
         """Every file of that revision."""
 
@@ -79,12 +85,17 @@ class Source(Protocol):
         """Why nothing has arrived for so long."""
 
 
+class PlainSource:
+    """What a source has in common with most others."""
+
+    def collected(self, root: Path, reporter: Reporter) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 def open_source(request: FetchRequest) -> Source:
     """The source of a request; sends nothing. Libraries are imported only here, once the environment is prepared."""
-    if request.hugging_face is not None:
-        from lora_operator.fetch.hub import HubSource
-
-        return HubSource.open(request)
-    from lora_operator.fetch.s3 import S3Source
-
-    return S3Source.open(request)
+    scheme = request.scheme
+    assert scheme is not None  # noqa: S101  the program looked
+    module, _, name = scheme.fetcher.partition(":")
+    found: Source = getattr(import_module(f"{__package__}.{module}"), name).open(request)
+    return found

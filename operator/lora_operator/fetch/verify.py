@@ -80,7 +80,7 @@ def _verify_one(path: Path, declared: RemoteFile, *, count: Callable[[int], None
             git = hashlib.sha1(b"blob %d\0" % found.st_size, usedforsecurity=False)
             while chunk := file.read(_CHUNK):
                 sha256.update(chunk)
-                if declared.sha256 is None:
+                if declared.git_oid and declared.sha256 is None:
                     git.update(chunk)
                 size += len(chunk)
                 count(len(chunk))
@@ -94,6 +94,8 @@ def _fault(declared: RemoteFile, size: int, sha256: str, git_oid: str) -> str:
         return f"it has {size} bytes, the source declares {declared.size}"
     if declared.sha256 is not None:
         return "" if sha256 == declared.sha256 else f"its sha256 is {sha256}, the source declares {declared.sha256}"
+    if not declared.git_oid:
+        return ""  # a source that declares no checksum
     return (
         "" if git_oid == declared.git_oid else f"its git blob id is {git_oid}, the source declares {declared.git_oid}"
     )

@@ -15,8 +15,9 @@ from lora_operator.constants import CACHE_MOUNT, Condition, Reason
 from lora_operator.plan.adapter_content import AdapterContent, AdapterObservation, find_content, too_large
 from lora_operator.plan.adapter_status import adapter_status, loaded_verdict, not_loaded
 from lora_operator.plan.admission import admit, public_name, yield_name
+from lora_operator.plan.allowed import source_refused
 from lora_operator.plan.modules import Decision, Module
-from lora_operator.plan.wants import Credentials, source_refused
+from lora_operator.plan.wants import Credentials
 
 SECRET_POLL_SECONDS: Final = 10.0
 BLOCKED_POLL_SECONDS: Final = 10.0
@@ -156,7 +157,10 @@ def plan_refused(seen: AdapterObservation, plan: AdapterPlan, cause: Verdict, *,
 
 
 def _source_allowed(seen: AdapterObservation) -> Verdict | None:
-    refused = source_refused(seen.adapter.spec.source, seen.cache) if isinstance(seen.cache, ModelCache) else None
+    adapter, cache = seen.adapter, seen.cache
+    if not isinstance(cache, ModelCache):
+        return None
+    refused = source_refused(adapter.spec.source, cache, namespace=adapter.metadata.namespace)
     return failing(refused.reason, refused.message) if refused is not None else None
 
 

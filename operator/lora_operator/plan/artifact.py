@@ -12,9 +12,10 @@ from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok,
 from lora_operator.constants import ANNOTATION_REFRESH, LABEL_MANAGED_BY, MANAGED_BY, REASONS, Condition, Reason, Retry
 from lora_operator.errors import ReasonError
 from lora_operator.manifest import FetchProgress, FetchResult
-from lora_operator.names import format_size, is_pinned, short_revision
+from lora_operator.names import format_size, short_revision
+from lora_operator.plan.allowed import source_refused
 from lora_operator.plan.fetch_job import JobView
-from lora_operator.plan.wants import Credentials, source_refused, wanted_name
+from lora_operator.plan.wants import Credentials, wanted_name
 
 FIRST_BACKOFF_SECONDS = 10
 # By the class of the reason; one that is otherwise waited for (a Job found the volume not mounted) is no reason to give up.
@@ -87,8 +88,8 @@ def _plan(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     if current is not None:
         return _plan_running(seen, current, delete, now=now)
     if is_true(status.conditions, Condition.READY):
-        if status.unreferenced_since is not None and not is_pinned(_revision(artifact)):
-            verdict = failing(Reason.QUEUED, f"wanted again: resolves {_revision(artifact)} anew")
+        if status.unreferenced_since is not None and not artifact.spec.source.member.pinned:
+            verdict = failing(Reason.QUEUED, f"wanted again: resolves {artifact.spec.source.member.requested} anew")
             return ArtifactPlan(_write(seen, verdict, now=now, unreferenced_since=None), None, delete, requeue_after=0)
         unchanged = status.unreferenced_since is None
         return ArtifactPlan(None if unchanged else _update(status, unreferenced_since=None), delete_jobs=delete)
@@ -155,7 +156,7 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
         # that a volume can be written again.
         if condition is None or condition.reason not in (Reason.CLAIM_PENDING, Reason.CACHE_NOT_WRITABLE):
             return failing(Reason.CACHE_NOT_READY, f"ModelCache {namespace}/{spec.cache_ref.name} is not ready{detail}")
-    refused = source_refused(spec.source, seen.cache)
+    refused = source_refused(spec.source, seen.cache, namespace=namespace)
     if refused is not None:
         return failing(refused.reason, refused.message)
     if seen.cache.access_modes is None:  # which nodes may mount it is not known
@@ -312,13 +313,8 @@ def _update(status: ModelArtifactStatus, **changes: object) -> ModelArtifactStat
     return status.model_copy(update=changes)
 
 
-def _revision(artifact: ModelArtifact) -> str:
-    return artifact.spec.source.member.requested
-
-
 def _what(artifact: ModelArtifact) -> str:
-    source = artifact.spec.source
-    return f"downloading {source.member.title}" + (f"@{_revision(artifact)}" if source.hugging_face else "")
+    return f"downloading {artifact.spec.source.member.asked}"
 
 
 def _percent(progress: FetchProgress) -> int:

@@ -16,7 +16,7 @@ from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.source import Source
 from lora_operator.conditions import Verdict, find, is_true
 from lora_operator.constants import ANNOTATION_REFRESH, REASONS, Condition, Reason, Retry
-from lora_operator.names import bounded, is_pinned
+from lora_operator.names import bounded
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 _MAX_VALUE = 64
@@ -89,7 +89,7 @@ def plan_refresh(
     if content is not None and not is_true(content.status.conditions, Condition.READY):
         content = None
     asked = requested(annotations)
-    if source.hugging_face is not None and is_pinned(source.hugging_face.revision):
+    if source.member.pinned:
         return Refresh(Epoch(asked), served, content, None)
     due, again_at = served.due, None
     pending = state.pending if state else None

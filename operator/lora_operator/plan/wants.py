@@ -96,18 +96,6 @@ def _chosen_cache(
     return defaults[0]
 
 
-def source_refused(source: Source, cache: ModelCache) -> ReasonError | None:
-    """SourceNotAllowed where the source names an endpoint that the cache does not allow, character by character."""
-    endpoint = source.s3.endpoint if source.s3 is not None else None
-    if endpoint is None or endpoint in cache.spec.s3.allowed_endpoints:
-        return None
-    return ReasonError(
-        Reason.SOURCE_NOT_ALLOWED,
-        f"ModelCache {cache.metadata.namespace}/{cache.metadata.name} does not allow the S3 endpoint {endpoint}: use one that "
-        "it allows, or ask its owner to add this one to spec.s3.allowedEndpoints",
-    )
-
-
 def build_artifact(
     *,
     cache: ModelCache,

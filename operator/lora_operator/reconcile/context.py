@@ -18,11 +18,7 @@ from lora_operator.api.common import ApiModel, Resource, StatusCondition
 from lora_operator.conditions import find, is_passing, is_true, reason_of
 from lora_operator.constants import (
     API_VERSION,
-    CREDENTIALS_KEY,
     REASONS,
-    S3_KEYS,
-    S3_OPTIONAL_KEYS,
-    S3_REQUIRED_KEYS,
     Condition,
     Reason,
 )
@@ -36,6 +32,7 @@ from lora_operator.reconcile.registry import Registry
 from lora_operator.reconcile.routing import keys_for
 from lora_operator.reconcile.store import Body, Key, Kind, Store
 from lora_operator.resource_types import BY_KIND
+from lora_operator.schemes import keys_of
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 
@@ -125,10 +122,8 @@ class Context:
             raise ReasonError(
                 Reason.CREDENTIALS_NOT_FOUND, f"Secret {namespace}/{name} was replaced by another of the same name"
             )
-        if key != S3_KEYS:
-            return {CREDENTIALS_KEY: _value(secret, key, f"{namespace}/{name}")}
-        optional = [key for key in S3_OPTIONAL_KEYS if (secret.get("data") or {}).get(key)]
-        return {key: _value(secret, key, f"{namespace}/{name}") for key in (*S3_REQUIRED_KEYS, *optional)}
+        named = keys_of(key, [key for key, value in (secret.get("data") or {}).items() if value])
+        return {file: _value(secret, key, f"{namespace}/{name}") for file, key in named.items()}
 
     async def write_status(self, rt: ResourceType, kind: Kind, resource: Resource, status: ApiModel) -> bool:
         """Write a status where it changed, then post an Event where Ready did. Returns whether it was written.

@@ -11,9 +11,10 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import CACHE_MOUNT, Reason
 from lora_operator.desired.engine import Auxiliary
 from lora_operator.errors import ForbiddenError, InvalidObjectError, ReasonError
+from lora_operator.plan.allowed import source_refused
 from lora_operator.plan.deployment import Content, describe_refresh, model_is_ready
 from lora_operator.plan.refresh import Epoch, requested
-from lora_operator.plan.wants import ContentWant, Credentials, Role, build_artifact, model_wants, source_refused
+from lora_operator.plan.wants import ContentWant, Credentials, Role, build_artifact, model_wants
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.registry import ModelWant
@@ -105,7 +106,7 @@ async def _find(
         credentials = await context.credentials(deployment.metadata.namespace, *want.source.secret)
     if isinstance(cache, ReasonError):
         return _Found(want, None, blocked=cache)
-    refused = source_refused(want.source, cache)
+    refused = source_refused(want.source, cache, namespace=deployment.metadata.namespace)
     if refused is not None or isinstance(credentials, ReasonError):
         return _Found(want, cache, blocked=refused or (credentials if isinstance(credentials, ReasonError) else None))
     return _Found(want, cache, credentials)

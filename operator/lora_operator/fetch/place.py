@@ -1,10 +1,10 @@
-"""The content of one bucket on the volume: finished objects, unfinished ones, and what their bytes hashed to when they arrived.
+"""The content of one place of a source on the volume: finished objects, unfinished ones, and what their bytes hashed to when they arrived.
 
-    s3/<bucket>-<hash of endpoint and bucket>/blobs/<key>-<version>              finished, and what views link to
-                                              blobs/<key>-<version>.incomplete   one per object; locked while somebody writes to it
-                                              sums/<key>-<version>               sha256 of the finished one
+    <scheme>/<name>-<hash of the place>/blobs/<key>-<version>              finished, and what views link to
+                                        blobs/<key>-<version>.incomplete   one per object; locked while somebody writes to it
+                                        sums/<key>-<version>               sha256 of the finished one
 
-Names are hashes: keys are data. The key is in the name beside ETag and size, so content that came under one key is never handed out
+Names are hashes: keys are data. The key is in the name beside version and size, so content that came under one key is never handed out
 for another one. A payload without its sum counts as absent. Finished payloads are replaced, never removed: engines may read them.
 """
 
@@ -24,7 +24,6 @@ from typing import Final
 
 from lora_operator.fetch.choose import RemoteFile
 
-FOLDER: Final = "s3"
 _SUM: Final = re.compile(r"[0-9a-f]{64}")
 _NOT_PLAIN: Final = re.compile(r"[^a-z0-9]+")
 _SLUG_CHARS: Final = 40
@@ -32,22 +31,22 @@ _NAME_CHARS: Final = 32
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
-def blob_name(key: str, etag: str, size: int) -> str:
+def blob_name(key: str, version: str, size: int) -> str:
     """The name of an object's payload: the key's hash, then that of its version."""
-    return f"{_hash(key)}-{_hash(etag, str(size))}"
+    return f"{_hash(key)}-{_hash(version, str(size))}"
 
 
 @dataclass(frozen=True)
 class Place:
-    """One bucket's folder."""
+    """One bucket's, host's, claim's or the like's folder."""
 
     folder: Path
 
     @classmethod
-    def of(cls, root: Path, *, endpoint: str, bucket: str) -> Place:
-        """The bucket's place on the volume mounted at `root`; another endpoint's bucket of the same name is another one."""
-        slug = _NOT_PLAIN.sub("-", bucket.lower()).strip("-")[:_SLUG_CHARS]
-        return cls(root / FOLDER / f"{slug}-{_hash(endpoint, bucket)[:16]}")
+    def of(cls, root: Path, scheme: str, *, name: str, identity: tuple[str, ...]) -> Place:
+        """A place on the volume mounted at `root`, by a readable name and what tells it from all others of its scheme."""
+        slug = _NOT_PLAIN.sub("-", name.lower()).strip("-")[:_SLUG_CHARS]
+        return cls(root / scheme / f"{slug}-{_hash(*identity)[:16]}")
 
     @property
     def blobs(self) -> Path:

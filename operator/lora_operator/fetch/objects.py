@@ -1,7 +1,7 @@
-"""Brings objects of a bucket into their final place on the volume, several at a time, each from where it stopped.
+"""Brings objects of a source into their final place on the volume, several at a time, each from where it stopped.
 
 An object is hashed while it arrives: what it hashed to is recorded with it, and every later run compares. Nothing here decides which
-version of an object is right; `s3` reads only the one that was listed.
+version of an object is right; the source reads only the one that was listed.
 """
 
 from __future__ import annotations
@@ -10,36 +10,65 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.persist import persist
-from lora_operator.fetch.s3_errors import translate, unreachable
-from lora_operator.fetch.s3_place import Place, claimed, write_all
-
-if TYPE_CHECKING:
-    from lora_operator.fetch.s3 import S3Source
+from lora_operator.fetch.place import Place, claimed, write_all
 
 log = logging.getLogger(__name__)
 
 _WORKERS: Final = 4
-_CHUNK: Final = 256 << 10
+CHUNK: Final = 256 << 10
+
+
+class Objects(Protocol):
+    """What a store reads of its source."""
+
+    def chunks(self, file: RemoteFile, start: int) -> AbstractContextManager[Iterator[bytes]]:
+        """The object's bytes from `start` on, of the version that was listed."""
+
+    def md5_of(self, file: RemoteFile) -> str:
+        """The MD5 that the source declares; empty where it declares none."""
+
+    def translate(self, error: Exception) -> ReasonError:
+        """The reason behind an error of the source or of the volume."""
+
+    def confirm(self) -> None:
+        """Raises SourceChanged where the listing is not what it was."""
+
+
+def revision_of(files: Sequence[RemoteFile]) -> str:
+    """The revision of a listing: hex sha256 over one line per object, path, NUL, version, NUL, size, NUL; sorted by the path's bytes."""
+    total = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.path.encode("utf-8", "surrogatepass")):
+        total.update(f"{file.path}\0{file.version}\0{file.size}\0\n".encode("utf-8", "surrogatepass"))
+    return total.hexdigest()
+
+
+@contextmanager
+def translated(source: Objects) -> Iterator[None]:
+    """Foreign exceptions as ReasonError."""
+    try:
+        yield
+    except Exception as error:
+        raise source.translate(error) from error
 
 
 @dataclass(frozen=True)
-class S3Store:
-    """The bucket's content on the volume, and how it gets there."""
+class ObjectStore:
+    """A source's objects on the volume, and how they get there."""
 
-    source: S3Source
+    source: Objects
     place: Place
 
     @property
@@ -57,7 +86,7 @@ class S3Store:
         return {file.path: Path(os.path.realpath(self.place.blob(file))) for file in files}
 
     def expected(self, file: RemoteFile) -> RemoteFile:
-        return replace(file, sha256=self.place.recorded(file) or "")
+        return replace(file, sha256=file.sha256 or self.place.recorded(file) or "")
 
     def download_again(self, file: RemoteFile) -> None:
         self._download_one(file, threading.Event(), again=True)
@@ -80,32 +109,33 @@ class S3Store:
                 pool.shutdown(cancel_futures=True)
 
     def _download_one(self, file: RemoteFile, stop: threading.Event, *, again: bool = False) -> None:
-        with self.source.translated():
+        with translated(self.source):
             self.place.discard_older(file)
             with claimed(self.place.partial(file)) as target:
                 if self.place.has(file) and not again:  # another Job was first
                     self.place.partial(file).unlink()
                     return
                 try:
-                    sha256 = self._complete(file, target, stop)
+                    sha256 = self.complete(file, target, stop)
                 except Exception as error:
-                    known = translate(error, self.source.subject)
+                    known = self.source.translate(error)
                     if known.reason in (Reason.INSUFFICIENT_SPACE, Reason.CHECKSUM_MISMATCH):
                         target.truncate(0)  # gives the space back; what arrived wrong is not gone on with
                     raise known from error
                 self.place.finish(file, sha256)
 
-    def _complete(self, file: RemoteFile, target: FileIO, stop: threading.Event) -> str:
+    def complete(self, file: RemoteFile, target: FileIO, stop: threading.Event) -> str:
         """Appends what `target` lacks of the object; returns its sha256. What is wrong is not kept."""
         while True:
             began = os.fstat(target.fileno()).st_size
             if began > file.size:
                 target.truncate(0)
                 began = 0
-            sums = _Sums.of(target)
+            md5 = self.source.md5_of(file)
+            sums = Sums.of(target, with_md5=bool(md5))
             if sums.size < file.size:
                 self._append(file, target, sums, stop)
-            fault = sums.fault(file, self.source.md5.get(file.path, ""))
+            fault = sums.fault(file, md5)
             if not fault:
                 os.fsync(target.fileno())
                 return sums.sha256.hexdigest()
@@ -117,43 +147,48 @@ class S3Store:
                 )
             log.warning("%s, which was begun before, is wrong: %s; downloading it anew", file.path, fault)
 
-    def _append(self, file: RemoteFile, target: FileIO, sums: _Sums, stop: threading.Event) -> None:
+    def _append(self, file: RemoteFile, target: FileIO, sums: Sums, stop: threading.Event) -> None:
         log.info("downloading %s from byte %d of %d", file.path, sums.size, file.size)
-        with closing(self.source.read(file, f"bytes={sums.size}-" if sums.size else "")["Body"]) as body:
-            for chunk in body.iter_chunks(_CHUNK):
+        with self.source.chunks(file, sums.size) as chunks:
+            for chunk in chunks:
                 write_all(target, chunk)
                 sums.add(chunk)
                 if sums.size > file.size:
                     return
                 if stop.is_set():
-                    raise unreachable(self.source.subject, "ended with the download of another object")
+                    raise ReasonError(Reason.SOURCE_UNREACHABLE, "ended with the download of another object")
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Size and hashes of what an unfinished file holds so far."""
 
     size: int = 0
     sha256: hashlib._Hash = field(default_factory=hashlib.sha256)
-    md5: hashlib._Hash = field(default_factory=lambda: hashlib.md5(usedforsecurity=False))
+    md5: hashlib._Hash | None = None
 
     @classmethod
-    def of(cls, file: FileIO) -> _Sums:
-        sums = cls()
+    def of(cls, file: FileIO, *, with_md5: bool = False) -> Sums:
+        """Of all that is in the file, whose end is then its position."""
+        sums = cls(md5=hashlib.md5(usedforsecurity=False) if with_md5 else None)
         file.seek(0)
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(CHUNK):
             sums.add(chunk)
         return sums
 
     def add(self, chunk: bytes) -> None:
+        """Counts further bytes in."""
         self.size += len(chunk)
         self.sha256.update(chunk)
-        self.md5.update(chunk)
+        if self.md5 is not None:
+            self.md5.update(chunk)
 
-    def fault(self, file: RemoteFile, md5: str) -> str:
+    def fault(self, file: RemoteFile, md5: str = "") -> str:
         """How it differs from what the source declares; empty where it does not."""
         if self.size != file.size:
             return f"it has {self.size} bytes, the source declares {file.size}"
-        if md5 and self.md5.hexdigest() != md5:
+        if file.sha256 is not None and self.sha256.hexdigest() != file.sha256:
+            return f"its sha256 is {self.sha256.hexdigest()}, the source declares {file.sha256}"
+        if self.md5 is not None and self.md5.hexdigest() != md5:
             return f"its MD5 is {self.md5.hexdigest()}, the source declares {md5}"
         return ""

@@ -1,0 +1,74 @@
+"""S3 and compatible services as a source."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field
+
+from lora_operator.api.common import LocalRef, cel, matches
+from lora_operator.api.source_base import (
+    ENDPOINT,
+    PREFIX_RULE,
+    AllowPatterns,
+    IgnorePatterns,
+    SourceMember,
+    several_keys,
+)
+
+_BUCKET = r"^[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]$"
+
+
+class S3Source(SourceMember):
+    """A folder of a bucket on AWS S3, or on a compatible service that the cache allows."""
+
+    bucket: str = Field(
+        description="Name of the bucket.",
+        min_length=3,
+        max_length=255,
+        pattern=_BUCKET,
+        json_schema_extra=cel(
+            (matches(_BUCKET), "bucket must be a bucket's name alone: letters, digits, '.', '_' and '-'")
+        ),
+    )
+    prefix: str = Field(
+        default="",
+        description="The folder inside the bucket; default: the whole bucket. All of it counts for the revision.",
+        max_length=512,
+        json_schema_extra=cel(PREFIX_RULE),
+    )
+    endpoint: str | None = Field(
+        default=None,
+        description="Address of an S3-compatible service, one of the ModelCache's spec.s3.allowedEndpoints; default: AWS.",
+        max_length=512,
+        pattern=ENDPOINT,
+    )
+    region: str | None = Field(
+        default=None,
+        description="Region of the bucket; default: us-east-1.",
+        min_length=1,
+        max_length=64,
+        pattern=r"^[a-z0-9-]+$",
+    )
+    allow_patterns: AllowPatterns = ()
+    ignore_patterns: IgnorePatterns = ()
+    credentials_secret_ref: LocalRef | None = Field(
+        default=None,
+        description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where needed, AWS_SESSION_TOKEN, in the same "
+        "namespace as this object. Without it access is anonymous.",
+    )
+
+    @property
+    def title(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return () if self.endpoint is None else (self.endpoint,)
+
+    @property
+    def secret(self) -> tuple[str, str] | None:
+        return several_keys("s3", self.credentials_secret_ref)
+
+    def anonymous(self) -> Self:
+        return self.model_copy(update={"credentials_secret_ref": None, "prefix": self.prefix.strip("/")})

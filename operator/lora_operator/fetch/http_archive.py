@@ -1,0 +1,118 @@
+"""A tar or zip archive from an HTTP server as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_operator.constants import Reason
+from lora_operator.errors import ReasonError
+from lora_operator.fetch import text, unpack, volume
+from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.http_client import Client, Found, shown, translate, unreachable
+from lora_operator.fetch.http_files import FOLDER, place_of
+from lora_operator.fetch.objects import ObjectStore, translated
+from lora_operator.fetch.packed import Packed, PackedStore, tidied
+from lora_operator.fetch.place import blob_name
+from lora_operator.fetch.progress import Reporter
+from lora_operator.fetch.source import PlainSource
+from lora_operator.manifest import FetchRequest, HttpRequest
+
+
+@dataclass
+class HttpArchive(PlainSource):
+    """One archive by its address."""
+
+    request: HttpRequest
+    client: Client
+    url: str
+    sha256: str
+    unfit: Reason  # of an archive that can't be used
+    found: Found = field(default_factory=lambda: Found(0, ""))
+    files: tuple[RemoteFile, ...] = ()
+    packed: Packed | None = None
+
+    @classmethod
+    def of(cls, request: FetchRequest, client: Client) -> HttpArchive:
+        """The request's archive."""
+        http = request.http
+        assert http is not None  # noqa: S101  narrowings for the type checker
+        assert http.url is not None  # noqa: S101
+        assert http.sha256 is not None  # noqa: S101
+        unfit = Reason.INVALID_ADAPTER if request.type == "Adapter" else Reason.INCOMPLETE_MODEL
+        return cls(http, client, http.url, http.sha256, unfit)
+
+    @property
+    def title(self) -> str:
+        return self.url.partition("?")[0]
+
+    @property
+    def folder(self) -> str:
+        return FOLDER
+
+    @property
+    def allow_patterns(self) -> Sequence[str]:
+        return self.request.allow_patterns
+
+    @property
+    def ignore_patterns(self) -> Sequence[str]:
+        return self.request.ignore_patterns
+
+    def authorise(self) -> str:
+        with translated(self):
+            self.found = self.client.probe(self.url)
+        return self.sha256
+
+    @contextmanager
+    def collected(self, root: Path, reporter: Reporter) -> Iterator[None]:
+        size = self.found.size
+        self._require_small(size)
+        volume.prepare(root, self.folder)
+        place = place_of(root, self.url)
+        with translated(self):
+            place.prepare()
+        archive = RemoteFile(self.title, size, sha256=self.sha256, stored_as=blob_name(self.url, self.sha256, size))
+        self.packed = Packed(self, place, archive, key=self.url, limit=self.request.max_bytes)
+        with tidied([self.packed]):
+            names = self.packed.names(reporter)
+            self._require_small(sum(names.values()))
+            self.files = tuple(self.packed.member(name, size) for name, size in sorted(names.items()))
+            yield
+
+    def listing(self) -> Sequence[RemoteFile]:
+        return self.files
+
+    def prove_readable(self, files: Sequence[RemoteFile]) -> None:
+        """`authorise` asked for a byte of the archive."""
+
+    def open_store(self, root: Path) -> PackedStore:
+        assert self.packed is not None  # noqa: S101  it was collected
+        packed = {file.path: (self.packed, file.path) for file in self.files}
+        return PackedStore(ObjectStore(self, self.packed.place), packed)
+
+    def stalled(self, seconds: float) -> ReasonError:
+        return unreachable(self.url, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")
+
+    def chunks(self, file: RemoteFile, start: int) -> AbstractContextManager[Iterator[bytes]]:
+        return self.client.read(self.url, start, self.found.etag)
+
+    def md5_of(self, file: RemoteFile) -> str:
+        return ""
+
+    def translate(self, error: Exception) -> ReasonError:
+        if isinstance(error, unpack.UnfitError):
+            return ReasonError(self.unfit, text.clean(f"{shown(self.url)} {error}"))
+        return translate(error, self.title)
+
+    def confirm(self) -> None:
+        """What has the declared sum can't be of another version."""
+
+    def _require_small(self, size: int) -> None:
+        if size > self.request.max_bytes:
+            raise ReasonError(
+                self.unfit,
+                f"{shown(self.url)} has {text.size(size)}, more than the {text.size(self.request.max_bytes)} of maxSize; raise it if "
+                "that is right",
+            )

@@ -1,0 +1,200 @@
+"""Archives of a source on the volume: each is one unfinished file of the store for as long as it is needed, and never more.
+
+It is downloaded, checked against its sha256, and read from there: first for the list of its files, then for the wanted ones. It goes
+as soon as these are extracted, or the Job is told that they can't be; only a broken download is kept, for the next attempt. The list
+stays, so that a Job that finds all wanted files in the cache downloads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from lora_operator.constants import Reason
+from lora_operator.errors import ReasonError
+from lora_operator.fetch import text, unpack, volume
+from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.objects import Objects, ObjectStore, Sums, translated
+from lora_operator.fetch.persist import persist
+from lora_operator.fetch.place import Place, blob_name, claimed, write_all
+from lora_operator.fetch.progress import Reporter, measure_blobs
+
+log = logging.getLogger(__name__)
+
+_INDEX_BYTES: Final = 32 << 20
+
+
+@dataclass
+class Packed:
+    """One archive. `key` tells where it is from: nobody gets by its sum alone what another one's credentials brought."""
+
+    source: Objects
+    place: Place
+    archive: RemoteFile  # with its sha256
+    key: str
+    limit: int  # bytes that may be in it
+    used: bool = False  # whether this process needed the archive itself
+
+    def names(self, reporter: Reporter) -> dict[str, int]:
+        """The sizes of its files by name; brings the archive where that is not known yet. Raises ReasonError."""
+        known = self._read_index()
+        if known is not None:
+            return known
+        volume.require_space(self.place.folder, self.place.missing_bytes([self.archive]))
+        measure = measure_blobs(self.place.blobs, [self.archive])
+        reporter.enter("Downloading", total=self.archive.size, measure=measure)
+        with translated(self.source), self._brought(moving=lambda: measure()[1]) as archive:
+            reporter.enter("Verifying", total=self.archive.size, measure=_position(archive))
+            found = unpack.entries(archive, limit=self.limit)
+            self._write_index(found)
+        return found
+
+    def member(self, name: str, size: int) -> RemoteFile:
+        """One of its files as an object of the store."""
+        sha256 = self.archive.sha256 or ""
+        return RemoteFile(
+            path=name, size=size, version=sha256, stored_as=blob_name(f"{self.key}\0{name}", sha256, size)
+        )
+
+    def extract(self, files: Mapping[str, RemoteFile], *, moving: Callable[[], int]) -> None:
+        """Brings these files, by their names in the archive, into their final place. Raises ReasonError."""
+        with translated(self.source), self._brought(moving=moving) as archive:
+            for name, chunks in unpack.contents(archive, frozenset(files), limit=self.limit):
+                log.info("extracting %s", text.clean(name, limit=200))
+                self._write(files[name], chunks)
+
+    def discard(self) -> None:
+        """Removes the archive, if this process needed it."""
+        if self.used:
+            self.place.partial(self.archive).unlink(missing_ok=True)
+
+    @contextmanager
+    def _brought(self, *, moving: Callable[[], int]) -> Iterator[FileIO]:
+        """The archive, complete and right; for this process alone."""
+        self.used = True
+        store = ObjectStore(self.source, self.place)
+        with claimed(self.place.partial(self.archive)) as target:
+
+            def complete() -> None:
+                with translated(self.source):
+                    store.complete(self.archive, target, threading.Event())
+
+            persist(complete, moving=moving)
+            target.seek(0)
+            yield target
+
+    def _write(self, file: RemoteFile, chunks: Iterator[bytes]) -> None:
+        with claimed(self.place.partial(file)) as target:
+            target.truncate(0)
+            sums = Sums()
+            for chunk in chunks:
+                write_all(target, chunk)
+                sums.add(chunk)
+            if fault := sums.fault(file):
+                raise unpack.UnfitError(f"is damaged: {text.clean(file.path, limit=200)!r}: {fault}")
+            os.fsync(target.fileno())
+            self.place.finish(file, sums.sha256.hexdigest())
+
+    @property
+    def _index(self) -> Path:
+        return self.place.folder / "archives" / self.archive.blob
+
+    def _read_index(self) -> dict[str, int] | None:
+        try:
+            with self._index.open("rb") as file:
+                found = json.loads(file.read(_INDEX_BYTES))
+            return {str(name): int(size) for name, size in found.items()}
+        except (OSError, ValueError, AttributeError):
+            return None
+
+    def _write_index(self, names: Mapping[str, int]) -> None:
+        self._index.parent.mkdir(exist_ok=True)
+        fresh = self._index.with_name(f"{self._index.name}.{os.getpid()}.tmp")
+        fresh.write_text(json.dumps(dict(names)))
+        fresh.replace(self._index)
+
+
+@contextmanager
+def tidied(archives: Sequence[Packed]) -> Iterator[None]:
+    """Removes the archives at the end, unless their download is to be gone on with."""
+    try:
+        yield
+    except ReasonError as error:
+        if error.reason is not Reason.SOURCE_UNREACHABLE:
+            for archive in archives:
+                archive.discard()
+        raise
+    else:
+        for archive in archives:
+            archive.discard()
+
+
+@dataclass(frozen=True)
+class PackedStore:
+    """Files of archives on the volume, beside those that are objects of their own."""
+
+    objects: ObjectStore
+    packed: Mapping[str, tuple[Packed, str]] = field(default_factory=dict)  # by path: the archive, and the name in it
+
+    @property
+    def blobs(self) -> Path:
+        return self.objects.blobs
+
+    def has(self, file: RemoteFile) -> bool:
+        return self.objects.has(file)
+
+    def missing_bytes(self, files: Sequence[RemoteFile]) -> int:
+        archives = {id(found[0]): found[0] for found in self._archives(files)}.values()
+        return self.objects.missing_bytes(files) + self.objects.missing_bytes([found.archive for found in archives])
+
+    def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
+        self._extract([file for file in files if not self.has(file)], moving=moving)
+        return self.objects.download(files, moving=moving)
+
+    def expected(self, file: RemoteFile) -> RemoteFile:
+        return replace(file, sha256=file.sha256 or self.objects.place.recorded(file) or "")
+
+    def download_again(self, file: RemoteFile) -> None:
+        if file.path in self.packed:
+            self._extract([file], moving=lambda: 0)
+        else:
+            self.objects.download_again(file)
+
+    def forget(self, file: RemoteFile) -> None:
+        self.objects.forget(file)
+
+    def confirm(self) -> None:
+        self.objects.confirm()
+
+    def _archives(self, files: Sequence[RemoteFile]) -> list[tuple[Packed, str]]:
+        return [self.packed[file.path] for file in files if file.path in self.packed and not self.has(file)]
+
+    def _extract(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> None:
+        wanted: dict[int, tuple[Packed, dict[str, RemoteFile]]] = {}
+        for file in files:
+            if file.path in self.packed:
+                archive, name = self.packed[file.path]
+                wanted.setdefault(id(archive), (archive, {}))[1][name] = file
+        for archive, members in wanted.values():
+            archive.extract(members, moving=moving)
+
+
+def _position(archive: FileIO) -> Callable[[], tuple[int, int]]:
+    """How far the archive is read, for progress."""
+
+    def measure() -> tuple[int, int]:
+        try:
+            at = archive.tell()
+        except ValueError:  # closed meanwhile
+            at = 0
+        return at, at
+
+    return measure
