@@ -161,6 +161,14 @@ class Source(ApiModel):
         ),
     )
 
+    digest: str | None = Field(
+        default=None,
+        description="Pin of the content: only content of this digest, as status.digest tells it (sha256:…), is accepted. Where "
+        "and how it is downloaded does not depend on it.",
+        max_length=71,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+    )
+
     @property
     def member(self) -> HuggingFaceSource | S3Source:
         """The one member that is given."""
@@ -174,9 +182,9 @@ class Source(ApiModel):
         return self.member.secret
 
     def anonymous(self) -> Source:
-        """The same content, without whose credentials read it."""
+        """The same content, without whose credentials read it, nor who accepts it."""
         kind = "hugging_face" if self.hugging_face is not None else "s3"
-        return self.model_copy(update={kind: self.member.anonymous(), "path": self.path.strip("/")})
+        return self.model_copy(update={kind: self.member.anonymous(), "path": self.path.strip("/"), "digest": None})
 
 
 # CEL that belongs to a field of type Source; the message names the field for the reader of a refused manifest.

@@ -8,19 +8,19 @@ end, so content is of one listing or it is not published.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.credentials import CredentialResolver
+from botocore.exceptions import ClientError
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
@@ -29,6 +29,7 @@ from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.s3_download import S3Store
 from lora_operator.fetch.s3_errors import Subject, changed, translate, unreachable
 from lora_operator.fetch.s3_place import FOLDER, Place, blob_name
+from lora_operator.fetch.s3_sums import Declared, from_etag, from_head, from_parts, parts_of
 from lora_operator.manifest import FetchRequest, S3Request
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ READ_TIMEOUT_S: Final = 30  # without a byte
 _PROBES: Final = 16  # at once
 _TRIES: Final = 3  # of one request, by the library; what breaks in mid-object is taken up again here
 _MAX_LISTED: Final = 50_000
-_MD5: Final = re.compile(r"[0-9a-f]{32}")
+_NO_SUMS: Final = (400, 403, 405, 416, 501)  # from services that don't know what was asked for
 
 
 @dataclass
@@ -52,7 +53,7 @@ class S3Source:
     subject: Subject
     revision: str = ""
     files: tuple[RemoteFile, ...] = ()
-    md5: dict[str, str] = field(default_factory=dict)  # by path, of the files whose ETag is one
+    declared: dict[str, Declared] = field(default_factory=dict)  # by path, of the files for which there is one
 
     @classmethod
     def open(cls, request: FetchRequest) -> S3Source:
@@ -130,13 +131,13 @@ class S3Source:
             futures = [pool.submit(self._probe, file) for file in files]
             try:
                 for future in as_completed(futures):
-                    path, md5 = future.result()
-                    if md5:
-                        self.md5[path] = md5
+                    path, declared = future.result()
+                    if declared is not None:
+                        self.declared[path] = declared
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _probe(self, file: RemoteFile) -> tuple[str, str]:
+    def _probe(self, file: RemoteFile) -> tuple[str, Declared | None]:
         found: GetObjectOutputTypeDef | HeadObjectOutputTypeDef
         with self.translated():
             if file.size:
@@ -144,12 +145,29 @@ class S3Source:
                 with closing(found["Body"]) as body:
                     body.read(1)
             else:
-                found = self.client.head_object(
-                    Bucket=self.request.bucket, Key=self.prefix + file.path, IfMatch=file.version
-                )
-        etag = file.version.strip('"').lower()
-        encrypted = found.get("SSECustomerAlgorithm") or str(found.get("ServerSideEncryption", "")).startswith("aws:")
-        return file.path, etag if _MD5.fullmatch(etag) and not encrypted else ""
+                found = self._head(file)
+            server_side = str(found.get("ServerSideEncryption", ""))
+            encrypted = bool(found.get("SSECustomerAlgorithm")) or server_side.startswith("aws:")
+            return file.path, from_etag(file.version, encrypted=encrypted) or self._sums(file, encrypted=encrypted)
+
+    def _sums(self, file: RemoteFile, *, encrypted: bool) -> Declared | None:
+        """What is declared of an object whose ETag is no MD5."""
+        try:
+            head = self._head(file, ChecksumMode="ENABLED")
+            whole = from_head(head)
+            count = parts_of(file.version)
+            if whole is not None or not count:
+                return whole
+            first, last = (self._head(file, PartNumber=n).get("ContentLength", 0) for n in (1, count))
+        except ClientError as error:
+            if int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) not in _NO_SUMS:
+                raise
+            return None  # it can be read; what nobody declares can't be compared
+        return from_parts(head, etag=file.version, size=file.size, first=first, last=last, encrypted=encrypted)
+
+    def _head(self, file: RemoteFile, **more: Any) -> HeadObjectOutputTypeDef:
+        where = {"Bucket": self.request.bucket, "Key": self.prefix + file.path, "IfMatch": file.version}
+        return self.client.head_object(**where, **more)  # type: ignore[arg-type]
 
     def read(self, file: RemoteFile, range_: str = "") -> GetObjectOutputTypeDef:
         """The answer with the object's bytes, of the version that was listed."""

@@ -6,7 +6,6 @@ version of an object is right; `s3` reads only the one that was listed.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -25,6 +24,7 @@ from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.persist import persist
 from lora_operator.fetch.s3_errors import translate, unreachable
 from lora_operator.fetch.s3_place import Place, claimed, write_all
+from lora_operator.fetch.s3_sums import Sums
 
 if TYPE_CHECKING:
     from lora_operator.fetch.s3 import S3Source
@@ -41,6 +41,7 @@ class S3Store:
 
     source: S3Source
     place: Place
+    left: dict[str, int] = field(default_factory=dict)  # unfinished files by name, as long as this process left them
 
     @property
     def blobs(self) -> Path:
@@ -92,6 +93,7 @@ class S3Store:
                     known = translate(error, self.source.subject)
                     if known.reason in (Reason.INSUFFICIENT_SPACE, Reason.CHECKSUM_MISMATCH):
                         target.truncate(0)  # gives the space back; what arrived wrong is not gone on with
+                    self.left[file.blob] = os.fstat(target.fileno()).st_size
                     raise known from error
                 self.place.finish(file, sha256)
 
@@ -99,16 +101,17 @@ class S3Store:
         """Appends what `target` lacks of the object; returns its sha256. What is wrong is not kept."""
         while True:
             began = os.fstat(target.fileno()).st_size
-            if began > file.size:
-                target.truncate(0)
+            own = began == self.left.get(file.blob)
+            if began > file.size or not (own or file.path in self.source.declared):
+                target.truncate(0)  # what a dead Job left can be gone on with only where the whole is proved in the end
                 began = 0
-            sums = _Sums.of(target)
+            sums = Sums.of(target, self.source.declared.get(file.path))
             if sums.size < file.size:
                 self._append(file, target, sums, stop)
-            fault = sums.fault(file, self.source.md5.get(file.path, ""))
+            fault = sums.fault(file.size)
             if not fault:
                 os.fsync(target.fileno())
-                return sums.sha256.hexdigest()
+                return sums.sha256
             target.truncate(0)
             if not began:
                 raise ReasonError(
@@ -117,7 +120,7 @@ class S3Store:
                 )
             log.warning("%s, which was begun before, is wrong: %s; downloading it anew", file.path, fault)
 
-    def _append(self, file: RemoteFile, target: FileIO, sums: _Sums, stop: threading.Event) -> None:
+    def _append(self, file: RemoteFile, target: FileIO, sums: Sums, stop: threading.Event) -> None:
         log.info("downloading %s from byte %d of %d", file.path, sums.size, file.size)
         with closing(self.source.read(file, f"bytes={sums.size}-" if sums.size else "")["Body"]) as body:
             for chunk in body.iter_chunks(_CHUNK):
@@ -127,33 +130,3 @@ class S3Store:
                     return
                 if stop.is_set():
                     raise unreachable(self.source.subject, "ended with the download of another object")
-
-
-@dataclass
-class _Sums:
-    """Size and hashes of what an unfinished file holds so far."""
-
-    size: int = 0
-    sha256: hashlib._Hash = field(default_factory=hashlib.sha256)
-    md5: hashlib._Hash = field(default_factory=lambda: hashlib.md5(usedforsecurity=False))
-
-    @classmethod
-    def of(cls, file: FileIO) -> _Sums:
-        sums = cls()
-        file.seek(0)
-        while chunk := file.read(_CHUNK):
-            sums.add(chunk)
-        return sums
-
-    def add(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        self.sha256.update(chunk)
-        self.md5.update(chunk)
-
-    def fault(self, file: RemoteFile, md5: str) -> str:
-        """How it differs from what the source declares; empty where it does not."""
-        if self.size != file.size:
-            return f"it has {self.size} bytes, the source declares {file.size}"
-        if md5 and self.md5.hexdigest() != md5:
-            return f"its MD5 is {self.md5.hexdigest()}, the source declares {md5}"
-        return ""

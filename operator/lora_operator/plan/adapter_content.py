@@ -15,6 +15,7 @@ from lora_operator.conditions import Verdict, failing, find, is_true, ok, reason
 from lora_operator.constants import Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.fleet import Fleet
+from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.refresh import Epoch, Refresh, describe, parse_interval, plan_refresh
 from lora_operator.plan.wants import Credentials, build_artifact
 
@@ -50,6 +51,7 @@ class AdapterContent:
     refresh: RefreshState | None
     note: str  # what becomes of a refresh that is not done
     again_at: datetime | None  # when the next refresh is due
+    refused: ModelArtifact | None = None  # one that is complete, and not what the source's digest pins
 
     @property
     def ready(self) -> ModelArtifact | None:
@@ -66,20 +68,21 @@ def find_content(seen: AdapterObservation, deployment: VLLMDeployment, *, now: d
     key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"]) if wanted else _kept(seen)
     artifact = seen.artifacts.get(key) if key else None
     if downloaded is None:
-        downloaded = seen.not_made or _downloaded(artifact, key)
+        downloaded = seen.not_made or _downloaded(seen, artifact, key)
     refreshing, note = None, ""
     unusable = _unusable(downloaded, artifact, deployment)
     if refresh.is_due and refresh.content is not None and unusable is not None:
         refreshing = key  # what is served stays, and stays good, while the refresh runs or fails
         artifact, key = refresh.content, refresh.content.key
-        downloaded = _downloaded(artifact, key)
+        downloaded = _downloaded(seen, artifact, key)
         note = describe(unusable, refresh.again_at)
     elif isinstance(seen.credentials, ReasonError) and refresh.wanted != refresh.served:
         note = describe(failing(seen.credentials.reason, seen.credentials.message))
     if downloaded.is_true:
         downloaded = replace(downloaded, message=downloaded.message + note)
     state = refresh.state(done=not note) if _is_known(seen) else seen.adapter.status.refresh
-    return AdapterContent(wanted, key, artifact, downloaded, refreshing, state, note, refresh.again_at)
+    refused = artifact if downloaded.reason is Reason.DIGEST_MISMATCH else None
+    return AdapterContent(wanted, key, artifact, downloaded, refreshing, state, note, refresh.again_at, refused)
 
 
 def _is_known(seen: AdapterObservation) -> bool:
@@ -110,7 +113,7 @@ def _refresh(seen: AdapterObservation, deployment: VLLMDeployment, now: datetime
         source=adapter.spec.source,
         state=adapter.status.refresh,
         artifact_at=artifact_at,
-        is_usable=lambda artifact: too_large(artifact, deployment) is None,
+        is_usable=lambda artifact: _pinned_out(seen, artifact) is None and too_large(artifact, deployment) is None,
         now=now,
     )
 
@@ -191,11 +194,18 @@ def _fits(artifact: ModelArtifact, seen: AdapterObservation) -> bool:
     return in_cache and base == seen.base_artifact
 
 
-def _downloaded(artifact: ModelArtifact | None, key: tuple[str, str] | None) -> Verdict:
+def _pinned_out(seen: AdapterObservation, artifact: ModelArtifact) -> ReasonError | None:
+    return refused_by_pin(seen.adapter.spec.source, artifact.status.digest)
+
+
+def _downloaded(seen: AdapterObservation, artifact: ModelArtifact | None, key: tuple[str, str] | None) -> Verdict:
     where = f"ModelArtifact {key[0]}/{key[1]}" if key else "ModelArtifact"
     ready = find(artifact.status.conditions, Condition.READY) if artifact else None
     if ready is None:
         return failing(Reason.QUEUED, f"{where} has not started")
-    if ready.status == "True":
+    if ready.status == "True" and artifact is not None:
+        refused = _pinned_out(seen, artifact)
+        if refused is not None:
+            return failing(refused.reason, refused.message)
         return ok(Reason.DOWNLOADED, f"{where}: {ready.message}")
     return failing(reason_of(ready.reason), ready.message)
