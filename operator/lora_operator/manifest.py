@@ -60,6 +60,7 @@ class FetchRequest(_Wire):
     credentials: str | None = None  # a folder with one file per key; None for anonymous access
     load_format: str = "auto"  # which weights of a base model
     trust_remote_code: bool = False  # whether Python files are wanted
+    pickled_weights: bool = False  # whether an adapter's may be taken, once scanned
     without_tokenizer: bool = False  # whether a base model is complete without one
     base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
 
@@ -103,5 +104,6 @@ class Manifest(_Wire):
     repo: str  # or s3://bucket/prefix
     digest: str
     files: tuple[ManifestFile, ...] = Field(default=())
+    pickles: tuple[str, ...] = ()  # files of it that were scanned, and found to hold nothing but tensors
     rank: int | None = None
     target_modules: tuple[str, ...] = ()

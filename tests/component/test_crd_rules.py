@@ -213,6 +213,13 @@ def artifact_cases() -> Iterator[Case]:
         accepted=[{"spec.baseModelRef": {"name": "base"}}, {"spec.type": "BaseModel"}],
         refused=[{"spec.baseModelRef": {"name": "base"}, "spec.type": "BaseModel"}],
     )
+    yield from both(
+        kind,
+        "spec",
+        "pickledWeights is only for type: Adapter",
+        accepted=[{"spec.pickledWeights": "AllowScanned"}, {"spec.type": "BaseModel"}],
+        refused=[{"spec.pickledWeights": "AllowScanned", "spec.type": "BaseModel"}],
+    )
     credentials = {"namespace": "team-a", "name": "hf", "key": "token", "uid": "1"}
     base = {"spec.type": "BaseModel"}
     yield from both(

@@ -16,7 +16,18 @@ from lora_operator.plan.fetch_job import JobView
 from lora_operator.plan.modules import Decision, ModuleList, plan_list
 from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.wants import build_artifact
-from tests.unit.builders import COMMIT, NOW, make_adapter, make_artifact, make_cache, make_module, ready_artifact, told
+from tests.unit.builders import (
+    COMMIT,
+    NOW,
+    make_adapter,
+    make_artifact,
+    make_cache,
+    make_deployment,
+    make_module,
+    not_ready,
+    ready_artifact,
+    told,
+)
 from tests.unit.test_plan_adapter import BASE, artifact_key, seen
 from tests.unit.test_plan_artifact import seen as seen_artifact
 
@@ -94,3 +105,24 @@ def test_a_hand_made_artifact_is_not_ready_with_other_content_than_it_pins() -> 
     assert (status, reason) == ("False", "DigestMismatch")
     assert "not tried again until the spec changes" in message
     assert (plan.status.next_attempt_time, plan.status.path) == (None, None)
+
+
+def test_a_pickle_that_is_no_longer_allowed_leaves_the_list() -> None:
+    allowing, refusing = (
+        make_deployment(adapterPolicy={"namespaces": {"from": "All"}, "pickledWeights": value})
+        for value in ("AllowScanned", "Refuse")
+    )
+    wanted = plan_adapter(seen(deployment=allowing), now=NOW).artifact
+    assert wanted is not None
+    assert wanted["spec"]["pickledWeights"] == "AllowScanned"
+    pickled = ready_artifact(wanted["metadata"]["name"], base=BASE)
+    served = plan_adapter(seen(None, pickled, deployment=allowing), now=NOW).decision.module
+    assert served is not None
+
+    plain = make_artifact(NAME, conditions=not_ready("UnsafeFormat", "only as pickle"))
+    plan = plan_adapter(seen(None, pickled, plain, deployment=refusing), now=NOW)
+    assert plan.artifact is not None
+    assert "pickledWeights" not in plan.artifact["spec"]
+    assert plan_list(ModuleList("serving/llama", 3, (served,)), [plan.decision], deployment="x").modules == ()
+    other = replace(served, path="/model-cache/artifacts/sql-before")
+    assert plan_list(ModuleList("serving/llama", 3, (other,)), [plan.decision], deployment="x").modules == (other,)

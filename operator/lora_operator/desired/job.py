@@ -39,6 +39,7 @@ def build_request(
         credentials=CREDENTIALS_MOUNT if with_credentials else None,
         load_format=artifact.spec.load_format or "auto",
         trust_remote_code=artifact.spec.trust_remote_code or False,
+        pickled_weights=artifact.spec.pickled_weights is not None,
         without_tokenizer=artifact.spec.without_tokenizer or False,
         base_model_path=base_model_path,
     )

@@ -6,6 +6,7 @@ version of an object is right; `s3` reads only the one that was listed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -13,17 +14,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text
+from lora_operator.fetch import locks, text
 from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.locks import Guarded
 from lora_operator.fetch.persist import persist
 from lora_operator.fetch.s3_errors import translate, unreachable
-from lora_operator.fetch.s3_place import Place, claimed, write_all
+from lora_operator.fetch.s3_place import Place
 from lora_operator.fetch.s3_sums import Sums
 
 if TYPE_CHECKING:
@@ -83,24 +84,30 @@ class S3Store:
     def _download_one(self, file: RemoteFile, stop: threading.Event, *, again: bool = False) -> None:
         with self.source.translated():
             self.place.discard_older(file)
-            with claimed(self.place.partial(file)) as target:
-                if self.place.has(file) and not again:  # another Job was first
-                    self.place.partial(file).unlink()
+            while True:
+                with contextlib.suppress(locks.Overtaken), locks.claimed(self.place.partial(file)) as (path, target):
+                    if self.place.has(file) and not again:  # another Job was first
+                        path.unlink()
+                        return
+                    self.place.finish(file, path, self._fill(file, target, stop))
                     return
-                try:
-                    sha256 = self._complete(file, target, stop)
-                except Exception as error:
-                    known = translate(error, self.source.subject)
-                    if known.reason in (Reason.INSUFFICIENT_SPACE, Reason.CHECKSUM_MISMATCH):
-                        target.truncate(0)  # gives the space back; what arrived wrong is not gone on with
-                    self.left[file.blob] = os.fstat(target.fileno()).st_size
-                    raise known from error
-                self.place.finish(file, sha256)
 
-    def _complete(self, file: RemoteFile, target: FileIO, stop: threading.Event) -> str:
+    def _fill(self, file: RemoteFile, target: Guarded, stop: threading.Event) -> str:
+        try:
+            return self._complete(file, target, stop)
+        except locks.Overtaken:
+            raise
+        except Exception as error:
+            known = translate(error, self.source.subject)
+            if known.reason in (Reason.INSUFFICIENT_SPACE, Reason.CHECKSUM_MISMATCH):
+                target.truncate(0)  # gives the space back; what arrived wrong is not gone on with
+            self.left[file.blob] = target.size
+            raise known from error
+
+    def _complete(self, file: RemoteFile, target: Guarded, stop: threading.Event) -> str:
         """Appends what `target` lacks of the object; returns its sha256. What is wrong is not kept."""
         while True:
-            began = os.fstat(target.fileno()).st_size
+            began = target.size
             own = began == self.left.get(file.blob)
             if began > file.size or not (own or file.path in self.source.declared):
                 target.truncate(0)  # what a dead Job left can be gone on with only where the whole is proved in the end
@@ -110,7 +117,7 @@ class S3Store:
                 self._append(file, target, sums, stop)
             fault = sums.fault(file.size)
             if not fault:
-                os.fsync(target.fileno())
+                target.sync()
                 return sums.sha256
             target.truncate(0)
             if not began:
@@ -120,11 +127,11 @@ class S3Store:
                 )
             log.warning("%s, which was begun before, is wrong: %s; downloading it anew", file.path, fault)
 
-    def _append(self, file: RemoteFile, target: FileIO, sums: Sums, stop: threading.Event) -> None:
+    def _append(self, file: RemoteFile, target: Guarded, sums: Sums, stop: threading.Event) -> None:
         log.info("downloading %s from byte %d of %d", file.path, sums.size, file.size)
         with closing(self.source.read(file, f"bytes={sums.size}-" if sums.size else "")["Body"]) as body:
             for chunk in body.iter_chunks(_CHUNK):
-                write_all(target, chunk)
+                target.write(chunk)
                 sums.add(chunk)
                 if sums.size > file.size:
                     return

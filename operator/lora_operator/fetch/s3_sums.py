@@ -14,10 +14,11 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import FileIO
 from typing import Any, Final, Protocol
 
 from awscrt import checksums  # type: ignore[import-untyped]
+
+from lora_operator.fetch.locks import Guarded
 
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 _PARTS: Final = re.compile(r"(.+)-([1-9][0-9]{0,4})")
@@ -114,7 +115,7 @@ class Sums:
         self._hash = self._new()
 
     @classmethod
-    def of(cls, file: FileIO, declared: Declared | None) -> Sums:
+    def of(cls, file: Guarded, declared: Declared | None) -> Sums:
         """Of all that is in a file; leaves it at its end."""
         sums = cls(declared)
         file.seek(0)

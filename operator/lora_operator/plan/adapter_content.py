@@ -51,7 +51,7 @@ class AdapterContent:
     refresh: RefreshState | None
     note: str  # what becomes of a refresh that is not done
     again_at: datetime | None  # when the next refresh is due
-    refused: ModelArtifact | None = None  # one that is complete, and not what the source's digest pins
+    refused: ModelArtifact | None = None  # one that is there and must not be served on
 
     @property
     def ready(self) -> ModelArtifact | None:
@@ -81,7 +81,7 @@ def find_content(seen: AdapterObservation, deployment: VLLMDeployment, *, now: d
     if downloaded.is_true:
         downloaded = replace(downloaded, message=downloaded.message + note)
     state = refresh.state(done=not note) if _is_known(seen) else seen.adapter.status.refresh
-    refused = artifact if downloaded.reason is Reason.DIGEST_MISMATCH else None
+    refused = _refused(seen, artifact, downloaded, refresh)
     return AdapterContent(wanted, key, artifact, downloaded, refreshing, state, note, refresh.again_at, refused)
 
 
@@ -93,19 +93,10 @@ def _is_known(seen: AdapterObservation) -> bool:
 
 def _refresh(seen: AdapterObservation, deployment: VLLMDeployment, now: datetime) -> Refresh:
     """What is to be resolved anew; nothing where it is not known what the adapter wants, or with which credentials."""
-    adapter, cache, base = seen.adapter, seen.cache, seen.base_artifact
+    adapter = seen.adapter
 
     def artifact_at(epoch: Epoch) -> ModelArtifact | None:
-        if not isinstance(cache, ModelCache) or base is None or isinstance(seen.credentials, ReasonError):
-            return None
-        metadata = build_artifact(
-            cache=cache,
-            source=adapter.spec.source,
-            base_artifact=base,
-            credentials=seen.credentials,
-            refresh=epoch.text,
-        )["metadata"]
-        return seen.artifacts.get((metadata["namespace"], metadata["name"]))
+        return _artifact_of(seen, epoch, pickled=allows_pickle(deployment))
 
     return plan_refresh(
         annotations=adapter.metadata.annotations,
@@ -116,6 +107,44 @@ def _refresh(seen: AdapterObservation, deployment: VLLMDeployment, now: datetime
         is_usable=lambda artifact: _pinned_out(seen, artifact) is None and too_large(artifact, deployment) is None,
         now=now,
     )
+
+
+def allows_pickle(deployment: VLLMDeployment | None) -> bool:
+    """Whether adapters whose weights exist only as pickle are served."""
+    return deployment is not None and deployment.spec.adapter_policy.pickled_weights == "AllowScanned"
+
+
+def _artifact_of(seen: AdapterObservation, epoch: Epoch, *, pickled: bool) -> ModelArtifact | None:
+    """The artifact of the adapter's want at an epoch; None where there is none, or where the want is not known."""
+    manifest = _build(seen, epoch, pickled=pickled)
+    if manifest is None:
+        return None
+    return seen.artifacts.get((manifest["metadata"]["namespace"], manifest["metadata"]["name"]))
+
+
+def _build(seen: AdapterObservation, epoch: Epoch, *, pickled: bool) -> dict[str, Any] | None:
+    if not _is_known(seen) or not isinstance(seen.cache, ModelCache) or isinstance(seen.credentials, ReasonError):
+        return None
+    return build_artifact(
+        cache=seen.cache,
+        source=seen.adapter.spec.source,
+        base_artifact=seen.base_artifact,
+        credentials=seen.credentials,
+        details={"pickledWeights": "AllowScanned"} if pickled else {},
+        refresh=epoch.text,
+    )
+
+
+def _refused(
+    seen: AdapterObservation, artifact: ModelArtifact | None, downloaded: Verdict, refresh: Refresh
+) -> ModelArtifact | None:
+    """Content that is there and must not be served on: another one than is pinned, or a pickle that was allowed before."""
+    if downloaded.reason is Reason.DIGEST_MISMATCH:
+        return artifact
+    if downloaded.reason is Reason.UNSAFE_FORMAT and not allows_pickle(seen.deployment):
+        before = _artifact_of(seen, refresh.wanted, pickled=True)
+        return before if before is not None and before.status.path is not None else None
+    return None
 
 
 def _unusable(downloaded: Verdict, artifact: ModelArtifact | None, deployment: VLLMDeployment) -> Verdict | None:
@@ -158,16 +187,7 @@ def _wanted_artifact(seen: AdapterObservation, refresh: Refresh) -> tuple[dict[s
         return None, failing(seen.cache.reason, seen.cache.message)
     if seen.cache is None or seen.base_artifact is None:
         return None, None
-    return (
-        build_artifact(
-            cache=seen.cache,
-            source=seen.adapter.spec.source,
-            base_artifact=seen.base_artifact,
-            credentials=seen.credentials,
-            refresh=refresh.wanted.text,
-        ),
-        None,
-    )
+    return _build(seen, refresh.wanted, pickled=allows_pickle(seen.deployment)), None
 
 
 def _kept(seen: AdapterObservation) -> tuple[str, str] | None:
@@ -191,7 +211,8 @@ def _fits(artifact: ModelArtifact, seen: AdapterObservation) -> bool:
         return False
     base = artifact.spec.base_model_ref.name if artifact.spec.base_model_ref else None
     in_cache = (artifact.metadata.namespace, artifact.spec.cache_ref.name) == seen.cache.key
-    return in_cache and base == seen.base_artifact
+    allowed = artifact.spec.pickled_weights is None or allows_pickle(seen.deployment)
+    return in_cache and base == seen.base_artifact and allowed
 
 
 def _pinned_out(seen: AdapterObservation, artifact: ModelArtifact) -> ReasonError | None:
