@@ -58,6 +58,8 @@ class FetchRequest(_Wire):
     path: str = ""
     cache_root: str
     credentials: str | None = None  # a folder with one file per key; None for anonymous access
+    workload_identity: str | None = None  # the service account, where its identity may be used
+    ca_bundle: str | None = None  # a file with further authorities
     load_format: str = "auto"  # which weights of a base model
     trust_remote_code: bool = False  # whether Python files are wanted
     pickled_weights: bool = False  # whether an adapter's may be taken, once scanned

@@ -62,6 +62,7 @@ def test_what_the_job_is_told() -> None:
         "credentials": "/etc/lora-operator/credentials",
         "loadFormat": "auto",
         "trustRemoteCode": False,
+        "pickledWeights": False,
         "withoutTokenizer": False,
         "baseModelPath": "artifacts/base-1-abc",
     }
@@ -77,6 +78,7 @@ def test_what_a_job_is_told_of_s3() -> None:
         "s3": {**s3, "allowPatterns": [], "ignorePatterns": []},
         "loadFormat": "auto",
         "trustRemoteCode": False,
+        "pickledWeights": False,
         "withoutTokenizer": False,
         "path": "",
         "cacheRoot": "/model-cache",

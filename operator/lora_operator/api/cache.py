@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from lora_operator.api.access import JobTemplate, Network, WorkloadIdentity
 from lora_operator.api.common import (
     AGE,
     ApiModel,
@@ -74,6 +75,13 @@ class ModelCacheSpec(ApiModel):
     security_context: CacheSecurityContext = Field(
         default=CacheSecurityContext(), description="Under which identity Jobs write to the volume."
     )
+    workload_identity: WorkloadIdentity | None = Field(
+        default=None,
+        description="A service account that Jobs of some sources run as, to read them by the cloud's workload identity. Without it "
+        "no Job has an identity but that of a Secret.",
+    )
+    network: Network = Field(default=Network(), description="The way from Jobs to sources: proxies and authorities.")
+    job_template: JobTemplate = Field(default=JobTemplate(), description="What is added to the pods of download Jobs.")
 
 
 class ModelCacheStatus(ApiModel):

@@ -10,10 +10,12 @@ from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.constants import (
     ANNOTATION_ATTEMPT,
+    CA_MOUNT,
     CACHE_MOUNT,
     CREDENTIALS_MOUNT,
     FETCH_CONTAINER,
 )
+from lora_operator.desired.access import with_access
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.desired.placement import Placement, keep_on_one_node
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, HuggingFaceRequest, S3Request
@@ -24,9 +26,14 @@ ANYWHERE: Final = Placement()
 
 
 def build_request(
-    artifact: ModelArtifact, cache: ModelCache, *, base_model_path: str | None, with_credentials: bool
+    artifact: ModelArtifact,
+    cache: ModelCache,
+    *,
+    base_model_path: str | None,
+    with_credentials: bool,
+    workload_identity: str | None = None,
 ) -> FetchRequest:
-    """What the Job is told."""
+    """What the Job is told. `workload_identity`: the service account as which it may read the source."""
     source = artifact.spec.source
     hub, s3 = source.hugging_face, source.s3
     return FetchRequest(
@@ -39,6 +46,8 @@ def build_request(
         credentials=CREDENTIALS_MOUNT if with_credentials else None,
         load_format=artifact.spec.load_format or "auto",
         trust_remote_code=artifact.spec.trust_remote_code or False,
+        workload_identity=workload_identity,
+        ca_bundle=f"{CA_MOUNT}/ca.crt" if cache.spec.network.ca_bundle is not None else None,
         pickled_weights=artifact.spec.pickled_weights is not None,
         without_tokenizer=artifact.spec.without_tokenizer or False,
         base_model_path=base_model_path,
@@ -124,7 +133,9 @@ def build_job(
             "parallelism": 1,
             "activeDeadlineSeconds": deadline_seconds,
             "suspend": with_credentials,
-            "template": keep_on_one_node(template, cache),
+            "template": keep_on_one_node(
+                with_access(template, cache, service_account=request.workload_identity), cache
+            ),
         },
     }
 

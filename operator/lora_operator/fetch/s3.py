@@ -19,7 +19,7 @@ import boto3
 import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.credentials import CredentialResolver
+from botocore.credentials import CredentialResolver, create_credential_resolver
 from botocore.exceptions import ClientError
 
 from lora_operator.constants import Reason
@@ -41,6 +41,8 @@ READ_TIMEOUT_S: Final = 30  # without a byte
 _PROBES: Final = 16  # at once
 _TRIES: Final = 3  # of one request, by the library; what breaks in mid-object is taken up again here
 _MAX_LISTED: Final = 50_000
+# By a token of the service account, and by the agent that EKS runs for that; not by instance metadata, which is the node's.
+_IDENTITY_METHODS: Final = ("assume-role-with-web-identity", "container-role")
 _NO_SUMS: Final = (400, 403, 405, 416, 501)  # from services that don't know what was asked for
 
 
@@ -60,7 +62,9 @@ class S3Source:
         """The request's bucket, with the Job's keys."""
         assert request.s3 is not None  # noqa: S101  a narrowing for the type checker
         keys = environment.read_s3_keys(request)
-        return cls(request.s3, build_client(request.s3, keys), Subject(request.s3, authenticated=keys is not None))
+        identity = request.workload_identity if keys is None else None
+        client = build_client(request.s3, keys, workload_identity=identity is not None)
+        return cls(request.s3, client, Subject(request.s3, authenticated=keys is not None, identity=identity))
 
     @property
     def title(self) -> str:
@@ -210,12 +214,17 @@ def revision_of(files: Sequence[RemoteFile]) -> str:
     return total.hexdigest()
 
 
-def build_client(request: S3Request, keys: environment.S3Keys | None) -> S3Client:
-    """A client with these keys, or one that signs nothing; with a resolver that finds no others, wherever they may lie."""
+def build_client(request: S3Request, keys: environment.S3Keys | None, *, workload_identity: bool = False) -> S3Client:
+    """A client with these keys, or with those that the pod's service account is good for, or one that signs nothing.
+
+    Its resolver finds no others, wherever they may lie.
+    """
     core = botocore.session.Session()
-    core.register_component("credential_provider", CredentialResolver(providers=[]))
+    providers = create_credential_resolver(core).providers if workload_identity else []
+    mine = [provider for provider in providers if provider.METHOD in _IDENTITY_METHODS]
+    core.register_component("credential_provider", CredentialResolver(providers=mine))
     config = Config(
-        signature_version="s3v4" if keys else UNSIGNED,
+        signature_version="s3v4" if keys or workload_identity else UNSIGNED,
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": _TRIES},
