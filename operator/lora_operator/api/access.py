@@ -35,7 +35,7 @@ class WorkloadIdentity(ApiModel):
         Annotated[
             str,
             Field(
-                min_length=8,
+                min_length=6,
                 max_length=512,
                 pattern=_PATTERN,
                 json_schema_extra=cel(
