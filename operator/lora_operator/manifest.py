@@ -58,6 +58,7 @@ class FetchRequest(_Wire):
     path: str = ""
     cache_root: str
     credentials: str | None = None  # a folder with one file per key; None for anonymous access
+    offline: bool = False  # nothing is asked: what is on the volume is used
     workload_identity: str | None = None  # the service account, where its identity may be used
     ca_bundle: str | None = None  # a file with further authorities
     load_format: str = "auto"  # which weights of a base model

@@ -46,6 +46,7 @@ def build_request(
         credentials=CREDENTIALS_MOUNT if with_credentials else None,
         load_format=artifact.spec.load_format or "auto",
         trust_remote_code=artifact.spec.trust_remote_code or False,
+        offline=cache.spec.offline,
         workload_identity=workload_identity,
         ca_bundle=f"{CA_MOUNT}/ca.crt" if cache.spec.network.ca_bundle is not None else None,
         pickled_weights=artifact.spec.pickled_weights is not None,

@@ -81,6 +81,10 @@ class Source(Protocol):
 
 def open_source(request: FetchRequest) -> Source:
     """The source of a request; sends nothing. Libraries are imported only here, once the environment is prepared."""
+    if request.offline:
+        from lora_operator.fetch.offline import OfflineSource
+
+        return OfflineSource.open(request)
     if request.hugging_face is not None:
         from lora_operator.fetch.hub import HubSource
 

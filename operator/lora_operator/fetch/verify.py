@@ -94,6 +94,8 @@ def _fault(declared: RemoteFile, size: int, sha256: str, git_oid: str) -> str:
         return f"it has {size} bytes, the source declares {declared.size}"
     if declared.sha256 is not None:
         return "" if sha256 == declared.sha256 else f"its sha256 is {sha256}, the source declares {declared.sha256}"
+    if not declared.git_oid:
+        return ""  # somebody put it there who declared nothing
     return (
         "" if git_oid == declared.git_oid else f"its git blob id is {git_oid}, the source declares {declared.git_oid}"
     )

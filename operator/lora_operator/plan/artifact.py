@@ -336,6 +336,8 @@ def wanters_credentials(
 
     Wanters know an artifact by its name alone, so what they offer goes only to one whose name is that of its own content.
     """
+    if cache is not None and cache.spec.offline:
+        return None
     secret = artifact.spec.source.secret
     identity = artifact.spec.credentials
     if identity is not None:

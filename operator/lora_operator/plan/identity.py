@@ -12,7 +12,7 @@ def workload_identity(source: Source, cache: ModelCache, *, with_credentials: bo
     """The service account that a Job for the source runs as; None where access is by Secret, or anonymous."""
     identity = cache.spec.workload_identity
     address = _address(source)
-    if identity is None or with_credentials or address is None:
+    if identity is None or with_credentials or address is None or cache.spec.offline:
         return None
     # A source is a folder: s3://bucket/folder/* allows the folder itself, too.
     forms = (address, f"{address}/")

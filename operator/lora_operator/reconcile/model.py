@@ -104,7 +104,8 @@ async def _find(
     context: Context, deployment: VLLMDeployment, cache: ModelCache | ReasonError, want: ContentWant
 ) -> _Found:
     credentials: Credentials | ReasonError | None = None
-    if want.source.secret is not None:
+    is_offline = isinstance(cache, ModelCache) and cache.spec.offline
+    if want.source.secret is not None and not is_offline:
         credentials = await context.credentials(deployment.metadata.namespace, *want.source.secret)
     if isinstance(cache, ReasonError):
         return _Found(want, None, blocked=cache)
