@@ -106,6 +106,14 @@ def test_what_is_left_goes_once_nobody_can_be_working_on_it(
     assert path.exists() is stays
 
 
+def test_a_file_that_nobody_locks_goes_by_its_age(tmp_path: Path) -> None:
+    for name, age in (("old", 4000.0), ("new", 60.0)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+        locks.discard_old(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 def test_one_that_is_being_worked_on_stays(tmp_path: Path) -> None:
     path = tmp_path / "x.incomplete"
     with locks.claimed(path):

@@ -80,6 +80,13 @@ def discard_left(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def discard_old(path: Path) -> None:
+    """Removes a file that nobody locks and that nobody can be using any more."""
+    with contextlib.suppress(OSError):
+        if _is_old(path):
+            path.unlink(missing_ok=True)
+
+
 def _is_old(path: Path) -> bool:
     """By the volume's own clock."""
     fresh = path.with_name(f".tmp-now-{_OWN}-{secrets.token_hex(4)}")

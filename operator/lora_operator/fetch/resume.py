@@ -84,6 +84,8 @@ def download_big(
 ) -> None:
     """Downloads those of `files` that are big and absent; removes what dead downloads left of the others."""
     place.blobs.mkdir(parents=True, exist_ok=True)
+    for path in place.blobs.glob("tmp_*"):  # the library's, to learn the umask; one that was killed then leaves it
+        locks.discard_old(path)
     left_over = {path.name.partition(".")[0] for path in place.blobs.glob("*.incomplete")}
     wanted = {
         file.blob: file
