@@ -50,6 +50,8 @@ KIT_STATE_MOUNT: Final = "/var/lib/lora-operator"
 SOURCE_MOUNT: Final = "/source"  # a claim that a Job copies from
 CREDENTIALS_MOUNT: Final = "/etc/lora-operator/credentials"
 CREDENTIALS_KEY: Final = "token"
+IDENTITY_MOUNT: Final = "/etc/lora-operator/identity"
+CA_MOUNT: Final = "/etc/lora-operator/ca"
 DEFAULT_ENGINE_PORT: Final = 8000
 MAX_SERVED_NAME: Final = 128  # characters of what clients write into "model"
 ENGINE_CONTAINER: Final = "vllm"
@@ -139,6 +141,7 @@ class Reason(StrEnum):
     RATE_LIMITED = "RateLimited"
     SOURCE_CHANGED = "SourceChanged"
     CHECKSUM_MISMATCH = "ChecksumMismatch"
+    DIGEST_MISMATCH = "DigestMismatch"
     UNSAFE_FORMAT = "UnsafeFormat"
     INVALID_ADAPTER = "InvalidAdapter"
     INCOMPATIBLE_BASE_MODEL = "IncompatibleBaseModel"
@@ -257,6 +260,9 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         "The source's listing changed during the download; nothing of the mixture was published.", _BACKOFF
     ),
     Reason.CHECKSUM_MISMATCH: ReasonInfo("Downloaded bytes differ from what the source declares.", _BACKOFF),
+    Reason.DIGEST_MISMATCH: ReasonInfo(
+        "The content is another one than source.digest pins; the message has both digests.", _NONE, stalled=True
+    ),
     Reason.UNSAFE_FORMAT: ReasonInfo(
         "The weights exist only as pickle files, which can run code when read.", _NONE, stalled=True
     ),

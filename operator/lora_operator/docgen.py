@@ -58,7 +58,15 @@ def build_reasons() -> str:
 
 def build_sources() -> str:
     """docs/sources/README.md: every scheme in a line."""
-    columns = ["member", "what", "revision", "compared with", "credentials", "allowed by the ModelCache's"]
+    columns = [
+        "member",
+        "what",
+        "revision",
+        "compared with",
+        "credentials",
+        "allowed by the ModelCache's",
+        "in an offline cache",
+    ]
     rows = [
         [
             f"[`{scheme.member}`]({scheme.member}.md)",
@@ -67,6 +75,7 @@ def build_sources() -> str:
             scheme.verified,
             _credentials(scheme),
             f"`spec.{scheme.allowed_by}`",
+            scheme.offline or "refused",
         ]
         for scheme in SCHEMES
     ]

@@ -134,8 +134,12 @@ class FetchRequest(_Wire):
     path: str = ""
     cache_root: str
     credentials: str | None = None  # a folder with one file per key; None for anonymous access
+    offline: bool = False  # nothing is asked: what is on the volume is used
+    workload_identity: str | None = None  # the service account, where its identity may be used
+    ca_bundle: str | None = None  # a file with further authorities
     load_format: str = "auto"  # which weights of a base model
     trust_remote_code: bool = False  # whether Python files are wanted
+    pickled_weights: bool = False  # whether an adapter's may be taken, once scanned
     without_tokenizer: bool = False  # whether a base model is complete without one
     base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
 
@@ -185,5 +189,6 @@ class Manifest(_Wire):
     repo: str  # the source's title: a repository, or an address like s3://bucket/prefix
     digest: str
     files: tuple[ManifestFile, ...] = Field(default=())
+    pickles: tuple[str, ...] = ()  # files of it that were scanned, and found to hold nothing but tensors
     rank: int | None = None
     target_modules: tuple[str, ...] = ()

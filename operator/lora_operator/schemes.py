@@ -13,6 +13,7 @@ from typing import Final
 
 from lora_operator.constants import CREDENTIALS_KEY
 
+OFFLINE_FETCHER: Final = "offline:OfflineSource"  # of all that are remote
 _CAPITAL: Final = re.compile(r"(?=[A-Z])")
 
 
@@ -54,7 +55,9 @@ class Scheme:
     revision: str  # what the resolved revision is
     verified: str  # what every payload is compared with
     allowed_by: str  # the field of a ModelCache's spec that says what sources may name
+    offline: str  # where an offline cache has it, in Markdown; empty where it serves none
     secrets: Secrets | None = None  # None where no credentials are asked for
+    is_remote: bool = True  # whether it is read over a network
 
     @property
     def field(self) -> str:
@@ -72,6 +75,7 @@ SCHEMES: Final = (
         revision="the commit that the revision named",
         verified="the sha256 of files in LFS, the git blob id of the others",
         allowed_by="huggingFace.endpoint",
+        offline="`hub/models--<organisation>--<name>`, `models--<organisation>--<name>` or `<organisation>/<name>`",
         secrets=Secrets("tokenSecretRef", keys=None),
     ),
     Scheme(
@@ -83,6 +87,7 @@ SCHEMES: Final = (
         revision="a hash of the listing",
         verified="the size, the ETag where it is an MD5, and the service's own checksums",
         allowed_by="s3.allowedEndpoints",
+        offline="`<bucket>/<prefix>`",
         secrets=Secrets(
             "credentialsSecretRef",
             Keys("AWS_*", (("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),), optional=("AWS_SESSION_TOKEN",)),
@@ -97,6 +102,7 @@ SCHEMES: Final = (
         revision="a hash of the paths and sha256 sums; an archive's own sha256",
         verified="the sha256 that the source has for each file, or for the archive",
         allowed_by="http.allowedEndpoints",
+        offline="",
         secrets=Secrets("credentialsSecretRef", Keys("HTTP_*", (("token",), ("username", "password")))),
     ),
     Scheme(
@@ -108,6 +114,8 @@ SCHEMES: Final = (
         revision="a hash of the listing",
         verified="the size and time of change that were listed; from its arrival on, the sha256 of what arrived",
         allowed_by="persistentVolumeClaim.allowedClaims",
+        offline="the claim, as ever",
+        is_remote=False,
     ),
     Scheme(
         member="local",
@@ -118,6 +126,8 @@ SCHEMES: Final = (
         revision="a hash of the listing",
         verified="the size and time of change that were listed; its sha256 stands in the view's manifest",
         allowed_by="local.allowedPaths",
+        offline="the folder, as ever",
+        is_remote=False,
     ),
     Scheme(
         member="gcs",
@@ -126,8 +136,9 @@ SCHEMES: Final = (
         model="GcsSource",
         fetcher="buckets:GcsSource",
         revision="a hash of the listing",
-        verified="the size and ETag that were listed; from its arrival on, the sha256 of what arrived",
+        verified="the size, the ETag that was listed, and the MD5 or CRC32C that Google keeps",
         allowed_by="gcs.allowedEndpoints",
+        offline="`<bucket>/<prefix>`",
         secrets=Secrets("credentialsSecretRef", Keys("GCS_*", (("key.json",),), documents=("key.json",))),
     ),
     Scheme(
@@ -137,8 +148,9 @@ SCHEMES: Final = (
         model="AzureSource",
         fetcher="buckets:AzureSource",
         revision="a hash of the listing",
-        verified="the size and ETag that were listed; from its arrival on, the sha256 of what arrived",
+        verified="the size, the ETag that was listed, and the MD5 where Azure keeps one",
         allowed_by="azure.allowedEndpoints",
+        offline="`<account>/<container>/<prefix>`",
         secrets=Secrets(
             "credentialsSecretRef", Keys("AZURE_*", (("AZURE_STORAGE_ACCOUNT_KEY",), ("AZURE_STORAGE_SAS_TOKEN",)))
         ),
@@ -152,6 +164,7 @@ SCHEMES: Final = (
         revision="the digest of the manifest",
         verified="the digest of the manifest, and of each blob",
         allowed_by="oci.allowedEndpoints",
+        offline="",
         secrets=Secrets(
             "credentialsSecretRef", Keys("OCI_*", ((".dockerconfigjson",),), documents=(".dockerconfigjson",))
         ),

@@ -323,6 +323,13 @@ def artifact_cases() -> Iterator[Case]:
         accepted=[{"spec.baseModelRef": {"name": "base"}}, {"spec.type": "BaseModel"}],
         refused=[{"spec.baseModelRef": {"name": "base"}, "spec.type": "BaseModel"}],
     )
+    yield from both(
+        kind,
+        "spec",
+        "pickledWeights is only for type: Adapter",
+        accepted=[{"spec.pickledWeights": "AllowScanned"}, {"spec.type": "BaseModel"}],
+        refused=[{"spec.pickledWeights": "AllowScanned", "spec.type": "BaseModel"}],
+    )
     credentials = {"namespace": "team-a", "name": "hf", "key": "token", "uid": "1"}
     base = {"spec.type": "BaseModel"}
     yield from both(
@@ -569,7 +576,50 @@ def cache_cases() -> Iterator[Case]:
         yield Case(kind, at, message, made(change), refused_at=at, before=first)
 
 
-CASES = [*source_cases(), *life_cases(), *adapter_cases(), *artifact_cases(), *deployment_cases(), *cache_cases()]
+def access_cases() -> Iterator[Case]:
+    kind = "ModelCache"
+    for proxy in ("httpProxy", "httpsProxy"):
+        at = f"spec.network.{proxy}"
+        yield from both(
+            kind,
+            at,
+            "a proxy is http://host:port or https://host:port, without user name and password",
+            accepted=values(at, ["http://proxy.test:3128", "https://[2001:db8::1]:8080", "http://10.0.0.1/"]),
+            refused=values(
+                at, ["proxy.test:3128", "http://me:secret@proxy.test:3128", "socks5://proxy.test", "http://p.test/x"]
+            ),
+        )
+    at = "spec.workloadIdentity"
+    yield from both(
+        kind,
+        f"{at}.allowedSources[]",
+        "an allowed source is like s3://bucket/folder/*, or like https://s3.example/bucket/folder/* for a source with an endpoint",
+        accepted=[{f"{at}.allowedSources": ["s3://models/*", "https://s3.test/models/team-a/*"]}],
+        refused=[{f"{at}.allowedSources": [pattern]} for pattern in ("models/*", "ftp://models/*", "*s3://models")],
+        at=f"{at}.allowedSources[0]",
+        beside={f"{at}.serviceAccountName": "reader"},
+    )
+    yield from both(
+        kind,
+        "spec.jobTemplate.labels",
+        "labels of lora-operator.dev/ and app.kubernetes.io/ are the operator's",
+        accepted=[{"spec.jobTemplate.labels": {"azure.workload.identity/use": "true"}}],
+        refused=[
+            {"spec.jobTemplate.labels": {label: "x"}}
+            for label in ("lora-operator.dev/x", "app.kubernetes.io/component")
+        ],
+    )
+
+
+CASES = [
+    *source_cases(),
+    *life_cases(),
+    *adapter_cases(),
+    *artifact_cases(),
+    *deployment_cases(),
+    *cache_cases(),
+    *access_cases(),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -317,6 +317,28 @@ def test_bad_adapters_are_refused_and_nothing_is_published(
     assert ready.leaked() == []
 
 
+def test_a_pickled_adapter_is_taken_where_that_is_allowed_and_only_scanned_clean(
+    hub: HubServer, ready: Fetcher, content: Path, tmp_path: Path
+) -> None:
+    folder = adapters.build("pickle-only", content / "good", tmp_path / "pickled")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    harmful = b"cos\nsystem\n(S'touch /tmp/was-run'\ntR."
+    for name, more in (("clean", {}), ("harmful", {"adapter_model.bin": harmful})):
+        hub.create_repo(f"bad/{name}")
+        hub.commit(f"bad/{name}", files | more)
+    allowed = {"pickledWeights": True}
+    jobs = {name: ready.start(f"bad/{name}", artifact=name, want=allowed) for name in ("clean", "harmful")}
+    forbidden = ready.start("bad/clean", artifact="forbidden")
+    manifest = ready.manifest(jobs["clean"].ok)
+    assert [file.path for file in manifest.files] == ["adapter_config.json", "adapter_model.bin"]
+    assert (manifest.pickles, manifest.rank) == (("adapter_model.bin",), 8)
+    reason, message = jobs["harmful"].failed
+    assert (reason, "os.system" in message) == ("UnsafeFormat", True), message
+    reason, message = forbidden.failed
+    assert (reason, "adapterPolicy.pickledWeights" in message) == ("UnsafeFormat", True), message
+    assert not list((ready.cache / "artifacts").glob("harmful*"))
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer"])
 def test_an_incomplete_base_model_is_named(missing: str, hub: HubServer, fetcher: Fetcher, content: Path) -> None:
     files = {path.name: path.read_bytes() for path in (content / "base").iterdir() if not path.name.startswith(missing)}

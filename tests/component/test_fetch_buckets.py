@@ -193,6 +193,14 @@ def test_a_killed_download_goes_on_where_it_stopped(kind: Kind, fetcher: Fetcher
     assert fetcher.leaked() == []
 
 
+def test_a_byte_that_flips_in_transit_is_seen(kind: Kind, fetcher: Fetcher) -> None:
+    kind.service.spoil = lambda seen: seen.is_body and seen.path.endswith(WEIGHTS)
+    reason, message = kind.run(fetcher).failed
+    assert (reason, f"'{WEIGHTS}' arrived wrong: its MD5 is" in message) == ("ChecksumMismatch", True), message
+    kind.service.spoil = None
+    assert kind.run(fetcher).ok
+
+
 def test_server_errors_are_tried_again_and_told(kind: Kind, fetcher: Fetcher) -> None:
     kind.service.refuse = lambda seen: 503
     reason, message = kind.run(fetcher).failed

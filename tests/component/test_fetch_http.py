@@ -126,7 +126,7 @@ def test_other_bytes_than_declared_are_never_published(http: FileServer, fetcher
     http.files[f"sql/{WEIGHTS}"] = http.files[f"sql/{WEIGHTS}"][:-1] + b"?"  # of the same length
     reason, message = run(fetcher, http, files=files).failed
     assert reason == "ChecksumMismatch"
-    assert f"'{WEIGHTS}' arrived wrong: its sha256 is" in message
+    assert f"'{WEIGHTS}' arrived wrong: its SHA256 is" in message
     assert len(list((fetcher.cache / "artifacts").iterdir())) == 1  # the base model's
 
 

@@ -111,7 +111,7 @@ def test_a_spoilt_blob_is_never_published(registry: RegistryServer, fetcher: Fet
     name = next(layer for layer in layers if WEIGHTS in layer["annotations"].values())
     registry.spoil(name["digest"])
     reason, message = run(fetcher, registry, "spoilt:v1").failed
-    assert (reason, f"'{WEIGHTS}' arrived wrong: its sha256 is" in message) == ("ChecksumMismatch", True), message
+    assert (reason, f"'{WEIGHTS}' arrived wrong: its SHA256 is" in message) == ("ChecksumMismatch", True), message
 
 
 def test_only_who_may_pull_gets_what_is_cached(closed: RegistryServer, fetcher: Fetcher, content: Path) -> None:

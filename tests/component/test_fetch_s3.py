@@ -14,6 +14,7 @@ import pytest
 
 from e2e.fixtures import adapters
 from e2e.fixtures.s3 import Request, S3Server
+from lora_operator.fetch.place import Place, blob_name
 from lora_operator.manifest import FetchResult
 from tests.component.fetch_support import Fetcher, Job, until
 
@@ -364,6 +365,98 @@ def test_an_object_in_parts_is_resumed_and_checked_on_reuse(s3: S3Server, fetche
         file.write(b"\0\0\0\0")
     assert run(fetcher, s3, prefix="models/big", type="BaseModel", artifact="big").ok.digest == first.digest
     assert blob.read_bytes() == (content / "big/model.safetensors").read_bytes()
+
+
+SUMS: dict[str, dict[str, Any] | None] = {
+    "an MD5 as its ETag": None,
+    "a CRC64NVME of the whole": {},
+    "a CRC32 of the whole": {"algorithm": "CRC32"},
+    "a CRC32C of the whole": {"algorithm": "CRC32C"},
+    "an SHA256 of its parts": {"algorithm": "SHA256", "of_parts": True},
+    "a CRC32 of its parts": {"algorithm": "CRC32", "of_parts": True},
+    "an MD5 of its parts as its ETag": {},
+}
+BIG = "model.safetensors"
+
+
+@pytest.fixture
+def kinds(s3: S3Server, content: Path) -> dict[str, str]:
+    """A model for each kind of sum that a service may declare of its weights: sentence to prefix."""
+    files = {path.name: path.read_bytes() for path in (content / "big").iterdir()}
+    prefixes = {sentence: f"models/{number}" for number, sentence in enumerate(SUMS)}
+    for sentence, prefix in prefixes.items():
+        s3.upload("private", prefix, {name: data for name, data in files.items() if name != BIG})
+        how = SUMS[sentence]
+        if how is None:
+            s3.upload("private", prefix, {BIG: files[BIG]})
+        else:
+            s3.upload_in_parts("private", f"{prefix}/{BIG}", files[BIG], **how)
+    # A service that keeps no checksums but the ETag.
+    s3.hide_sums(lambda request: request.key.startswith(prefixes["an MD5 of its parts as its ETag"]))
+    return prefixes
+
+
+def begin_with(fetcher: Fetcher, s3: S3Server, prefix: str, data: bytes) -> None:
+    """Leaves an unfinished download of the weights, as a node that died in mid-write may."""
+    key = f"{prefix}/{BIG}"
+    head = s3.admin.head_object(Bucket="private", Key=key)
+    place = Place.of(fetcher.cache, "s3", name="private", identity=(s3.url, "private"))
+    place.prepare()
+    (place.blobs / f"{blob_name(key, head['ETag'], head['ContentLength'])}.incomplete").write_bytes(data)
+
+
+def test_a_byte_that_flips_in_transit_is_seen_whatever_sum_is_declared(
+    s3: S3Server, fetcher: Fetcher, content: Path, kinds: dict[str, str]
+) -> None:
+    """Of the rest of an object too, where no library compares."""
+    right = (content / "big" / BIG).read_bytes()
+    s3.spoil(lambda request: request.is_body and request.key.endswith(BIG))
+    s3.cut_after(4 * MIB)
+    jobs = {
+        sentence: fetcher.launch(source(s3, "private", prefix), credentials=KEYS, type="BaseModel", artifact=f"v{n}")
+        for n, (sentence, prefix) in enumerate(kinds.items())
+    }
+    for sentence, job in jobs.items():
+        reason, message = job.failed
+        assert (reason, BIG in message) == ("ChecksumMismatch", True), f"{sentence}: {message}"
+    assert not list(fetcher.cache.glob("artifacts/v*"))
+    sizes = [path.stat().st_size for path in store(fetcher).glob("blobs/*")]
+    assert len(right) not in sizes
+
+
+def test_what_a_dead_node_left_is_gone_on_with_where_the_sum_proves_it(
+    s3: S3Server, fetcher: Fetcher, content: Path, kinds: dict[str, str]
+) -> None:
+    right = (content / "big" / BIG).read_bytes()
+    for wrong in (False, True):
+        s3.requests.clear()
+        jobs = {}
+        for number, (sentence, prefix) in enumerate(kinds.items()):
+            begin_with(fetcher, s3, prefix, (b"\0" * MIB if wrong else right[:MIB]) + right[MIB : 2 * MIB])
+            jobs[sentence] = fetcher.launch(
+                source(s3, "private", prefix), credentials=KEYS, type="BaseModel", artifact=f"{wrong}-{number}".lower()
+            )
+        for sentence, job in jobs.items():
+            assert payload(fetcher, job.ok, BIG).read_bytes() == right, sentence
+        ranges = [request.range for request in s3.requests if request.is_body and request.key.endswith(BIG)]
+        whole = ranges.count("")
+        assert (whole, len(ranges) - whole) == ((len(kinds) if wrong else 0), len(kinds))
+        shutil.rmtree(store(fetcher))
+
+
+def test_what_a_dead_node_left_goes_where_nothing_could_prove_it(
+    s3: S3Server, fetcher: Fetcher, content: Path, kinds: dict[str, str]
+) -> None:
+    """A service that neither keeps checksums nor tells of parts."""
+    prefix = kinds["a CRC64NVME of the whole"]
+    right = (content / "big" / BIG).read_bytes()
+    s3.fail(501, "NotImplemented", when=lambda request: request.method == "HEAD")
+    begin_with(fetcher, s3, prefix, b"\0" * MIB)
+    s3.cut_after(4 * MIB)  # its own beginning it goes on with
+    result = run(fetcher, s3, prefix=prefix, type="BaseModel").ok
+    assert payload(fetcher, result, BIG).read_bytes() == right
+    ranges = [request.range for request in s3.requests if request.is_body and request.key.endswith(BIG)]
+    assert ranges == ["", f"bytes={4 * MIB}-"]
 
 
 def test_two_jobs_that_want_the_same_download_it_once(s3: S3Server, fetcher: Fetcher, content: Path) -> None:

@@ -160,8 +160,10 @@ def make_cache(
     is_default: bool = False,
     conditions: Conditions | None = None,
     status: Mapping[str, Any] | None = None,
+    **spec: Any,
 ) -> ModelCache:
-    """A ModelCache whose claim was looked at, Ready unless `conditions` say otherwise; with `template`, the spec of a claim to make."""
+    """A ModelCache whose claim was looked at, Ready unless `conditions` say otherwise; with `template`, the spec of a claim to make;
+    further fields of its spec by their camelCase names."""
     storage: dict[str, Any] = {"existingClaim": claim}
     if template is not None:
         storage = {"volumeClaimTemplate": {"spec": dict(template)}}
@@ -186,6 +188,7 @@ def make_cache(
                 "huggingFace": {"endpoint": endpoint},
                 "s3": {"allowedEndpoints": list(s3_endpoints)},
                 "securityContext": dict(security or {}),
+                **spec,
             },
             "status": {
                 **(seen if status is None else status),

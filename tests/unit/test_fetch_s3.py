@@ -181,7 +181,7 @@ def test_a_payload_without_its_sum_counts_as_absent(tmp_path: Path) -> None:
     wanted = RemoteFile(path="x", size=3, version='"1"', stored_as=blob_name("x", '"1"', 3))
     place.partial(wanted).write_bytes(b"ab")
     assert (place.has(wanted), place.missing_bytes([wanted])) == (False, 1)
-    place.finish(wanted, "0" * 64)
+    place.finish(wanted, place.partial(wanted), "0" * 64)
     assert (place.has(wanted), place.missing_bytes([wanted])) == (True, 0)
     assert place.recorded(wanted) == "0" * 64
     place.forget(wanted)

@@ -47,6 +47,7 @@ class ModelArtifactSpec(ApiModel):
         json_schema_extra=cel(
             ("self == oldSelf", "spec is immutable: another source or revision is another ModelArtifact"),
             ("self.type == 'Adapter' || !has(self.baseModelRef)", "baseModelRef is only for type: Adapter"),
+            ("self.type == 'Adapter' || !has(self.pickledWeights)", "pickledWeights is only for type: Adapter"),
             (
                 "self.type == 'BaseModel' || !has(self.loadFormat) && !has(self.withoutTokenizer) && "
                 "(self.type == 'Tokenizer' || !has(self.trustRemoteCode))",
@@ -74,6 +75,10 @@ class ModelArtifactSpec(ApiModel):
     )
     without_tokenizer: bool | None = Field(
         default=None, description="For a base model or draft model: whether it is complete without a tokenizer."
+    )
+    pickled_weights: Literal["AllowScanned"] | None = Field(
+        default=None,
+        description="For an adapter: pickled weights are taken where there are no others, once a scan found nothing but tensors.",
     )
     credentials: CredentialsIdentity | None = Field(
         default=None, description="Set by the operator: the Secret of the adapter or deployment that wants the content."

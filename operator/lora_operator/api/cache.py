@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from lora_operator.api.access import JobTemplate, Network, WorkloadIdentity
 from lora_operator.api.common import (
     AGE,
     ApiModel,
@@ -94,6 +95,19 @@ class ModelCacheSpec(ApiModel):
     security_context: CacheSecurityContext = Field(
         default=CacheSecurityContext(), description="Under which identity Jobs write to the volume."
     )
+    workload_identity: WorkloadIdentity | None = Field(
+        default=None,
+        description="A service account that Jobs of some sources run as, to read them by the cloud's workload identity. Without it "
+        "no Job has an identity but that of a Secret.",
+    )
+    offline: bool = Field(
+        default=False,
+        description="true: nothing is downloaded, and no request is sent. Content that was put on the volume, by `hf download --cache-dir "
+        "<volume>/hub` or as the plain folder <organisation>/<name> or <bucket>/<prefix>, is verified as far as it declares sums, and used. "
+        "It is open to whoever may use the cache; Secrets that sources name are not looked at.",
+    )
+    network: Network = Field(default=Network(), description="The way from Jobs to sources: proxies and authorities.")
+    job_template: JobTemplate = Field(default=JobTemplate(), description="What is added to the pods of download Jobs.")
 
 
 class ModelCacheStatus(ApiModel):

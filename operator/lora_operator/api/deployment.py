@@ -142,6 +142,12 @@ class AdapterPolicy(ApiModel):
             )
         ),
     )
+    pickled_weights: Literal["Refuse", "AllowScanned"] = Field(
+        default="Refuse",
+        description="Adapters whose weights exist only as pickle (adapter_model.bin or adapter_model.pt), which can run code when "
+        "read. AllowScanned: downloaded and scanned, and served where the scan finds nothing but tensors; their shapes are "
+        "not checked against the base model. Refuse: UnsafeFormat.",
+    )
     served_names: Literal["Plain", "NamespaceQualified"] = Field(
         default="Plain",
         description='What clients write into "model". Plain: the adapter\'s servedName, first come, first served among all '

@@ -42,6 +42,14 @@ class Source(ApiModel):
         ),
     )
 
+    digest: str | None = Field(
+        default=None,
+        description="Pin of the content: only content of this digest, as status.digest tells it (sha256:…), is accepted. Where "
+        "and how it is downloaded does not depend on it.",
+        max_length=71,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+    )
+
     @property
     def scheme(self) -> Scheme:
         """Which kind it is."""
@@ -59,8 +67,9 @@ class Source(ApiModel):
         return self.member.secret
 
     def anonymous(self) -> Source:
-        """The same content, without whose credentials read it."""
-        return self.model_copy(update={self.scheme.field: self.member.anonymous(), "path": self.path.strip("/")})
+        """The same content, without whose credentials read it, nor who accepts it."""
+        member = self.member.anonymous()
+        return self.model_copy(update={self.scheme.field: member, "path": self.path.strip("/"), "digest": None})
 
 
 _GIVEN = ", ".join(f"has(self.{scheme.member})" for scheme in SCHEMES)

@@ -10,11 +10,13 @@ from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.constants import (
     ANNOTATION_ATTEMPT,
+    CA_MOUNT,
     CACHE_MOUNT,
     CREDENTIALS_MOUNT,
     FETCH_CONTAINER,
     SOURCE_MOUNT,
 )
+from lora_operator.desired.access import with_access
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.desired.placement import Placement, keep_on_one_node
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest
@@ -26,9 +28,14 @@ ANYWHERE: Final = Placement()
 
 
 def build_request(
-    artifact: ModelArtifact, cache: ModelCache, *, base_model_path: str | None, with_credentials: bool
+    artifact: ModelArtifact,
+    cache: ModelCache,
+    *,
+    base_model_path: str | None,
+    with_credentials: bool,
+    workload_identity: str | None = None,
 ) -> FetchRequest:
-    """What the Job is told."""
+    """What the Job is told. `workload_identity`: the service account as which it may read the source."""
     source = artifact.spec.source
     scheme = source.scheme
     return FetchRequest.model_validate(
@@ -41,6 +48,10 @@ def build_request(
             "credentials": CREDENTIALS_MOUNT if with_credentials else None,
             "loadFormat": artifact.spec.load_format or "auto",
             "trustRemoteCode": artifact.spec.trust_remote_code or False,
+            "offline": cache.spec.offline,
+            "workloadIdentity": workload_identity,
+            "caBundle": f"{CA_MOUNT}/ca.crt" if cache.spec.network.ca_bundle is not None else None,
+            "pickledWeights": artifact.spec.pickled_weights is not None,
             "withoutTokenizer": artifact.spec.without_tokenizer or False,
             "baseModelPath": base_model_path,
         }
@@ -139,7 +150,9 @@ def build_job(
             "parallelism": 1,
             "activeDeadlineSeconds": deadline_seconds,
             "suspend": with_credentials,
-            "template": keep_on_one_node(template, cache),
+            "template": keep_on_one_node(
+                with_access(template, cache, service_account=request.workload_identity), cache
+            ),
         },
     }
 

@@ -8,7 +8,7 @@ imports more than the standard library, never unpickles, and trusts nothing that
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,6 +34,7 @@ __all__ = ["AdapterInfo", "AdapterProblem", "BaseModel", "Kind", "check_adapter"
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 _PICKLES: Final = ("adapter_model.bin", "adapter_model.pt")
+_MANIFEST: Final = ".lora-operator.json"  # what the download Job writes beside what it publishes
 _CONFIG_BYTES: Final = 4 << 20
 _PREFIX: Final = "base_model.model."
 
@@ -65,8 +66,12 @@ def check_adapter(
     max_rank: int | None = None,
     root: Path | None = None,
     scan_values: bool = False,
+    scanned: Collection[str] | None = None,
 ) -> AdapterInfo:
     """Check the adapter in the folder `path`; raises AdapterProblem.
+
+    `scanned` names pickled weights that were found to hold nothing but tensors; where it is not given, the folder's manifest says
+    it. Of those only the configuration is checked: what shapes they hold is known only by reading them.
 
     Without `base` tensors are not compared with a base model; without `max_rank` any rank goes; with `root`, files that
     resolve to outside of it are refused; with `scan_values`, all weights are read to find NaN and infinity.
@@ -81,6 +86,9 @@ def check_adapter(
             f"{CONFIG} has rank {clean(config.max_rank, limit=30)}, the deployment's lora.maxLoraRank is {max_rank}: raise it"
             " there, or train the adapter with a smaller rank",
         )
+    pickle = None if kind_of(folder / WEIGHTS) else _clean_pickle(folder, root, scanned)
+    if pickle is not None:
+        return AdapterInfo(config.max_rank, (), 0, pickle.stat().st_size)
     try:
         with open_regular(folder / WEIGHTS, root=root) as file:
             tensors, body = read_header(file, limit=ADAPTER_HEADER_BYTES)
@@ -113,6 +121,28 @@ def _read_config(folder: Path, root: Path | None) -> PeftConfig:
             else ""
         )
         raise AdapterProblem(Kind.INVALID, f"{CONFIG} {problem}{hint}") from None
+
+
+def _clean_pickle(folder: Path, root: Path | None, scanned: Collection[str] | None) -> Path | None:
+    """The pickled weights that the engine would read, where they were scanned."""
+    found = next((name for name in _PICKLES if kind_of(folder / name)), None)
+    if found is None or found not in (_scanned(folder, root) if scanned is None else scanned):
+        return None
+    try:
+        open_regular(folder / found, root=root).close()
+    except FileProblem as problem:
+        raise AdapterProblem(Kind.INVALID, f"{found} {problem}") from None
+    return folder / found
+
+
+def _scanned(folder: Path, root: Path | None) -> Collection[str]:
+    try:
+        with open_regular(folder / _MANIFEST, root=root) as file:
+            manifest = parse_json(file.read(_CONFIG_BYTES))
+    except FileProblem:
+        return ()
+    names = manifest.get("pickles") if isinstance(manifest, dict) else None
+    return names if isinstance(names, list) else ()
 
 
 def _weights_problem(folder: Path, problem: FileProblem) -> AdapterProblem:

@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx2
 import obstore
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import environment, text, volume
+from lora_operator.fetch import bucket_sums, environment, text, volume
 from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.http_client import new_transport
 from lora_operator.fetch.objects import CHUNK, ObjectStore, revision_of, translated
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.sums import Declared
 from lora_operator.manifest import AzureRequest, FetchRequest, GcsRequest
 
 if TYPE_CHECKING:
@@ -53,7 +56,10 @@ class BucketSource(PlainSource):
     request: GcsRequest | AzureRequest
     client: GCSStore | AzureStore
     authenticated: bool
+    address: Callable[[str], str]  # where a HEAD of a key is asked for, signed
+    transport: httpx2.Client = field(default_factory=new_transport)
     files: tuple[RemoteFile, ...] = ()
+    declared: dict[str, Declared] = field(default_factory=dict)  # by path, of the files for which there is one
 
     @property
     def title(self) -> str:
@@ -118,15 +124,17 @@ class BucketSource(PlainSource):
     def prove_readable(self, files: Sequence[RemoteFile]) -> None:
         """Reads a byte of every wanted object: another Job may have put it into the cache."""
         with ThreadPoolExecutor(_PROBES, thread_name_prefix="authorise") as pool:
-            for _ in pool.map(self._probe, files):
-                pass
+            for file, declared in zip(files, pool.map(self._probe, files), strict=True):
+                if declared is not None:
+                    self.declared[file.path] = declared
 
-    def _probe(self, file: RemoteFile) -> None:
+    def _probe(self, file: RemoteFile) -> Declared | None:
         with translated(self):
             if file.size:
                 self._get(file, {"range": (0, 1)}).bytes()
             else:
                 self._get(file, {"head": True})
+            return bucket_sums.ask(self.transport, self.address(self.prefix + file.path), etag=file.version)
 
     @contextmanager
     def chunks(self, file: RemoteFile, start: int) -> Iterator[Iterator[bytes]]:
@@ -143,8 +151,8 @@ class BucketSource(PlainSource):
             raise self._changed(f"{text.clean(file.path, limit=200)!r} has another ETag than was listed")
         return found
 
-    def md5_of(self, file: RemoteFile) -> str:
-        return ""
+    def declared_of(self, file: RemoteFile) -> Declared | None:
+        return self.declared.get(file.path)
 
     def confirm(self) -> None:
         if revision_of(self.list_files()) != revision_of(self.files):
@@ -165,12 +173,14 @@ class BucketSource(PlainSource):
                 return error
             case exceptions.PermissionDeniedError() | exceptions.UnauthenticatedError():
                 return ReasonError(Reason.UNAUTHORIZED, self._refused())
-            case exceptions.PreconditionError():
+            case exceptions.PreconditionError() | bucket_sums.ChangedError():
                 return self._changed("an object is not the one that was listed")
             case FileNotFoundError() if error.errno is None:
                 return self._changed("an object that was listed is gone")
             case exceptions.BaseError():
                 return self._from_status(_status_of(error), error)
+            case httpx2.HTTPError() | bucket_sums.NoAnswerError():
+                return self._unreachable(f"{type(error).__name__}: {error}")
             case OSError():
                 return volume.from_system(error) or self._unreachable(f"{type(error).__name__}: {error}")
         return ReasonError(Reason.JOB_FAILED, text.clean(f"{type(error).__name__}: {error}"))
@@ -222,11 +232,12 @@ class GcsSource:
         else:
             config["service_account_key"] = _key_alone(keys["key.json"])
         try:
-            client = GCSStore(gcs.bucket, config=config, **_transport(endpoint))
+            client = GCSStore(gcs.bucket, config=config, **_transport(request, endpoint))
         except (exceptions.BaseError, ValueError) as error:
             raise _unusable(error) from error
         title = f"gs://{gcs.bucket}/{gcs.prefix}".rstrip("/")
-        return BucketSource("gcs", title, endpoint, gcs.bucket, gcs, client, keys is not None)
+        address = bucket_sums.plain(f"{endpoint}/{gcs.bucket}") if keys is None else bucket_sums.signed(client)
+        return BucketSource("gcs", title, endpoint, gcs.bucket, gcs, client, keys is not None, address)
 
 
 class AzureSource:
@@ -247,12 +258,18 @@ class AzureSource:
         else:
             config["sas_key"] = keys["AZURE_STORAGE_SAS_TOKEN"].removeprefix("?")
         try:
-            client = AzureStore(azure.container, config=config, **_transport(endpoint))
+            client = AzureStore(azure.container, config=config, **_transport(request, endpoint))
         except (exceptions.BaseError, ValueError) as error:
             raise _unusable(error) from error
         title = f"azure://{azure.account}/{azure.container}/{azure.prefix}".rstrip("/")
         bucket = f"{azure.account}/{azure.container}"
-        return BucketSource("azure", title, endpoint, bucket, azure, client, keys is not None)
+        sas = config.get("sas_key", "")
+        address = (
+            bucket_sums.signed(client)
+            if "account_key" in config
+            else bucket_sums.plain(f"{endpoint}/{azure.container}", query=sas)
+        )
+        return BucketSource("azure", title, endpoint, bucket, azure, client, keys is not None, address)
 
 
 def _status_of(error: Exception) -> int | None:
@@ -261,13 +278,16 @@ def _status_of(error: Exception) -> int | None:
     return int(match[1]) if match else None
 
 
-def _transport(endpoint: str) -> dict[str, Any]:
+def _transport(request: FetchRequest, endpoint: str) -> dict[str, Any]:
+    """Proxies are the environment's; it looks for authorities of a cache's own nowhere by itself."""
     options: ClientConfig = {
         "connect_timeout": timedelta(seconds=10),
         "read_timeout": timedelta(seconds=30),  # without a byte
         "timeout": timedelta(days=7),  # of a whole object
         "allow_http": endpoint.startswith("http://"),
     }
+    if request.ca_bundle is not None:
+        options["root_certificate"] = Path(request.ca_bundle).read_bytes()
     retries: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=60)}
     return {"client_options": options, "retry_config": retries}
 

@@ -19,6 +19,8 @@ from lora_operator.manifest import MANIFEST_FILE, ContentType
 _SHOWN: Final = 5
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
+ADAPTER_PICKLES: Final = ("adapter_model.bin", "adapter_model.pt")  # in the order in which vLLM looks for them
 MODEL_CONFIG: Final = "config.json"
 
 # fnmatch's `*` crosses folders, as in huggingface_hub; adapters are flat, so theirs are matched against names without a folder.
@@ -94,11 +96,12 @@ class WantedFile:
 
 @dataclass(frozen=True)
 class Options:
-    """What a base model's or tokenizer's want says beside the source's patterns."""
+    """What a want says beside the source's patterns."""
 
     load_format: str = "auto"
     code: bool = False
     own_tokenizer: bool = True
+    pickled_weights: bool = False  # of an adapter
 
 
 _DEFAULTS: Final = Options()
@@ -125,13 +128,14 @@ def choose(
     names = _matching(files, allow) if allow else _defaults(files, kind, options)
     # Whatever the patterns ask for: reading a pickle can run code in the engine, and so can a module that lies beside a model.
     if kind == "Adapter":
-        names = [name for name in names if not _is_pickle(name)]
+        pickled = _pickled_weights(files, names) if options.pickled_weights else []
+        names = [name for name in names if not _is_pickle(name)] + pickled
     if kind == "Adapter" or not options.code:
         names = [name for name in names if not name.lower().endswith(_CODE)]
     ignored = set(_matching(files, ignore))
     names = sorted(name for name in names if name not in ignored and name != MANIFEST_FILE)
     if kind == "Adapter":
-        _require_adapter(files, names)
+        _require_adapter(files, names, options)
     if not names:
         raise ReasonError(
             Reason.ENTRY_NOT_FOUND,
@@ -197,17 +201,24 @@ def _is_stray_index(name: str, weights: Sequence[str]) -> bool:
     return not any(file.startswith(stem) and file.endswith(suffix) for file in weights)
 
 
+def _pickled_weights(files: Iterable[str], names: Sequence[str]) -> list[str]:
+    """The one pickle of an adapter that vLLM reads, where it has no other weights."""
+    if ADAPTER_WEIGHTS in names:
+        return []
+    return [name for name in ADAPTER_PICKLES if name in files][:1]
+
+
 def _is_pickle(name: str) -> bool:
     return name.lower().endswith(_PICKLE)
 
 
-def _require_adapter(files: dict[str, RemoteFile], names: Sequence[str]) -> None:
+def _require_adapter(files: dict[str, RemoteFile], names: Sequence[str], options: Options) -> None:
     if ADAPTER_CONFIG not in names:
         folders = sorted({name.rpartition("/")[0] for name in files if name.endswith("/" + ADAPTER_CONFIG)})
         hint = f"; it has one in: {_few(folders)}; set source.path to that folder" if folders else ""
         chosen = "the chosen files have" if ADAPTER_CONFIG in files else "there is"
         raise ReasonError(Reason.INVALID_ADAPTER, f"not a LoRA adapter: {chosen} no {ADAPTER_CONFIG}{hint}")
-    if not any(name.endswith(".safetensors") for name in names):
+    if not any(name.endswith(".safetensors") or _is_pickle(name) for name in names):
         pickles = sorted(
             name for name in files if "/" not in name and _is_pickle(name) and not _matching([name], _NOT_WEIGHTS)
         )
@@ -215,7 +226,8 @@ def _require_adapter(files: dict[str, RemoteFile], names: Sequence[str]) -> None
             raise ReasonError(
                 Reason.UNSAFE_FORMAT,
                 f"the weights exist only as pickle ({_few(pickles)}), which can run code when read; "
-                "convert them to adapter_model.safetensors",
+                "convert them to adapter_model.safetensors"
+                + ("" if options.pickled_weights else ", or have spec.adapterPolicy.pickledWeights: AllowScanned set"),
             )
         raise ReasonError(Reason.INVALID_ADAPTER, "the adapter has no weights: there is no adapter_model.safetensors")
 

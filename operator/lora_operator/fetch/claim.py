@@ -64,9 +64,6 @@ class ClaimSource(PlainSource):
     def chunks(self, file: RemoteFile, start: int) -> AbstractContextManager[Iterator[bytes]]:
         return self.tree.chunks(file, start)
 
-    def md5_of(self, file: RemoteFile) -> str:
-        return ""
-
     def translate(self, error: Exception) -> ReasonError:
         if isinstance(error, ReasonError):
             return error

@@ -11,7 +11,8 @@ from pathlib import Path
 from lora_operator.constants import Reason
 from lora_operator.engine_kit import checks
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import publish, text, volume
+from lora_operator.fetch import pickles, publish, text, volume
+from lora_operator.fetch.choose import ADAPTER_PICKLES
 from lora_operator.manifest import FetchRequest
 
 
@@ -21,6 +22,7 @@ class Found:
 
     rank: int | None = None
     target_modules: tuple[str, ...] = ()
+    pickles: tuple[str, ...] = ()  # files that were scanned
 
 
 def inspect(request: FetchRequest, *, root: Path, view: Path) -> Found:
@@ -34,12 +36,15 @@ def inspect(request: FetchRequest, *, root: Path, view: Path) -> Found:
     if request.type == "BaseModel":
         _read_base(view, root=root, reason=Reason.INCOMPLETE_MODEL, what="the model")
         return Found()
+    scanned = tuple(name for name in ADAPTER_PICKLES if (view / name).exists())
+    for name in scanned:
+        pickles.require_clean(view / name)
     base = None if request.base_model_path is None else _published_base(request.base_model_path, root=root)
     try:
-        info = checks.check_adapter(view, base=base, root=root, scan_values=True)
+        info = checks.check_adapter(view, base=base, root=root, scan_values=True, scanned=scanned)
     except checks.AdapterProblem as problem:
         raise ReasonError(Reason(problem.kind), text.clean(problem.message)) from problem
-    return Found(rank=info.rank, target_modules=info.target_modules)
+    return Found(rank=info.rank, target_modules=info.target_modules, pickles=scanned)
 
 
 def _published_base(relative: str, *, root: Path) -> checks.BaseModel:

@@ -7,9 +7,12 @@ a mounted home directory bring along must not be used, and are removed here.
 from __future__ import annotations
 
 import os
+import ssl
 import tempfile
 from pathlib import Path
 from typing import Final, Literal
+
+import certifi
 
 from lora_operator.constants import CREDENTIALS_KEY, Reason
 from lora_operator.errors import ReasonError
@@ -40,16 +43,31 @@ _AMBIENT: Final = (
     "MSI_",
     "IDENTITY_",
 )
+# What the cloud's machinery tells a pod of its service account's identity. Of instance metadata nothing: that is the node's.
+_IDENTITY: Final = (
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_STS_REGIONAL_ENDPOINTS",
+    "AWS_ENDPOINT_URL_STS",
+)
 # Group-writable, so that the next Job may run as another user of the volume's group.
 _UMASK: Final = 0o002
 
 
 def prepare(request: FetchRequest, *, home: Path) -> None:
-    """Sets umask and environment; `home` is an empty, private, writable directory."""
+    """Sets umask and environment; `home` is an empty, private, writable directory. Raises ReasonError for a bundle that is none."""
     os.umask(_UMASK)
+    kept = _IDENTITY if request.workload_identity is not None else ()
     for name in list(os.environ):
-        if name.upper().startswith(_AMBIENT):
+        if name.upper().startswith(_AMBIENT) and name not in kept:
             del os.environ[name]
+    if request.ca_bundle is not None:
+        trust(Path(request.ca_bundle), home=home)
     os.environ.update(
         {
             "HOME": str(home),
@@ -72,6 +90,22 @@ def prepare(request: FetchRequest, *, home: Path) -> None:
     )
     if request.hugging_face is not None:
         os.environ["HF_ENDPOINT"] = request.hugging_face.endpoint.rstrip("/")
+
+
+def trust(bundle: Path, *, home: Path) -> None:
+    """Has every library trust the bundle's authorities beside the public ones. Raises ReasonError."""
+    try:
+        added = bundle.read_text("ascii", "replace")
+        ssl.create_default_context(cadata=added)
+    except (OSError, ValueError, ssl.SSLError) as error:
+        raise ReasonError(
+            Reason.JOB_FAILED,
+            f"spec.network.caBundle of the ModelCache can't be used: {text.clean(str(error), limit=200)}; put certificates "
+            "in PEM into that key of the ConfigMap",
+        ) from error
+    everything = home / "ca.pem"
+    everything.write_text(Path(certifi.where()).read_text() + "\n" + added)
+    os.environ.update({"SSL_CERT_FILE": str(everything), "REQUESTS_CA_BUNDLE": str(everything)})
 
 
 def private_home() -> tempfile.TemporaryDirectory[str]:

@@ -98,9 +98,6 @@ class HttpArchive(PlainSource):
     def chunks(self, file: RemoteFile, start: int) -> AbstractContextManager[Iterator[bytes]]:
         return self.client.read(self.url, start, self.found.etag)
 
-    def md5_of(self, file: RemoteFile) -> str:
-        return ""
-
     def translate(self, error: Exception) -> ReasonError:
         if isinstance(error, unpack.UnfitError):
             return ReasonError(self.unfit, text.clean(f"{shown(self.url)} {error}"))

@@ -99,9 +99,6 @@ class HttpSource(PlainSource):
     def chunks(self, file: RemoteFile, start: int) -> AbstractContextManager[Iterator[bytes]]:
         return self.client.read(self.urls[file.path], start, self.found[file.path].etag)
 
-    def md5_of(self, file: RemoteFile) -> str:
-        return ""
-
     def translate(self, error: Exception) -> ReasonError:
         return translate(error, self.title)
 

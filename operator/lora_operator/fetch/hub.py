@@ -89,6 +89,7 @@ class HubSource(PlainSource):
 
     def open_store(self, root: Path) -> HubStore:
         place = resume.Place(hub=root / volume.HUB, repo=self.hub.request.repo)
+        resume.spare_library_locks(place)
         return HubStore(self.hub, place, self.commit)
 
     def stalled(self, seconds: float) -> ReasonError:

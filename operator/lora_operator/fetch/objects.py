@@ -6,6 +6,7 @@ version of an object is right; the source reads only the one that was listed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -14,16 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from io import FileIO
 from pathlib import Path
 from typing import Final, Protocol
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text
+from lora_operator.fetch import locks, text
 from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.locks import Guarded
 from lora_operator.fetch.persist import persist
-from lora_operator.fetch.place import Place, claimed, write_all
+from lora_operator.fetch.place import Place
+from lora_operator.fetch.sums import Declared, Sums
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,8 @@ class Objects(Protocol):
     def chunks(self, file: RemoteFile, start: int) -> AbstractContextManager[Iterator[bytes]]:
         """The object's bytes from `start` on, of the version that was listed."""
 
-    def md5_of(self, file: RemoteFile) -> str:
-        """The MD5 that the source declares; empty where it declares none."""
+    def declared_of(self, file: RemoteFile) -> Declared | None:
+        """The checksum that the source declares, beside a sha256 that `file` itself has; None where it declares none."""
 
     def translate(self, error: Exception) -> ReasonError:
         """The reason behind an error of the source or of the volume."""
@@ -70,6 +72,7 @@ class ObjectStore:
 
     source: Objects
     place: Place
+    left: dict[str, int] = field(default_factory=dict)  # unfinished files by name, as long as this process left them
 
     @property
     def blobs(self) -> Path:
@@ -111,34 +114,42 @@ class ObjectStore:
     def _download_one(self, file: RemoteFile, stop: threading.Event, *, again: bool = False) -> None:
         with translated(self.source):
             self.place.discard_older(file)
-            with claimed(self.place.partial(file)) as target:
-                if self.place.has(file) and not again:  # another Job was first
-                    self.place.partial(file).unlink()
+            while True:
+                with contextlib.suppress(locks.Overtaken), locks.claimed(self.place.partial(file)) as (path, target):
+                    if self.place.has(file) and not again:  # another Job was first
+                        path.unlink()
+                        return
+                    self.place.finish(file, path, self.complete(file, target, stop))
                     return
-                try:
-                    sha256 = self.complete(file, target, stop)
-                except Exception as error:
-                    known = self.source.translate(error)
-                    if known.reason in (Reason.INSUFFICIENT_SPACE, Reason.CHECKSUM_MISMATCH):
-                        target.truncate(0)  # gives the space back; what arrived wrong is not gone on with
-                    raise known from error
-                self.place.finish(file, sha256)
 
-    def complete(self, file: RemoteFile, target: FileIO, stop: threading.Event) -> str:
-        """Appends what `target` lacks of the object; returns its sha256. What is wrong is not kept."""
+    def complete(self, file: RemoteFile, target: Guarded, stop: threading.Event) -> str:
+        """Brings what `target` lacks of the object; returns its sha256. What is wrong is not kept. Raises locks.Overtaken, ReasonError."""
+        try:
+            return self._complete(file, target, stop)
+        except locks.Overtaken:
+            raise
+        except Exception as error:
+            known = self.source.translate(error)
+            if known.reason in (Reason.INSUFFICIENT_SPACE, Reason.CHECKSUM_MISMATCH):
+                target.truncate(0)  # gives the space back; what arrived wrong is not gone on with
+            self.left[file.blob] = target.size
+            raise known from error
+
+    def _complete(self, file: RemoteFile, target: Guarded, stop: threading.Event) -> str:
+        declared = self._declared(file)
         while True:
-            began = os.fstat(target.fileno()).st_size
-            if began > file.size:
-                target.truncate(0)
+            began = target.size
+            own = began == self.left.get(file.blob)
+            if began > file.size or not (own or declared is not None):
+                target.truncate(0)  # what a dead Job left can be gone on with only where the whole is proved in the end
                 began = 0
-            md5 = self.source.md5_of(file)
-            sums = Sums.of(target, with_md5=bool(md5))
+            sums = Sums.of(target, declared)
             if sums.size < file.size:
                 self._append(file, target, sums, stop)
-            fault = sums.fault(file, md5)
+            fault = sums.fault(file.size)
             if not fault:
-                os.fsync(target.fileno())
-                return sums.sha256.hexdigest()
+                target.sync()
+                return sums.sha256
             target.truncate(0)
             if not began:
                 raise ReasonError(
@@ -147,48 +158,18 @@ class ObjectStore:
                 )
             log.warning("%s, which was begun before, is wrong: %s; downloading it anew", file.path, fault)
 
-    def _append(self, file: RemoteFile, target: FileIO, sums: Sums, stop: threading.Event) -> None:
+    def _declared(self, file: RemoteFile) -> Declared | None:
+        if file.sha256 is not None:
+            return Declared("SHA256", bytes.fromhex(file.sha256))
+        return self.source.declared_of(file)
+
+    def _append(self, file: RemoteFile, target: Guarded, sums: Sums, stop: threading.Event) -> None:
         log.info("downloading %s from byte %d of %d", file.path, sums.size, file.size)
         with self.source.chunks(file, sums.size) as chunks:
             for chunk in chunks:
-                write_all(target, chunk)
+                target.write(chunk)
                 sums.add(chunk)
                 if sums.size > file.size:
                     return
                 if stop.is_set():
                     raise ReasonError(Reason.SOURCE_UNREACHABLE, "ended with the download of another object")
-
-
-@dataclass
-class Sums:
-    """Size and hashes of what an unfinished file holds so far."""
-
-    size: int = 0
-    sha256: hashlib._Hash = field(default_factory=hashlib.sha256)
-    md5: hashlib._Hash | None = None
-
-    @classmethod
-    def of(cls, file: FileIO, *, with_md5: bool = False) -> Sums:
-        """Of all that is in the file, whose end is then its position."""
-        sums = cls(md5=hashlib.md5(usedforsecurity=False) if with_md5 else None)
-        file.seek(0)
-        while chunk := file.read(CHUNK):
-            sums.add(chunk)
-        return sums
-
-    def add(self, chunk: bytes) -> None:
-        """Counts further bytes in."""
-        self.size += len(chunk)
-        self.sha256.update(chunk)
-        if self.md5 is not None:
-            self.md5.update(chunk)
-
-    def fault(self, file: RemoteFile, md5: str = "") -> str:
-        """How it differs from what the source declares; empty where it does not."""
-        if self.size != file.size:
-            return f"it has {self.size} bytes, the source declares {file.size}"
-        if file.sha256 is not None and self.sha256.hexdigest() != file.sha256:
-            return f"its sha256 is {self.sha256.hexdigest()}, the source declares {file.sha256}"
-        if self.md5 is not None and self.md5.hexdigest() != md5:
-            return f"its MD5 is {self.md5.hexdigest()}, the source declares {md5}"
-        return ""

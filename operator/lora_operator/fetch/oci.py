@@ -152,9 +152,6 @@ class OciSource(PlainSource):
     def chunks(self, file: RemoteFile, start: int) -> AbstractContextManager[Iterator[bytes]]:
         return self.registry.read(self.registry.blob(f"sha256:{file.sha256}"), start, "")
 
-    def md5_of(self, file: RemoteFile) -> str:
-        return ""
-
     def translate(self, error: Exception) -> ReasonError:
         if isinstance(error, unpack.UnfitError):
             return ReasonError(self.unfit, text.clean(f"a layer of {self.title} {error}"))

@@ -7,25 +7,27 @@ stays, so that a Job that finds all wanted files in the cache downloads nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text, unpack, volume
+from lora_operator.fetch import locks, text, unpack, volume
 from lora_operator.fetch.choose import RemoteFile
-from lora_operator.fetch.objects import Objects, ObjectStore, Sums, translated
+from lora_operator.fetch.objects import Objects, ObjectStore, translated
 from lora_operator.fetch.persist import persist
-from lora_operator.fetch.place import Place, blob_name, claimed, write_all
+from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter, measure_blobs
+from lora_operator.fetch.sums import Sums
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Packed:
     archive: RemoteFile  # with its sha256
     key: str
     limit: int  # bytes that may be in it
-    used: bool = False  # whether this process needed the archive itself
+    used: set[Path] = field(default_factory=set)  # where this process had the archive itself
 
     def names(self, reporter: Reporter) -> dict[str, int]:
         """The sizes of its files by name; brings the archive where that is not known yet. Raises ReasonError."""
@@ -73,35 +75,41 @@ class Packed:
 
     def discard(self) -> None:
         """Removes the archive, if this process needed it."""
-        if self.used:
-            self.place.partial(self.archive).unlink(missing_ok=True)
+        for path in self.used:
+            path.unlink(missing_ok=True)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _brought(self, *, moving: Callable[[], int]) -> Iterator[FileIO]:
         """The archive, complete and right; for this process alone."""
-        self.used = True
         store = ObjectStore(self.source, self.place)
-        with claimed(self.place.partial(self.archive)) as target:
-
-            def complete() -> None:
-                with translated(self.source):
-                    store.complete(self.archive, target, threading.Event())
-
-            persist(complete, moving=moving)
-            target.seek(0)
-            yield target
+        self.place.discard_older(self.archive)
+        while True:
+            with locks.claimed(self.place.partial(self.archive)) as (path, target):
+                self.used.add(path)
+                try:
+                    persist(partial(store.complete, self.archive, target, threading.Event()), moving=moving)
+                except locks.Overtaken:  # another Job is done with it, and removed it
+                    continue
+                target.seek(0)
+                yield target.plain
+                return
 
     def _write(self, file: RemoteFile, chunks: Iterator[bytes]) -> None:
-        with claimed(self.place.partial(file)) as target:
-            target.truncate(0)
-            sums = Sums()
-            for chunk in chunks:
-                write_all(target, chunk)
-                sums.add(chunk)
-            if fault := sums.fault(file):
-                raise unpack.UnfitError(f"is damaged: {text.clean(file.path, limit=200)!r}: {fault}")
-            os.fsync(target.fileno())
-            self.place.finish(file, sums.sha256.hexdigest())
+        try:
+            with locks.claimed(self.place.partial(file)) as (path, target):
+                target.truncate(0)
+                sums = Sums()
+                for chunk in chunks:
+                    target.write(chunk)
+                    sums.add(chunk)
+                if fault := sums.fault(file.size):
+                    raise unpack.UnfitError(f"is damaged: {text.clean(file.path, limit=200)!r}: {fault}")
+                target.sync()
+                self.place.finish(file, path, sums.sha256)
+        except locks.Overtaken as error:
+            if not self.place.has(file):
+                what = f"{text.clean(file.path, limit=200)!r} was taken away while it was being extracted; tried again"
+                raise ReasonError(Reason.CHECKSUM_MISMATCH, what) from error
 
     @property
     def _index(self) -> Path:
@@ -122,7 +130,7 @@ class Packed:
         fresh.replace(self._index)
 
 
-@contextmanager
+@contextlib.contextmanager
 def tidied(archives: Sequence[Packed]) -> Iterator[None]:
     """Removes the archives at the end, unless their download is to be gone on with."""
     try:

@@ -1,7 +1,7 @@
 """The content of one place of a source on the volume: finished objects, unfinished ones, and what their bytes hashed to when they arrived.
 
     <scheme>/<name>-<hash of the place>/blobs/<key>-<version>              finished, and what views link to
-                                        blobs/<key>-<version>.incomplete   one per object; locked while somebody writes to it
+                                        blobs/<key>-<version>.incomplete   one per object; locked while somebody writes to it (see `locks`)
                                         sums/<key>-<version>               sha256 of the finished one
 
 Names are hashes: keys are data. The key is in the name beside version and size, so content that came under one key is never handed out
@@ -10,25 +10,20 @@ for another one. A payload without its sum counts as absent. Finished payloads a
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import hashlib
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Final
 
+from lora_operator.fetch import locks
 from lora_operator.fetch.choose import RemoteFile
 
 _SUM: Final = re.compile(r"[0-9a-f]{64}")
 _NOT_PLAIN: Final = re.compile(r"[^a-z0-9]+")
 _SLUG_CHARS: Final = 40
 _NAME_CHARS: Final = 32
-_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def blob_name(key: str, version: str, size: int) -> str:
@@ -83,59 +78,27 @@ class Place:
         unique = {file.blob: file for file in files if not self.has(file)}.values()
         return sum(max(0, file.size - _size(self.partial(file))) for file in unique)
 
-    def finish(self, file: RemoteFile, sha256: str) -> None:
-        """Makes the complete partial file the payload: the sum first, so that no payload is ever without."""
+    def finish(self, file: RemoteFile, partial: Path, sha256: str) -> None:
+        """Makes the complete partial file the payload: the sum first, so that no payload is ever without. Raises locks.Overtaken."""
         target = self.folder / "sums" / file.blob
-        fresh = target.with_name(f"{target.name}.tmp")
+        fresh = locks.own(target.with_name(f"{target.name}.tmp"))
         fresh.write_text(sha256 + "\n", "ascii")
         fresh.replace(target)
-        self.partial(file).replace(self.blob(file))
+        try:
+            partial.replace(self.blob(file))
+        except FileNotFoundError as error:
+            raise locks.Overtaken(str(partial)) from error
 
     def forget(self, file: RemoteFile) -> None:
         """Lets the payload count as absent; the next download takes its place."""
         (self.folder / "sums" / file.blob).unlink(missing_ok=True)
 
     def discard_older(self, file: RemoteFile) -> None:
-        """Removes what downloads of other versions of the object left unfinished, where nobody is working on them."""
+        """Removes what downloads of the object left unfinished and nobody goes on with: of other versions, or by other processes."""
         current = self.partial(file)
         for path in self.blobs.glob(f"{file.blob.partition('-')[0]}-*.incomplete"):
-            if path != current:
-                with contextlib.suppress(OSError), path.open("ab") as unfinished:
-                    fcntl.flock(unfinished, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def claimed(partial: Path) -> Iterator[FileIO]:
-    """The unfinished file, for appending, for this process and thread alone; made when it is not there. Waits for others.
-
-    On a volume without locks two Jobs may write to it at once; its sum is wrong then, and it is downloaded again.
-    """
-    while True:
-        with partial.open("a+b", buffering=0) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-            if not _is(partial, file):  # who held it has finished it meanwhile
-                continue
-            yield file
-            return
-
-
-def write_all(file: FileIO, data: bytes) -> None:
-    """All of `data`, though a volume takes less at once; unbuffered, so that nothing is left to be written to a full one."""
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-
-
-def _is(path: Path, file: FileIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+            if path not in (current, locks.own(current)):
+                locks.discard_left(path)
 
 
 def _size(path: Path) -> int:

@@ -72,6 +72,7 @@ def _run(request: FetchRequest) -> FetchResult:
                     load_format=request.load_format,
                     code=request.trust_remote_code,
                     own_tokenizer=not request.without_tokenizer,
+                    pickled_weights=request.pickled_weights,
                 ),
             )
             source.prove_readable([file.remote for file in wanted])
@@ -156,6 +157,7 @@ def _publish(
             repo=title,
             digest=verify.digest(files),
             files=files,
+            pickles=found.pickles,
             rank=found.rank,
             target_modules=found.target_modules,
         )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -19,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from filelock import Timeout
-from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub import file_download, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get, repo_folder_name
-from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # exported lazily
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
 
+from lora_operator.fetch import locks
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
 
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 
 RESUMABLE_BYTES: Final = 1 << 20
 _MODE: Final = 0o664
-_BUSY_AFTER_S: Final = 1.0
 _NAME: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
@@ -57,6 +55,18 @@ class Place:
         return self.hub / ".locks" / self.storage.name / f"{etag}.lock"
 
 
+def spare_library_locks(place: Place) -> None:
+    """Keeps huggingface_hub from locking, for the rest of the process, on a volume where nothing can be locked.
+
+    It would make files there whose presence is the lock, and one that a killed Job leaves would stop all others for ever. Its
+    locks save a second download, no more: what it downloads gets its name in one step from a file of the process's own.
+    """
+    place.hub.mkdir(parents=True, exist_ok=True)
+    if not locks.supported(place.hub):
+        log.warning("nothing can be locked on this volume: what two Jobs want at once is downloaded twice")
+        setattr(file_download, "WeakFileLock", lambda *_, **__: contextlib.nullcontext())  # noqa: B010  not its to export
+
+
 def missing_bytes(place: Place, files: Iterable[RemoteFile]) -> int:
     """Bytes that a download of `files` still has to write."""
     sizes = {file.blob: file.size for file in files}
@@ -74,6 +84,8 @@ def download_big(
 ) -> None:
     """Downloads those of `files` that are big and absent; removes what dead downloads left of the others."""
     place.blobs.mkdir(parents=True, exist_ok=True)
+    for path in place.blobs.glob("tmp_*"):  # the library's, to learn the umask; one that was killed then leaves it
+        locks.discard_old(path)
     left_over = {path.name.partition(".")[0] for path in place.blobs.glob("*.incomplete")}
     wanted = {
         file.blob: file
@@ -84,16 +96,18 @@ def download_big(
     }
 
     def one(file: RemoteFile) -> None:
-        lock = place.lock(file.blob)
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(lock):
+        with locks.held(place.lock(file.blob)) as alone:
             if (place.blobs / file.blob).exists():
                 return
-            partial = _adopt(place, file)
+            partial = _adopt(place, file) if alone else _own(place, file)
             if file.size < RESUMABLE_BYTES:
                 partial.unlink(missing_ok=True)
                 return
-            _download(file, partial, place, commit=commit, endpoint=endpoint, token=token)
+            # Who is overtaken finds the finished blob, or begins anew.
+            while not (place.blobs / file.blob).exists():
+                with contextlib.suppress(locks.Overtaken):
+                    _download(file, partial, place, commit=commit, endpoint=endpoint, token=token)
+                    return
 
     with ThreadPoolExecutor(workers, thread_name_prefix="download") as pool:
         futures = [pool.submit(one, file) for file in wanted.values()]
@@ -110,9 +124,10 @@ def discard_partial(place: Place, files: Iterable[RemoteFile]) -> None:
     for file in files:
         unfinished = (_partial(place, file.blob), *_left_over(place, file.blob))
         if any(path.exists() for path in unfinished):
-            with contextlib.suppress(Timeout), WeakFileLock(place.lock(file.blob), timeout=_BUSY_AFTER_S):
+            with locks.held(place.lock(file.blob), wait=False) as alone:
                 for path in unfinished:
-                    path.unlink(missing_ok=True)
+                    if alone or path == locks.own(_partial(place, file.blob)):
+                        path.unlink(missing_ok=True)
 
 
 def _download(
@@ -123,8 +138,9 @@ def _download(
     if found.etag != file.blob or found.size != file.size:
         log.info("%s has an unusual ETag; it is left to huggingface_hub", file.path)
         return
-    with partial.open("ab") as target:
-        have = target.tell()
+    with partial.open("a+b", buffering=0) as opened:
+        target = locks.Guarded(partial, opened)
+        have = target.size
         if have > file.size:
             target.truncate(0)
             have = 0
@@ -132,17 +148,19 @@ def _download(
         # `transport` keeps the token from any other host that the location may be on.
         http_get(
             found.location,
-            target,
+            target.as_file(),
             resume_size=have,
             headers=build_hf_headers(token=token),
             expected_size=file.size,
             displayed_filename=file.path,
         )
-        target.flush()
-        os.fsync(target.fileno())
-    if partial.stat().st_size == file.size:
-        partial.chmod(_MODE)
-        partial.replace(place.blobs / file.blob)
+        target.sync()
+    try:
+        if partial.stat().st_size == file.size:
+            partial.chmod(_MODE)
+            partial.replace(place.blobs / file.blob)
+    except FileNotFoundError as error:
+        raise locks.Overtaken(str(partial)) from error
 
 
 def _partial(place: Place, etag: str) -> Path:
@@ -150,8 +168,17 @@ def _partial(place: Place, etag: str) -> Path:
 
 
 def _left_over(place: Place, etag: str) -> list[Path]:
-    """What library downloads of other processes left: `<etag>.<8 hex>.incomplete`; only to be called under the blob's lock."""
-    return list(place.blobs.glob(f"{etag}.????????.incomplete"))
+    """What library downloads of other processes left: `<etag>.<hex>.incomplete`; only to be called under the blob's lock."""
+    return list(place.blobs.glob(f"{etag}.*.incomplete"))
+
+
+def _own(place: Place, file: RemoteFile) -> Path:
+    """Where nothing can be locked: a file that only this process knows; what dead ones left goes by its age."""
+    mine = locks.own(_partial(place, file.blob))
+    for path in place.blobs.glob(f"{file.blob}.*incomplete"):
+        if path != mine:
+            locks.discard_left(path)
+    return mine
 
 
 def _adopt(place: Place, file: RemoteFile) -> Path:

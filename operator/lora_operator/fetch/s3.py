@@ -7,19 +7,19 @@ end, so content is of one listing or it is not published.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.credentials import CredentialResolver
+from botocore.credentials import CredentialResolver, create_credential_resolver
+from botocore.exceptions import ClientError
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
@@ -28,7 +28,9 @@ from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import CHUNK, ObjectStore, revision_of, translated
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.s3_errors import Subject, changed, translate, unreachable
+from lora_operator.fetch.s3_sums import from_etag, from_head, from_parts, parts_of
 from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.sums import Declared
 from lora_operator.manifest import FetchRequest, S3Request
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ READ_TIMEOUT_S: Final = 30  # without a byte
 _PROBES: Final = 16  # at once
 _TRIES: Final = 3  # of one request, by the library; what breaks in mid-object is taken up again here
 _MAX_LISTED: Final = 50_000
-_MD5: Final = re.compile(r"[0-9a-f]{32}")
+# By a token of the service account, and by the agent that EKS runs for that; not by instance metadata, which is the node's.
+_IDENTITY_METHODS: Final = ("assume-role-with-web-identity", "container-role")
+_NO_SUMS: Final = (400, 403, 405, 416, 501)  # from services that don't know what was asked for
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,16 @@ class S3Source(PlainSource):
     subject: Subject
     revision: str = ""
     files: tuple[RemoteFile, ...] = ()
-    md5: dict[str, str] = field(default_factory=dict)  # by path, of the files whose ETag is one
+    declared: dict[str, Declared] = field(default_factory=dict)  # by path, of the files for which there is one
 
     @classmethod
     def open(cls, request: FetchRequest) -> S3Source:
         """The request's bucket, with the Job's keys."""
         assert request.s3 is not None  # noqa: S101  a narrowing for the type checker
         keys = S3Keys.read(request)
-        return cls(request.s3, build_client(request.s3, keys), Subject(request.s3, authenticated=keys is not None))
+        identity = request.workload_identity if keys is None else None
+        client = build_client(request.s3, keys, workload_identity=identity is not None)
+        return cls(request.s3, client, Subject(request.s3, authenticated=keys is not None, identity=identity))
 
     @property
     def title(self) -> str:
@@ -145,13 +151,13 @@ class S3Source(PlainSource):
             futures = [pool.submit(self._probe, file) for file in files]
             try:
                 for future in as_completed(futures):
-                    path, md5 = future.result()
-                    if md5:
-                        self.md5[path] = md5
+                    path, declared = future.result()
+                    if declared is not None:
+                        self.declared[path] = declared
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _probe(self, file: RemoteFile) -> tuple[str, str]:
+    def _probe(self, file: RemoteFile) -> tuple[str, Declared | None]:
         found: GetObjectOutputTypeDef | HeadObjectOutputTypeDef
         with translated(self):
             if file.size:
@@ -159,12 +165,29 @@ class S3Source(PlainSource):
                 with closing(found["Body"]) as body:
                     body.read(1)
             else:
-                found = self.client.head_object(
-                    Bucket=self.request.bucket, Key=self.prefix + file.path, IfMatch=file.version
-                )
-        etag = file.version.strip('"').lower()
-        encrypted = found.get("SSECustomerAlgorithm") or str(found.get("ServerSideEncryption", "")).startswith("aws:")
-        return file.path, etag if _MD5.fullmatch(etag) and not encrypted else ""
+                found = self._head(file)
+            server_side = str(found.get("ServerSideEncryption", ""))
+            encrypted = bool(found.get("SSECustomerAlgorithm")) or server_side.startswith("aws:")
+            return file.path, from_etag(file.version, encrypted=encrypted) or self._sums(file, encrypted=encrypted)
+
+    def _sums(self, file: RemoteFile, *, encrypted: bool) -> Declared | None:
+        """What is declared of an object whose ETag is no MD5."""
+        try:
+            head = self._head(file, ChecksumMode="ENABLED")
+            whole = from_head(head)
+            count = parts_of(file.version)
+            if whole is not None or not count:
+                return whole
+            first, last = (self._head(file, PartNumber=n).get("ContentLength", 0) for n in (1, count))
+        except ClientError as error:
+            if int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) not in _NO_SUMS:
+                raise
+            return None  # it can be read; what nobody declares can't be compared
+        return from_parts(head, etag=file.version, size=file.size, first=first, last=last, encrypted=encrypted)
+
+    def _head(self, file: RemoteFile, **more: Any) -> HeadObjectOutputTypeDef:
+        where = {"Bucket": self.request.bucket, "Key": self.prefix + file.path, "IfMatch": file.version}
+        return self.client.head_object(**where, **more)  # type: ignore[arg-type]
 
     def read(self, file: RemoteFile, range_: str = "") -> GetObjectOutputTypeDef:
         """The answer with the object's bytes, of the version that was listed."""
@@ -186,8 +209,8 @@ class S3Source(PlainSource):
         with closing(self.read(file, f"bytes={start}-" if start else "")["Body"]) as body:
             yield body.iter_chunks(CHUNK)
 
-    def md5_of(self, file: RemoteFile) -> str:
-        return self.md5.get(file.path, "")
+    def declared_of(self, file: RemoteFile) -> Declared | None:
+        return self.declared.get(file.path)
 
     def translate(self, error: Exception) -> ReasonError:
         return translate(error, self.subject)
@@ -203,12 +226,17 @@ class S3Source(PlainSource):
         return unreachable(self.subject, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")
 
 
-def build_client(request: S3Request, keys: S3Keys | None) -> S3Client:
-    """A client with these keys, or one that signs nothing; with a resolver that finds no others, wherever they may lie."""
+def build_client(request: S3Request, keys: S3Keys | None, *, workload_identity: bool = False) -> S3Client:
+    """A client with these keys, or with those that the pod's service account is good for, or one that signs nothing.
+
+    Its resolver finds no others, wherever they may lie.
+    """
     core = botocore.session.Session()
-    core.register_component("credential_provider", CredentialResolver(providers=[]))
+    providers = create_credential_resolver(core).providers if workload_identity else []
+    mine = [provider for provider in providers if provider.METHOD in _IDENTITY_METHODS]
+    core.register_component("credential_provider", CredentialResolver(providers=mine))
     config = Config(
-        signature_version="s3v4" if keys else UNSIGNED,
+        signature_version="s3v4" if keys or workload_identity else UNSIGNED,
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": _TRIES},

@@ -52,6 +52,7 @@ class Subject:
 
     source: S3Request
     authenticated: bool
+    identity: str | None = None  # the service account as which it is read, where no Secret is named
 
     @property
     def title(self) -> str:
@@ -71,6 +72,14 @@ def translate(error: Exception, subject: Subject) -> ReasonError:
             return error
         case boto.ClientError():
             return _from_answer(error, subject)
+        case boto.NoCredentialsError() | boto.CredentialRetrievalError():
+            return ReasonError(
+                Reason.UNAUTHORIZED,
+                text.clean(
+                    f"the ServiceAccount {subject.identity} of the ModelCache's spec.workloadIdentity gives this Job no identity at "
+                    f"{subject.endpoint}: bind it to a role as the cloud's documentation says, or set awsRoleArn ({error})"
+                ),
+            )
         case boto.FlexibleChecksumError() | boto.ChecksumError():
             return ReasonError(Reason.CHECKSUM_MISMATCH, text.clean(f"{subject.title}: {error}"))
         case boto.ParamValidationError():
@@ -139,12 +148,25 @@ def _from_answer(error: boto.ClientError, subject: Subject) -> ReasonError:
 
 
 def _refused(subject: Subject) -> str:
+    if subject.identity is not None:
+        return (
+            f"{subject.endpoint} refuses {_as_whom(subject)} for {subject.title}; check its role and who may take it on"
+        )
     if not subject.authenticated:
         return f"{subject.title} at {subject.endpoint} refuses anonymous clients; set source.s3.credentialsSecretRef"
     return f"{subject.endpoint} refuses the keys of the Secret for {subject.title}; put valid ones into it"
 
 
+def _as_whom(subject: Subject) -> str:
+    return f"the identity of ServiceAccount {subject.identity} (the ModelCache's spec.workloadIdentity)"
+
+
 def _denied(subject: Subject) -> str:
+    if subject.identity is not None:
+        return (
+            f"{subject.title} at {subject.endpoint} is denied to {_as_whom(subject)}; allow its role s3:ListBucket on the bucket and "
+            "s3:GetObject below the prefix, and to be taken on by it"
+        )
     if not subject.authenticated:
         return (
             f"{subject.title} at {subject.endpoint} can't be read anonymously; "

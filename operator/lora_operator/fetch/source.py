@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lora_operator.errors import ReasonError
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.progress import Reporter
 from lora_operator.manifest import FetchRequest
+from lora_operator.schemes import OFFLINE_FETCHER
+
+if TYPE_CHECKING:
+    from lora_operator.fetch.sums import Declared
 
 
 class Store(Protocol):
@@ -91,11 +95,15 @@ class PlainSource:
     def collected(self, root: Path, reporter: Reporter) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def declared_of(self, file: RemoteFile) -> Declared | None:
+        return None
+
 
 def open_source(request: FetchRequest) -> Source:
     """The source of a request; sends nothing. Libraries are imported only here, once the environment is prepared."""
     scheme = request.scheme
     assert scheme is not None  # noqa: S101  the program looked
-    module, _, name = scheme.fetcher.partition(":")
+    fetcher = OFFLINE_FETCHER if request.offline and scheme.is_remote else scheme.fetcher
+    module, _, name = fetcher.partition(":")
     found: Source = getattr(import_module(f"{__package__}.{module}"), name).open(request)
     return found

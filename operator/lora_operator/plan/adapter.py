@@ -76,6 +76,7 @@ def _plan_admitted(
         module=module,
         keep=module is None and fits,
         refreshing=content.refreshing,
+        refused=_path(content.refused) if content.refused is not None else None,
     )
     if accepted.is_true and module is not None and seen.fleet is None:
         # Nothing is known of the pods yet (the operator has just started): what stands in the status stays.
@@ -100,7 +101,7 @@ def _look_again(adapter: LoRAAdapter, content: AdapterContent, *, now: datetime)
 def _module(adapter: LoRAAdapter, deployment: VLLMDeployment, artifact: ModelArtifact) -> Module:
     return Module(
         name=public_name(adapter, deployment),
-        path=f"{CACHE_MOUNT}/{artifact.status.path}",
+        path=_path(artifact),
         base_model_name=adapter.spec.base_model_name or deployment.spec.model.served_names[0],
         revision=artifact.status.resolved_revision or "",
         adapter=f"{adapter.metadata.namespace}/{adapter.metadata.name}",
@@ -108,6 +109,11 @@ def _module(adapter: LoRAAdapter, deployment: VLLMDeployment, artifact: ModelArt
         lazy=adapter.spec.load_policy == "Lazy",
         preload=adapter.spec.placement.preload or 0,
     )
+
+
+def _path(artifact: ModelArtifact) -> str:
+    """Where its content lies in the pods."""
+    return f"{CACHE_MOUNT}/{artifact.status.path}"
 
 
 def _loaded_without_module(adapter: LoRAAdapter, accepted: Verdict) -> Verdict:
@@ -194,6 +200,7 @@ def _decision(
     module: Module | None = None,
     keep: bool = False,
     refreshing: tuple[str, str] | None = None,
+    refused: str | None = None,
 ) -> Decision:
     return Decision(
         uid=adapter.metadata.uid,
@@ -204,4 +211,5 @@ def _decision(
         module=module,
         keep=keep,
         refreshing=refreshing,
+        refused=refused,
     )

@@ -15,6 +15,7 @@ from lora_operator.conditions import Verdict, failing, find, is_true, ok, reason
 from lora_operator.constants import Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.fleet import Fleet
+from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.refresh import Epoch, Refresh, describe, parse_interval, plan_refresh
 from lora_operator.plan.wants import Credentials, build_artifact
 
@@ -50,6 +51,7 @@ class AdapterContent:
     refresh: RefreshState | None
     note: str  # what becomes of a refresh that is not done
     again_at: datetime | None  # when the next refresh is due
+    refused: ModelArtifact | None = None  # one that is there and must not be served on
 
     @property
     def ready(self) -> ModelArtifact | None:
@@ -67,20 +69,21 @@ def find_content(seen: AdapterObservation, deployment: VLLMDeployment, *, now: d
     artifact = _own(seen, wanted) if wanted is not None else seen.artifacts.get(key) if key else None
     if downloaded is None:
         taken = key is not None and artifact is None and key in seen.artifacts
-        downloaded = seen.not_made or (name_taken(key) if taken and key else _downloaded(artifact, key))
+        downloaded = seen.not_made or (name_taken(key) if taken and key else _downloaded(seen, artifact, key))
     refreshing, note = None, ""
     unusable = _unusable(downloaded, artifact, deployment)
     if refresh.is_due and refresh.content is not None and unusable is not None:
         refreshing = key  # what is served stays, and stays good, while the refresh runs or fails
         artifact, key = refresh.content, refresh.content.key
-        downloaded = _downloaded(artifact, key)
+        downloaded = _downloaded(seen, artifact, key)
         note = describe(unusable, refresh.again_at)
     elif isinstance(seen.credentials, ReasonError) and refresh.wanted != refresh.served:
         note = describe(failing(seen.credentials.reason, seen.credentials.message))
     if downloaded.is_true:
         downloaded = replace(downloaded, message=downloaded.message + note)
     state = refresh.state(done=not note) if _is_known(seen) else seen.adapter.status.refresh
-    return AdapterContent(wanted, key, artifact, downloaded, refreshing, state, note, refresh.again_at)
+    refused = _refused(seen, artifact, downloaded, refresh)
+    return AdapterContent(wanted, key, artifact, downloaded, refreshing, state, note, refresh.again_at, refused)
 
 
 def _own(seen: AdapterObservation, wanted: dict[str, Any]) -> ModelArtifact | None:
@@ -102,19 +105,10 @@ def _is_known(seen: AdapterObservation) -> bool:
 
 def _refresh(seen: AdapterObservation, deployment: VLLMDeployment, now: datetime) -> Refresh:
     """What is to be resolved anew; nothing where it is not known what the adapter wants, or with which credentials."""
-    adapter, cache, base = seen.adapter, seen.cache, seen.base_artifact
+    adapter = seen.adapter
 
     def artifact_at(epoch: Epoch) -> ModelArtifact | None:
-        if not isinstance(cache, ModelCache) or base is None or isinstance(seen.credentials, ReasonError):
-            return None
-        wanted = build_artifact(
-            cache=cache,
-            source=adapter.spec.source,
-            base_artifact=base,
-            credentials=seen.credentials,
-            refresh=epoch.text,
-        )
-        return _own(seen, wanted)
+        return _artifact_of(seen, epoch, pickled=allows_pickle(deployment))
 
     return plan_refresh(
         annotations=adapter.metadata.annotations,
@@ -122,9 +116,47 @@ def _refresh(seen: AdapterObservation, deployment: VLLMDeployment, now: datetime
         source=adapter.spec.source,
         state=adapter.status.refresh,
         artifact_at=artifact_at,
-        is_usable=lambda artifact: too_large(artifact, deployment) is None,
+        is_usable=lambda artifact: _pinned_out(seen, artifact) is None and too_large(artifact, deployment) is None,
         now=now,
     )
+
+
+def allows_pickle(deployment: VLLMDeployment | None) -> bool:
+    """Whether adapters whose weights exist only as pickle are served."""
+    return deployment is not None and deployment.spec.adapter_policy.pickled_weights == "AllowScanned"
+
+
+def _artifact_of(seen: AdapterObservation, epoch: Epoch, *, pickled: bool) -> ModelArtifact | None:
+    """The artifact of the adapter's want at an epoch; None where there is none, or where the want is not known."""
+    manifest = _build(seen, epoch, pickled=pickled)
+    if manifest is None:
+        return None
+    return _own(seen, manifest)
+
+
+def _build(seen: AdapterObservation, epoch: Epoch, *, pickled: bool) -> dict[str, Any] | None:
+    if not _is_known(seen) or not isinstance(seen.cache, ModelCache) or isinstance(seen.credentials, ReasonError):
+        return None
+    return build_artifact(
+        cache=seen.cache,
+        source=seen.adapter.spec.source,
+        base_artifact=seen.base_artifact,
+        credentials=seen.credentials,
+        details={"pickledWeights": "AllowScanned"} if pickled else {},
+        refresh=epoch.text,
+    )
+
+
+def _refused(
+    seen: AdapterObservation, artifact: ModelArtifact | None, downloaded: Verdict, refresh: Refresh
+) -> ModelArtifact | None:
+    """Content that is there and must not be served on: another one than is pinned, or a pickle that was allowed before."""
+    if downloaded.reason is Reason.DIGEST_MISMATCH:
+        return artifact
+    if downloaded.reason is Reason.UNSAFE_FORMAT and not allows_pickle(seen.deployment):
+        before = _artifact_of(seen, refresh.wanted, pickled=True)
+        return before if before is not None and before.status.path is not None else None
+    return None
 
 
 def _unusable(downloaded: Verdict, artifact: ModelArtifact | None, deployment: VLLMDeployment) -> Verdict | None:
@@ -167,16 +199,7 @@ def _wanted_artifact(seen: AdapterObservation, refresh: Refresh) -> tuple[dict[s
         return None, failing(seen.cache.reason, seen.cache.message)
     if seen.cache is None or seen.base_artifact is None:
         return None, None
-    return (
-        build_artifact(
-            cache=seen.cache,
-            source=seen.adapter.spec.source,
-            base_artifact=seen.base_artifact,
-            credentials=seen.credentials,
-            refresh=refresh.wanted.text,
-        ),
-        None,
-    )
+    return _build(seen, refresh.wanted, pickled=allows_pickle(seen.deployment)), None
 
 
 def _kept(seen: AdapterObservation) -> tuple[str, str] | None:
@@ -200,14 +223,22 @@ def _fits(artifact: ModelArtifact, seen: AdapterObservation) -> bool:
         return False
     base = artifact.spec.base_model_ref.name if artifact.spec.base_model_ref else None
     in_cache = (artifact.metadata.namespace, artifact.spec.cache_ref.name) == seen.cache.key
-    return in_cache and base == seen.base_artifact
+    allowed = artifact.spec.pickled_weights is None or allows_pickle(seen.deployment)
+    return in_cache and base == seen.base_artifact and allowed
 
 
-def _downloaded(artifact: ModelArtifact | None, key: tuple[str, str] | None) -> Verdict:
+def _pinned_out(seen: AdapterObservation, artifact: ModelArtifact) -> ReasonError | None:
+    return refused_by_pin(seen.adapter.spec.source, artifact.status.digest)
+
+
+def _downloaded(seen: AdapterObservation, artifact: ModelArtifact | None, key: tuple[str, str] | None) -> Verdict:
     where = f"ModelArtifact {key[0]}/{key[1]}" if key else "ModelArtifact"
     ready = find(artifact.status.conditions, Condition.READY) if artifact else None
     if ready is None:
         return failing(Reason.QUEUED, f"{where} has not started")
-    if ready.status == "True":
+    if ready.status == "True" and artifact is not None:
+        refused = _pinned_out(seen, artifact)
+        if refused is not None:
+            return failing(refused.reason, refused.message)
         return ok(Reason.DOWNLOADED, f"{where}: {ready.message}")
     return failing(reason_of(ready.reason), ready.message)

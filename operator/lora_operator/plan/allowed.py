@@ -10,6 +10,13 @@ from lora_operator.errors import ReasonError
 
 def source_refused(source: Source, cache: ModelCache, *, namespace: str) -> ReasonError | None:
     """SourceNotAllowed where the source of an object in `namespace` names what the cache does not allow it."""
+    place = f"ModelCache {cache.metadata.namespace}/{cache.metadata.name}"
+    if cache.spec.offline and not source.scheme.offline:
+        return ReasonError(
+            Reason.SOURCE_NOT_ALLOWED,
+            f"{place} is offline, and has no place for content of {source.scheme.title}: put the files into a folder of its volume, "
+            "and name that by source.local",
+        )
     why = (
         _endpoint_refused(source, cache)
         or _registry_refused(source, cache)
@@ -18,7 +25,6 @@ def source_refused(source: Source, cache: ModelCache, *, namespace: str) -> Reas
     )
     if why is None:
         return None
-    place = f"ModelCache {cache.metadata.namespace}/{cache.metadata.name}"
     return ReasonError(Reason.SOURCE_NOT_ALLOWED, f"{place} {why} to spec.{source.scheme.allowed_by}")
 
 

@@ -15,6 +15,7 @@ from lora_operator.manifest import FetchProgress, FetchResult
 from lora_operator.names import format_size, short_revision
 from lora_operator.plan.allowed import source_refused
 from lora_operator.plan.fetch_job import JobView
+from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.wants import Credentials, wanted_name
 
 FIRST_BACKOFF_SECONDS = 10
@@ -211,6 +212,9 @@ def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ..
 
 def _plan_finished(seen: ArtifactObservation, job: JobView, result: FetchResult, *, now: datetime) -> ArtifactPlan:
     status = seen.artifact.status
+    refused = refused_by_pin(seen.artifact.spec.source, result.digest) if result.ok else None
+    if refused is not None:
+        result = FetchResult(ok=False, reason=refused.reason, message=refused.message)
     if not result.ok:
         reason, message = result.reason or Reason.JOB_FAILED, result.message
         shown = find(status.conditions, Condition.READY)
@@ -328,6 +332,8 @@ def wanters_credentials(
 
     Wanters know an artifact by its name alone, so what they offer goes only to one whose name is that of its own content.
     """
+    if cache is not None and cache.spec.offline:
+        return None
     secret = artifact.spec.source.secret
     identity = artifact.spec.credentials
     if identity is not None:

@@ -89,6 +89,7 @@ class Decision:
     module: Module | None = None
     keep: bool = False
     keep_unknown: bool = False
+    refused: str | None = None  # a path that the kept entry must not have: its spec pins other content
 
     def lent(self) -> dict[tuple[str, str], tuple[str, str, str, str] | None]:
         """All wanted artifacts, with the credentials that are lent to each."""
@@ -114,7 +115,7 @@ def plan_list(
     wanted: dict[str, Module] = {}
     for decision in sorted(decisions, key=lambda decision: decision.keep):
         module = present.get(decision.uid) if decision.keep else decision.module
-        if module is not None:
+        if module is not None and module.path != decision.refused:
             wanted.setdefault(module.name, replace(module, lazy=False, preload=0) if all_eager else module)
     modules = tuple(sorted(wanted.values()))
     if previous is not None and previous.modules == modules and previous.generation >= above:

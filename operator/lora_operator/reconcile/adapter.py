@@ -85,14 +85,15 @@ async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation
     labels = namespace_labels(context, adapter.metadata.namespace)
     admitted = admit(adapter, deployment, namespace_labels=labels).is_true
     want = context.registry.model_want(adapter.deployment_key)
+    cache = _cache(context, deployment) if admitted else None
     return AdapterObservation(
         adapter=adapter,
         deployment=deployment,
         namespace_labels=labels,
         rivals=_rivals(context, adapter, deployment) if admitted else (),
-        cache=_cache(context, deployment) if admitted else None,
+        cache=cache,
         base_artifact=want.artifact[1] if want and want.artifact else None,
-        credentials=await _credentials(context, adapter) if admitted else None,
+        credentials=await _credentials(context, adapter, cache) if admitted else None,
         artifacts=store.artifacts,
         fleet=observe_fleet(context, deployment) if deployment else None,
         url=service_url(deployment) if deployment and admitted else None,
@@ -152,6 +153,9 @@ def cache_of(context: Context, deployment: VLLMDeployment) -> ModelCache | Reaso
         return error
 
 
-async def _credentials(context: Context, adapter: LoRAAdapter) -> Credentials | ReasonError | None:
+async def _credentials(
+    context: Context, adapter: LoRAAdapter, cache: ModelCache | ReasonError | None
+) -> Credentials | ReasonError | None:
     secret = adapter.spec.source.secret
-    return None if secret is None else await context.credentials(adapter.metadata.namespace, *secret)
+    is_offline = isinstance(cache, ModelCache) and cache.spec.offline
+    return None if secret is None or is_offline else await context.credentials(adapter.metadata.namespace, *secret)

@@ -30,6 +30,7 @@ from lora_operator.plan.artifact import (
     wanters_credentials,
 )
 from lora_operator.plan.fetch_job import JobView, silent_object, view_job
+from lora_operator.plan.identity import workload_identity
 from lora_operator.plan.pods import controller
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.adapter import cache_of
@@ -204,7 +205,11 @@ async def _create_job(
     base_ref = artifact.spec.base_model_ref
     base = context.store.artifacts.get((namespace, base_ref.name)) if base_ref else None
     request = build_request(
-        artifact, cache, base_model_path=base.status.path if base else None, with_credentials=with_credentials
+        artifact,
+        cache,
+        base_model_path=base.status.path if base else None,
+        with_credentials=with_credentials,
+        workload_identity=workload_identity(artifact.spec.source, cache, with_credentials=with_credentials),
     )
     placement = job_placement(cache, fleets_of(context, artifact))
     settings = context.settings

@@ -8,11 +8,13 @@ from typing import Any
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.api.source import Source
 from lora_operator.constants import CACHE_MOUNT, Reason
 from lora_operator.desired.engine import Auxiliary
 from lora_operator.errors import ForbiddenError, InvalidObjectError, ReasonError
 from lora_operator.plan.allowed import source_refused
 from lora_operator.plan.deployment import Content, describe_refresh, model_is_ready
+from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.refresh import Epoch, requested
 from lora_operator.plan.wants import ContentWant, Credentials, Role, build_artifact, model_wants
 from lora_operator.reconcile.adapter import cache_of
@@ -61,6 +63,7 @@ class _Want:
     """One content with its artifact's key, and its manifest unless something stands against making it."""
 
     role: Role
+    source: Source
     key: ObjectKey | None
     credentials: Credentials | None = None
     manifest: dict[str, Any] | None = None
@@ -102,7 +105,8 @@ async def _find(
     context: Context, deployment: VLLMDeployment, cache: ModelCache | ReasonError, want: ContentWant
 ) -> _Found:
     credentials: Credentials | ReasonError | None = None
-    if want.source.secret is not None:
+    is_offline = isinstance(cache, ModelCache) and cache.spec.offline
+    if want.source.secret is not None and not is_offline:
         credentials = await context.credentials(deployment.metadata.namespace, *want.source.secret)
     if isinstance(cache, ReasonError):
         return _Found(want, None, blocked=cache)
@@ -132,12 +136,21 @@ def _choose(context: Context, deployment: VLLMDeployment, found: list[_Found]) -
 
 def _arrived(context: Context, want: _Want) -> ModelArtifact | None:
     artifact = context.store.artifacts.get(want.key) if want.key and want.manifest else None
-    return artifact if model_is_ready(artifact) and not _is_foreign(artifact, want) else None
+    if not model_is_ready(artifact) or _is_foreign(artifact, want) or _pinned_out(want, artifact) is not None:
+        return None
+    return artifact
+
+
+def _pinned_out(want: _Want, artifact: ModelArtifact | None) -> ReasonError | None:
+    if artifact is None or not model_is_ready(artifact):
+        return None
+    return refused_by_pin(want.source, artifact.status.digest)
 
 
 def _want(context: Context, deployment: VLLMDeployment, found: _Found, epoch: Epoch) -> _Want:
     if found.blocked is not None or found.cache is None:
-        return _Want(found.want.role, _recorded(context, deployment, found.want.role), blocked=found.blocked)
+        recorded = _recorded(context, deployment, found.want.role)
+        return _Want(found.want.role, found.want.source, recorded, blocked=found.blocked)
     manifest = build_artifact(
         cache=found.cache,
         source=found.want.source,
@@ -147,12 +160,15 @@ def _want(context: Context, deployment: VLLMDeployment, found: _Found, epoch: Ep
         refresh=epoch.text,
     )
     key = (manifest["metadata"]["namespace"], manifest["metadata"]["name"])
-    return _Want(found.want.role, key, found.credentials, manifest)
+    return _Want(found.want.role, found.want.source, key, found.credentials, manifest)
 
 
 async def _ensure(context: Context, want: _Want, *, cache_known: bool) -> Content:
     artifact = context.store.artifacts.get(want.key) if want.key else None
     name = want.key[1] if want.key else None
+    refused = _pinned_out(want, artifact)
+    if refused is not None:
+        return Content(want.role, name, None, refused)
     if want.manifest is None or want.key is None:
         forbidden = want.blocked is not None and want.blocked.reason is Reason.SOURCE_NOT_ALLOWED
         usable = model_is_ready(artifact) and cache_known and not forbidden  # it was authorised when it was fetched

@@ -1,0 +1,171 @@
+"""Whose unfinished file it is, on volumes with locks, without them, and with some that are none.
+
+A lock is the kernel's (flock): one whose holder died is nobody's, whatever files it left. Where a volume has none, no process goes on
+with another one's file: each writes to its own, and what is left behind goes by age. Where a volume claims to have locks that hold for
+one node alone, two may write to one file; the one that is overtaken notices before its next write, so that it never writes into what
+the other has published, and who publishes reads all of it again before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO, Final, cast
+
+LEFT_AFTER_S: Final = 3600.0  # a Job that writes nothing for two minutes is ended
+_NONE: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_OWN: Final = secrets.token_hex(8)
+
+
+class Overtaken(Exception):  # noqa: N818 - it is a finding
+    """Somebody else finished or took away the file that was being written."""
+
+
+def supported(folder: Path) -> bool:
+    """Whether files in `folder` can be locked. Raises OSError where none can be made."""
+    probe = folder / f".tmp-lock-{_OWN}-{secrets.token_hex(4)}"
+    with probe.open("xb") as file:
+        try:
+            return _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def own(partial: Path) -> Path:
+    """This process's own unfinished file in the place of a shared one: <name>.<process>.incomplete."""
+    name, _, suffix = partial.name.rpartition(".")
+    return partial.with_name(f"{name}.{_OWN}.{suffix}")
+
+
+@contextlib.contextmanager
+def claimed(partial: Path) -> Iterator[tuple[Path, Guarded]]:
+    """The unfinished file and its path, for appending, for this process and thread alone; made when it is not there.
+
+    Waits for who has it. On a volume without locks it is one that only this process knows.
+    """
+    path = partial
+    while True:
+        with path.open("a+b", buffering=0) as file:
+            if not _lock(file.fileno(), fcntl.LOCK_EX) and path == partial:
+                path = own(partial)
+                continue
+            if not is_same(path, file):  # who held it has finished it meanwhile
+                continue
+            yield path, Guarded(path, file)
+            return
+
+
+@contextlib.contextmanager
+def held(lock: Path, *, wait: bool = True) -> Iterator[bool]:
+    """A lock by a file of its own; False where it is somebody else's and `wait` is not asked for, or where there are no locks."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+b", buffering=0) as file:
+        try:
+            got = _lock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            got = False
+        yield got
+
+
+def discard_left(path: Path) -> None:
+    """Removes an unfinished file that nobody is working on: one that can be locked, or that is old where there are no locks."""
+    with contextlib.suppress(OSError), path.open("ab") as file:
+        if _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB) or _is_old(path):
+            path.unlink(missing_ok=True)
+
+
+def discard_old(path: Path) -> None:
+    """Removes a file that nobody locks and that nobody can be using any more."""
+    with contextlib.suppress(OSError):
+        if _is_old(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_old(path: Path) -> bool:
+    """By the volume's own clock."""
+    fresh = path.with_name(f".tmp-now-{_OWN}-{secrets.token_hex(4)}")
+    fresh.touch()
+    try:
+        return fresh.stat().st_mtime - path.stat().st_mtime > LEFT_AFTER_S
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+class Guarded:
+    """A file that is written to only while it is still the one of its path; as much of a file as downloads need."""
+
+    def __init__(self, path: Path, file: FileIO) -> None:
+        self._path, self._file = path, file
+
+    def write(self, data: bytes) -> int:
+        """All of `data`, though a volume takes less at once; unbuffered, so nothing is left to be written to a full one."""
+        if not is_same(self._path, self._file):
+            raise Overtaken(str(self._path))
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """As a file's."""
+        if not is_same(self._path, self._file):
+            raise Overtaken(str(self._path))
+        return self._file.truncate(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As a file's."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As a file's."""
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's."""
+        return self._file.read(size) or b""
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def sync(self) -> None:
+        """Makes what was written durable."""
+        os.fsync(self._file.fileno())
+
+    @property
+    def size(self) -> int:
+        """Bytes that are in it."""
+        return os.fstat(self._file.fileno()).st_size
+
+    @property
+    def plain(self) -> FileIO:
+        """The file itself, only to be read."""
+        return self._file
+
+    def as_file(self) -> BinaryIO:
+        """For a library that wants a file."""
+        return cast(BinaryIO, self)
+
+
+def is_same(path: Path, file: FileIO) -> bool:
+    """Whether `file` is still what lies at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int, how: int) -> bool:
+    """False where the volume has no locks. Raises BlockingIOError with LOCK_NB where somebody else has it."""
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError as error:
+        if error.errno not in _NONE:
+            raise
+        return False
+    return True
