@@ -64,6 +64,7 @@ def test_what_the_job_is_told() -> None:
         "loadFormat": "auto",
         "trustRemoteCode": False,
         "pickledWeights": False,
+        "offline": False,
         "withoutTokenizer": False,
         "baseModelPath": "artifacts/base-1-abc",
     }
@@ -80,6 +81,7 @@ def test_what_a_job_is_told_of_s3() -> None:
         "loadFormat": "auto",
         "trustRemoteCode": False,
         "pickledWeights": False,
+        "offline": False,
         "withoutTokenizer": False,
         "path": "",
         "cacheRoot": "/model-cache",

@@ -151,7 +151,7 @@ class ObjectStore:
                 target.sync()
                 return sums.sha256
             target.truncate(0)
-            if not began:
+            if not began or own:
                 raise ReasonError(
                     Reason.CHECKSUM_MISMATCH,
                     f"{text.clean(file.path, limit=200)!r} arrived wrong: {fault}; tried again",
