@@ -70,6 +70,7 @@ class FetchProgress(_Wire):
     phase: Literal["Authorising", "Downloading", "Verifying", "Publishing"]
     bytes_done: int = 0
     bytes_total: int = 0
+    bytes_per_second: int = 0  # over the last seconds of this phase
 
 
 class FetchResult(_Wire):

@@ -19,6 +19,7 @@ from lora_operator.api.common import (
     reason_column,
 )
 from lora_operator.api.model import LoadFormat
+from lora_operator.api.progress import Progress
 from lora_operator.api.source import SOURCE_RULES, Source
 from lora_operator.constants import S3_KEYS
 
@@ -83,15 +84,6 @@ class ModelArtifactSpec(ApiModel):
     )
 
 
-class Progress(ApiModel):
-    """Where the running download is."""
-
-    phase: str = Field(description="Authorising, Downloading, Verifying or Publishing.")
-    bytes_done: int = Field(description="Bytes that are in the cache.")
-    bytes_total: int = Field(description="Bytes that are wanted.")
-    percent: int = Field(description="bytesDone of bytesTotal, in percent.")
-
-
 class Failure(ApiModel):
     """How the last attempt failed."""
 
@@ -136,7 +128,9 @@ class ModelArtifactStatus(ApiModel):
     path: str | None = Field(default=None, description="Path of the content, relative to the cache's root.")
     rank: int | None = Field(default=None, description="Largest rank, of an adapter.")
     target_modules: tuple[str, ...] | None = Field(default=None, description="Modules that an adapter changes.")
-    progress: Progress | None = Field(default=None, description="Where the running download is.")
+    progress: Progress | None = Field(
+        default=None, description="Where the running download is; written every 2 s at most."
+    )
 
 
 class ModelArtifact(Resource):
@@ -161,6 +155,8 @@ RESOURCE = ResourceInfo(
         PrinterColumn("Revision", ".status.revision"),
         PrinterColumn("Size", ".status.size"),
         PrinterColumn("Percent", ".status.progress.percent", "integer"),
+        PrinterColumn("Rate", ".status.progress.rate"),
+        PrinterColumn("ETA", ".status.progress.eta", description="Time left at this rate."),
         reason_column(),
         AGE,
         PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from lora_operator.api.artifact import Failure, ModelArtifact, ModelArtifactStatus, Progress
+from lora_operator.api.artifact import Failure, ModelArtifact, ModelArtifactStatus
 from lora_operator.api.cache import ModelCache
 from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_stalled
 from lora_operator.constants import ANNOTATION_REFRESH, LABEL_MANAGED_BY, MANAGED_BY, REASONS, Condition, Reason, Retry
@@ -14,6 +14,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.manifest import FetchProgress, FetchResult
 from lora_operator.names import format_size, is_pinned, short_revision
 from lora_operator.plan.fetch_job import JobView
+from lora_operator.plan.progress import describe, look_every, told
 from lora_operator.plan.wants import Credentials, source_refused, wanted_name
 
 FIRST_BACKOFF_SECONDS = 10
@@ -21,7 +22,6 @@ FIRST_BACKOFF_SECONDS = 10
 MAX_BACKOFF_SECONDS = {Retry.BACKOFF: 300, Retry.OUTSIDE: 600, Retry.WAIT: 300, Retry.NONE: None}
 MAX_FAILURE_SHOWN = 1900  # characters of a Job's message in a condition, so that what happens next is not cut off
 NEVER_STARTED = (Reason.JOB_UNSCHEDULABLE, Reason.JOB_IMAGE_PULL, Reason.JOB_NOT_STARTED)
-POLL_RUNNING_SECONDS = 1.0
 POLL_SECRET_SECONDS = 10.0
 
 
@@ -44,6 +44,7 @@ class ArtifactObservation:
     secret: SecretVersion | ReasonError | None  # None: access is anonymous
     jobs: tuple[JobView, ...]
     progress: FetchProgress | None
+    running: int = 1  # Jobs of all artifacts
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
         _write(seen, verdict, now=now, attempt=attempt, credentials_version=version, progress=None),
         start=attempt,
         delete_jobs=delete,
-        requeue_after=POLL_RUNNING_SECONDS,
+        requeue_after=look_every(seen.running),
     )
 
 
@@ -174,7 +175,7 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
 
 def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan:
     start = job.attempt if job.suspended else None
-    progress = seen.progress
+    progress = told(seen.artifact.status.progress, seen.progress, now=now)
     if job.waiting is not None:
         verdict = failing(*job.waiting)
     elif progress is not None and progress.phase in ("Verifying", "Publishing"):
@@ -184,27 +185,17 @@ def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ..
     elif progress is not None and progress.phase == "Downloading":
         verdict = failing(
             Reason.DOWNLOADING,
-            f"{_what(seen.artifact)}: {_percent(progress)}% of {format_size(progress.bytes_total)}",
+            f"{_what(seen.artifact)}: {describe(progress)}",
         )
     elif job.pod is not None:
         verdict = failing(Reason.DOWNLOADING, f"{_what(seen.artifact)}: asks the source")
     else:
         verdict = _starting(seen.artifact.status.last_failure, job.attempt)
-    shown = (
-        Progress(
-            phase=progress.phase,
-            bytes_done=progress.bytes_done,
-            bytes_total=progress.bytes_total,
-            percent=_percent(progress),
-        )
-        if progress is not None
-        else None
-    )
     return ArtifactPlan(
-        _write(seen, verdict, now=now, attempt=job.attempt, progress=shown),
+        _write(seen, verdict, now=now, attempt=job.attempt, progress=progress),
         start=start,
         delete_jobs=delete,
-        requeue_after=POLL_RUNNING_SECONDS,
+        requeue_after=look_every(seen.running),
     )
 
 
@@ -319,10 +310,6 @@ def _revision(artifact: ModelArtifact) -> str:
 def _what(artifact: ModelArtifact) -> str:
     source = artifact.spec.source
     return f"downloading {source.member.title}" + (f"@{_revision(artifact)}" if source.hugging_face else "")
-
-
-def _percent(progress: FetchProgress) -> int:
-    return min(100, progress.bytes_done * 100 // progress.bytes_total) if progress.bytes_total else 0
 
 
 def wanters_credentials(

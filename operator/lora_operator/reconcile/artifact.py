@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from pydantic import ValidationError
 
 from lora_operator.api.artifact import ModelArtifact
@@ -31,9 +33,11 @@ from lora_operator.plan.artifact import (
 )
 from lora_operator.plan.fetch_job import JobView, silent_object, view_job
 from lora_operator.plan.pods import controller
+from lora_operator.plan.progress import MIRRORED_SECONDS
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.registry import Announced
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 from lora_operator.reconcile.warnings import last_warning
 
@@ -75,10 +79,17 @@ def _announce(context: Context, key: Key) -> None:
     if artifact is None:
         return
     ready = find(artifact.status.conditions, Condition.READY)
-    news = (ready and (ready.status, ready.reason, ready.message), artifact.status.path, artifact.status.digest)
-    if context.registry.announced.get(place) != news:
-        context.registry.announced[place] = news
-        context.enqueue_all(context.registry.wanters(place))
+    status, moves = artifact.status, artifact.status.progress is not None
+    news = (ready and (ready.status, ready.reason), moves or (ready and ready.message), status.path, status.digest)
+    before = context.registry.announced.get(place)
+    now = time.monotonic()
+    if before is not None and before.news == news:
+        if not moves or before.message == (ready and ready.message):
+            return
+        if now - before.time < MIRRORED_SECONDS:
+            return  # while figures move it is looked at every few seconds
+    context.registry.announced[place] = Announced(news, ready.message if ready else None, now)
+    context.enqueue_all(context.registry.wanters(place))
 
 
 def _credentials(context: Context, artifact: ModelArtifact) -> Credentials | ReasonError | None:
@@ -111,6 +122,7 @@ async def _observe(
         secret=secret,
         jobs=jobs,
         progress=await _progress(context, namespace, running) if running else None,
+        running=len(store.jobs),
     )
 
 

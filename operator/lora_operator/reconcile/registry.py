@@ -33,6 +33,15 @@ class ModelWant:
         return base | dict(self.auxiliary) | dict(self.refreshing)
 
 
+@dataclass(frozen=True)
+class Announced:
+    """What an artifact's wanters were last told of, and when, by the monotonic clock."""
+
+    news: object
+    message: str | None
+    time: float
+
+
 class Registry:
     """The shared findings. Methods return what has to be looked at again where that follows from the change alone."""
 
@@ -48,7 +57,7 @@ class Registry:
         self.misses: dict[ObjectKey, int] = {}  # looks at a pod's engine in a row that failed
         self.silent: set[ObjectKey] = set()  # pods whose engine did not listen when it was last tried: it starts
         self.replica_set_owners: dict[str, str | None] = {}  # ReplicaSet UID → its Deployment's UID
-        self.announced: dict[ObjectKey, object] = {}  # what an artifact's wanters were last told of
+        self.announced: dict[ObjectKey, Announced] = {}  # by artifact
         self.kits_looked_at: dict[
             ObjectKey, tuple[frozenset[str], float]
         ] = {}  # old kits, and when they were looked at
