@@ -160,6 +160,7 @@ def make_cache(
     is_default: bool = False,
     conditions: Conditions | None = None,
     status: Mapping[str, Any] | None = None,
+    **spec: Any,
 ) -> ModelCache:
     """A ModelCache whose claim was looked at, Ready unless `conditions` say otherwise; with `template`, the spec of a claim to make."""
     storage: dict[str, Any] = {"existingClaim": claim}
@@ -186,6 +187,7 @@ def make_cache(
                 "huggingFace": {"endpoint": endpoint},
                 "s3": {"allowedEndpoints": list(s3_endpoints)},
                 "securityContext": dict(security or {}),
+                **spec,
             },
             "status": {
                 **(seen if status is None else status),

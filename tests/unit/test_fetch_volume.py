@@ -135,13 +135,6 @@ def test_a_cache_that_is_not_mounted(tmp_path: Path) -> None:
     assert caught.value.reason is Reason.CACHE_NOT_READY
 
 
-def test_space_is_asked_for_before_the_first_byte(tmp_path: Path) -> None:
-    volume.require_space(tmp_path, 1)
-    with pytest.raises(ReasonError, match="TiB are to be downloaded") as caught:
-        volume.require_space(tmp_path, 1 << 62)
-    assert caught.value.reason is Reason.INSUFFICIENT_SPACE
-
-
 @pytest.mark.parametrize("path", ["../x", "/etc", "link", ".", "a/../../b"])
 def test_a_path_can_not_leave_the_cache(path: str, tmp_path: Path) -> None:
     root = tmp_path / "root"

@@ -704,3 +704,42 @@ def test_a_job_that_never_started_does_not_end_as_only_late() -> None:
         "JobUnschedulable",
         f"{cause}; so the Job came to its deadline",
     )
+
+
+def test_one_whose_turn_it_is_not_says_how_many_are_ahead_and_starts_no_job() -> None:
+    cache = make_cache(download={"maxConcurrent": 2})
+    plan = plan_artifact(seen(cache=cache, ahead=3), now=NOW)
+    assert (plan.start, plan.requeue_after, plan.waits_for_turn) == (None, 10.0, True)
+    assert plan.status is not None
+    said = told(plan.status.conditions)["Ready"]
+    assert said[1] == "Queued"
+    assert "3 downloads are ahead of it in ModelCache serving/default, which runs 2 at once" in said[2]
+    assert plan.status.attempt is None
+
+
+def test_one_that_failed_keeps_saying_why_while_it_waits_for_its_turn() -> None:
+    failing = failed_artifact(Reason.SOURCE_UNREACHABLE)
+    plan = plan_artifact(seen(failing, ahead=3), now=NOW + timedelta(hours=1))
+    assert plan.status is not None
+    said = told(plan.status.conditions)["Ready"]
+    assert said[1] == "SourceUnreachable"
+    assert "it said no; tried again in turn: 3 downloads are ahead" in said[2]
+
+
+def test_only_one_that_could_start_waits_for_a_turn() -> None:
+    assert plan_artifact(seen(), now=NOW).waits_for_turn
+    for other in (seen(wanted=False), seen(cache=None), seen(ready_artifact()), seen(NEEDS_BASE), seen(jobs=(job(),))):
+        assert not plan_artifact(other, now=NOW).waits_for_turn
+
+
+def test_what_its_user_says_is_too_big_needs_no_job() -> None:
+    artifact = make_artifact()
+    source = artifact.spec.source.model_copy(update={"size_hint": "11Gi"})
+    artifact = artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": source})})
+    plan = plan_artifact(seen(artifact, cache=make_cache(maxArtifactSize="10Gi")), now=NOW)
+    assert plan.start is None
+    assert plan.status is not None
+    conditions = told(plan.status.conditions)
+    assert conditions["Ready"][1] == conditions["Stalled"][1] == "TooLarge"
+    assert "source.sizeHint says 11Gi, and ModelCache serving/default takes 10Gi at most" in conditions["Ready"][2]
+    assert plan_artifact(seen(artifact, cache=make_cache(maxArtifactSize="11Gi")), now=NOW).start == 1

@@ -91,6 +91,9 @@ class Failure(ApiModel):
     reason: str = Field(description="The reason, as in the Ready condition.")
     message: str = Field(description="What happened.", max_length=2048)
     time: datetime = Field(description="When.")
+    needed_bytes: int | None = Field(
+        default=None, description="With InsufficientSpace: how many bytes would have to go first."
+    )
 
 
 class ModelArtifactStatus(ApiModel):
@@ -157,6 +160,7 @@ RESOURCE = ResourceInfo(
         PrinterColumn("Percent", ".status.progress.percent", "integer"),
         PrinterColumn("Rate", ".status.progress.rate"),
         PrinterColumn("ETA", ".status.progress.eta", description="Time left at this rate."),
+        PrinterColumn("Unused", ".status.unreferencedSince", "date", description="Since when nothing wants it."),
         reason_column(),
         AGE,
         PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),

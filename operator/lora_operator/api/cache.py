@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from lora_operator.api.bounds import DownloadSpec, EvictionSpec
 from lora_operator.api.common import (
     AGE,
     ApiModel,
@@ -16,7 +18,7 @@ from lora_operator.api.common import (
     reason_column,
 )
 from lora_operator.api.source import S3_ENDPOINT
-from lora_operator.api.storage import READ_WRITE_MANY, STORAGE_RULES, StorageSpec
+from lora_operator.api.storage import READ_WRITE_MANY, STORAGE_RULES, Quantity, StorageSpec
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
@@ -59,6 +61,31 @@ class CacheSecurityContext(ApiModel):
     )
 
 
+class VolumeFigures(ApiModel):
+    """The volume, as the last Job found it."""
+
+    total_bytes: int = Field(description="Size of the file system; 0 where it does not tell.")
+    free_bytes: int = Field(description="What the Jobs' user may still write.")
+    used_bytes: int = Field(description="Content of this cache's sources, finished or not; every file once.")
+    time: datetime = Field(description="When the Job ended.")
+
+
+class EvictionStatus(ApiModel):
+    """The last removal of content that nothing uses, and the one that is under way or waits."""
+
+    requested: str | None = Field(
+        default=None, max_length=256, description="Value of the annotation lora-operator.dev/evict that was seen to."
+    )
+    attempt: int = Field(default=0, description="Number of the last Job, <cache>-evict-<attempt>.")
+    running: bool = Field(default=False, description="Whether that Job is under way; downloads wait meanwhile.")
+    time: datetime | None = Field(default=None, description="When the last one ended.")
+    views: int | None = Field(default=None, description="Contents that it removed.")
+    freed: str | None = Field(default=None, description="Bytes that it freed; what other content shares stays.")
+    message: str | None = Field(
+        default=None, max_length=1024, description="What it waits for, or why nothing could be removed."
+    )
+
+
 class ModelCacheSpec(ApiModel):
     """A shared volume."""
 
@@ -74,6 +101,30 @@ class ModelCacheSpec(ApiModel):
     security_context: CacheSecurityContext = Field(
         default=CacheSecurityContext(), description="Under which identity Jobs write to the volume."
     )
+    capacity: Quantity | None = Field(
+        default=None,
+        description="How much content the cache may hold, whatever the volume has; a download that would exceed it is refused before "
+        "its first byte (InsufficientSpace).",
+    )
+    min_free: Quantity | None = Field(
+        default=None,
+        description="How much of the volume stays free: a download that would leave less is refused before its first byte "
+        "(InsufficientSpace).",
+    )
+    warn_at_percent: int = Field(
+        default=90,
+        ge=1,
+        le=100,
+        description="From how full the volume, or capacity, is on the condition SpaceLow is True, in percent.",
+    )
+    max_artifact_size: Quantity | None = Field(
+        default=None,
+        description="How big one source's content may be; bigger content is TooLarge, before its first byte.",
+    )
+    eviction: EvictionSpec = Field(
+        default=EvictionSpec(), description="What becomes of content that nothing wants any more."
+    )
+    download: DownloadSpec = Field(default=DownloadSpec(), description="How the Jobs run.")
 
 
 class ModelCacheStatus(ApiModel):
@@ -87,6 +138,19 @@ class ModelCacheStatus(ApiModel):
     access_modes: tuple[str, ...] | None = Field(default=None, description="Access modes that the claim asks for.")
     artifacts: int | None = Field(default=None, description="Artifacts that are Ready in this cache.")
     size: str | None = Field(default=None, description="Sum of their sizes.")
+    volume: VolumeFigures | None = Field(
+        default=None, description="Room on the volume, as the last Job found it: the operator itself mounts nothing."
+    )
+    used: str | None = Field(default=None, description="volume.usedBytes for kubectl get.")
+    free: str | None = Field(default=None, description="volume.freeBytes for kubectl get.")
+    reclaimable_bytes: int | None = Field(
+        default=None,
+        description="Sizes of the content that nothing wants. An eviction frees this at most: what other content shares stays.",
+    )
+    reclaimable: str | None = Field(default=None, description="reclaimableBytes for kubectl get.")
+    eviction: EvictionStatus | None = Field(
+        default=None, description="The last removal of content; absent where there was none."
+    )
 
 
 class ModelCache(Resource):
@@ -133,6 +197,9 @@ RESOURCE = ResourceInfo(
         PrinterColumn("Capacity", ".status.capacity"),
         PrinterColumn("Artifacts", ".status.artifacts", "integer"),
         PrinterColumn("Size", ".status.size"),
+        PrinterColumn("Used", ".status.used", description="On the volume, every file once."),
+        PrinterColumn("Free", ".status.free", description="On the volume, when the last Job ended."),
+        PrinterColumn("Reclaimable", ".status.reclaimable", description="What nothing wants any more."),
         reason_column(),
         AGE,
     ),

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from lora_operator.api.common import ApiModel, LocalRef, SecretKeyRef, cel, matches
+from lora_operator.api.storage import Quantity
 from lora_operator.constants import S3_KEYS
 
 _REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$"
@@ -149,6 +150,11 @@ class Source(ApiModel):
 
     hugging_face: HuggingFaceSource | None = Field(default=None, description="A repository on the Hugging Face Hub.")
     s3: S3Source | None = Field(default=None, description="A folder of an S3 bucket.")
+    size_hint: Quantity | None = Field(
+        default=None,
+        description="How big the content is at least, for a source that can't be listed: checked before the first byte, like a listing, "
+        "against the cache's maxArtifactSize, capacity and free space.",
+    )
     path: str = Field(
         default="",
         description="A folder inside the source, for instance checkpoint-500; default: its root.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,15 +17,20 @@ from lora_operator.constants import (
 )
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.desired.placement import Placement, keep_on_one_node
-from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, HuggingFaceRequest, S3Request
-from lora_operator.names import bounded, fetch_labels, job_name, token_secret
+from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, HuggingFaceRequest, Limits, S3Request
+from lora_operator.names import bounded, fetch_labels, job_name, parse_duration, parse_size, token_secret
 
 MAX_VIEW_NAME: Final = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
 ANYWHERE: Final = Placement()
 
 
 def build_request(
-    artifact: ModelArtifact, cache: ModelCache, *, base_model_path: str | None, with_credentials: bool
+    artifact: ModelArtifact,
+    cache: ModelCache,
+    *,
+    base_model_path: str | None,
+    with_credentials: bool,
+    reserved_bytes: int = 0,
 ) -> FetchRequest:
     """What the Job is told."""
     source = artifact.spec.source
@@ -41,6 +47,15 @@ def build_request(
         trust_remote_code=artifact.spec.trust_remote_code or False,
         without_tokenizer=artifact.spec.without_tokenizer or False,
         base_model_path=base_model_path,
+        limits=Limits(
+            max_artifact_bytes=parse_size(cache.spec.max_artifact_size),
+            capacity_bytes=parse_size(cache.spec.capacity),
+            min_free_bytes=parse_size(cache.spec.min_free) or 0,
+            reserved_bytes=reserved_bytes,
+            hint_bytes=parse_size(source.size_hint) or 0,
+        ),
+        owner=cache.status.claim_uid,
+        max_workers=cache.spec.download.max_workers,
     )
 
 
@@ -56,7 +71,9 @@ def build_job(
     resources: dict[str, Any],
     placement: Placement = ANYWHERE,
 ) -> dict[str, Any]:
-    """The Job. One that has credentials is made suspended, and goes on once the Secret that it owns exists."""
+    """The Job; deadline and resources are the cache's where it says any. One that has credentials is made suspended, and goes on once the Secret that it owns exists."""
+    download = cache.spec.download
+    timeout = parse_duration(download.timeout)
     name = job_name(artifact.metadata.name, attempt)
     labels = fetch_labels(artifact.metadata.name)
     with_credentials = request.credentials is not None
@@ -83,7 +100,7 @@ def build_job(
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": 10,
-            "securityContext": _pod_security(cache),
+            "securityContext": pod_security(cache),
             "containers": [
                 {
                     "name": FETCH_CONTAINER,
@@ -97,7 +114,7 @@ def build_job(
                         },
                         {"name": "HOME", "value": "/tmp"},  # noqa: S108
                     ],
-                    "resources": resources,
+                    "resources": resources if download.resources is None else download.resources,
                     "securityContext": CONTAINER_SECURITY | {"readOnlyRootFilesystem": True},
                     "terminationMessagePolicy": "FallbackToLogsOnError",
                     "volumeMounts": mounts,
@@ -121,14 +138,15 @@ def build_job(
             "backoffLimit": 0,
             "completions": 1,
             "parallelism": 1,
-            "activeDeadlineSeconds": deadline_seconds,
+            "activeDeadlineSeconds": deadline_seconds if timeout is None else math.ceil(timeout),
             "suspend": with_credentials,
             "template": keep_on_one_node(template, cache),
         },
     }
 
 
-def _pod_security(cache: ModelCache) -> dict[str, Any]:
+def pod_security(cache: ModelCache) -> dict[str, Any]:
+    """Under which identity the pods of Jobs run."""
     wanted = cache.spec.security_context
     context: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     if wanted.run_as_user is not None:

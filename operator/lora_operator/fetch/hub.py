@@ -58,7 +58,9 @@ class HubSource:
     def open(cls, request: FetchRequest) -> HubSource:
         """The request's repository, with the Job's token."""
         assert request.hugging_face is not None  # noqa: S101  a narrowing for the type checker
-        return cls(huggingface.connect(request.hugging_face, environment.read_token(request)))
+        return cls(
+            huggingface.connect(request.hugging_face, environment.read_token(request), workers=request.max_workers)
+        )
 
     @property
     def title(self) -> str:

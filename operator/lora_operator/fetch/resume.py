@@ -10,14 +10,17 @@ Nothing here vouches for content: `verify` does that, and a wrong blob goes.
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from filelock import Timeout
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -26,6 +29,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore
 
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
+from lora_operator.fetch.volume import NO_SPACE
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +78,7 @@ def download_big(
 ) -> None:
     """Downloads those of `files` that are big and absent; removes what dead downloads left of the others."""
     place.blobs.mkdir(parents=True, exist_ok=True)
+    full = threading.Event()
     left_over = {path.name.partition(".")[0] for path in place.blobs.glob("*.incomplete")}
     wanted = {
         file.blob: file
@@ -93,7 +98,12 @@ def download_big(
             if file.size < RESUMABLE_BYTES:
                 partial.unlink(missing_ok=True)
                 return
-            _download(file, partial, place, commit=commit, endpoint=endpoint, token=token)
+            try:
+                _download(file, partial, place, full, commit=commit, endpoint=endpoint, token=token)
+            except OSError as error:
+                if error.errno in NO_SPACE:
+                    full.set()
+                raise
 
     with ThreadPoolExecutor(workers, thread_name_prefix="download") as pool:
         futures = [pool.submit(one, file) for file in wanted.values()]
@@ -101,8 +111,9 @@ def download_big(
             for future in as_completed(futures):
                 future.result()
         finally:
-            # After a failure those under way end by themselves, and keep what they have; the others don't begin.
-            pool.shutdown(wait=False, cancel_futures=True)
+            # After a failure those under way end by themselves, and keep what they have; the others don't begin. On a full
+            # volume they end with their next bytes, and that is awaited: their unfinished files go.
+            pool.shutdown(wait=full.is_set(), cancel_futures=True)
 
 
 def discard_partial(place: Place, files: Iterable[RemoteFile]) -> None:
@@ -115,15 +126,35 @@ def discard_partial(place: Place, files: Iterable[RemoteFile]) -> None:
                     path.unlink(missing_ok=True)
 
 
+class _Target(io.BufferedWriter):
+    """An unfinished file that takes nothing more once the volume was found full."""
+
+    def __init__(self, path: Path, full: threading.Event) -> None:
+        super().__init__(io.FileIO(path, "ab"))
+        self._full = full
+
+    def write(self, data: Any, /) -> int:
+        if self._full.is_set():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
 def _download(
-    file: RemoteFile, partial: Path, place: Place, *, commit: str, endpoint: str, token: str | Literal[False]
+    file: RemoteFile,
+    partial: Path,
+    place: Place,
+    full: threading.Event,
+    *,
+    commit: str,
+    endpoint: str,
+    token: str | Literal[False],
 ) -> None:
     url = hf_hub_url(place.repo, file.path, revision=commit, endpoint=endpoint)
     found = get_hf_file_metadata(url, token=token, timeout=METADATA_TIMEOUT_S, endpoint=endpoint, retry_on_errors=True)
     if found.etag != file.blob or found.size != file.size:
         log.info("%s has an unusual ETag; it is left to huggingface_hub", file.path)
         return
-    with partial.open("ab") as target:
+    with _Target(partial, full) as target:
         have = target.tell()
         if have > file.size:
             target.truncate(0)

@@ -53,13 +53,15 @@ class S3Source:
     revision: str = ""
     files: tuple[RemoteFile, ...] = ()
     md5: dict[str, str] = field(default_factory=dict)  # by path, of the files whose ETag is one
+    workers: int = 4
 
     @classmethod
     def open(cls, request: FetchRequest) -> S3Source:
         """The request's bucket, with the Job's keys."""
         assert request.s3 is not None  # noqa: S101  a narrowing for the type checker
         keys = environment.read_s3_keys(request)
-        return cls(request.s3, build_client(request.s3, keys), Subject(request.s3, authenticated=keys is not None))
+        subject = Subject(request.s3, authenticated=keys is not None)
+        return cls(request.s3, build_client(request.s3, keys), subject, workers=request.max_workers)
 
     @property
     def title(self) -> str:
@@ -170,7 +172,7 @@ class S3Source:
         place = Place.of(root, endpoint=self.request.endpoint or "aws", bucket=self.request.bucket)
         with self.translated():
             place.prepare()
-        return S3Store(self, place)
+        return S3Store(self, place, self.workers)
 
     def stalled(self, seconds: float) -> ReasonError:
         return unreachable(self.subject, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_WORKERS: Final = 4
 _CHUNK: Final = 256 << 10
 
 
@@ -41,6 +40,7 @@ class S3Store:
 
     source: S3Source
     place: Place
+    workers: int = 4
 
     @property
     def blobs(self) -> Path:
@@ -53,7 +53,12 @@ class S3Store:
         return self.place.missing_bytes(files)
 
     def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
-        persist(lambda: self._download_once(files), moving=moving)
+        try:
+            persist(lambda: self._download_once(files), moving=moving)
+        except ReasonError as error:
+            if error.reason is Reason.INSUFFICIENT_SPACE:
+                self.place.discard_partial(files)
+            raise
         return {file.path: Path(os.path.realpath(self.place.blob(file))) for file in files}
 
     def expected(self, file: RemoteFile) -> RemoteFile:
@@ -70,7 +75,7 @@ class S3Store:
 
     def _download_once(self, files: Sequence[RemoteFile]) -> None:
         stop = threading.Event()
-        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="download") as pool:
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="download") as pool:
             futures = [pool.submit(self._download_one, file, stop) for file in files if not self.place.has(file)]
             try:
                 for future in as_completed(futures):

@@ -96,14 +96,23 @@ class Place:
         """Lets the payload count as absent; the next download takes its place."""
         (self.folder / "sums" / file.blob).unlink(missing_ok=True)
 
+    def discard_partial(self, files: Iterable[RemoteFile]) -> None:
+        """Gives the space of unfinished downloads back, where nobody is working on them."""
+        for file in files:
+            self._discard(self.partial(file))
+
     def discard_older(self, file: RemoteFile) -> None:
         """Removes what downloads of other versions of the object left unfinished, where nobody is working on them."""
         current = self.partial(file)
         for path in self.blobs.glob(f"{file.blob.partition('-')[0]}-*.incomplete"):
             if path != current:
-                with contextlib.suppress(OSError), path.open("ab") as unfinished:
-                    fcntl.flock(unfinished, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink(missing_ok=True)
+                self._discard(path)
+
+    @staticmethod
+    def _discard(path: Path) -> None:
+        with contextlib.suppress(OSError), path.open("r+b") as unfinished:
+            fcntl.flock(unfinished, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.registry import Announced
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.waiting import note_ended_jobs, reserved_bytes, take_turn
 from lora_operator.reconcile.warnings import last_warning
 
 LOG_LINES = 20
@@ -50,10 +51,15 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
     artifact = context.store.artifacts.get(place)
     if artifact is None:
         context.registry.announced.pop(place, None)
+        context.registry.turns.leave(place)
+        for name in context.registry.turns.heads(key.namespace):
+            context.enqueue(Key(Kind.MODEL_ARTIFACT, key.namespace, name))
         context.enqueue_all(context.registry.wanters(place))
         return None
     credentials = _credentials(context, artifact)
-    plan = plan_artifact(await _observe(context, artifact, credentials), now=context.now())
+    seen = await _observe(context, artifact, credentials)
+    plan = take_turn(context, seen, plan_artifact(seen, now=context.now()))
+    note_ended_jobs(context, seen)
     if plan.delete_artifact and not context.registry.wanters(place):  # somebody may have come while we looked
         await context.kube.delete(MODEL_ARTIFACTS, *place, uid=artifact.metadata.uid)
         return None
@@ -64,12 +70,18 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
         except ReasonError as error:
             begun = artifact.model_copy(update={"status": plan.status or artifact.status})
             status = plan_failure(begun, error.reason, error.message, attempt=plan.start, now=context.now())
+        finally:
+            context.registry.turns.started(_cache_key(artifact), artifact.metadata.name)
     if status is not None:
         await context.write_status(MODEL_ARTIFACTS, Kind.MODEL_ARTIFACT, artifact, status)
     for name in plan.delete_jobs:
         await context.kube.delete(JOBS, key.namespace, name)
     _announce(context, key)
     return plan.requeue_after
+
+
+def _cache_key(artifact: ModelArtifact) -> ObjectKey:
+    return (artifact.metadata.namespace, artifact.spec.cache_ref.name)
 
 
 def _announce(context: Context, key: Key) -> None:
@@ -216,7 +228,11 @@ async def _create_job(
     base_ref = artifact.spec.base_model_ref
     base = context.store.artifacts.get((namespace, base_ref.name)) if base_ref else None
     request = build_request(
-        artifact, cache, base_model_path=base.status.path if base else None, with_credentials=with_credentials
+        artifact,
+        cache,
+        base_model_path=base.status.path if base else None,
+        with_credentials=with_credentials,
+        reserved_bytes=reserved_bytes(context, artifact),
     )
     placement = job_placement(cache, fleets_of(context, artifact))
     settings = context.settings
