@@ -205,7 +205,10 @@ async def test_namespaces_take_turns_and_those_that_wait_say_so(control_plane: C
             assert job["spec"]["activeDeadlineSeconds"] == 5400
             if len(started) == 1:
                 for place, name in enumerate(("b0", "a1", "a2"), start=1):
-                    await says(name, f"{place} downloads are ahead of it in ModelCache {world.serving}/default")
+                    await says(
+                        name,
+                        f"{place} download{' is' if place == 1 else 's are'} ahead of it in ModelCache {world.serving}/default",
+                    )
             await world.delete_adapter(started[-1], repos[started[-1]])
         assert started == ["a0", "b0", "a1", "a2"]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from lora_operator.api.adapter import ArtifactRef, LoRAAdapterStatus, PodCounts, PodFailure, RefreshState
 from lora_operator.api.artifact import Failure, ModelArtifactStatus
-from lora_operator.api.cache import ModelCacheStatus, VolumeFigures
+from lora_operator.api.cache import EvictionStatus, ModelCacheStatus, VolumeFigures
 from lora_operator.api.common import ApiModel, StatusCondition
 from lora_operator.api.deployment import PodState, VLLMDeploymentStatus
 from lora_operator.api.progress import Progress
@@ -121,6 +121,11 @@ FULL: dict[str, ApiModel] = {
         volume=VolumeFigures(total_bytes=2**40, free_bytes=2**39, used_bytes=2**38, time=NOW),
         used="256Gi",
         free="512Gi",
+        reclaimable_bytes=2**37,
+        reclaimable="128Gi",
+        eviction=EvictionStatus(
+            requested="now", attempt=7, running=False, time=NOW, views=2, freed="3Gi", message="2 sources were busy"
+        ),
     ),
     "ModelArtifact": ModelArtifactStatus(
         conditions=(condition(Condition.READY, Reason.DOWNLOADING, "12Mi of 128Mi (9%)", status="False"),),
@@ -130,7 +135,9 @@ FULL: dict[str, ApiModel] = {
         finished_attempt=1,
         failed_attempts=1,
         next_attempt_time=NOW,
-        last_failure=Failure(attempt=1, reason="SourceUnreachable", message="z" * MAX_MESSAGE, time=NOW),
+        last_failure=Failure(
+            attempt=1, reason="SourceUnreachable", message="z" * MAX_MESSAGE, time=NOW, needed_bytes=2**40
+        ),
         credentials_version="123",
         unreferenced_since=NOW,
         resolved_revision=COMMIT,
@@ -148,14 +155,14 @@ FULL: dict[str, ApiModel] = {
 LISTS = {
     "LoRAAdapter": "NAME BASE READY REVISION SIZE REASON AGE",
     "VLLMDeployment": "NAME READY ADAPTERS REASON MODEL AGE",
-    "ModelCache": "NAME CLAIM CAPACITY ARTIFACTS SIZE USED FREE REASON AGE",
-    "ModelArtifact": "NAME TYPE SOURCE REVISION SIZE PERCENT RATE ETA REASON AGE",
+    "ModelCache": "NAME CLAIM CAPACITY ARTIFACTS SIZE USED FREE RECLAIMABLE REASON AGE",
+    "ModelArtifact": "NAME TYPE SOURCE REVISION SIZE PERCENT RATE ETA UNUSED REASON AGE",
 }
 ROWS = {
     "LoRAAdapter": "example org/llama 2/2 01234567 128Mi Ready",
     "VLLMDeployment": "example 2/2 500 Ready complete",
-    "ModelCache": "example models 100Gi 12 3.2Gi 256Gi 512Gi Bound",
-    "ModelArtifact": "example Adapter org/sql-lora 01234567 128Mi 9 4B/s 29s Downloading",
+    "ModelCache": "example models 100Gi 12 3.2Gi 256Gi 512Gi 128Gi Bound",
+    "ModelArtifact": "example Adapter org/sql-lora 01234567 128Mi 9 4B/s 29s",
 }
 
 

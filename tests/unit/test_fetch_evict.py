@@ -24,7 +24,7 @@ REPO, BUCKET = "hub/models--org--a", "s3/bucket-0123"
 def make_view(root: Path, name: str, store: str, *blobs: str, size: int = 100, age: float = 0.0) -> Path:
     """A view of payloads of one store, made as a Job makes it."""
     folder = root / store
-    with leases.shared(root, folder):
+    with leases.shared(root, folder / "blobs"):
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         view = root / "artifacts" / name
         (view / "sub").mkdir(parents=True)
@@ -47,7 +47,7 @@ def run(root: Path, keep: Iterable[str] = (), **request: object) -> EvictResult:
 
 def here(root: Path) -> set[str]:
     files = (path for path in root.rglob("*") if path.is_symlink() or path.is_file())
-    return {str(path.relative_to(root)) for path in files if leases.STATE not in path.parts}
+    return {str(path.relative_to(root)) for path in files if ".lora-operator" not in path.parts}
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_what_no_view_links_to_stays_until_a_download_will_not_go_on_from_it(roo
 def test_a_store_that_a_download_has_is_left_alone_with_its_views(root: Path) -> None:
     make_view(root, "sql-1", REPO, "one")
     make_view(root, "chat-1", BUCKET, "two")
-    with leases.shared(root, root / REPO):
+    with leases.shared(root, root / REPO / "blobs"):
         result = run(root)
     assert (result.views, result.busy, result.freed_bytes) == (1, 1, 100)
     assert "artifacts/sql-1/sub/one" in here(root)
@@ -137,7 +137,7 @@ def test_a_download_waits_for_an_eviction_and_looks_at_what_is_left(root: Path) 
     seen: list[bool] = []
 
     def download() -> None:
-        with leases.shared(root, root / REPO):
+        with leases.shared(root, root / REPO / "blobs"):
             seen.append((root / REPO / "blobs" / "one").exists())
 
     with leases.exclusive(root, root / REPO) as free:
@@ -167,9 +167,9 @@ def test_a_volume_that_another_cluster_uses_loses_nothing(root: Path) -> None:
     result = run(root, owner="mine")
     assert not result.ok
     assert "Jobs of other claims use this volume, too (theirs)" in result.message
-    assert "remove .lora-operator/owners/theirs" in result.message
+    assert "remove artifacts/.lora-operator/owners/theirs" in result.message
     assert "artifacts/sql-1/sub/one" in here(root)
-    (root / ".lora-operator" / "owners" / "theirs").unlink()
+    (root / leases.STATE / "owners" / "theirs").unlink()
     assert run(root, owner="mine").views == 1
 
 
@@ -203,3 +203,13 @@ def test_a_record_that_names_another_folder_is_not_believed(root: Path, tmp_path
     for folder in ("../..", "my-model", "artifacts"):
         record.write_text(json.dumps({"folder": folder, "ours": True}))
         assert leases.own_stores(root) == []
+
+
+def test_a_store_of_another_layout_is_not_swept(root: Path) -> None:
+    folder = root / "http" / "site-0123"
+    with leases.shared(root, folder / "files"):
+        (folder / "files").mkdir(parents=True)
+        (folder / "files" / "one").write_bytes(b"x")
+    os.utime(folder / "files" / "one", (time.time() - 9 * DAY,) * 2)
+    assert run(root).ok
+    assert (folder / "files" / "one").exists()

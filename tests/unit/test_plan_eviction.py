@@ -24,7 +24,7 @@ from lora_operator.plan.eviction import (
 from tests.unit.builders import NOW, make_artifact, make_cache, not_ready, ready_artifact, through_the_api
 
 GIB = 1 << 30
-LRU = {"eviction": {"policy": "LeastRecentlyUsed"}}
+LRU: dict[str, Any] = {"eviction": {"policy": "LeastRecentlyUsed"}}
 
 
 def cache(*, asked: str | None = None, status: dict[str, Any] | None = None, **spec: Any) -> ModelCache:

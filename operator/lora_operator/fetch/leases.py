@@ -1,7 +1,7 @@
 """Keeps downloads and evictions of one store apart, in whatever process, pod or cluster: by locks in files on the volume itself.
 
-    .lora-operator/stores/<store>     one per store (a repository, a bucket): its lock, and whether Jobs made the store
-    .lora-operator/owners/<claim>     one per claim through which Jobs came to this volume
+    artifacts/.lora-operator/stores/<store>     one per store (a repository, a bucket): its lock, and whether Jobs made the store
+    artifacts/.lora-operator/owners/<claim>     one per claim through which Jobs came to this volume
 
 A download holds the shared lock of its store from before it looks at what is there until what it published is in place. An eviction
 removes payloads, and views of them, under the exclusive one. Locks end with the process that holds them, so none is ever stale.
@@ -23,9 +23,10 @@ from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.volume import make_shared
+from lora_operator.fetch.volume import ARTIFACTS, make_shared
 
-STATE: Final = ".lora-operator"
+STATE: Final = f"{ARTIFACTS}/.lora-operator"  # where Jobs may write, whoever the volume's root belongs to
+_BLOBS: Final = "blobs"
 _STORES: Final = "stores"
 _OWNERS: Final = "owners"
 _NOT_PLAIN: Final = re.compile(r"[^A-Za-z0-9._-]+")
@@ -57,19 +58,23 @@ def other_owners(root: Path, owner: str | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def shared(root: Path, store: Path) -> Iterator[None]:
-    """Keeps evictions from a store's folder; waits for one that is under way. Raises ReasonError when that takes 10 minutes.
+def shared(root: Path, blobs: Path) -> Iterator[None]:
+    """Keeps evictions from the store with this folder of payloads; waits for one that is under way. Raises ReasonError when that takes 10 minutes.
 
     A folder that has nothing in it when the first Job comes is the Jobs' own; what somebody put there is not. On a volume without
     locks nothing is kept away, and nothing is ever evicted.
     """
+    store = blobs.parent
     record = _record(root, store)
     descriptor = _open(record)
     try:
         with contextlib.suppress(NoLocksError):
             _lock(descriptor, fcntl.LOCK_EX if not record.stat().st_size else fcntl.LOCK_SH, store)
             if not record.stat().st_size:
-                about = {"folder": str(store.relative_to(root)), "ours": not _holds_files(store)}
+                about = {
+                    "folder": str(store.relative_to(root)),
+                    "ours": blobs.name == _BLOBS and not _holds_files(store),
+                }
                 record.write_text(json.dumps(about), "utf-8")
             _lock(descriptor, fcntl.LOCK_SH, store)
         yield
@@ -133,7 +138,7 @@ def _record(root: Path, store: Path) -> Path:
 
 
 def _open(record: Path) -> int:
-    _folder(record.parents[2], _STORES)
+    _folder(record.parents[3], _STORES)
     try:
         descriptor = os.open(record, os.O_RDWR | os.O_CREAT, _MODE)
     except PermissionError:

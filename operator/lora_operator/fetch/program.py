@@ -8,6 +8,7 @@ and checked in this very run. Every way out, also a signal, a stall and an unfor
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -87,9 +88,13 @@ def _fetch(
 ) -> FetchResult:
     root = Path(request.cache_root)
     volume.prepare(root, source.folder)
-    leases.claim_volume(root, request.owner)
     store = source.open_store(root)
-    with leases.shared(root, store.blobs.parent):
+    with contextlib.ExitStack() as held:
+        try:
+            leases.claim_volume(root, request.owner)
+            held.enter_context(leases.shared(root, store.blobs))
+        except OSError as error:
+            raise volume.from_system(error) or error from error
         return _bring(request, source, store, revision, wanted, reporter)
 
 

@@ -8,21 +8,19 @@ from datetime import datetime, timedelta
 
 from lora_operator.api.artifact import Failure, ModelArtifact, ModelArtifactStatus
 from lora_operator.api.cache import ModelCache
-from lora_operator.api.source import Source
 from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_stalled
 from lora_operator.constants import ANNOTATION_REFRESH, LABEL_MANAGED_BY, MANAGED_BY, REASONS, Condition, Reason, Retry
 from lora_operator.errors import ReasonError
 from lora_operator.manifest import FetchProgress, FetchResult
-from lora_operator.names import format_size, is_pinned, parse_size, short_revision
+from lora_operator.names import format_size, is_pinned, short_revision
 from lora_operator.plan.fetch_job import JobView
 from lora_operator.plan.progress import describe, look_every, told
-from lora_operator.plan.turns import describe_ahead
+from lora_operator.plan.room import MAX_FAILURE_SHOWN, has_new_room, queued, too_large
 from lora_operator.plan.wants import Credentials, source_refused, wanted_name
 
 FIRST_BACKOFF_SECONDS = 10
 # By the class of the reason; one that is otherwise waited for (a Job found the volume not mounted) is no reason to give up.
 MAX_BACKOFF_SECONDS = {Retry.BACKOFF: 300, Retry.OUTSIDE: 600, Retry.WAIT: 300, Retry.NONE: None}
-MAX_FAILURE_SHOWN = 1900  # characters of a Job's message in a condition, so that what happens next is not cut off
 NEVER_STARTED = (Reason.JOB_UNSCHEDULABLE, Reason.JOB_IMAGE_PULL, Reason.JOB_NOT_STARTED)
 POLL_SECRET_SECONDS = 10.0
 POLL_TURN_SECONDS = 10.0
@@ -133,7 +131,7 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
     failure = status.last_failure
     outside = failure is not None and REASONS[reason_of(failure.reason)].retry is Retry.OUTSIDE
     renewed = outside and version is not None and status.credentials_version not in (None, version)
-    renewed = renewed or _has_new_room(status, seen.cache)
+    renewed = renewed or has_new_room(status, seen.cache)
     if failure is not None and not renewed:
         # Written again, for something else (a cache that was away) may have been said in between.
         waiting = _write(seen, _failed(failure, due=status.next_attempt_time), now=now)
@@ -145,7 +143,9 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
             return ArtifactPlan(waiting, delete_jobs=delete, requeue_after=min(wait, poll))
     if seen.ahead or seen.evicting:
         return ArtifactPlan(
-            _write(seen, _queued(seen, failure), now=now),
+            _write(
+                seen, queued(seen.artifact, seen.cache, failure, ahead=None if seen.evicting else seen.ahead), now=now
+            ),
             delete_jobs=delete,
             requeue_after=POLL_TURN_SECONDS,
             waits_for_turn=True,
@@ -158,28 +158,6 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
         requeue_after=look_every(seen.running),
         waits_for_turn=True,
     )
-
-
-def _queued(seen: ArtifactObservation, failure: Failure | None) -> Verdict:
-    namespace, name = seen.artifact.metadata.namespace, seen.artifact.spec.cache_ref.name
-    limit = seen.cache.spec.download.max_concurrent if seen.cache else 0
-    text = f"content that nothing uses is being removed from ModelCache {namespace}/{name}, which comes first"
-    if not seen.evicting:
-        text = (
-            f"{describe_ahead(seen.ahead)} downloads are ahead of it in ModelCache {namespace}/{name}, which runs {limit} at once "
-            "(spec.download.maxConcurrent)"
-        )
-    if failure is None:
-        return failing(Reason.QUEUED, text)
-    return failing(reason_of(failure.reason), f"{failure.message[:MAX_FAILURE_SHOWN]}; tried again in turn: {text}")
-
-
-def _has_new_room(status: ModelArtifactStatus, cache: ModelCache | None) -> bool:
-    """Whether content was removed since the last attempt failed for the lack of room."""
-    failure, eviction = status.last_failure, cache.status.eviction if cache else None
-    if failure is None or failure.reason != Reason.INSUFFICIENT_SPACE or eviction is None or eviction.time is None:
-        return False
-    return eviction.time > failure.time and bool(eviction.views)
 
 
 def _waits_for(seen: ArtifactObservation) -> Verdict | None:
@@ -200,8 +178,8 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
         return failing(
             Reason.CACHE_NOT_READY, f"the claim of ModelCache {namespace}/{spec.cache_ref.name} was not looked at yet"
         )
-    if (too_large := _too_large(spec.source, seen.cache)) is not None:
-        return too_large
+    if (refusal := too_large(spec.source, seen.cache)) is not None:
+        return refusal
     if spec.base_model_ref is None:
         return None
     if seen.base is None or not is_true(seen.base.status.conditions, Condition.READY):
@@ -210,18 +188,6 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
             f"waits for the base model: ModelArtifact {namespace}/{spec.base_model_ref.name} is not Ready",
         )
     return None
-
-
-def _too_large(source: Source, cache: ModelCache) -> Verdict | None:
-    """By what the user says of the size, before any Job."""
-    hint, most = parse_size(source.size_hint), parse_size(cache.spec.max_artifact_size)
-    if hint is None or most is None or hint <= most:
-        return None
-    return failing(
-        Reason.TOO_LARGE,
-        f"source.sizeHint says {source.size_hint}, and ModelCache {cache.metadata.namespace}/{cache.metadata.name} takes "
-        f"{cache.spec.max_artifact_size} at most (spec.maxArtifactSize): ask its owner to raise it",
-    )
 
 
 def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -85,7 +86,7 @@ def _cache_key(artifact: ModelArtifact) -> ObjectKey:
 
 
 def _announce(context: Context, key: Key) -> None:
-    """Wake who wants the artifact, where what they go by has changed."""
+    """Wake who wants the artifact, where what they go by has changed; for figures that move, adapters only now and then."""
     place = (key.namespace, key.name)
     artifact = context.store.artifacts.get(place)
     if artifact is None:
@@ -93,15 +94,16 @@ def _announce(context: Context, key: Key) -> None:
     ready = find(artifact.status.conditions, Condition.READY)
     status, moves = artifact.status, artifact.status.progress is not None
     news = (ready and (ready.status, ready.reason), moves or (ready and ready.message), status.path, status.digest)
-    before = context.registry.announced.get(place)
-    now = time.monotonic()
-    if before is not None and before.news == news:
-        if not moves or before.message == (ready and ready.message):
-            return
-        if now - before.time < MIRRORED_SECONDS:
-            return  # while figures move it is looked at every few seconds
-    context.registry.announced[place] = Announced(news, ready.message if ready else None, now)
-    context.enqueue_all(context.registry.wanters(place))
+    message = ready.message if ready else None
+    wanters, announced = context.registry.wanters(place), context.registry.announced
+    before, now = announced.get(place), time.monotonic()
+    if before is None or before.news != news or (moves and now - before.time >= MIRRORED_SECONDS):
+        if before is None or (before.news, before.adapters) != (news, message):
+            announced[place] = Announced(news, message, message, now)
+            context.enqueue_all(wanters)
+    elif moves and before.others != message:
+        announced[place] = replace(before, others=message)
+        context.enqueue_all(key for key in wanters if key.kind is not Kind.LORA_ADAPTER)
 
 
 def _credentials(context: Context, artifact: ModelArtifact) -> Credentials | ReasonError | None:

@@ -139,7 +139,7 @@ def _last_words(pod: Body) -> str | None:
 async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attempt: int) -> EvictionPlan:
     """Delete the artifacts whose content goes, then make the Job that keeps what the others have by then."""
     registry, store = context.registry, context.store
-    claim, namespace = claim_of(context, cache.key), cache.metadata.namespace
+    claim, namespace, began = claim_of(context, cache.key), cache.metadata.namespace, time.time()
     for artifact in plan.remove:
         if registry.wanters(artifact.key) or store.is_told(artifact.key):
             continue  # somebody has come while we deleted others
@@ -156,7 +156,7 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
         cache_root=CACHE_MOUNT,
         owner=cache.status.claim_uid,
         keep=encode_keep(views | used),
-        built=time.time() if plan.careful else None,
+        built=began if plan.careful else None,
     )
     beside = [d for d in store.deployments.values() if d.metadata.namespace == namespace]
     fleets = [d for d in beside if isinstance(found := cache_of(context, d), ModelCache) and found.key == cache.key]

@@ -37,10 +37,11 @@ class ModelWant:
 
 @dataclass(frozen=True)
 class Announced:
-    """What an artifact's wanters were last told of, and when, by the monotonic clock."""
+    """What an artifact's wanters were last told of, and when adapters were, by the monotonic clock."""
 
     news: object
-    message: str | None
+    adapters: str | None  # the message that adapters were woken for
+    others: str | None
     time: float
 
 
