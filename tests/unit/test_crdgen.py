@@ -136,7 +136,12 @@ def test_only_parts_of_the_pod_api_keep_unknown_fields() -> None:
         return found + (paths(schema["items"], f"{path}[]") if "items" in schema else [])
 
     found = [path for info in RESOURCES for path in paths(crdgen.build_schema(info.spec, "spec", is_spec=True), "spec")]
-    assert found == ["spec.engine.env[].valueFrom", "spec.engine.resources", "spec.podTemplate"]
+    assert found == [
+        "spec.engine.env[].valueFrom",
+        "spec.engine.resources",
+        "spec.podTemplate",
+        "spec.download.resources",
+    ]
     for info in RESOURCES:
         assert paths(crdgen.build_schema(info.status, "status", is_spec=False), "status") == []
 

@@ -65,6 +65,7 @@ def test_what_the_job_is_told() -> None:
         "withoutTokenizer": False,
         "limits": {"minFreeBytes": 0, "reservedBytes": 0, "hintBytes": 0},
         "maxWorkers": 4,
+        "owner": "uid-claim",
         "baseModelPath": "artifacts/base-1-abc",
     }
 
@@ -82,6 +83,7 @@ def test_what_a_job_is_told_of_s3() -> None:
         "withoutTokenizer": False,
         "limits": {"minFreeBytes": 0, "reservedBytes": 0, "hintBytes": 0},
         "maxWorkers": 4,
+        "owner": "uid-claim",
         "path": "",
         "cacheRoot": "/model-cache",
         "credentials": "/etc/lora-operator/credentials",
