@@ -326,7 +326,7 @@ class World:
             "metadata": {
                 "name": f"{metadata['name']}-pod",
                 "namespace": self.serving,
-                "labels": template["metadata"]["labels"],
+                "labels": template["metadata"]["labels"] | {"batch.kubernetes.io/job-name": metadata["name"]},
                 "ownerReferences": [owner("batch/v1", "Job", job)],
             },
             "spec": {"restartPolicy": "Never", "containers": [{"name": FETCH_CONTAINER, "image": "x"}]},

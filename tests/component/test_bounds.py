@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,10 +101,11 @@ def test_a_volume_that_fills_loses_all_unfinished_files_of_the_job_and_none_of_a
     hub.create_repo("org/parts")
     hub.commit("org/parts", parts)
     hub.throttle(2 * MIB, "org/parts")
-    hub.throttle(MIB // 4, "org/big")
+    hub.throttle(MIB, "org/big")
     with volume(fetcher.cache, 24):
         other = fetcher.start("org/big", type="BaseModel")
-        until(lambda: hub.sent_bytes("org/big").get("model.safetensors", 0) > MIB)
+        until(lambda: hub.sent_bytes("org/big").get("model.safetensors", 0) > 3 * MIB)
+        other.process.send_signal(signal.SIGSTOP)  # it holds what it has, and writes nothing meanwhile
         job = fetcher.start("org/parts", type="BaseModel")
         until(lambda: sum(hub.sent_bytes("org/parts").values()) > 3 * MIB)
         free = os.statvfs(fetcher.cache)
@@ -113,11 +115,11 @@ def test_a_volume_that_fills_loses_all_unfinished_files_of_the_job_and_none_of_a
         assert [name for name in fetcher.leaked() if "org--parts" in name] == []
         (fetcher.cache / "ballast").unlink()
         assert [name for name in fetcher.leaked() if "org--big" in name] != [], "the other one's work is not touched"
-        hub.throttle(None, "org/big")
         other.kill()
+        hub.throttle(None, "org/big")
         hub.reset_counters()
         assert fetcher.run("org/big", type="BaseModel").ok
-        assert hub.sent_bytes("org/big")["model.safetensors"] < 5 * MIB, "it goes on from where it was"
+        assert hub.sent_bytes("org/big")["model.safetensors"] < 5.5 * MIB, "it goes on from where it was"
 
 
 @as_root

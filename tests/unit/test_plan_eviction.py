@@ -218,3 +218,13 @@ def test_the_last_words_of_a_job() -> None:
     found = read_result(ended, "Traceback")
     assert found is not None
     assert (found.ok, found.message) == (False, "the Job ended without a result: DeadlineExceeded Traceback")
+
+
+def test_what_pods_are_just_giving_up_is_waited_for_when_it_is_asked_for() -> None:
+    asked = cache(asked="now")
+    just, long_ago = unused("just", 0.001), unused("stuck", 1)
+    plan = plan_eviction(seen(just, long_ago, of=asked, used=frozenset({"just", "stuck"})), now=NOW)
+    assert (plan.start, plan.requeue_after) == (None, 2.0)
+    assert plan.status is not None
+    assert "pods still have just, which nothing wants since" in (plan.status.message or "")
+    assert removed(seen(just, long_ago, of=asked, used=frozenset({"stuck"}))) == ["just"]

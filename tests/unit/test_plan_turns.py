@@ -45,6 +45,12 @@ def test_what_runs_counts() -> None:
     assert names(waiting, ("team-c",)) == ["a0", "b0"]
 
 
+def test_namespaces_take_turns_where_one_job_runs_at_a_time() -> None:
+    waiting = [ticket("a1", "team-a", at=1), ticket("a2", "team-a", at=2), ticket("b0", "team-b", at=9)]
+    assert [found.artifact for found in order(waiting, [], {"team-a": 1})] == ["b0", "a1", "a2"]
+    assert [found.artifact for found in order(waiting, [], {"team-a": 1, "team-b": 2})] == ["a1", "b0", "a2"]
+
+
 def test_what_two_namespaces_want_is_done_once_at_the_earlier_turn() -> None:
     waiting = [ticket("a0", "team-a"), ticket("shared", "team-a", "team-b", at=1), ticket("b0", "team-b", at=2)]
     assert names(waiting) == ["a0", "shared", "b0"]

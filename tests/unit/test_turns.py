@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 from lora_operator.plan.turns import Ticket
@@ -51,3 +52,27 @@ def test_a_limit_that_is_raised_lets_more_start() -> None:
     for place, name in enumerate("abc"):
         turns.ahead(CACHE, ticket(name, at=place), {"x": ("team-b",)}, limit=1)
     assert turns.ahead(CACHE, ticket("b", at=1), {"x": ("team-b",)}, limit=3) == 0
+
+
+def test_the_head_is_whose_turn_it_is_though_it_came_last() -> None:
+    turns, running = Turns(), {"x": ("team-a",)}
+    assert turns.ahead(CACHE, ticket("x"), {}, limit=1) == 0
+    turns.start(CACHE, "x")
+    turns.started(CACHE, "x")
+    for place, name in enumerate("abc"):
+        turns.ahead(CACHE, ticket(name, at=place), running, limit=1)
+    assert turns.ahead(CACHE, ticket("z", "team-b", at=9), running, limit=1) == 4, "until somebody looks again"
+    assert turns.next(CACHE, 1) == ["z"]
+    assert turns.ahead(CACHE, ticket("z", "team-b", at=9), running, limit=1) == 1
+    assert turns.ahead(CACHE, ticket("z", "team-b", at=9), {}, limit=1) == 0, "the other namespace had its turn"
+
+
+def test_a_thousand_that_come_at_once_cost_little() -> None:
+    turns, running = Turns(), {"x": ("team-0",)}
+    began = time.process_time()
+    for n in range(1000):
+        turns.ahead(CACHE, ticket(f"a{n}", f"team-{n % 100}", at=n), running, limit=1)
+    assert time.process_time() - began < 1, "seconds of this process; an order each would take a minute"
+    assert sorted(
+        turns.ahead(CACHE, ticket(f"a{n}", f"team-{n % 100}", at=n), running, limit=1) for n in range(1000)
+    ) == list(range(1, 1001))

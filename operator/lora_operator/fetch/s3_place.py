@@ -88,7 +88,11 @@ class Place:
         """Makes the complete partial file the payload: the sum first, so that no payload is ever without."""
         target = self.folder / "sums" / file.blob
         fresh = target.with_name(f"{target.name}.tmp")
-        fresh.write_text(sha256 + "\n", "ascii")
+        try:
+            fresh.write_text(sha256 + "\n", "ascii")
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
         fresh.replace(target)
         self.partial(file).replace(self.blob(file))
 

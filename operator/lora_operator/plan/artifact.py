@@ -147,7 +147,8 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
                 seen, queued(seen.artifact, seen.cache, failure, ahead=None if seen.evicting else seen.ahead), now=now
             ),
             delete_jobs=delete,
-            requeue_after=POLL_TURN_SECONDS,
+            # Whose turn comes is woken; this is for what it says, and each look asks for its Secret.
+            requeue_after=max(POLL_TURN_SECONDS, min(float(seen.ahead), 300.0)),
             waits_for_turn=True,
         )
     verdict = _starting(failure, attempt)

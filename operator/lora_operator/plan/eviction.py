@@ -25,6 +25,7 @@ from lora_operator.plan.artifact import is_by_hand
 POLL_SECONDS: Final = 5.0
 POLL_UNSURE_SECONDS: Final = 15.0
 RETRY: Final = timedelta(minutes=10)  # after a Job that could not
+JUST: Final = timedelta(minutes=2)  # in which pods let go of what nothing wants any more
 MAX_VIEWS: Final = 10_000  # whose names fit the Job's environment
 _VIEW: Final = re.compile(r"artifacts/([A-Za-z0-9][A-Za-z0-9._-]*)")
 
@@ -79,10 +80,10 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
         if status is None or not (status.running or (status.message and status.message.startswith("waits"))):
             return EvictionPlan(status)
         return EvictionPlan(_update(status, running=False, message=None), ended=status.running)
-    cause = seen.unsure or ("a download has just ended" if seen.unread else None)
+    cause = seen.unsure or ("a download has just ended" if seen.unread else _still_served(seen, now))
     if cause is not None:
         waiting = _update(status, running=False, message=f"waits, for nothing may go now: {cause}"[:1024])
-        return EvictionPlan(waiting, requeue_after=2.0 if seen.unread else POLL_UNSURE_SECONDS)
+        return EvictionPlan(waiting, requeue_after=POLL_UNSURE_SECONDS if seen.unsure else 2.0)
     remove = tuple(victims(seen, now=now))
     if not (remove or seen.swept or _held_up(seen) or _is_asked_for(seen)):
         return EvictionPlan(status, requeue_after=POLL_UNSURE_SECONDS)  # what is too old is still in use
@@ -213,8 +214,20 @@ def _held_up(seen: EvictionObservation) -> list[ModelArtifact]:
         and failure.reason == Reason.INSUFFICIENT_SPACE
         and not is_true(artifact.status.conditions, Condition.READY)
         and artifact.metadata.name not in seen.unwanted
-        and (last is None or failure.time >= last)
+        and (last is None or failure.time > last)
     ]
+
+
+def _still_served(seen: EvictionObservation, now: datetime) -> str | None:
+    """What was asked for a moment ago, while pods give up what was just deleted, is not to miss just that."""
+    if not _is_asked_for(seen):
+        return None
+    for artifact in seen.artifacts:
+        since = artifact.status.unreferenced_since
+        just = since is not None and now - since < JUST
+        if just and artifact.metadata.name in seen.unwanted and view_name(artifact) in seen.used:
+            return f"pods still have {artifact.metadata.name}, which nothing wants since {since:%H:%M:%S}Z"
+    return None
 
 
 def _is_expired(artifact: ModelArtifact, cache: ModelCache, now: datetime) -> bool:

@@ -38,7 +38,7 @@ def has_new_room(status: ModelArtifactStatus, cache: ModelCache | None) -> bool:
     failure, eviction = status.last_failure, cache.status.eviction if cache else None
     if failure is None or failure.reason != Reason.INSUFFICIENT_SPACE or eviction is None or eviction.time is None:
         return False
-    return eviction.time > failure.time and bool(eviction.views)
+    return eviction.time >= failure.time and bool(eviction.views)
 
 
 def too_large(source: Source, cache: ModelCache) -> Verdict | None:

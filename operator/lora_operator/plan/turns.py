@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Final
 
 _EXACT: Final = 10
@@ -21,11 +22,13 @@ class Ticket:
     namespaces: tuple[str, ...]  # of who wants it, sorted; never empty
 
 
-def order(waiting: Iterable[Ticket], running: Collection[tuple[str, ...]]) -> list[Ticket]:
+def order(
+    waiting: Iterable[Ticket], running: Collection[tuple[str, ...]], last: Mapping[str, int] = MappingProxyType({})
+) -> list[Ticket]:
     """The order in which `waiting` start; `running` are the namespaces behind each Job that runs.
 
-    Each place goes to the namespace that has the fewest Jobs by then, those that run counted too; of equal ones to the one that
-    waits longest. Within a namespace it goes by age. An artifact that several namespaces want counts for each of them: it costs
+    Each place goes to the namespace that has the fewest Jobs by then, those that run counted too; of equal ones to the one whose turn
+    was longest ago by `last` (a number that grows with every turn), then to the one that waits longest. Within a namespace it goes by age. An artifact that several namespaces want counts for each of them: it costs
     nobody more than one of their own would.
     """
     queues: dict[str, deque[Ticket]] = {}
@@ -37,6 +40,8 @@ def order(waiting: Iterable[Ticket], running: Collection[tuple[str, ...]]) -> li
         for namespace in namespaces:
             if namespace in served:
                 served[namespace] += 1
+    turn = dict(last)
+    count = max(turn.values(), default=0)
     found: list[Ticket] = []
     taken: set[str] = set()
     while queues:
@@ -44,12 +49,14 @@ def order(waiting: Iterable[Ticket], running: Collection[tuple[str, ...]]) -> li
             del queues[namespace]
         if not queues:
             break
-        chosen = min(queues, key=lambda name: (served[name], queues[name][0], name))
+        chosen = min(queues, key=lambda name: (served[name], turn.get(name, 0), queues[name][0], name))
         ticket = queues[chosen].popleft()
         taken.add(ticket.artifact)
         found.append(ticket)
+        count += 1
         for namespace in ticket.namespaces:
             served[namespace] += 1
+            turn[namespace] = count
     return found
 
 

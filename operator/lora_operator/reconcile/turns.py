@@ -13,9 +13,18 @@ Running = dict[str, tuple[str, ...]]  # artifact → namespaces of who wants it
 @dataclass
 class _Queue:
     tickets: dict[str, Ticket] = field(default_factory=dict)
-    starting: dict[str, tuple[str, ...]] = field(default_factory=dict)  # their Jobs are being created
+    starting: Running = field(default_factory=dict)  # their Jobs are being created
+    busy: Running = field(default_factory=dict)  # those, and what ran at the last look
+    limit: int = 0
+    last: dict[str, int] = field(default_factory=dict)  # namespace → number of its last turn
     ahead: dict[str, int] = field(default_factory=dict)
-    of: tuple[object, ...] | None = None  # what `ahead` was computed from, but for the tickets
+    stale: bool = False  # `ahead` is of other tickets, or of other Jobs
+
+    def settle(self) -> None:
+        """Find the places anew."""
+        waiting = [ticket for name, ticket in self.tickets.items() if name not in self.busy]
+        self.ahead = dict(places(order(waiting, list(self.busy.values()), self.last), free=self.limit - len(self.busy)))
+        self.stale = False
 
 
 class Turns:
@@ -25,25 +34,31 @@ class Turns:
         self._queues: dict[ObjectKey, _Queue] = {}
 
     def ahead(self, cache: ObjectKey, ticket: Ticket, running: Running, *, limit: int) -> int:
-        """How many are ahead of the ticket's artifact, which now waits if it did not; 0: it may start."""
-        queue = self._queues.setdefault(cache, _Queue())
-        if queue.tickets.get(ticket.artifact) != ticket:
-            queue.tickets[ticket.artifact] = ticket
-            queue.of = None
+        """How many are ahead of the ticket's artifact, which now waits if it did not; 0: it may start.
+
+        One that comes while all places are taken is told that all others are ahead of it, until the next look: a thousand that
+        come at once cost no thousand orders.
+        """
+        queue, name = self._queues.setdefault(cache, _Queue()), ticket.artifact
+        new = queue.tickets.get(name) != ticket
+        queue.tickets[name] = ticket
         busy = running | queue.starting
-        present = (tuple(sorted(busy.items())), limit)
-        if queue.of != present:
-            waiting = [found for name, found in queue.tickets.items() if name not in busy]
-            queue.ahead = dict(places(order(waiting, list(busy.values())), free=limit - len(busy)))
-            queue.of = present
-        return queue.ahead.get(ticket.artifact, 0)
+        if new or (queue.busy, queue.limit) != (busy, limit):
+            queue.busy, queue.limit, queue.stale = busy, limit, True
+        if new and len(busy) >= limit:
+            queue.ahead[name] = max(1, len(queue.tickets))
+        elif queue.stale:
+            queue.settle()
+        return queue.ahead.get(name, 0)
 
     def start(self, cache: ObjectKey, artifact: str) -> None:
         """Its Job is being created: it waits no longer, and takes a place."""
         queue = self._queues.setdefault(cache, _Queue())
         ticket = queue.tickets.pop(artifact, None)
         queue.starting[artifact] = ticket.namespaces if ticket else ()
-        queue.of = None
+        number = max(queue.last.values(), default=0) + 1
+        queue.last |= dict.fromkeys(queue.starting[artifact], number)
+        queue.stale = True
 
     def starting(self, cache: ObjectKey) -> int:
         """How many Jobs are being created."""
@@ -54,19 +69,21 @@ class Turns:
         """Its Job exists by now, or can't be made."""
         queue = self._queues.get(cache)
         if queue is not None and queue.starting.pop(artifact, None) is not None:
-            queue.of = None
+            queue.stale = True
 
     def leave(self, artifact: ObjectKey) -> None:
         """It does not wait: it is gone, is done, or waits for something else."""
         for (namespace, _), queue in self._queues.items():
             if namespace == artifact[0] and queue.tickets.pop(artifact[1], None) is not None:
-                queue.of = None
+                queue.stale = True
 
     def next(self, cache: ObjectKey, count: int) -> list[str]:
-        """The artifacts at the head, by what was computed last: to be looked at when a Job has ended."""
+        """The artifacts at the head, to be looked at when a Job has ended."""
         queue = self._queues.get(cache)
         if queue is None:
             return []
+        if queue.stale:
+            queue.settle()
         waiting = [name for name in queue.tickets if name in queue.ahead]
         return sorted(waiting, key=lambda name: (queue.ahead[name], queue.tickets[name]))[:count]
 
