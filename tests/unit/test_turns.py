@@ -55,7 +55,8 @@ def test_a_limit_that_is_raised_lets_more_start() -> None:
 
 
 def test_the_head_is_whose_turn_it_is_though_it_came_last() -> None:
-    turns, running = Turns(), {"x": ("team-a",)}
+    turns = Turns()
+    running: Running = {"x": ("team-a",)}
     assert turns.ahead(CACHE, ticket("x"), {}, limit=1) == 0
     turns.start(CACHE, "x")
     turns.started(CACHE, "x")
@@ -68,7 +69,8 @@ def test_the_head_is_whose_turn_it_is_though_it_came_last() -> None:
 
 
 def test_a_thousand_that_come_at_once_cost_little() -> None:
-    turns, running = Turns(), {"x": ("team-0",)}
+    turns = Turns()
+    running: Running = {"x": ("team-0",)}
     began = time.process_time()
     for n in range(1000):
         turns.ahead(CACHE, ticket(f"a{n}", f"team-{n % 100}", at=n), running, limit=1)
