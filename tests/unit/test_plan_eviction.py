@@ -228,3 +228,14 @@ def test_what_pods_are_just_giving_up_is_waited_for_when_it_is_asked_for() -> No
     assert plan.status is not None
     assert "pods still have just, which nothing wants since" in (plan.status.message or "")
     assert removed(seen(just, long_ago, of=asked, used=frozenset({"stuck"}))) == ["just"]
+
+
+def test_what_waits_goes_on_waiting_and_says_so_once() -> None:
+    contents = [unused("old", 9), held_up(at=NOW + timedelta(seconds=30))]
+    done = {"attempt": 1, "time": NOW.isoformat(), "views": 1}
+    now = NOW + timedelta(minutes=1)
+    first = plan_eviction(seen(*contents, of=cache(status=done, **LRU), unsure="x"), now=now).status
+    assert first is not None
+    later = cache(status=through_the_api(first).to_wire(), **LRU)
+    assert plan_eviction(seen(*contents, of=later, unsure="x"), now=now).status == first
+    assert [a.metadata.name for a in plan_eviction(seen(*contents, of=later), now=now).remove] == ["old"]

@@ -24,6 +24,7 @@ from lora_operator.plan.artifact import is_by_hand
 
 POLL_SECONDS: Final = 5.0
 POLL_UNSURE_SECONDS: Final = 15.0
+WAITS: Final = "waits, for nothing may go now"
 RETRY: Final = timedelta(minutes=10)  # after a Job that could not
 JUST: Final = timedelta(minutes=2)  # in which pods let go of what nothing wants any more
 MAX_VIEWS: Final = 10_000  # whose names fit the Job's environment
@@ -77,12 +78,12 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
         return EvictionPlan(running, requeue_after=POLL_SECONDS)
     why = _why(seen, now)
     if why is None:
-        if status is None or not (status.running or (status.message and status.message.startswith("waits"))):
+        if status is None or not (status.running or _waits(status)):
             return EvictionPlan(status)
         return EvictionPlan(_update(status, running=False, message=None), ended=status.running)
     cause = seen.unsure or ("a download has just ended" if seen.unread else _still_served(seen, now))
     if cause is not None:
-        waiting = _update(status, running=False, message=f"waits, for nothing may go now: {cause}"[:1024])
+        waiting = _update(status, running=False, message=f"{WAITS}: {cause}"[:1024])
         return EvictionPlan(waiting, requeue_after=POLL_UNSURE_SECONDS if seen.unsure else 2.0)
     remove = tuple(victims(seen, now=now))
     if not (remove or seen.swept or _held_up(seen) or _is_asked_for(seen)):
@@ -187,14 +188,21 @@ def _why(seen: EvictionObservation, now: datetime) -> str | None:
     status, cache = seen.cache.status.eviction, seen.cache
     if cache.spec.eviction.policy == "Never":
         return None
-    failed = status is not None and status.time is not None and status.message is not None
-    if failed and status is not None and status.time is not None and now - status.time < RETRY:
-        return None
+    if status is not None and status.message is not None and not _waits(status) and _is_recent(status, now):
+        return None  # it could not
     if seen.swept:
         return "an artifact is gone"
     if _held_up(seen):
         return "a download needs room"
     return "too old" if any(_is_expired(artifact, cache, now) for artifact in candidates(seen)) else None
+
+
+def _waits(status: EvictionStatus) -> bool:
+    return (status.message or "").startswith(WAITS)
+
+
+def _is_recent(status: EvictionStatus, now: datetime) -> bool:
+    return status.time is not None and now - status.time < RETRY
 
 
 def _is_asked_for(seen: EvictionObservation) -> bool:
