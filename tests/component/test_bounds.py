@@ -145,11 +145,7 @@ def test_a_volume_that_fills_while_objects_of_a_bucket_arrive(fetcher: Fetcher, 
 
 
 def test_a_jobs_memory_does_not_grow_with_its_content(hub: HubServer, fetcher: Fetcher, tmp_path: Path) -> None:
-    huge = make_base(tmp_path / "huge")
-    with (huge / "model.safetensors").open("ab") as file:
-        file.truncate(
-            400 * MIB
-        )  # what the header does not speak of is no tensor: the checks refuse it, once all was read
+    huge = make_base(tmp_path / "huge", vocab=600_000)  # 147 MiB
     hub.create_repo("org/huge")
     hub.commit("org/huge", huge)
     peaks = {}
@@ -157,7 +153,7 @@ def test_a_jobs_memory_does_not_grow_with_its_content(hub: HubServer, fetcher: F
         job = fetcher.start(repo, type="BaseModel")
         _, status, usage = os.wait4(job.process.pid, 0)
         job.process.returncode = os.waitstatus_to_exitcode(status)
-        assert "Verifying" in job.stdout or job.result.ok
+        assert job.ok
         peaks[repo] = usage.ru_maxrss * 1024
     assert peaks["org/huge"] - peaks["org/base"] < 48 * MIB, peaks
     assert peaks["org/huge"] < 300 * MIB, peaks
