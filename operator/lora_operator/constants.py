@@ -24,9 +24,11 @@ LABEL_CACHE: Final = f"{GROUP}/modelcache"  # on claims that were made, and on p
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 COMPONENT_ENGINE: Final = "engine"
 COMPONENT_FETCH: Final = "fetch"
+COMPONENT_EVICT: Final = "evict"
 
 ANNOTATION_DEFAULT_CACHE: Final = f"{GROUP}/is-default-cache"
 ANNOTATION_REFRESH: Final = f"{GROUP}/refresh"  # on adapters and deployments: another value resolves the source anew
+ANNOTATION_EVICT: Final = f"{GROUP}/evict"  # on caches: another value removes all that nothing uses, at once
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 ANNOTATION_KIT: Final = f"{GROUP}/engine-kit"
 ANNOTATION_ARGUMENTS: Final = f"{GROUP}/lora-modules"  # <generation>-<hash> of the adapters in the pods' arguments
@@ -56,6 +58,7 @@ DEFAULT_ENGINE_PORT: Final = 8000
 MAX_SERVED_NAME: Final = 128  # characters of what clients write into "model"
 ENGINE_CONTAINER: Final = "vllm"
 FETCH_CONTAINER: Final = "fetch"
+EVICT_CONTAINER: Final = "evict"
 
 
 class Condition(StrEnum):
@@ -70,6 +73,7 @@ class Condition(StrEnum):
     AVAILABLE = "Available"
     ADAPTERS_IN_SYNC = "AdaptersInSync"
     SINGLE_NODE = "SingleNode"
+    SPACE_LOW = "SpaceLow"
 
 
 CONDITION_DOCS: Final[dict[Condition, str]] = {
@@ -81,6 +85,7 @@ CONDITION_DOCS: Final[dict[Condition, str]] = {
     Condition.MODEL_READY: "The base model is complete and verified in the cache, and so are the tokenizer and draft model that the spec names.",
     Condition.AVAILABLE: "At least one engine pod is ready and its gate was proven closed.",
     Condition.ADAPTERS_IN_SYNC: "Every ready pod acknowledged the current module list and serves what it says.",
+    Condition.SPACE_LOW: "The volume, or the cache's capacity, is as full as spec.warnAtPercent says; there once a Job has looked.",
     Condition.SINGLE_NODE: "Only one node can mount the cache's claim, so all its pods are kept on one node; the message names it.",
 }
 
@@ -146,6 +151,7 @@ class Reason(StrEnum):
     INVALID_ADAPTER = "InvalidAdapter"
     INCOMPATIBLE_BASE_MODEL = "IncompatibleBaseModel"
     INCOMPLETE_MODEL = "IncompleteModel"
+    TOO_LARGE = "TooLarge"
     INSUFFICIENT_SPACE = "InsufficientSpace"
     CACHE_NOT_READY = "CacheNotReady"
     CACHE_NOT_WRITABLE = "CacheNotWritable"
@@ -190,6 +196,9 @@ class Reason(StrEnum):
     # SingleNode of a cache, True and False
     READ_WRITE_ONCE = "ReadWriteOnce"
     READ_WRITE_MANY = "ReadWriteMany"
+    # SpaceLow of a cache, True and False
+    NEARLY_FULL = "NearlyFull"
+    ENOUGH_SPACE = "EnoughSpace"
 
 
 _WAIT, _BACKOFF, _OUTSIDE, _NONE = Retry.WAIT, Retry.BACKOFF, Retry.OUTSIDE, Retry.NONE
@@ -233,7 +242,8 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     ),
     Reason.NOT_ACCEPTED: ReasonInfo("Nothing is downloaded before the adapter is accepted, nor loaded.", _WAIT),
     Reason.QUEUED: ReasonInfo(
-        "The download waits: for the base model's artifact, or for its Job's pod to start.", _WAIT
+        "The download waits: for the base model's artifact, for its turn among the cache's Jobs, or for its Job's pod to start.",
+        _WAIT,
     ),
     Reason.DOWNLOADING: ReasonInfo("A Job is downloading; the message has bytes and percentage.", _WAIT),
     Reason.VERIFYING: ReasonInfo("A Job is checking checksums and the adapter's layout.", _WAIT),
@@ -277,7 +287,14 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         _NONE,
         stalled=True,
     ),
-    Reason.INSUFFICIENT_SPACE: ReasonInfo("The cache's volume has not enough free space.", _OUTSIDE, stalled=True),
+    Reason.TOO_LARGE: ReasonInfo(
+        "The content is bigger than the ModelCache's spec.maxArtifactSize.", _OUTSIDE, stalled=True
+    ),
+    Reason.INSUFFICIENT_SPACE: ReasonInfo(
+        "The content does not fit: the volume is too full, or the ModelCache's capacity or minFree would be hurt.",
+        _OUTSIDE,
+        stalled=True,
+    ),
     Reason.CACHE_NOT_READY: ReasonInfo("The ModelCache is missing, or its claim can't be used yet.", _WAIT),
     Reason.CACHE_NOT_WRITABLE: ReasonInfo("The Job's user may not write to the volume.", _OUTSIDE, stalled=True),
     Reason.JOB_UNSCHEDULABLE: ReasonInfo(
@@ -360,4 +377,6 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     ),
     Reason.READ_WRITE_ONCE: ReasonInfo("The claim asks for ReadWriteOnce: only one node can mount it.", _WAIT),
     Reason.READ_WRITE_MANY: ReasonInfo("The claim asks for ReadWriteMany: pods on any node can mount it.", _WAIT),
+    Reason.NEARLY_FULL: ReasonInfo("As little room is left as spec.warnAtPercent says.", _WAIT),
+    Reason.ENOUGH_SPACE: ReasonInfo("There is more room than spec.warnAtPercent asks for.", _WAIT),
 }

@@ -6,6 +6,7 @@ termination message (at most 3 KiB), and Manifest is published inside the view d
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +19,8 @@ FETCH_REQUEST_ENV: Final = "LORA_OPERATOR_FETCH"
 TERMINATION_LOG_ENV: Final = "LORA_OPERATOR_TERMINATION_LOG"
 TERMINATION_LOG_DEFAULT: Final = "/dev/termination-log"
 TERMINATION_LOG_BYTES: Final = 3072
+EVICT_REQUEST_ENV: Final = "LORA_OPERATOR_EVICT"
+KEEP_BYTES: Final = 8
 MANIFEST_FILE: Final = ".lora-operator.json"
 
 
@@ -118,6 +121,24 @@ class OciRequest(_Wire):
     ignore_patterns: tuple[str, ...] = ()
 
 
+class Limits(_Wire):
+    """What the cache allows a Job, in bytes; None: no bound."""
+
+    max_artifact_bytes: int | None = None
+    capacity_bytes: int | None = None  # of all content on the volume
+    min_free_bytes: int = 0
+    reserved_bytes: int = 0  # what other Jobs that run will still write
+    hint_bytes: int = 0  # how big the content is at least, by who wants it
+
+
+class VolumeState(_Wire):
+    """The volume at a Job's end."""
+
+    total_bytes: int
+    free_bytes: int
+    used_bytes: int  # by content of sources, finished or not
+
+
 class FetchRequest(_Wire):
     """All that a download Job is told, with one source; nothing in it is secret (that lies in files of `credentials`)."""
 
@@ -141,6 +162,9 @@ class FetchRequest(_Wire):
     trust_remote_code: bool = False  # whether Python files are wanted
     pickled_weights: bool = False  # whether an adapter's may be taken, once scanned
     without_tokenizer: bool = False  # whether a base model is complete without one
+    limits: Limits = Limits()
+    owner: str | None = None  # UID of the claim
+    max_workers: int = 4
     base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
 
     @property
@@ -156,6 +180,7 @@ class FetchProgress(_Wire):
     phase: Literal["Authorising", "Downloading", "Verifying", "Publishing"]
     bytes_done: int = 0
     bytes_total: int = 0
+    bytes_per_second: int = 0  # over the last seconds of this phase
 
 
 class FetchResult(_Wire):
@@ -171,6 +196,36 @@ class FetchResult(_Wire):
     path: str = ""  # of the view, relative to the cache's root: artifacts/<title>-<hash of the content>
     rank: int | None = None
     target_modules: tuple[str, ...] = ()
+    volume: VolumeState | None = None
+    needed_bytes: int | None = None  # of an InsufficientSpace: what would have to go
+
+
+class EvictRequest(_Wire):
+    """What an eviction Job is told."""
+
+    cache_root: str
+    owner: str | None = None  # UID of the claim
+    keep: str = ""  # views that stay: base64 of KEEP_BYTES of the sha256 of each name, one after the other
+    built: float | None = (
+        None  # Unix time of this request, where downloads were under way: what is published since stays, too
+    )
+    unfinished_seconds: float = 24 * 3600  # what no view links to stays so long: a download may go on from it
+
+
+class EvictResult(_Wire):
+    """How an eviction Job ended."""
+
+    ok: bool
+    message: str = ""
+    views: int = 0  # removed
+    freed_bytes: int = 0
+    busy: int = 0  # stores that downloads had just then
+    volume: VolumeState | None = None
+
+
+def keep_mark(view: str) -> bytes:
+    """What stands for a view's name in `EvictRequest.keep`: two that are alike by chance keep one view too many."""
+    return hashlib.sha256(view.encode("utf-8", "surrogatepass")).digest()[:KEEP_BYTES]
 
 
 class ManifestFile(_Wire):

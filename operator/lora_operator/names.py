@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from decimal import Decimal
 from typing import Any, Final
 
 from lora_operator.constants import (
@@ -23,6 +25,13 @@ from lora_operator.constants import (
 FULL_COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
 _NOT_DNS: Final = re.compile(r"[^a-z0-9]+")
 SHORT_REVISION: Final = 8
+_SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0}
+_QUANTITY: Final = re.compile(r"^([0-9]+(?:\.[0-9]+)?)(?:([KMGTPE]i|[kMGTPE])|([eE][0-9]{1,2}))?$")
+_UNITS: Final = {"": 1} | {
+    unit: base**power
+    for base, units in ((1000, ("k", "M", "G", "T", "P", "E")), (1024, ("Ki", "Mi", "Gi", "Ti", "Pi", "Ei")))
+    for power, unit in enumerate(units, start=1)
+}
 
 
 def short_hash(value: Any, length: int = 10) -> str:
@@ -118,6 +127,24 @@ def kit_config_map(deployment: str, kit: str) -> str:
 def chat_config_map(deployment: str, template: str) -> str:
     """Name of the immutable ConfigMap with a chat template."""
     return f"{bounded(deployment, 230)}-chat-{short_hash(template)}"
+
+
+def parse_size(quantity: int | str | None) -> int | None:
+    """Bytes of a quantity like 10Gi or 1.5e9, rounded up; None for None."""
+    if quantity is None:
+        return None
+    match = _QUANTITY.match(str(quantity))
+    if match is None:
+        raise ValueError(f"{quantity!r} is no size like 10Gi")
+    number, unit, exponent = match.groups()
+    size: Decimal = Decimal(number) * _UNITS[unit or ""] * Decimal(10) ** int((exponent or "e0")[1:])
+    return math.ceil(size)
+
+
+def parse_duration(text: str | None) -> float | None:
+    """Seconds of a duration like 1h30m; None where there is none."""
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([hms])", text or "")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts) or None
 
 
 def format_size(size: int) -> str:

@@ -34,7 +34,7 @@ from lora_operator.kube import (
     load_configuration,
 )
 from lora_operator.main import Operator
-from lora_operator.manifest import FetchRequest, FetchResult
+from lora_operator.manifest import EvictRequest, EvictResult, FetchRequest, FetchResult
 from lora_operator.plan.modules import ModuleList, decode_from_config_map
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.queue import WorkQueue
@@ -165,6 +165,8 @@ class World:
         self.serving, self.team_a, self.team_b = serving, team_a, team_b
         self.outcomes: dict[str, FetchResult] = {}  # by repository; success unless something else is said
         self.attempts: list[tuple[str, str]] = []  # (repository, Job) of every Job whose end was played
+        self.evictions: list[EvictRequest] = []  # what each eviction's Job was told
+        self.eviction: Callable[[EvictRequest], EvictResult] = lambda _: EvictResult(ok=True, views=1)
         self.engines: dict[str, StandIn] = {}  # by pod
         self._folder = folder
 
@@ -318,9 +320,16 @@ class World:
     async def _end_job(self, job: Json) -> None:
         template, metadata = job["spec"]["template"], job["metadata"]
         environment = {entry["name"]: entry.get("value", "") for entry in template["spec"]["containers"][0]["env"]}
-        request = FetchRequest.model_validate_json(environment["LORA_OPERATOR_FETCH"])
-        assert request.hugging_face is not None
-        result = self.outcomes.get(request.hugging_face.repo) or success(request)
+        result: FetchResult | EvictResult
+        if "LORA_OPERATOR_EVICT" in environment:
+            request = EvictRequest.model_validate_json(environment["LORA_OPERATOR_EVICT"])
+            self.evictions.append(request)
+            name, result = "eviction", self.eviction(request)
+        else:
+            fetch = FetchRequest.model_validate_json(environment["LORA_OPERATOR_FETCH"])
+            assert fetch.hugging_face is not None
+            name = fetch.hugging_face.repo
+            result = self.outcomes.get(name) or success(fetch)
         if result is NEVER:
             return
         pod: Json = {
@@ -329,7 +338,7 @@ class World:
             "metadata": {
                 "name": f"{metadata['name']}-pod",
                 "namespace": self.serving,
-                "labels": template["metadata"]["labels"],
+                "labels": template["metadata"]["labels"] | {"batch.kubernetes.io/job-name": metadata["name"]},
                 "ownerReferences": [owner("batch/v1", "Job", job)],
             },
             "spec": {"restartPolicy": "Never", "containers": [{"name": FETCH_CONTAINER, "image": "x"}]},
@@ -359,7 +368,7 @@ class World:
             await self.kube.apply_status(JOBS, self.serving, metadata["name"], job_status(ok=result.ok))
         except (NotFoundError, ForbiddenError):
             return  # deleted by hand meanwhile, or with its namespace
-        self.attempts.append((request.hugging_face.repo, metadata["name"]))
+        self.attempts.append((name, metadata["name"]))
 
     async def run_pods(self, count: int = 1, *, deployment: str = "llama") -> list[StandIn]:
         """Have that many more engine pods come up, Ready, from the Deployment's present template."""

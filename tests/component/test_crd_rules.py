@@ -564,6 +564,20 @@ def cache_cases() -> Iterator[Case]:
         accepted=[made(claim_template("ReadWriteOnce", "ReadWriteMany"))],
         refused=[made(claim_template("ReadWriteOncePod")), made(claim_template("ReadWriteOnce", "ReadWriteOncePod"))],
     )
+    yield from both(
+        kind,
+        "spec.download.timeout",
+        "timeout must be a duration like 90m or 12h, from 10s to 720h",
+        accepted=values("spec.download.timeout", ["10s", "90m", "1h30m", "720h"]),
+        refused=values("spec.download.timeout", ["9s", "721h", "30", "1d", "", "-1h"]),
+    )
+    yield from both(
+        kind,
+        "spec.eviction.keepUnreferencedFor",
+        "keepUnreferencedFor must be a duration like 30m or 72h",
+        accepted=values("spec.eviction.keepUnreferencedFor", ["0s", "30m", "72h"]),
+        refused=values("spec.eviction.keepUnreferencedFor", ["3d", "", "-1h", "72"]),
+    )
     message = (
         "volumeClaimTemplate is immutable: to grow the volume, raise spec.resources.requests.storage of the claim itself, "
         "which has this ModelCache's name"

@@ -10,10 +10,11 @@ import pytest
 from pydantic import BaseModel
 
 from lora_operator.api.adapter import ArtifactRef, LoRAAdapterStatus, PodCounts, PodFailure, RefreshState
-from lora_operator.api.artifact import Failure, ModelArtifactStatus, Progress
-from lora_operator.api.cache import ModelCacheStatus
+from lora_operator.api.artifact import Failure, ModelArtifactStatus
+from lora_operator.api.cache import EvictionStatus, ModelCacheStatus, VolumeFigures
 from lora_operator.api.common import ApiModel, StatusCondition
 from lora_operator.api.deployment import PodState, VLLMDeploymentStatus
+from lora_operator.api.progress import Progress
 from lora_operator.conditions import MAX_MESSAGE
 from lora_operator.constants import Condition, Reason
 from tests.component.conftest import Kubectl
@@ -37,6 +38,17 @@ def condition(type_: Condition, reason: Reason, message: str = "as asked", statu
     )
 
 
+PROGRESS = Progress(
+    phase="Downloading",
+    bytes_done=12,
+    bytes_total=128,
+    percent=9,
+    bytes_per_second=4,
+    rate="4B/s",
+    eta_seconds=29,
+    eta="29s",
+    time=NOW,
+)
 FULL: dict[str, ApiModel] = {
     "LoRAAdapter": LoRAAdapterStatus(
         conditions=(
@@ -57,6 +69,7 @@ FULL: dict[str, ApiModel] = {
         size="128Mi",
         rank=16,
         target_modules=("q_proj", "v_proj"),
+        progress=PROGRESS,
         artifact_ref=ArtifactRef(name="sql-0123456789", namespace="serving"),
         refresh=RefreshState(requested="1", due=NOW, pending=NOW),
         ready_pods="2/2",
@@ -105,6 +118,14 @@ FULL: dict[str, ApiModel] = {
         access_modes=("ReadWriteMany",),
         artifacts=12,
         size="3.2Gi",
+        volume=VolumeFigures(total_bytes=2**40, free_bytes=2**39, used_bytes=2**38, time=NOW),
+        used="256Gi",
+        free="512Gi",
+        reclaimable_bytes=2**37,
+        reclaimable="128Gi",
+        eviction=EvictionStatus(
+            requested="now", attempt=7, running=False, time=NOW, views=2, freed="3Gi", message="2 sources were busy"
+        ),
     ),
     "ModelArtifact": ModelArtifactStatus(
         conditions=(condition(Condition.READY, Reason.DOWNLOADING, "12Mi of 128Mi (9%)", status="False"),),
@@ -114,7 +135,9 @@ FULL: dict[str, ApiModel] = {
         finished_attempt=1,
         failed_attempts=1,
         next_attempt_time=NOW,
-        last_failure=Failure(attempt=1, reason="SourceUnreachable", message="z" * MAX_MESSAGE, time=NOW),
+        last_failure=Failure(
+            attempt=1, reason="SourceUnreachable", message="z" * MAX_MESSAGE, time=NOW, needed_bytes=2**40
+        ),
         credentials_version="123",
         unreferenced_since=NOW,
         resolved_revision=COMMIT,
@@ -126,20 +149,20 @@ FULL: dict[str, ApiModel] = {
         path="artifacts/sql-0123456789-01234567",
         rank=16,
         target_modules=("q_proj",),
-        progress=Progress(phase="Downloading", bytes_done=12, bytes_total=128, percent=9),
+        progress=PROGRESS,
     ),
 }
 LISTS = {
     "LoRAAdapter": "NAME BASE READY REVISION SIZE REASON AGE",
     "VLLMDeployment": "NAME READY ADAPTERS REASON MODEL AGE",
-    "ModelCache": "NAME CLAIM CAPACITY ARTIFACTS SIZE REASON AGE",
-    "ModelArtifact": "NAME TYPE SOURCE REVISION SIZE PERCENT REASON AGE",
+    "ModelCache": "NAME CLAIM CAPACITY ARTIFACTS SIZE USED FREE RECLAIMABLE REASON AGE",
+    "ModelArtifact": "NAME TYPE SOURCE REVISION SIZE PERCENT RATE ETA UNUSED REASON AGE",
 }
 ROWS = {
     "LoRAAdapter": "example org/llama 2/2 01234567 128Mi Ready",
     "VLLMDeployment": "example 2/2 500 Ready complete",
-    "ModelCache": "example models 100Gi 12 3.2Gi Bound",
-    "ModelArtifact": "example Adapter org/sql-lora 01234567 128Mi 9 Downloading",
+    "ModelCache": "example models 100Gi 12 3.2Gi 256Gi 512Gi 128Gi Bound",
+    "ModelArtifact": "example Adapter org/sql-lora 01234567 128Mi 9 4B/s 29s",
 }
 
 

@@ -160,6 +160,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "ModelCache": {
         "storage": {"existingClaim": "models"},
         "huggingFace": {"endpoint": "https://huggingface.co"},
+        "warnAtPercent": 90,
+        "eviction": {"policy": "Never"},
+        "download": {"maxConcurrent": 16, "maxWorkers": 4},
     },
     "ModelArtifact": {
         "cacheRef": {"name": "default"},

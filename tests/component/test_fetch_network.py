@@ -16,9 +16,7 @@ from typing import Any
 
 import pytest
 
-from e2e.fixtures.buckets import GcsServer
 from e2e.fixtures.hub import HubServer
-from e2e.fixtures.http_files import FileServer
 from e2e.fixtures.network import Proxy, tls
 from e2e.fixtures.s3 import S3Server
 from lora_operator.desired.job import build_job, build_request

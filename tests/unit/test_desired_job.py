@@ -66,6 +66,9 @@ def test_what_the_job_is_told() -> None:
         "pickledWeights": False,
         "offline": False,
         "withoutTokenizer": False,
+        "limits": {"minFreeBytes": 0, "reservedBytes": 0, "hintBytes": 0},
+        "maxWorkers": 4,
+        "owner": "uid-claim",
         "baseModelPath": "artifacts/base-1-abc",
     }
 
@@ -83,6 +86,9 @@ def test_what_a_job_is_told_of_s3() -> None:
         "pickledWeights": False,
         "offline": False,
         "withoutTokenizer": False,
+        "limits": {"minFreeBytes": 0, "reservedBytes": 0, "hintBytes": 0},
+        "maxWorkers": 4,
+        "owner": "uid-claim",
         "path": "",
         "cacheRoot": "/model-cache",
         "credentials": "/etc/lora-operator/credentials",
@@ -319,3 +325,37 @@ def test_what_the_kubelet_would_expand_comes_through_as_it_is() -> None:
     request = FetchRequest.model_validate_json(expanded(env[FETCH_REQUEST_ENV]))
     assert request.hugging_face is not None
     assert request.hugging_face.allow_patterns == ("$(HOME)/*", "$$x", "a$")
+
+
+def test_a_cache_bounds_its_jobs() -> None:
+    cache = make_cache(
+        capacity="500Gi",
+        minFree="10Gi",
+        maxArtifactSize="100Gi",
+        download={"maxWorkers": 8, "timeout": "1h30m"},
+        jobTemplate={"resources": {"limits": {"memory": "1Gi"}}},
+    )
+    artifact = make_artifact()
+    source = artifact.spec.source.model_copy(update={"size_hint": "7Gi"})
+    artifact = artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": source})})
+    request = build_request(artifact, cache, base_model_path=None, with_credentials=False, reserved_bytes=5)
+    assert request.max_workers == 8
+    assert request.limits.model_dump() == {
+        "max_artifact_bytes": 100 * 2**30,
+        "capacity_bytes": 500 * 2**30,
+        "min_free_bytes": 10 * 2**30,
+        "reserved_bytes": 5,
+        "hint_bytes": 7 * 2**30,
+    }
+    job = build_job(
+        artifact,
+        cache,
+        request,
+        attempt=1,
+        image="operator:1",
+        image_pull_policy="IfNotPresent",
+        deadline_seconds=600,
+        resources=RESOURCES,
+    )
+    assert job["spec"]["activeDeadlineSeconds"] == 5400
+    assert container_of(job)["resources"] == {"limits": {"memory": "1Gi"}}

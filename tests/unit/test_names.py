@@ -19,6 +19,35 @@ object_names = st.from_regex(
 )
 
 
+@pytest.mark.parametrize(
+    ("quantity", "size"),
+    [
+        (None, None),
+        (5, 5),
+        ("0", 0),
+        ("1.5Ki", 1536),
+        ("10Gi", 10 * 2**30),
+        ("3G", 3 * 10**9),
+        ("1e3", 1000),
+        ("2E", 2 * 10**18),
+        ("0.1", 1),
+    ],
+)
+def test_sizes_as_kubernetes_writes_them(quantity: int | str | None, size: int | None) -> None:
+    assert names.parse_size(quantity) == size
+
+
+@pytest.mark.parametrize("quantity", ["", "-1", "10GiB", "1e3Gi", "ten"])
+def test_what_is_no_size(quantity: str) -> None:
+    with pytest.raises(ValueError, match="is no size like 10Gi"):
+        names.parse_size(quantity)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1h30m", 5400), ("90s", 90), ("1.5h", 5400), (None, None), ("", None)])
+def test_durations(text: str | None, seconds: float | None) -> None:
+    assert names.parse_duration(text) == seconds
+
+
 def test_a_hash_is_of_the_value_and_not_of_its_spelling() -> None:
     assert names.short_hash({"a": 1, "b": [1, 2]}) == names.short_hash({"b": [1, 2], "a": 1})
     assert names.short_hash([1, 2]) != names.short_hash([2, 1])

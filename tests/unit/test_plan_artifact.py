@@ -139,11 +139,11 @@ CASES: dict[str, tuple[ArtifactObservation, Said]] = {
     "one that never got Ready goes with its last wanter": (seen(wanted=False), Said(None, delete_artifact=True)),
     "a new one starts": (
         seen(),
-        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=1.0),
+        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=2.0),
     ),
     "one made by hand is wanted as long as it exists": (
         seen(make_artifact(by_hand=True), wanted=False),
-        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=1.0),
+        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=2.0),
     ),
     "without its cache": (
         seen(cache=None),
@@ -164,7 +164,7 @@ CASES: dict[str, tuple[ArtifactObservation, Said]] = {
     ),
     "from an S3 endpoint that the cache allows": (
         seen(make_artifact(s3={"bucket": "models", "endpoint": "https://s3.test"}), cache=S3_CACHE),
-        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=1.0),
+        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=2.0),
     ),
     "with a cache that has no status yet": (
         seen(cache=make_cache(conditions={})),
@@ -183,11 +183,11 @@ CASES: dict[str, tuple[ArtifactObservation, Said]] = {
     ),
     "with a claim that waits for its first consumer, which the Job's pod is": (
         seen(cache=make_cache(conditions=not_ready("ClaimPending", "not bound"))),
-        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=1.0),
+        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=2.0),
     ),
     "with a cache that could not be written: trying is how that is found to be over": (
         seen(cache=make_cache(conditions=not_ready("CacheNotWritable"))),
-        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=1.0),
+        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=2.0),
     ),
     "before its base model exists": (
         seen(NEEDS_BASE),
@@ -199,7 +199,7 @@ CASES: dict[str, tuple[ArtifactObservation, Said]] = {
     ),
     "once its base model is Ready": (
         seen(NEEDS_BASE, base=BASE_READY),
-        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=1.0),
+        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=2.0),
     ),
     "without its Secret": (
         seen(PRIVATE, secret=ReasonError(Reason.CREDENTIALS_NOT_FOUND, "Secret team-a/hf does not exist: create it")),
@@ -215,41 +215,41 @@ CASES: dict[str, tuple[ArtifactObservation, Said]] = {
     ),
     "its Job's pod waits for a node": (
         seen(jobs=(job(waiting=(Reason.JOB_UNSCHEDULABLE, "pod x: 0/1 nodes")),)),
-        Said(("False", "JobUnschedulable", "pod x: 0/1 nodes"), again=1.0, stalled=True),
+        Said(("False", "JobUnschedulable", "pod x: 0/1 nodes"), again=2.0, stalled=True),
     ),
     "its Job's pod has not started": (
         seen(jobs=(job(),)),
-        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), again=1.0),
+        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), again=2.0),
     ),
     "its Job was left suspended: it is gone on with": (
         seen(PRIVATE, jobs=(job(suspended=True),)),
-        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=1.0),
+        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=2.0),
     ),
     "its Job asks the source": (
         seen(jobs=(job(pod="x"),)),
-        Said(("False", "Downloading", "downloading org/sql@main: asks the source"), again=1.0),
+        Said(("False", "Downloading", "downloading org/sql@main: asks the source"), again=2.0),
     ),
     "its Job authorises": (
         seen(jobs=(job(pod="x"),), progress=FetchProgress(phase="Authorising")),
-        Said(("False", "Downloading", "downloading org/sql@main: asks the source"), again=1.0),
+        Said(("False", "Downloading", "downloading org/sql@main: asks the source"), again=2.0),
     ),
     "its Job downloads": (
         seen(
             jobs=(job(pod="x"),),
             progress=FetchProgress(phase="Downloading", bytes_done=419430400, bytes_total=2**30),
         ),
-        Said(("False", "Downloading", "downloading org/sql@main: 39% of 1Gi"), again=1.0),
+        Said(("False", "Downloading", "downloading org/sql@main: 39% of 1Gi"), again=2.0),
     ),
     "its Job downloads and does not know how much": (
         seen(jobs=(job(pod="x"),), progress=FetchProgress(phase="Downloading", bytes_done=1, bytes_total=0)),
-        Said(("False", "Downloading", "downloading org/sql@main: 0% of 0"), again=1.0),
+        Said(("False", "Downloading", "downloading org/sql@main: 0% of 0"), again=2.0),
     ),
     "its Job verifies": (
         seen(
             jobs=(job(pod="x"),),
             progress=FetchProgress(phase="Verifying", bytes_done=2**30, bytes_total=2**30),
         ),
-        Said(("False", "Verifying", "downloading org/sql@main: verifying 1Gi"), again=1.0),
+        Said(("False", "Verifying", "downloading org/sql@main: verifying 1Gi"), again=2.0),
     ),
     "its Job succeeded": (
         seen(jobs=(succeeded(),)),
@@ -295,7 +295,7 @@ CASES: dict[str, tuple[ArtifactObservation, Said]] = {
     ),
     "a Job of an earlier artifact of the same name does not count": (
         seen(jobs=(replace(succeeded(), owner_uid="uid-of-another"),)),
-        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=1.0),
+        Said(("False", "Queued", "attempt 1: waits for its Job's pod to start"), start=1, again=2.0),
     ),
     "a Job whose result is in the status goes": (
         seen(ready_artifact(), jobs=(succeeded(),)),
@@ -384,7 +384,7 @@ def test_a_long_message_does_not_hide_what_happens_next() -> None:
 
 
 def test_progress_is_shown_and_goes() -> None:
-    progress = FetchProgress(phase="Downloading", bytes_done=50, bytes_total=200)
+    progress = FetchProgress(phase="Downloading", bytes_done=50, bytes_total=200, bytes_per_second=10)
     plan = plan_artifact(seen(jobs=(job(pod="x"),), progress=progress), now=NOW)
     assert plan.status is not None
     assert plan.status.progress is not None
@@ -393,6 +393,11 @@ def test_progress_is_shown_and_goes() -> None:
         "bytesDone": 50,
         "bytesTotal": 200,
         "percent": 25,
+        "bytesPerSecond": 10,
+        "rate": "10B/s",
+        "etaSeconds": 15,
+        "eta": "15s",
+        "time": "2026-01-02T03:04:05Z",
     }
     done = plan_artifact(seen(after(make_artifact(), plan), jobs=(succeeded(),)), now=NOW)
     assert done.status is not None
@@ -699,3 +704,42 @@ def test_a_job_that_never_started_does_not_end_as_only_late() -> None:
         "JobUnschedulable",
         f"{cause}; so the Job came to its deadline",
     )
+
+
+def test_one_whose_turn_it_is_not_says_how_many_are_ahead_and_starts_no_job() -> None:
+    cache = make_cache(download={"maxConcurrent": 2})
+    plan = plan_artifact(seen(cache=cache, ahead=3), now=NOW)
+    assert (plan.start, plan.requeue_after, plan.waits_for_turn) == (None, 10.0, True)
+    assert plan.status is not None
+    said = told(plan.status.conditions)["Ready"]
+    assert said[1] == "Queued"
+    assert "3 downloads are ahead of it in ModelCache serving/default, which runs 2 at once" in said[2]
+    assert plan.status.attempt is None
+
+
+def test_one_that_failed_keeps_saying_why_while_it_waits_for_its_turn() -> None:
+    failing = failed_artifact(Reason.SOURCE_UNREACHABLE)
+    plan = plan_artifact(seen(failing, ahead=3), now=NOW + timedelta(hours=1))
+    assert plan.status is not None
+    said = told(plan.status.conditions)["Ready"]
+    assert said[1] == "SourceUnreachable"
+    assert "it said no; tried again in turn: 3 downloads are ahead" in said[2]
+
+
+def test_only_one_that_could_start_waits_for_a_turn() -> None:
+    assert plan_artifact(seen(), now=NOW).waits_for_turn
+    for other in (seen(wanted=False), seen(cache=None), seen(ready_artifact()), seen(NEEDS_BASE), seen(jobs=(job(),))):
+        assert not plan_artifact(other, now=NOW).waits_for_turn
+
+
+def test_what_its_user_says_is_too_big_needs_no_job() -> None:
+    artifact = make_artifact()
+    source = artifact.spec.source.model_copy(update={"size_hint": "11Gi"})
+    artifact = artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": source})})
+    plan = plan_artifact(seen(artifact, cache=make_cache(maxArtifactSize="10Gi")), now=NOW)
+    assert plan.start is None
+    assert plan.status is not None
+    conditions = told(plan.status.conditions)
+    assert conditions["Ready"][1] == conditions["Stalled"][1] == "TooLarge"
+    assert "source.sizeHint says 11Gi, and ModelCache serving/default takes 10Gi at most" in conditions["Ready"][2]
+    assert plan_artifact(seen(artifact, cache=make_cache(maxArtifactSize="11Gi")), now=NOW).start == 1

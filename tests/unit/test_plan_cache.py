@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelArtifact
+from lora_operator.api.cache import VolumeFigures
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.cache import CacheObservation, plan_cache, why_not_ours
@@ -275,3 +276,42 @@ def test_whose_claim_of_that_name_it_is(metadata: dict[str, Any], reason: str | 
     assert (error.reason if error else None) == reason
     if error:
         assert error.message.startswith("PersistentVolumeClaim serving/default ")
+
+
+VOLUME = VolumeFigures(total_bytes=100 * 2**30, free_bytes=20 * 2**30, used_bytes=50 * 2**30, time=NOW)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({}, ("False", "EnoughSpace", "80Gi of the volume's 100Gi are taken, 80%")),
+        (
+            {"warnAtPercent": 80},
+            ("True", "NearlyFull", "80Gi of the volume's 100Gi are taken, 80% (spec.warnAtPercent: 80)"),
+        ),
+        ({"capacity": "52Gi"}, ("True", "NearlyFull", "50Gi of the 52Gi that the cache may hold are taken, 96%")),
+    ],
+)
+def test_a_nearly_full_volume_is_told(spec: dict[str, Any], expected: tuple[str, str, str]) -> None:
+    cache = make_cache(**spec)
+    status, _ = plan_cache(CacheObservation(cache, claim("Bound"), (), volume=VOLUME), now=NOW)
+    said = told(status.conditions)["SpaceLow"]
+    assert said[:2] == expected[:2]
+    assert said[2].startswith(expected[2])
+    assert (status.used, status.free, status.volume) == ("50Gi", "20Gi", VOLUME)
+    later = cache.model_copy(update={"status": through_the_api(status)})
+    again, _ = plan_cache(CacheObservation(later, claim("Bound"), ()), now=LATER)
+    assert again.volume == VOLUME, "what a Job told stays until another one tells more"
+
+
+def test_nothing_is_said_of_room_before_a_job_has_looked() -> None:
+    status, _ = plan_cache(CacheObservation(make_cache(), claim("Bound"), ()), now=NOW)
+    assert "SpaceLow" not in told(status.conditions)
+    assert (status.used, status.free) == (None, None)
+
+
+def test_a_volume_that_does_not_tell_its_size() -> None:
+    figures = VOLUME.model_copy(update={"total_bytes": 0, "free_bytes": 0})
+    status, _ = plan_cache(CacheObservation(make_cache(), claim("Bound"), (), volume=figures), now=NOW)
+    assert told(status.conditions)["SpaceLow"] == ("False", "EnoughSpace", "the volume does not tell its size")
+    assert (status.used, status.free) == ("50Gi", None)

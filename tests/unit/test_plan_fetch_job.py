@@ -40,12 +40,12 @@ FINISHED: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Outcome]] = {
     "what a Job says that is ended for its deadline is not the cause": (
         make_job(failed="DeadlineExceeded"),
         [job_pod(ended('{"ok": false, "reason": "JobFailed", "message": "ended from outside"}', code=1))],
-        (False, "JobTimeout", "the Job took longer than its deadline"),
+        (False, "JobTimeout", "the Job took longer than its deadline: raise the ModelCache's spec.download.timeout"),
     ),
     "the deadline, which takes the pod away": (
         make_job(failed="DeadlineExceeded"),
         [],
-        (False, "JobTimeout", "the Job took longer than its deadline"),
+        (False, "JobTimeout", "the Job took longer than its deadline: raise the ModelCache's spec.download.timeout"),
     ),
     "killed for its memory": (
         make_job(failed="BackoffLimitExceeded"),

@@ -120,7 +120,7 @@ def test_a_pickle_that_is_no_longer_allowed_leaves_the_list() -> None:
     served = plan_adapter(seen(None, pickled, deployment=allowing), now=NOW).decision.module
     assert served is not None
 
-    plain = make_artifact(NAME, conditions=not_ready("UnsafeFormat", "only as pickle"))
+    plain = make_artifact(NAME, base=BASE, conditions=not_ready("UnsafeFormat", "only as pickle"))
     plan = plan_adapter(seen(None, pickled, plain, deployment=refusing), now=NOW)
     assert plan.artifact is not None
     assert "pickledWeights" not in plan.artifact["spec"]

@@ -28,7 +28,7 @@ def model_of(model: type[ApiModel], field: str) -> type[ApiModel]:
 
 
 def test_a_source_has_exactly_the_members_of_the_table() -> None:
-    assert [*source.Source.model_fields] == [*(scheme.field for scheme in SCHEMES), "path", "digest"]
+    assert [*source.Source.model_fields] == [*(scheme.field for scheme in SCHEMES), "size_hint", "path", "digest"]
 
 
 @BY_NAME

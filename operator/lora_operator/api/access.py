@@ -91,7 +91,7 @@ class Network(ApiModel):
 
 
 class JobTemplate(ApiModel):
-    """What is added to the pods of download Jobs."""
+    """What is added to the pods of Jobs."""
 
     image_pull_secrets: tuple[LocalRef, ...] = Field(
         default=(), description="Secrets to pull the Jobs' image with, in the cache's namespace.", max_length=16
@@ -112,5 +112,7 @@ class JobTemplate(ApiModel):
         max_length=32,
     )
     resources: FreeForm | None = Field(
-        default=None, description="Resources of the container, as in a pod; default: those that the chart sets."
+        default=None,
+        description="Resources of the container, as in a pod; default: those that the chart sets. Downloads and checks are streams: 1Gi of memory "
+        "is enough for content of any size.",
     )

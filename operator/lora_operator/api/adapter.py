@@ -19,6 +19,7 @@ from lora_operator.api.common import (
     cel,
     reason_column,
 )
+from lora_operator.api.progress import Progress
 from lora_operator.api.source import SOURCE_RULES, Source
 
 _INTERVAL = r"^([0-9]+(\.[0-9]+)?(h|m|s))+$"
@@ -132,6 +133,9 @@ class LoRAAdapterStatus(ApiModel):
     size: str | None = Field(default=None, description="Size for kubectl get.")
     rank: int | None = Field(default=None, description="Largest rank of the adapter.")
     target_modules: tuple[str, ...] | None = Field(default=None, description="Modules that the adapter changes.")
+    progress: Progress | None = Field(
+        default=None, description="Where the running download is; written every 10 s at most."
+    )
     artifact_ref: ArtifactRef | None = Field(default=None, description="The ModelArtifact that holds the content.")
     refresh: RefreshState | None = Field(
         default=None, description="Which refresh the content is from; absent where it was never refreshed."
@@ -183,6 +187,8 @@ RESOURCE = ResourceInfo(
         PrinterColumn("Size", ".status.size"),
         reason_column(),
         AGE,
+        PrinterColumn("Percent", ".status.progress.percent", "integer", priority=1),
+        PrinterColumn("ETA", ".status.progress.eta", priority=1),
         PrinterColumn("Served Name", ".status.servedName", priority=1),
         PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
     ),

@@ -19,6 +19,7 @@ from lora_operator.api.common import (
     reason_column,
 )
 from lora_operator.api.model import LoadFormat
+from lora_operator.api.progress import Progress
 from lora_operator.api.source import CREDENTIALS_RULES, SOURCE_RULES, Source
 from lora_operator.schemes import KEYS
 
@@ -85,15 +86,6 @@ class ModelArtifactSpec(ApiModel):
     )
 
 
-class Progress(ApiModel):
-    """Where the running download is."""
-
-    phase: str = Field(description="Authorising, Downloading, Verifying or Publishing.")
-    bytes_done: int = Field(description="Bytes that are in the cache.")
-    bytes_total: int = Field(description="Bytes that are wanted.")
-    percent: int = Field(description="bytesDone of bytesTotal, in percent.")
-
-
 class Failure(ApiModel):
     """How the last attempt failed."""
 
@@ -101,6 +93,9 @@ class Failure(ApiModel):
     reason: str = Field(description="The reason, as in the Ready condition.")
     message: str = Field(description="What happened.", max_length=2048)
     time: datetime = Field(description="When.")
+    needed_bytes: int | None = Field(
+        default=None, description="With InsufficientSpace: how many bytes would have to go first."
+    )
 
 
 class ModelArtifactStatus(ApiModel):
@@ -139,7 +134,9 @@ class ModelArtifactStatus(ApiModel):
     path: str | None = Field(default=None, description="Path of the content, relative to the cache's root.")
     rank: int | None = Field(default=None, description="Largest rank, of an adapter.")
     target_modules: tuple[str, ...] | None = Field(default=None, description="Modules that an adapter changes.")
-    progress: Progress | None = Field(default=None, description="Where the running download is.")
+    progress: Progress | None = Field(
+        default=None, description="Where the running download is; written every 2 s at most."
+    )
 
 
 class ModelArtifact(Resource):
@@ -164,6 +161,9 @@ RESOURCE = ResourceInfo(
         PrinterColumn("Revision", ".status.revision"),
         PrinterColumn("Size", ".status.size"),
         PrinterColumn("Percent", ".status.progress.percent", "integer"),
+        PrinterColumn("Rate", ".status.progress.rate"),
+        PrinterColumn("ETA", ".status.progress.eta", description="Time left at this rate."),
+        PrinterColumn("Unused", ".status.unreferencedSince", "date", description="Since when nothing wants it."),
         reason_column(),
         AGE,
         PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from lora_operator.api.access import JobTemplate, Network, WorkloadIdentity
+from lora_operator.api.bounds import DownloadSpec, EvictionSpec
 from lora_operator.api.common import (
     AGE,
     ApiModel,
@@ -21,7 +23,7 @@ from lora_operator.api.source_buckets import AzureCacheSpec, GcsCacheSpec
 from lora_operator.api.source_http import HttpCacheSpec
 from lora_operator.api.source_oci import OciCacheSpec
 from lora_operator.api.source_volume import ClaimCacheSpec, LocalCacheSpec
-from lora_operator.api.storage import READ_WRITE_MANY, STORAGE_RULES, StorageSpec
+from lora_operator.api.storage import READ_WRITE_MANY, STORAGE_RULES, Quantity, StorageSpec
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
@@ -61,6 +63,31 @@ class CacheSecurityContext(ApiModel):
     )
     supplemental_groups: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(), description="Further groups of the Jobs and engines, as the volume's owner needs.", max_length=16
+    )
+
+
+class VolumeFigures(ApiModel):
+    """The volume, as the last Job found it."""
+
+    total_bytes: int = Field(description="Size of the file system; 0 where it does not tell.")
+    free_bytes: int = Field(description="What the Jobs' user may still write.")
+    used_bytes: int = Field(description="Content of this cache's sources, finished or not; every file once.")
+    time: datetime = Field(description="When the Job ended.")
+
+
+class EvictionStatus(ApiModel):
+    """The last removal of content that nothing uses, and the one that is under way or waits."""
+
+    requested: str | None = Field(
+        default=None, max_length=256, description="Value of the annotation lora-operator.dev/evict that was seen to."
+    )
+    attempt: int = Field(default=0, description="Number of the last Job, <cache>-evict-<attempt>.")
+    running: bool = Field(default=False, description="Whether that Job is under way; downloads wait meanwhile.")
+    time: datetime | None = Field(default=None, description="When the last one ended.")
+    views: int | None = Field(default=None, description="Contents that it removed.")
+    freed: str | None = Field(default=None, description="Bytes that it freed; what other content shares stays.")
+    message: str | None = Field(
+        default=None, max_length=1024, description="What it waits for, or why nothing could be removed."
     )
 
 
@@ -107,7 +134,31 @@ class ModelCacheSpec(ApiModel):
         "It is open to whoever may use the cache; Secrets that sources name are not looked at.",
     )
     network: Network = Field(default=Network(), description="The way from Jobs to sources: proxies and authorities.")
-    job_template: JobTemplate = Field(default=JobTemplate(), description="What is added to the pods of download Jobs.")
+    job_template: JobTemplate = Field(default=JobTemplate(), description="What is added to the pods of Jobs.")
+    capacity: Quantity | None = Field(
+        default=None,
+        description="How much content the cache may hold, whatever the volume has; a download that would exceed it is refused before "
+        "its first byte (InsufficientSpace).",
+    )
+    min_free: Quantity | None = Field(
+        default=None,
+        description="How much of the volume stays free: a download that would leave less is refused before its first byte "
+        "(InsufficientSpace).",
+    )
+    warn_at_percent: int = Field(
+        default=90,
+        ge=1,
+        le=100,
+        description="From how full the volume, or capacity, is on the condition SpaceLow is True, in percent.",
+    )
+    max_artifact_size: Quantity | None = Field(
+        default=None,
+        description="How big one source's content may be; bigger content is TooLarge, before its first byte.",
+    )
+    eviction: EvictionSpec = Field(
+        default=EvictionSpec(), description="What becomes of content that nothing wants any more."
+    )
+    download: DownloadSpec = Field(default=DownloadSpec(), description="How the Jobs run.")
 
 
 class ModelCacheStatus(ApiModel):
@@ -121,6 +172,19 @@ class ModelCacheStatus(ApiModel):
     access_modes: tuple[str, ...] | None = Field(default=None, description="Access modes that the claim asks for.")
     artifacts: int | None = Field(default=None, description="Artifacts that are Ready in this cache.")
     size: str | None = Field(default=None, description="Sum of their sizes.")
+    volume: VolumeFigures | None = Field(
+        default=None, description="Room on the volume, as the last Job found it: the operator itself mounts nothing."
+    )
+    used: str | None = Field(default=None, description="volume.usedBytes for kubectl get.")
+    free: str | None = Field(default=None, description="volume.freeBytes for kubectl get.")
+    reclaimable_bytes: int | None = Field(
+        default=None,
+        description="Sizes of the content that nothing wants. An eviction frees this at most: what other content shares stays.",
+    )
+    reclaimable: str | None = Field(default=None, description="reclaimableBytes for kubectl get.")
+    eviction: EvictionStatus | None = Field(
+        default=None, description="The last removal of content; absent where there was none."
+    )
 
 
 class ModelCache(Resource):
@@ -167,6 +231,9 @@ RESOURCE = ResourceInfo(
         PrinterColumn("Capacity", ".status.capacity"),
         PrinterColumn("Artifacts", ".status.artifacts", "integer"),
         PrinterColumn("Size", ".status.size"),
+        PrinterColumn("Used", ".status.used", description="On the volume, every file once."),
+        PrinterColumn("Free", ".status.free", description="On the volume, when the last Job ended."),
+        PrinterColumn("Reclaimable", ".status.reclaimable", description="What nothing wants any more."),
         reason_column(),
         AGE,
     ),

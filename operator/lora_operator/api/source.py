@@ -12,6 +12,7 @@ from lora_operator.api.source_huggingface import HuggingFaceSource
 from lora_operator.api.source_oci import OciSource
 from lora_operator.api.source_s3 import S3Source
 from lora_operator.api.source_volume import ClaimSource, LocalSource
+from lora_operator.api.storage import Quantity
 from lora_operator.schemes import BY_MEMBER, MEMBERS, SCHEMES, Scheme
 
 
@@ -30,6 +31,11 @@ class Source(ApiModel):
     gcs: GcsSource | None = Field(default=None, description=_of("gcs"))
     azure: AzureSource | None = Field(default=None, description=_of("azure"))
     oci: OciSource | None = Field(default=None, description=_of("oci"))
+    size_hint: Quantity | None = Field(
+        default=None,
+        description="How big the content is at least, for a source that can't be listed: checked before the first byte, like a listing, "
+        "against the cache's maxArtifactSize, capacity and free space.",
+    )
     path: str = Field(
         default="",
         description="A folder inside the source, for instance checkpoint-500; default: its root.",

@@ -15,10 +15,11 @@ _NO_SIDECAR_ANNOTATIONS: Final = {"sidecar.istio.io/inject": "false", "linkerd.i
 
 
 def with_access(template: dict[str, Any], cache: ModelCache, *, service_account: str | None) -> dict[str, Any]:
-    """A Job's pod template with what the cache's workloadIdentity, network and jobTemplate ask for."""
+    """A download Job's pod template with what the cache's workloadIdentity, network and jobTemplate ask for."""
+    template = with_job_template(template, cache)
     spec = dict(template["spec"])
     (container,) = spec["containers"]
-    job, network, identity = cache.spec.job_template, cache.spec.network, cache.spec.workload_identity
+    network, identity = cache.spec.network, cache.spec.workload_identity
     env, volumes, mounts = _network_env(cache), list[dict[str, Any]](), list[dict[str, Any]]()
     if network.ca_bundle is not None:
         ref = {"name": network.ca_bundle.name, "items": [{"key": network.ca_bundle.key, "path": "ca.crt"}]}
@@ -36,6 +37,16 @@ def with_access(template: dict[str, Any], cache: ModelCache, *, service_account:
                 {"name": "AWS_ROLE_ARN", "value": identity.aws_role_arn},
                 {"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": f"{IDENTITY_MOUNT}/token"},
             ]
+    mounts = [*container["volumeMounts"], *mounts]
+    spec["containers"] = [{**container, "env": [*container["env"], *env], "volumeMounts": mounts}]
+    spec["volumes"] = [*spec["volumes"], *volumes]
+    return {**template, "spec": spec}
+
+
+def with_job_template(template: dict[str, Any], cache: ModelCache) -> dict[str, Any]:
+    """A Job's pod template with what the cache's jobTemplate asks for; for evictions, too."""
+    spec, job = dict(template["spec"]), cache.spec.job_template
+    (container,) = spec["containers"]
     if job.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": ref.name} for ref in job.image_pull_secrets]
     if job.node_selector:
@@ -43,14 +54,8 @@ def with_access(template: dict[str, Any], cache: ModelCache, *, service_account:
     if job.tolerations:
         spec["tolerations"] = [*spec.get("tolerations", ()), *job.tolerations]
     spec["containers"] = [
-        {
-            **container,
-            "env": [*container["env"], *env],
-            "resources": container["resources"] if job.resources is None else job.resources,
-            "volumeMounts": [*container["volumeMounts"], *mounts],
-        }
+        {**container, "resources": container["resources"] if job.resources is None else job.resources}
     ]
-    spec["volumes"] = [*spec["volumes"], *volumes]
     labels = {**_NO_SIDECAR_LABELS, **job.labels, **template["metadata"]["labels"]}
     return {"metadata": {"labels": labels, "annotations": {**_NO_SIDECAR_ANNOTATIONS, **job.annotations}}, "spec": spec}
 

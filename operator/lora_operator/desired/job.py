@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -19,8 +20,8 @@ from lora_operator.constants import (
 from lora_operator.desired.access import with_access
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.desired.placement import Placement, keep_on_one_node
-from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest
-from lora_operator.names import bounded, fetch_labels, job_name, token_secret
+from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, Limits
+from lora_operator.names import bounded, fetch_labels, job_name, parse_duration, parse_size, token_secret
 from lora_operator.schemes import Scheme
 
 MAX_VIEW_NAME: Final = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
@@ -34,6 +35,7 @@ def build_request(
     base_model_path: str | None,
     with_credentials: bool,
     workload_identity: str | None = None,
+    reserved_bytes: int = 0,
 ) -> FetchRequest:
     """What the Job is told. `workload_identity`: the service account as which it may read the source."""
     source = artifact.spec.source
@@ -54,6 +56,15 @@ def build_request(
             "pickledWeights": artifact.spec.pickled_weights is not None,
             "withoutTokenizer": artifact.spec.without_tokenizer or False,
             "baseModelPath": base_model_path,
+            "limits": Limits(
+                max_artifact_bytes=parse_size(cache.spec.max_artifact_size),
+                capacity_bytes=parse_size(cache.spec.capacity),
+                min_free_bytes=parse_size(cache.spec.min_free) or 0,
+                reserved_bytes=reserved_bytes,
+                hint_bytes=parse_size(source.size_hint) or 0,
+            ),
+            "owner": cache.status.claim_uid,
+            "maxWorkers": cache.spec.download.max_workers,
         }
     )
 
@@ -79,7 +90,8 @@ def build_job(
     resources: dict[str, Any],
     placement: Placement = ANYWHERE,
 ) -> dict[str, Any]:
-    """The Job. One that has credentials is made suspended, and goes on once the Secret that it owns exists."""
+    """The Job; deadline and resources are the cache's where it says any. One that has credentials is made suspended, and goes on once the Secret that it owns exists."""
+    timeout = parse_duration(cache.spec.download.timeout)
     name = job_name(artifact.metadata.name, attempt)
     labels = fetch_labels(artifact.metadata.name)
     with_credentials = request.credentials is not None
@@ -110,7 +122,7 @@ def build_job(
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": 10,
-            "securityContext": _pod_security(cache),
+            "securityContext": pod_security(cache),
             "containers": [
                 {
                     "name": FETCH_CONTAINER,
@@ -148,7 +160,7 @@ def build_job(
             "backoffLimit": 0,
             "completions": 1,
             "parallelism": 1,
-            "activeDeadlineSeconds": deadline_seconds,
+            "activeDeadlineSeconds": deadline_seconds if timeout is None else math.ceil(timeout),
             "suspend": with_credentials,
             "template": keep_on_one_node(
                 with_access(template, cache, service_account=request.workload_identity), cache
@@ -157,7 +169,8 @@ def build_job(
     }
 
 
-def _pod_security(cache: ModelCache) -> dict[str, Any]:
+def pod_security(cache: ModelCache) -> dict[str, Any]:
+    """Under which identity the pods of Jobs run."""
     wanted = cache.spec.security_context
     context: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     if wanted.run_as_user is not None:

@@ -162,7 +162,7 @@ class BucketSource(PlainSource):
         place = Place.of(root, self.scheme, name=self.bucket, identity=(self.endpoint, self.bucket))
         with translated(self):
             place.prepare()
-        return ObjectStore(self, place)
+        return ObjectStore(self, place, self.workers)
 
     def stalled(self, seconds: float) -> ReasonError:
         return self._unreachable(f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")

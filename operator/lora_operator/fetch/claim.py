@@ -79,7 +79,7 @@ class ClaimSource(PlainSource):
         place = Place.of(root, self.folder, name=name, identity=(name, self.request.path.strip("/")))
         with translated(self):
             place.prepare()
-        return ObjectStore(self, place)
+        return ObjectStore(self, place, self.workers)
 
     def stalled(self, seconds: float) -> ReasonError:
         return ReasonError(

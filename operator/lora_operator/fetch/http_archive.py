@@ -14,7 +14,7 @@ from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.http_client import Client, Found, shown, translate, unreachable
 from lora_operator.fetch.http_files import FOLDER, place_of
 from lora_operator.fetch.objects import ObjectStore, translated
-from lora_operator.fetch.packed import Packed, PackedStore, tidied
+from lora_operator.fetch.packed import Packed, PackedStore, collecting
 from lora_operator.fetch.place import blob_name
 from lora_operator.fetch.progress import Reporter
 from lora_operator.fetch.source import PlainSource
@@ -26,6 +26,7 @@ class HttpArchive(PlainSource):
     """One archive by its address."""
 
     request: HttpRequest
+    job: FetchRequest
     client: Client
     url: str
     sha256: str
@@ -42,7 +43,7 @@ class HttpArchive(PlainSource):
         assert http.url is not None  # noqa: S101
         assert http.sha256 is not None  # noqa: S101
         unfit = Reason.INVALID_ADAPTER if request.type == "Adapter" else Reason.INCOMPLETE_MODEL
-        return cls(http, client, http.url, http.sha256, unfit)
+        return cls(http, request, client, http.url, http.sha256, unfit)
 
     @property
     def title(self) -> str:
@@ -74,8 +75,9 @@ class HttpArchive(PlainSource):
         with translated(self):
             place.prepare()
         archive = RemoteFile(self.title, size, sha256=self.sha256, stored_as=blob_name(self.url, self.sha256, size))
-        self.packed = Packed(self, place, archive, key=self.url, limit=self.request.max_bytes)
-        with tidied([self.packed]):
+        limits = self.job.limits
+        self.packed = Packed(self, place, archive, key=self.url, limit=self.request.max_bytes, root=root, limits=limits)
+        with collecting(self.job, place, [self.packed]):
             names = self.packed.names(reporter)
             self._require_small(sum(names.values()))
             self.files = tuple(self.packed.member(name, size) for name, size in sorted(names.items()))
@@ -90,7 +92,7 @@ class HttpArchive(PlainSource):
     def open_store(self, root: Path) -> PackedStore:
         assert self.packed is not None  # noqa: S101  it was collected
         packed = {file.path: (self.packed, file.path) for file in self.files}
-        return PackedStore(ObjectStore(self, self.packed.place), packed)
+        return PackedStore(ObjectStore(self, self.packed.place, self.workers), packed)
 
     def stalled(self, seconds: float) -> ReasonError:
         return unreachable(self.url, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")

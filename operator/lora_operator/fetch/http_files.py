@@ -109,7 +109,7 @@ class HttpSource(PlainSource):
         place = place_of(root, self.request.files[0].url)
         with translated(self):
             place.prepare()
-        return ObjectStore(self, place)
+        return ObjectStore(self, place, self.workers)
 
     def stalled(self, seconds: float) -> ReasonError:
         return unreachable(self.title, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_operator.constants import Reason
@@ -90,7 +90,7 @@ class HubSource(PlainSource):
     def open_store(self, root: Path) -> HubStore:
         place = resume.Place(hub=root / volume.HUB, repo=self.hub.request.repo)
         resume.spare_library_locks(place)
-        return HubStore(self.hub, place, self.commit)
+        return HubStore(replace(self.hub, workers=self.workers), place, self.commit)
 
     def stalled(self, seconds: float) -> ReasonError:
         endpoint, status = self.hub.endpoint, self.hub.complaints.status

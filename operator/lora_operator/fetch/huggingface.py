@@ -31,7 +31,6 @@ from lora_operator.manifest import HuggingFaceRequest
 
 log = logging.getLogger(__name__)
 
-WORKERS: Final = 4
 _MAX_LISTED: Final = 50_000
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _OID: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -47,6 +46,7 @@ class Hub:
     request: HuggingFaceRequest
     token: str | Literal[False]
     complaints: transport.Complaints
+    workers: int = 4
 
     @property
     def endpoint(self) -> str:
@@ -173,7 +173,7 @@ def forget(place: resume.Place, commit: str, file: RemoteFile) -> None:
 
 
 def _download_once(hub: Hub, place: resume.Place, files: Sequence[RemoteFile], *, commit: str) -> None:
-    resume.download_big(place, files, commit=commit, endpoint=hub.endpoint, token=hub.token, workers=WORKERS)
+    resume.download_big(place, files, commit=commit, endpoint=hub.endpoint, token=hub.token, workers=hub.workers)
     snapshot_download(
         hub.request.repo,
         revision=commit,
@@ -181,7 +181,7 @@ def _download_once(hub: Hub, place: resume.Place, files: Sequence[RemoteFile], *
         endpoint=hub.endpoint,
         token=hub.token,
         allow_patterns=[escape(file.path) for file in files],
-        max_workers=WORKERS,
+        max_workers=hub.workers,
         etag_timeout=METADATA_TIMEOUT_S,
         library_name="lora-operator",
     )

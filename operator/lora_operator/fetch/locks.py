@@ -32,7 +32,7 @@ def supported(folder: Path) -> bool:
     probe = folder / f".tmp-lock-{_OWN}-{secrets.token_hex(4)}"
     with probe.open("xb") as file:
         try:
-            return _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         finally:
             probe.unlink(missing_ok=True)
 
@@ -52,7 +52,7 @@ def claimed(partial: Path) -> Iterator[tuple[Path, Guarded]]:
     path = partial
     while True:
         with path.open("a+b", buffering=0) as file:
-            if not _lock(file.fileno(), fcntl.LOCK_EX) and path == partial:
+            if not flock(file.fileno(), fcntl.LOCK_EX) and path == partial:
                 path = own(partial)
                 continue
             if not is_same(path, file):  # who held it has finished it meanwhile
@@ -67,7 +67,7 @@ def held(lock: Path, *, wait: bool = True) -> Iterator[bool]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+b", buffering=0) as file:
         try:
-            got = _lock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            got = flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             got = False
         yield got
@@ -75,8 +75,8 @@ def held(lock: Path, *, wait: bool = True) -> Iterator[bool]:
 
 def discard_left(path: Path) -> None:
     """Removes an unfinished file that nobody is working on: one that can be locked, or that is old where there are no locks."""
-    with contextlib.suppress(OSError), path.open("ab") as file:
-        if _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB) or _is_old(path):
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+        if flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB) or _is_old(path):
             path.unlink(missing_ok=True)
 
 
@@ -160,8 +160,8 @@ def is_same(path: Path, file: FileIO) -> bool:
         return False
 
 
-def _lock(descriptor: int, how: int) -> bool:
-    """False where the volume has no locks. Raises BlockingIOError with LOCK_NB where somebody else has it."""
+def flock(descriptor: int, how: int) -> bool:
+    """As the system's; False where the volume has no locks. Raises BlockingIOError with LOCK_NB where somebody else has it."""
     try:
         fcntl.flock(descriptor, how)
     except OSError as error:

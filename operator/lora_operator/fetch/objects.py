@@ -29,7 +29,6 @@ from lora_operator.fetch.sums import Declared, Sums
 
 log = logging.getLogger(__name__)
 
-_WORKERS: Final = 4
 CHUNK: Final = 256 << 10
 
 
@@ -72,6 +71,7 @@ class ObjectStore:
 
     source: Objects
     place: Place
+    workers: int = 4
     left: dict[str, int] = field(default_factory=dict)  # unfinished files by name, as long as this process left them
 
     @property
@@ -85,7 +85,12 @@ class ObjectStore:
         return self.place.missing_bytes(files)
 
     def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
-        persist(lambda: self._download_once(files), moving=moving)
+        try:
+            persist(lambda: self._download_once(files), moving=moving)
+        except ReasonError as error:
+            if error.reason is Reason.INSUFFICIENT_SPACE:
+                self.place.discard_partial(files)
+            raise
         return {file.path: Path(os.path.realpath(self.place.blob(file))) for file in files}
 
     def expected(self, file: RemoteFile) -> RemoteFile:
@@ -102,7 +107,7 @@ class ObjectStore:
 
     def _download_once(self, files: Sequence[RemoteFile]) -> None:
         stop = threading.Event()
-        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="download") as pool:
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="download") as pool:
             futures = [pool.submit(self._download_one, file, stop) for file in files if not self.place.has(file)]
             try:
                 for future in as_completed(futures):

@@ -22,7 +22,7 @@ from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.http_client import translate, unreachable
 from lora_operator.fetch.objects import ObjectStore, translated
 from lora_operator.fetch.oci_client import INDEXES, Registry, login_of
-from lora_operator.fetch.packed import Packed, PackedStore, tidied
+from lora_operator.fetch.packed import Packed, PackedStore, collecting
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter
 from lora_operator.fetch.source import PlainSource
@@ -58,6 +58,7 @@ class OciSource(PlainSource):
     """One artifact or image."""
 
     request: OciRequest
+    job: FetchRequest
     registry: Registry
     title_: str
     reference: str  # tag or digest
@@ -81,7 +82,7 @@ class OciSource(PlainSource):
         login = login_of(keys[".dockerconfigjson"], host) if keys is not None else None
         registry = Registry.to(home, repository, allowed=oci.allowed_endpoints, login=login)
         unfit = Reason.INVALID_ADAPTER if request.type == "Adapter" else Reason.INCOMPLETE_MODEL
-        return cls(oci, registry, f"oci://{host}/{repository}", digest or tag or "latest", unfit)
+        return cls(oci, request, registry, f"oci://{host}/{repository}", digest or tag or "latest", unfit)
 
     @property
     def title(self) -> str:
@@ -113,8 +114,8 @@ class OciSource(PlainSource):
         self.place = Place.of(root, FOLDER, name=self.title.rpartition("/")[2], identity=(self.registry.base,))
         with translated(self):
             self.place.prepare()
-        archives = [self._archive(layer) for layer in self.layers if not layer.title]
-        with tidied(archives):
+        archives = [self._archive(layer, root) for layer in self.layers if not layer.title]
+        with collecting(self.job, self.place, archives):
             waiting = iter(archives)
             left = self.request.max_bytes
             for layer in self.layers:
@@ -144,7 +145,7 @@ class OciSource(PlainSource):
                 pass
 
     def open_store(self, root: Path) -> PackedStore:
-        return PackedStore(ObjectStore(self, self.place), self.packed)
+        return PackedStore(ObjectStore(self, self.place, self.workers), self.packed)
 
     def stalled(self, seconds: float) -> ReasonError:
         return unreachable(self.title, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")
@@ -189,10 +190,18 @@ class OciSource(PlainSource):
             raise ReasonError(self.unfit, f"{self.title} has {len(found)} layers; it must have 1 to {_MAX_LAYERS}")
         return tuple(found)
 
-    def _archive(self, layer: Layer) -> Packed:
+    def _archive(self, layer: Layer, root: Path) -> Packed:
         stored = blob_name(self.registry.base, layer.digest, layer.size)
         archive = RemoteFile(layer.digest, layer.size, sha256=layer.sha256, stored_as=stored)
-        return Packed(self, self.place, archive, key=self.registry.base, limit=self.request.max_bytes)
+        return Packed(
+            self,
+            self.place,
+            archive,
+            key=self.registry.base,
+            limit=self.request.max_bytes,
+            root=root,
+            limits=self.job.limits,
+        )
 
     def _add_file(self, layer: Layer) -> None:
         name = layer.title.removeprefix("./")

@@ -41,6 +41,7 @@ class OfflineSource(PlainSource):
     root: Path
     files: tuple[RemoteFile, ...] = ()
     paths: dict[str, Path] = field(default_factory=dict)
+    home: Path = Path()  # where it was found
 
     @classmethod
     def open(cls, request: FetchRequest) -> OfflineSource:
@@ -77,7 +78,7 @@ class OfflineSource(PlainSource):
             looked.append(place)
             if not folder.is_dir():
                 continue
-            folder = volume.inside(self.root, place)
+            folder = self.home = volume.inside(self.root, place)
             return (
                 self._from_hub_layout(folder, place) if (folder / "snapshots").is_dir() else self._plain(folder, place)
             )
@@ -104,7 +105,7 @@ class OfflineSource(PlainSource):
 
     @property
     def blobs(self) -> Path:
-        return self.root / volume.ARTIFACTS  # nothing is downloaded, so nothing grows
+        return self.home / "blobs" if (self.home / "blobs").is_dir() else self.home
 
     def has(self, file: RemoteFile) -> bool:
         return True

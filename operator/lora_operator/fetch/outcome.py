@@ -15,6 +15,7 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
+from lora_operator.fetch.bounds import NoRoomError
 from lora_operator.manifest import (
     TERMINATION_LOG_BYTES,
     TERMINATION_LOG_DEFAULT,
@@ -32,6 +33,8 @@ _written = threading.Lock()
 
 def failure(error: BaseException) -> FetchResult:
     """The result of a Job that `error` ended; an error without a reason is JobFailed, with its type."""
+    if isinstance(error, NoRoomError):
+        return FetchResult(ok=False, reason=error.reason, message=text.clean(error.message), needed_bytes=error.needed)
     if isinstance(error, ReasonError):
         return FetchResult(ok=False, reason=error.reason, message=text.clean(error.message))
     return FetchResult(ok=False, reason=Reason.JOB_FAILED, message=text.clean(f"{type(error).__name__}: {error}"))

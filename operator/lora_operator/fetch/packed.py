@@ -21,13 +21,14 @@ from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import locks, text, unpack, volume
+from lora_operator.fetch import bounds, leases, locks, text, unpack
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import Objects, ObjectStore, translated
 from lora_operator.fetch.persist import persist
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter, measure_blobs
 from lora_operator.fetch.sums import Sums
+from lora_operator.manifest import FetchRequest, Limits
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Packed:
     archive: RemoteFile  # with its sha256
     key: str
     limit: int  # bytes that may be in it
+    root: Path  # of the volume
+    limits: Limits
     used: set[Path] = field(default_factory=set)  # where this process had the archive itself
 
     def names(self, reporter: Reporter) -> dict[str, int]:
@@ -50,13 +53,18 @@ class Packed:
         known = self._read_index()
         if known is not None:
             return known
-        volume.require_space(self.place.folder, self.place.missing_bytes([self.archive]))
+        missing = self.place.missing_bytes([self.archive])
+        bounds.require_room(self.root, size=self.archive.size, missing=missing, limits=self.limits)
         measure = measure_blobs(self.place.blobs, [self.archive])
         reporter.enter("Downloading", total=self.archive.size, measure=measure)
-        with translated(self.source), self._brought(moving=lambda: measure()[1]) as archive:
-            reporter.enter("Verifying", total=self.archive.size, measure=_position(archive))
-            found = unpack.entries(archive, limit=self.limit)
-            self._write_index(found)
+        try:
+            with translated(self.source), self._brought(moving=lambda: measure()[1]) as archive:
+                reporter.enter("Verifying", total=self.archive.size, measure=_position(archive))
+                found = unpack.entries(archive, limit=self.limit)
+                self._write_index(found)
+        except ReasonError as error:
+            missing = self.place.missing_bytes([self.archive])
+            raise bounds.with_need(error, self.root, missing=missing, limits=self.limits) from error
         return found
 
     def member(self, name: str, size: int) -> RemoteFile:
@@ -99,12 +107,16 @@ class Packed:
             with locks.claimed(self.place.partial(file)) as (path, target):
                 target.truncate(0)
                 sums = Sums()
-                for chunk in chunks:
-                    target.write(chunk)
-                    sums.add(chunk)
-                if fault := sums.fault(file.size):
-                    raise unpack.UnfitError(f"is damaged: {text.clean(file.path, limit=200)!r}: {fault}")
-                target.sync()
+                try:
+                    for chunk in chunks:
+                        target.write(chunk)
+                        sums.add(chunk)
+                    if fault := sums.fault(file.size):
+                        raise unpack.UnfitError(f"is damaged: {text.clean(file.path, limit=200)!r}: {fault}")
+                    target.sync()
+                except (OSError, unpack.UnfitError):
+                    target.truncate(0)  # it is never gone on with
+                    raise
                 self.place.finish(file, path, sums.sha256)
         except locks.Overtaken as error:
             if not self.place.has(file):
@@ -128,6 +140,14 @@ class Packed:
         fresh = self._index.with_name(f"{self._index.name}.{os.getpid()}.tmp")
         fresh.write_text(json.dumps(dict(names)))
         fresh.replace(self._index)
+
+
+@contextlib.contextmanager
+def collecting(request: FetchRequest, place: Place, archives: Sequence[Packed]) -> Iterator[None]:
+    """Around all that is done with archives of one place: refuses too big ones, and keeps evictions away."""
+    bounds.require_size(sum(found.archive.size for found in archives), len(archives), request.limits)
+    with leases.held(Path(request.cache_root), place.blobs, owner=request.owner), tidied(archives):
+        yield
 
 
 @contextlib.contextmanager

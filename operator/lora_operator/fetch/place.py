@@ -82,7 +82,11 @@ class Place:
         """Makes the complete partial file the payload: the sum first, so that no payload is ever without. Raises locks.Overtaken."""
         target = self.folder / "sums" / file.blob
         fresh = locks.own(target.with_name(f"{target.name}.tmp"))
-        fresh.write_text(sha256 + "\n", "ascii")
+        try:
+            fresh.write_text(sha256 + "\n", "ascii")
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
         fresh.replace(target)
         try:
             partial.replace(self.blob(file))
@@ -92,6 +96,12 @@ class Place:
     def forget(self, file: RemoteFile) -> None:
         """Lets the payload count as absent; the next download takes its place."""
         (self.folder / "sums" / file.blob).unlink(missing_ok=True)
+
+    def discard_partial(self, files: Iterable[RemoteFile]) -> None:
+        """Gives the space of unfinished downloads back, where nobody else is working on them."""
+        for file in files:
+            locks.own(self.partial(file)).unlink(missing_ok=True)
+            locks.discard_left(self.partial(file))
 
     def discard_older(self, file: RemoteFile) -> None:
         """Removes what downloads of the object left unfinished and nobody goes on with: of other versions, or by other processes."""

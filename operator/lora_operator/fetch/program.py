@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import choose, content, environment, outcome, publish, text, verify, volume
+from lora_operator.fetch import bounds, choose, content, environment, leases, outcome, publish, text, verify, volume
 from lora_operator.fetch.choose import RemoteFile, WantedFile
 from lora_operator.fetch.progress import STALL_AFTER_S, Reporter, measure_blobs
 from lora_operator.fetch.source import Source, Store, open_source
@@ -38,6 +38,7 @@ def main() -> int:
     """Runs the Job that the environment describes; returns the exit code."""
     _start_logging()
     signal.signal(signal.SIGTERM, _on_sigterm)
+    request: FetchRequest | None = None
     try:
         with environment.private_home() as home:
             request = _read_request()
@@ -48,6 +49,8 @@ def main() -> int:
     except Exception as error:
         print(text.redact(traceback.format_exc()), file=sys.stderr, flush=True)
         result = outcome.failure(error)
+    if request is not None:
+        result = result.model_copy(update={"volume": bounds.look(Path(request.cache_root))})
     return outcome.finish(result)
 
 
@@ -76,6 +79,8 @@ def _run(request: FetchRequest) -> FetchResult:
                 ),
             )
             source.prove_readable([file.remote for file in wanted])
+            unique = {file.remote.blob: file.remote for file in wanted}
+            bounds.require_size(_total(unique.values()), len(wanted), request.limits)
             return _fetch(request, source, revision, wanted, reporter)
 
 
@@ -85,16 +90,32 @@ def _fetch(
     root = Path(request.cache_root)
     volume.prepare(root, source.folder)
     store = source.open_store(root)
+    with leases.held(root, store.blobs, owner=request.owner):
+        return _bring(request, source, store, revision, wanted, reporter)
+
+
+def _bring(
+    request: FetchRequest,
+    source: Source,
+    store: Store,
+    revision: str,
+    wanted: Sequence[WantedFile],
+    reporter: Reporter,
+) -> FetchResult:
+    root = Path(request.cache_root)
     files = list({file.remote.blob: file.remote for file in wanted}.values())
     missing = store.missing_bytes(files)
     log.info("%d files, %s; %s to download", len(wanted), text.size(_total(files)), text.size(missing))
-    volume.require_space(root, missing)
+    bounds.require_room(root, size=_total(files), missing=missing, limits=request.limits)
 
     cached = {file.blob for file in files if store.has(file)}
     measure = measure_blobs(store.blobs, files)
     reporter.enter("Downloading", total=_total(files), measure=measure)
     remotes = [file.remote for file in wanted]
-    blobs = store.download(remotes, moving=lambda: measure()[1])
+    try:
+        blobs = store.download(remotes, moving=lambda: measure()[1])
+    except ReasonError as error:
+        raise bounds.with_need(error, root, missing=store.missing_bytes(files), limits=request.limits) from error
 
     verdicts = _verify(store, remotes, blobs, reporter)
     spoilt = [file for file in remotes if verdicts[file.path].fault and file.blob in cached]

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ Phase = Literal["Authorising", "Downloading", "Verifying", "Publishing"]
 
 STALL_AFTER_S: Final = 120.0
 _LINE_EVERY_S: Final = 1.0
+_RATE_OVER_S: Final = 10.0
 _INCOMPLETE: Final = ".incomplete"
 
 
@@ -45,6 +47,7 @@ class Reporter:
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._moved = time.monotonic()
         self._printed: FetchProgress | None = None
+        self._rate = Rate()
 
     def __enter__(self) -> Reporter:
         self._thread.start()
@@ -60,19 +63,21 @@ class Reporter:
             self.phase, self.bytes_total = phase, total
             self.measure = measure or (lambda: (0, 0))
             self._moved = time.monotonic()
+            self._rate = Rate()
 
     def _run(self) -> None:
         last: tuple[Phase, int] | None = None
         while True:
             with self._lock:
-                phase, total, measure = self.phase, self.bytes_total, self.measure
+                phase, total, measure, rate = self.phase, self.bytes_total, self.measure, self._rate
             done, moving = measure()
             now = time.monotonic()
             if (phase, moving) != last:
                 last = (phase, moving)
                 with self._lock:
                     self._moved = now
-            self._print(FetchProgress(phase=phase, bytes_done=min(done, total), bytes_total=total))
+            figures = FetchProgress(phase=phase, bytes_done=min(done, total), bytes_total=total)
+            self._print(figures.model_copy(update={"bytes_per_second": rate.add(now, figures.bytes_done)}))
             with self._lock:
                 still = now - self._moved
             if still >= self.stall_after and phase != "Publishing":
@@ -87,6 +92,21 @@ class Reporter:
         self._printed = line
         with contextlib.suppress(OSError, ValueError):  # a closed log is no reason to end a download
             print(line.model_dump_json(by_alias=True), file=self.out, flush=True)
+
+
+class Rate:
+    """Bytes a second over the last seconds; what was there at the first look was not moved."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, done: int) -> int:
+        """The rate at `now`, in seconds of any clock that never goes back."""
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= _RATE_OVER_S:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        return max(0, round((done - before) / (now - then))) if now > then else 0
 
 
 def measure_blobs(blobs: Path, files: Iterable[RemoteFile]) -> Callable[[], tuple[int, int]]:

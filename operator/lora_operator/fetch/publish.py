@@ -82,6 +82,8 @@ def publish(root: Path, staging: Path, manifest: Manifest, *, title: str) -> str
                 raise
     else:
         raise FileExistsError(errno.EEXIST, "the view keeps changing", relative)
+    with contextlib.suppress(OSError):
+        os.utime(target)  # a view that was there already is as new as one that was not, for evictions
     volume.sync_directory(target.parent)
     return relative
 

@@ -10,11 +10,15 @@ Nothing here vouches for content: `verify` does that, and a wrong blob goes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import re
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Final, Literal
 
@@ -25,6 +29,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from lora_operator.fetch import locks
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
+from lora_operator.fetch.volume import NO_SPACE
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +91,7 @@ def download_big(
     place.blobs.mkdir(parents=True, exist_ok=True)
     for path in place.blobs.glob("tmp_*"):  # the library's, to learn the umask; one that was killed then leaves it
         locks.discard_old(path)
+    full = threading.Event()
     left_over = {path.name.partition(".")[0] for path in place.blobs.glob("*.incomplete")}
     wanted = {
         file.blob: file
@@ -105,9 +111,15 @@ def download_big(
                 return
             # Who is overtaken finds the finished blob, or begins anew.
             while not (place.blobs / file.blob).exists():
-                with contextlib.suppress(locks.Overtaken):
-                    _download(file, partial, place, commit=commit, endpoint=endpoint, token=token)
+                try:
+                    _download(file, partial, place, full, commit=commit, endpoint=endpoint, token=token)
                     return
+                except locks.Overtaken:
+                    continue
+                except OSError as error:
+                    if error.errno in NO_SPACE:
+                        full.set()
+                    raise
 
     with ThreadPoolExecutor(workers, thread_name_prefix="download") as pool:
         futures = [pool.submit(one, file) for file in wanted.values()]
@@ -115,8 +127,9 @@ def download_big(
             for future in as_completed(futures):
                 future.result()
         finally:
-            # After a failure those under way end by themselves, and keep what they have; the others don't begin.
-            pool.shutdown(wait=False, cancel_futures=True)
+            # After a failure those under way end by themselves, and keep what they have; the others don't begin. On a full
+            # volume they end with their next bytes, and that is awaited: their unfinished files go.
+            pool.shutdown(wait=full.is_set(), cancel_futures=True)
 
 
 def discard_partial(place: Place, files: Iterable[RemoteFile]) -> None:
@@ -130,8 +143,29 @@ def discard_partial(place: Place, files: Iterable[RemoteFile]) -> None:
                         path.unlink(missing_ok=True)
 
 
+class _Target(locks.Guarded):
+    """An unfinished file that takes nothing more once the volume was found full."""
+
+    def __init__(self, path: Path, file: FileIO, full: threading.Event) -> None:
+        super().__init__(path, file)
+        self._full = full
+
+    def write(self, data: bytes) -> int:
+        """As any one's."""
+        if self._full.is_set():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
 def _download(
-    file: RemoteFile, partial: Path, place: Place, *, commit: str, endpoint: str, token: str | Literal[False]
+    file: RemoteFile,
+    partial: Path,
+    place: Place,
+    full: threading.Event,
+    *,
+    commit: str,
+    endpoint: str,
+    token: str | Literal[False],
 ) -> None:
     url = hf_hub_url(place.repo, file.path, revision=commit, endpoint=endpoint)
     found = get_hf_file_metadata(url, token=token, timeout=METADATA_TIMEOUT_S, endpoint=endpoint, retry_on_errors=True)
@@ -139,7 +173,7 @@ def _download(
         log.info("%s has an unusual ETag; it is left to huggingface_hub", file.path)
         return
     with partial.open("a+b", buffering=0) as opened:
-        target = locks.Guarded(partial, opened)
+        target = _Target(partial, opened, full)
         have = target.size
         if have > file.size:
             target.truncate(0)

@@ -80,7 +80,8 @@ class S3Source(PlainSource):
         keys = S3Keys.read(request)
         identity = request.workload_identity if keys is None else None
         client = build_client(request.s3, keys, workload_identity=identity is not None)
-        return cls(request.s3, client, Subject(request.s3, authenticated=keys is not None, identity=identity))
+        subject = Subject(request.s3, authenticated=keys is not None, identity=identity)
+        return cls(request.s3, client, subject)
 
     @property
     def title(self) -> str:
@@ -220,7 +221,7 @@ class S3Source(PlainSource):
         place = Place.of(root, self.folder, name=bucket, identity=(self.request.endpoint or "aws", bucket))
         with translated(self):
             place.prepare()
-        return ObjectStore(self, place)
+        return ObjectStore(self, place, self.workers)
 
     def stalled(self, seconds: float) -> ReasonError:
         return unreachable(self.subject, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")

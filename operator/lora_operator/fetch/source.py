@@ -54,6 +54,8 @@ class Store(Protocol):
 class Source(Protocol):
     """One source as this Job's credentials see it."""
 
+    workers: int  # files that are downloaded at once
+
     @property
     def title(self) -> str:
         """What stands in the manifest: a repository, or an address without credentials."""
@@ -92,6 +94,8 @@ class Source(Protocol):
 class PlainSource:
     """What a source has in common with most others."""
 
+    workers: int = 4
+
     def collected(self, root: Path, reporter: Reporter) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -106,4 +110,5 @@ def open_source(request: FetchRequest) -> Source:
     fetcher = OFFLINE_FETCHER if request.offline and scheme.is_remote else scheme.fetcher
     module, _, name = fetcher.partition(":")
     found: Source = getattr(import_module(f"{__package__}.{module}"), name).open(request)
+    found.workers = request.max_workers
     return found

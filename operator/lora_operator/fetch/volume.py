@@ -37,7 +37,7 @@ def prepare(root: Path, content: str) -> None:
         directory = root / name
         try:
             if not directory.is_dir():
-                _make_shared(directory, like=root)
+                make_shared(directory, like=root)
             _probe(directory)
         except OSError as error:
             if error.errno in NO_SPACE:
@@ -77,18 +77,6 @@ def from_system(error: OSError) -> ReasonError | None:
     return None
 
 
-def require_space(root: Path, missing: int) -> None:
-    """Raises InsufficientSpace when `missing` bytes don't fit; file systems that don't tell are believed to have room."""
-    found = os.statvfs(root)
-    free = found.f_bavail * found.f_frsize
-    if found.f_blocks and missing > free:
-        raise ReasonError(
-            Reason.INSUFFICIENT_SPACE,
-            f"{text.size(missing)} are to be downloaded, but the cache's volume has {text.size(free)} free; "
-            "free space on it or enlarge it",
-        )
-
-
 def inside(root: Path, relative: str) -> Path:
     """The real path of `relative` below `root`. Raises ReasonError when it leads out of it, by whatever links."""
     real_root = os.path.realpath(root)
@@ -110,7 +98,8 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _make_shared(directory: Path, *, like: Path) -> None:
+def make_shared(directory: Path, *, like: Path) -> None:
+    """Makes a directory of the volume's group, in which the group may write."""
     try:
         directory.mkdir()
     except FileExistsError:

@@ -7,12 +7,14 @@ from typing import Final
 
 from lora_operator.api.adapter import ArtifactRef, LoRAAdapterStatus, PodCounts, PodFailure
 from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.api.progress import Progress
 from lora_operator.conditions import Verdict, failing, find, merge, ok, reason_of, with_ready_and_stalled
 from lora_operator.constants import REASONS, ROLLOUT, Condition, Reason
 from lora_operator.plan.adapter_content import AdapterContent, AdapterObservation
 from lora_operator.plan.admission import public_name
 from lora_operator.plan.fleet import AdapterLoad, Fleet
 from lora_operator.plan.modules import Module
+from lora_operator.plan.progress import mirrored
 from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
 
 MAX_FAILURES: Final = 5
@@ -97,6 +99,7 @@ def adapter_status(
     loaded = load.loaded if load else 0
     public = public_name(adapter, deployment) if deployment and admitted else adapter.served_name
     note = content.note if content else ""
+    progress = _mirror(seen, verdicts, content)
     conditions = with_ready_and_stalled(verdicts, f"{loaded} of {wanted} ready pods serve {public}{note}")
     return LoRAAdapterStatus(
         conditions=merge(adapter.status.conditions, conditions, generation=adapter.metadata.generation, now=now),
@@ -112,6 +115,7 @@ def adapter_status(
         size=has.size if has else None,
         rank=has.rank if has else None,
         target_modules=has.target_modules if has else None,
+        progress=progress,
         artifact_ref=ArtifactRef(namespace=content.key[0], name=content.key[1]) if content and content.key else None,
         refresh=content.refresh if content else adapter.status.refresh,
         ready_pods=f"{loaded}/{wanted}",
@@ -120,3 +124,17 @@ def adapter_status(
         if load and load.failures
         else None,
     )
+
+
+def _mirror(
+    seen: AdapterObservation, verdicts: dict[Condition, Verdict], content: AdapterContent | None
+) -> Progress | None:
+    """The artifact's figures, and with them Downloaded's message: as they were told last while that is not long ago."""
+    running = content.artifact if content is not None and not content.downloaded.is_true else None
+    current = running.status.progress if running is not None else None
+    progress = mirrored(seen.adapter.status.progress, current)
+    before = find(seen.adapter.status.conditions, Condition.DOWNLOADED)
+    found = verdicts[Condition.DOWNLOADED]
+    if progress is not current and before is not None and (before.status, before.reason) == ("False", found.reason):
+        verdicts[Condition.DOWNLOADED] = failing(found.reason, before.message)
+    return progress

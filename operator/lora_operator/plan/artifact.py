@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from lora_operator.api.artifact import Failure, ModelArtifact, ModelArtifactStatus, Progress
+from lora_operator.api.artifact import Failure, ModelArtifact, ModelArtifactStatus
 from lora_operator.api.cache import ModelCache
 from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_stalled
 from lora_operator.constants import ANNOTATION_REFRESH, LABEL_MANAGED_BY, MANAGED_BY, REASONS, Condition, Reason, Retry
@@ -16,15 +16,16 @@ from lora_operator.names import format_size, short_revision
 from lora_operator.plan.allowed import source_refused
 from lora_operator.plan.fetch_job import JobView
 from lora_operator.plan.pin import refused_by_pin
+from lora_operator.plan.progress import describe, look_every, told
+from lora_operator.plan.room import MAX_FAILURE_SHOWN, has_new_room, queued, too_large
 from lora_operator.plan.wants import Credentials, wanted_name
 
 FIRST_BACKOFF_SECONDS = 10
 # By the class of the reason; one that is otherwise waited for (a Job found the volume not mounted) is no reason to give up.
 MAX_BACKOFF_SECONDS = {Retry.BACKOFF: 300, Retry.OUTSIDE: 600, Retry.WAIT: 300, Retry.NONE: None}
-MAX_FAILURE_SHOWN = 1900  # characters of a Job's message in a condition, so that what happens next is not cut off
 NEVER_STARTED = (Reason.JOB_UNSCHEDULABLE, Reason.JOB_IMAGE_PULL, Reason.JOB_NOT_STARTED)
-POLL_RUNNING_SECONDS = 1.0
 POLL_SECRET_SECONDS = 10.0
+POLL_TURN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class ArtifactObservation:
     secret: SecretVersion | ReasonError | None  # None: access is anonymous
     jobs: tuple[JobView, ...]
     progress: FetchProgress | None
+    running: int = 1  # Jobs of all artifacts
+    evicting: bool = False  # content is being removed from the volume
+    ahead: int = 0  # downloads in the same cache that start before it
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class ArtifactPlan:
     delete_jobs: tuple[str, ...] = ()
     delete_artifact: bool = False
     requeue_after: float | None = None
+    waits_for_turn: bool = False  # nothing else keeps it from starting; also where it starts
 
 
 def is_by_hand(artifact: ModelArtifact) -> bool:
@@ -128,6 +133,7 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
     failure = status.last_failure
     outside = failure is not None and REASONS[reason_of(failure.reason)].retry is Retry.OUTSIDE
     renewed = outside and version is not None and status.credentials_version not in (None, version)
+    renewed = renewed or has_new_room(status, seen.cache)
     if failure is not None and not renewed:
         # Written again, for something else (a cache that was away) may have been said in between.
         waiting = _write(seen, _failed(failure, due=status.next_attempt_time), now=now)
@@ -137,12 +143,23 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
         if wait > 0:
             poll = POLL_SECRET_SECONDS if outside and version is not None else wait
             return ArtifactPlan(waiting, delete_jobs=delete, requeue_after=min(wait, poll))
+    if seen.ahead or seen.evicting:
+        return ArtifactPlan(
+            _write(
+                seen, queued(seen.artifact, seen.cache, failure, ahead=None if seen.evicting else seen.ahead), now=now
+            ),
+            delete_jobs=delete,
+            # Whose turn comes is woken; this is for what it says, and each look asks for its Secret.
+            requeue_after=max(POLL_TURN_SECONDS, min(float(seen.ahead), 300.0)),
+            waits_for_turn=True,
+        )
     verdict = _starting(failure, attempt)
     return ArtifactPlan(
         _write(seen, verdict, now=now, attempt=attempt, credentials_version=version, progress=None),
         start=attempt,
         delete_jobs=delete,
-        requeue_after=POLL_RUNNING_SECONDS,
+        requeue_after=look_every(seen.running),
+        waits_for_turn=True,
     )
 
 
@@ -164,6 +181,8 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
         return failing(
             Reason.CACHE_NOT_READY, f"the claim of ModelCache {namespace}/{spec.cache_ref.name} was not looked at yet"
         )
+    if (refusal := too_large(spec.source, seen.cache)) is not None:
+        return refusal
     if spec.base_model_ref is None:
         return None
     if seen.base is None or not is_true(seen.base.status.conditions, Condition.READY):
@@ -176,7 +195,7 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
 
 def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan:
     start = job.attempt if job.suspended else None
-    progress = seen.progress
+    progress = told(seen.artifact.status.progress, seen.progress, now=now)
     if job.waiting is not None:
         verdict = failing(*job.waiting)
     elif progress is not None and progress.phase in ("Verifying", "Publishing"):
@@ -186,27 +205,17 @@ def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ..
     elif progress is not None and progress.phase == "Downloading":
         verdict = failing(
             Reason.DOWNLOADING,
-            f"{_what(seen.artifact)}: {_percent(progress)}% of {format_size(progress.bytes_total)}",
+            f"{_what(seen.artifact)}: {describe(progress)}",
         )
     elif job.pod is not None:
         verdict = failing(Reason.DOWNLOADING, f"{_what(seen.artifact)}: asks the source")
     else:
         verdict = _starting(seen.artifact.status.last_failure, job.attempt)
-    shown = (
-        Progress(
-            phase=progress.phase,
-            bytes_done=progress.bytes_done,
-            bytes_total=progress.bytes_total,
-            percent=_percent(progress),
-        )
-        if progress is not None
-        else None
-    )
     return ArtifactPlan(
-        _write(seen, verdict, now=now, attempt=job.attempt, progress=shown),
+        _write(seen, verdict, now=now, attempt=job.attempt, progress=progress),
         start=start,
         delete_jobs=delete,
-        requeue_after=POLL_RUNNING_SECONDS,
+        requeue_after=look_every(seen.running),
     )
 
 
@@ -224,7 +233,9 @@ def _plan_finished(seen: ArtifactObservation, job: JobView, result: FetchResult,
                 f"{shown.message[:MAX_FAILURE_SHOWN]}; so the Job came to its deadline",
             )
         return ArtifactPlan(
-            plan_failure(seen.artifact, reason, message, attempt=job.attempt, now=now),
+            plan_failure(
+                seen.artifact, reason, message, attempt=job.attempt, now=now, needed_bytes=result.needed_bytes
+            ),
             delete_jobs=(job.name,),
             requeue_after=0,
         )
@@ -255,7 +266,13 @@ def _plan_finished(seen: ArtifactObservation, job: JobView, result: FetchResult,
 
 
 def plan_failure(
-    artifact: ModelArtifact, reason: Reason, message: str, *, attempt: int, now: datetime
+    artifact: ModelArtifact,
+    reason: Reason,
+    message: str,
+    *,
+    attempt: int,
+    now: datetime,
+    needed_bytes: int | None = None,
 ) -> ModelArtifactStatus:
     """The status after an attempt failed: back-off by the reason's class, kept here so that it survives restarts."""
     status = artifact.status
@@ -265,7 +282,13 @@ def plan_failure(
     if limit is not None:
         delay = min(FIRST_BACKOFF_SECONDS * 2 ** min(failed - 1, 10), limit)
         due = now.replace(microsecond=0) + timedelta(seconds=delay)
-    failure = Failure(attempt=attempt, reason=reason, message=message[:2048], time=now.replace(microsecond=0))
+    failure = Failure(
+        attempt=attempt,
+        reason=reason,
+        message=message[:2048],
+        time=now.replace(microsecond=0),
+        needed_bytes=needed_bytes,
+    )
     return _update(
         status,
         conditions=_conditions(artifact, _failed(failure, due=due), now=now),
@@ -319,10 +342,6 @@ def _update(status: ModelArtifactStatus, **changes: object) -> ModelArtifactStat
 
 def _what(artifact: ModelArtifact) -> str:
     return f"downloading {artifact.spec.source.member.asked}"
-
-
-def _percent(progress: FetchProgress) -> int:
-    return min(100, progress.bytes_done * 100 // progress.bytes_total) if progress.bytes_total else 0
 
 
 def wanters_credentials(

@@ -8,13 +8,13 @@ from datetime import datetime
 from typing import Any
 
 from lora_operator.api.artifact import ModelArtifact
-from lora_operator.api.cache import ModelCache, ModelCacheStatus
+from lora_operator.api.cache import EvictionStatus, ModelCache, ModelCacheStatus, VolumeFigures
 from lora_operator.api.storage import READ_WRITE_MANY, READ_WRITE_ONCE
 from lora_operator.conditions import Verdict, failing, is_true, merge, ok, with_stalled
 from lora_operator.constants import Condition, Reason
 from lora_operator.desired.claim import claim_labels
 from lora_operator.errors import ReasonError
-from lora_operator.names import format_size
+from lora_operator.names import format_size, parse_size
 from lora_operator.plan.pods import controller
 
 POLL_SECONDS = {
@@ -39,6 +39,9 @@ class CacheObservation:
     refused: ReasonError | None = None  # why the claim that the template leads to can't be had
     storage_class: dict[str, Any] | None = None  # of a claim that is not bound; None: there is no such class
     pods: Sequence[dict[str, Any]] = ()  # that are labelled as this cache's: those that are kept on one node
+    eviction: EvictionStatus | None = None
+    reclaimable: int = 0  # bytes
+    volume: VolumeFigures | None = None  # what a Job told since it was last written down
 
 
 def plan_cache(seen: CacheObservation, *, now: datetime) -> tuple[ModelCacheStatus, float]:
@@ -48,6 +51,9 @@ def plan_cache(seen: CacheObservation, *, now: datetime) -> tuple[ModelCacheStat
     ready = _ready(seen)
     verdicts = with_stalled({Condition.READY: ready})
     verdicts[Condition.SINGLE_NODE] = _single_node(seen, ready)
+    volume = _volume(seen, claim)
+    if volume is not None:
+        verdicts[Condition.SPACE_LOW] = space_verdict(cache, volume)
     present = [a for a in seen.artifacts if is_true(a.status.conditions, Condition.READY)]
     status = ModelCacheStatus(
         conditions=merge(cache.status.conditions, verdicts, generation=cache.metadata.generation, now=now),
@@ -58,8 +64,54 @@ def plan_cache(seen: CacheObservation, *, now: datetime) -> tuple[ModelCacheStat
         access_modes=_modes(claim) or None,
         artifacts=len(present),
         size=format_size(sum(a.status.size_bytes or 0 for a in present)),
+        reclaimable_bytes=seen.reclaimable,
+        reclaimable=format_size(seen.reclaimable),
+        eviction=seen.eviction,
+        volume=volume,
+        used=format_size(volume.used_bytes) if volume else None,
+        free=format_size(volume.free_bytes) if volume and volume.total_bytes else None,
     )
     return status, POLL_SECONDS[ready.reason]
+
+
+def _volume(seen: CacheObservation, claim: dict[str, Any]) -> VolumeFigures | None:
+    """The newest figures; those of another claim are nothing to go by."""
+    status = seen.cache.status
+    uid = (claim.get("metadata") or {}).get("uid")
+    same = uid is None or status.claim_uid in (None, uid)
+    known = [figures for figures in (status.volume if same else None, seen.volume) if figures is not None]
+    return max(known, key=lambda figures: figures.time, default=None)
+
+
+def space_verdict(cache: ModelCache, volume: VolumeFigures) -> Verdict:
+    """Whether the volume, or what the cache may hold of it, is as full as its owner wants to be warned of."""
+    warn = cache.spec.warn_at_percent
+    fullness = []
+    if volume.total_bytes:
+        taken = volume.total_bytes - volume.free_bytes
+        fullness.append(
+            (
+                taken * 100 // volume.total_bytes,
+                f"{format_size(taken)} of the volume's {format_size(volume.total_bytes)}",
+            )
+        )
+    capacity = parse_size(cache.spec.capacity)
+    if capacity:
+        fullness.append(
+            (
+                volume.used_bytes * 100 // capacity,
+                f"{format_size(volume.used_bytes)} of the {cache.spec.capacity} that the cache may hold",
+            )
+        )
+    percent, text = max(fullness, default=(0, "the volume does not tell its size"))
+    if not fullness:
+        return failing(Reason.ENOUGH_SPACE, text)
+    if percent >= warn:
+        return ok(
+            Reason.NEARLY_FULL,
+            f"{text} are taken, {percent}% (spec.warnAtPercent: {warn}): enlarge it, or remove content that nothing uses",
+        )
+    return failing(Reason.ENOUGH_SPACE, f"{text} are taken, {percent}%")
 
 
 def why_not_ours(cache: ModelCache, claim: dict[str, Any]) -> ReasonError | None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from lora_operator.constants import ANNOTATION_ATTEMPT, Reason
 from lora_operator.manifest import FetchResult
+from lora_operator.plan.progress import format_seconds
 from lora_operator.plan.trouble import IMAGE_PROBLEMS, NO_PROBLEMS, SETUP_SECONDS, is_setting_up, parse_time
 
 _VIEW_PATH = re.compile(r"artifacts/[A-Za-z0-9][A-Za-z0-9._-]*")  # what a Job may publish, and engines be told to load
@@ -62,7 +63,7 @@ def view_job(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, warning: st
         owner_uid=_owner_uid(job) or "",
         suspended=bool(job["spec"].get("suspend")),
         finished=finished,
-        result=_result(container, failed) if finished else None,
+        result=_result(container, failed, deadline=job["spec"].get("activeDeadlineSeconds")) if finished else None,
         pod=started[0]["metadata"]["name"] if started else None,
         left_result=any(_container_state(pod, "terminated") for pod in mine),
         waiting=None if finished or job["spec"].get("suspend") else _waiting(job, mine, warning),
@@ -88,7 +89,7 @@ def _container_state(pod: dict[str, Any], state: str) -> dict[str, Any] | None:
     return ((container or {}).get("state") or {}).get(state)
 
 
-def _result(container: dict[str, Any] | None, failed: dict[str, Any] | None) -> FetchResult:
+def _result(container: dict[str, Any] | None, failed: dict[str, Any] | None, *, deadline: int | None) -> FetchResult:
     terminated = ((container or {}).get("state") or {}).get("terminated") or {}
     message = terminated.get("message") or ""
     try:
@@ -103,7 +104,12 @@ def _result(container: dict[str, Any] | None, failed: dict[str, Any] | None) -> 
     ):  # one that is ended for its deadline only says that it was ended
         return result
     if late:
-        return FetchResult(ok=False, reason=Reason.JOB_TIMEOUT, message="the Job took longer than its deadline")
+        allowed = f" of {format_seconds(deadline)}" if deadline else ""
+        return FetchResult(
+            ok=False,
+            reason=Reason.JOB_TIMEOUT,
+            message=f"the Job took longer than its deadline{allowed}: raise the ModelCache's spec.download.timeout",
+        )
     if terminated.get("reason") == "OOMKilled":
         return FetchResult(
             ok=False,

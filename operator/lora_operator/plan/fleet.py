@@ -35,6 +35,7 @@ class PodView:
     served: Mapping[str, Served] = field(default_factory=dict)
     waiting: Mapping[str, str] = field(default_factory=dict)  # served name -> path of what the first request will load
     failures: Mapping[str, str] = field(default_factory=dict)  # served name -> what the engine or the checks said
+    retired: tuple[str, ...] = ()  # paths of content that requests may still use
     orphans: tuple[str, ...] = ()  # names that the engine lists and its kit does not know
     atomic_swap: bool = True
     update_strategy: str = HOT_LOAD  # of the pod; another one than the deployment's while that changes

@@ -6,7 +6,6 @@ name. What is served stays until the new artifact is Ready. All of it is found a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,9 +15,8 @@ from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.source import Source
 from lora_operator.conditions import Verdict, find, is_true
 from lora_operator.constants import ANNOTATION_REFRESH, REASONS, Condition, Reason, Retry
-from lora_operator.names import bounded
+from lora_operator.names import bounded, parse_duration
 
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 _MAX_VALUE = 64
 
 
@@ -68,9 +66,8 @@ def requested(annotations: Mapping[str, str]) -> str | None:
 
 def parse_interval(text: str | None) -> timedelta | None:
     """A duration like 1h30m; None where there is none."""
-    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([hms])", text or "")
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    return timedelta(seconds=seconds) if seconds > 0 else None
+    seconds = parse_duration(text)
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 def plan_refresh(

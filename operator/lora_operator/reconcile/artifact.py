@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 from pydantic import ValidationError
 
 from lora_operator.api.artifact import ModelArtifact
@@ -32,10 +35,13 @@ from lora_operator.plan.artifact import (
 from lora_operator.plan.fetch_job import JobView, silent_object, view_job
 from lora_operator.plan.identity import workload_identity
 from lora_operator.plan.pods import controller
+from lora_operator.plan.progress import MIRRORED_SECONDS
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.registry import Announced
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.waiting import note_ended_jobs, reserved_bytes, take_turn
 from lora_operator.reconcile.warnings import last_warning
 
 LOG_LINES = 20
@@ -47,10 +53,15 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
     artifact = context.store.artifacts.get(place)
     if artifact is None:
         context.registry.announced.pop(place, None)
+        context.registry.turns.leave(place)
+        for name in context.registry.turns.heads(key.namespace):
+            context.enqueue(Key(Kind.MODEL_ARTIFACT, key.namespace, name))
         context.enqueue_all(context.registry.wanters(place))
         return None
     credentials = _credentials(context, artifact)
-    plan = plan_artifact(await _observe(context, artifact, credentials), now=context.now())
+    seen = await _observe(context, artifact, credentials)
+    plan = take_turn(context, seen, plan_artifact(seen, now=context.now()))
+    note_ended_jobs(context, seen)
     if plan.delete_artifact and not context.registry.wanters(place):  # somebody may have come while we looked
         await context.kube.delete(MODEL_ARTIFACTS, *place, uid=artifact.metadata.uid)
         return None
@@ -61,6 +72,8 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
         except ReasonError as error:
             begun = artifact.model_copy(update={"status": plan.status or artifact.status})
             status = plan_failure(begun, error.reason, error.message, attempt=plan.start, now=context.now())
+        finally:
+            context.registry.turns.started(_cache_key(artifact), artifact.metadata.name)
     if status is not None:
         await context.write_status(MODEL_ARTIFACTS, Kind.MODEL_ARTIFACT, artifact, status)
     for name in plan.delete_jobs:
@@ -69,17 +82,29 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
     return plan.requeue_after
 
 
+def _cache_key(artifact: ModelArtifact) -> ObjectKey:
+    return (artifact.metadata.namespace, artifact.spec.cache_ref.name)
+
+
 def _announce(context: Context, key: Key) -> None:
-    """Wake who wants the artifact, where what they go by has changed."""
+    """Wake who wants the artifact, where what they go by has changed; for figures that move, adapters only now and then."""
     place = (key.namespace, key.name)
     artifact = context.store.artifacts.get(place)
     if artifact is None:
         return
     ready = find(artifact.status.conditions, Condition.READY)
-    news = (ready and (ready.status, ready.reason, ready.message), artifact.status.path, artifact.status.digest)
-    if context.registry.announced.get(place) != news:
-        context.registry.announced[place] = news
-        context.enqueue_all(context.registry.wanters(place))
+    status, moves = artifact.status, artifact.status.progress is not None
+    news = (ready and (ready.status, ready.reason), moves or (ready and ready.message), status.path, status.digest)
+    message = ready.message if ready else None
+    wanters, announced = context.registry.wanters(place), context.registry.announced
+    before, now = announced.get(place), time.monotonic()
+    if before is None or before.news != news or (moves and now - before.time >= MIRRORED_SECONDS):
+        if before is None or (before.news, before.adapters) != (news, message):
+            announced[place] = Announced(news, message, message, now)
+            context.enqueue_all(wanters)
+    elif moves and before.others != message:
+        announced[place] = replace(before, others=message)
+        context.enqueue_all(key for key in wanters if key.kind is not Kind.LORA_ADAPTER)
 
 
 def _credentials(context: Context, artifact: ModelArtifact) -> Credentials | ReasonError | None:
@@ -112,6 +137,7 @@ async def _observe(
         secret=secret,
         jobs=jobs,
         progress=await _progress(context, namespace, running) if running else None,
+        running=len(store.jobs),
     )
 
 
@@ -210,6 +236,7 @@ async def _create_job(
         base_model_path=base.status.path if base else None,
         with_credentials=with_credentials,
         workload_identity=workload_identity(artifact.spec.source, cache, with_credentials=with_credentials),
+        reserved_bytes=reserved_bytes(context, artifact),
     )
     placement = job_placement(cache, fleets_of(context, artifact))
     settings = context.settings

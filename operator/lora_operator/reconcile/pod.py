@@ -234,6 +234,7 @@ def build_view(
         served=served,
         waiting=waiting,
         failures={failure.name: failure.message for failure in state.failures},
+        retired=tuple(sorted(module.path for module in state.retired)),
         orphans=tuple(sorted(listed)),
         atomic_swap=state.atomic_swap,
         update_strategy=state.update_strategy,

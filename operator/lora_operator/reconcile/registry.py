@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from lora_operator.api.cache import VolumeFigures
 from lora_operator.plan.fleet import PodView
 from lora_operator.plan.modules import Decision, ModuleList
 from lora_operator.plan.rollout import Unrolled
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.store import Key, Kind, ObjectKey, Store
+from lora_operator.reconcile.turns import Turns
 from lora_operator.vllm import HeldList
 
 
@@ -34,6 +36,16 @@ class ModelWant:
         return base | dict(self.auxiliary) | dict(self.refreshing)
 
 
+@dataclass(frozen=True)
+class Announced:
+    """What an artifact's wanters were last told of, and when adapters were, by the monotonic clock."""
+
+    news: object
+    adapters: str | None  # the message that adapters were woken for
+    others: str | None
+    time: float
+
+
 class Registry:
     """The shared findings. Methods return what has to be looked at again where that follows from the change alone."""
 
@@ -50,7 +62,13 @@ class Registry:
         self.misses: dict[ObjectKey, int] = {}  # looks at a pod's engine in a row that failed
         self.silent: set[ObjectKey] = set()  # pods whose engine did not listen when it was last tried: it starts
         self.replica_set_owners: dict[str, str | None] = {}  # ReplicaSet UID → its Deployment's UID
-        self.announced: dict[ObjectKey, object] = {}  # what an artifact's wanters were last told of
+        self.turns = Turns()
+        self.evicting: set[ObjectKey] = set()  # claims for which an eviction's Job is being made
+        self.contents: dict[ObjectKey, frozenset[str]] = {}  # of caches: the views that artifacts had at the last look
+        self.volumes: dict[
+            ObjectKey, VolumeFigures
+        ] = {}  # of caches, as Jobs told that ended since this operator started
+        self.announced: dict[ObjectKey, Announced] = {}  # by artifact
         self.kits_looked_at: dict[
             ObjectKey, tuple[frozenset[str], float]
         ] = {}  # old kits, and when they were looked at

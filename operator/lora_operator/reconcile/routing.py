@@ -26,7 +26,7 @@ def keys_for(change: Change, store: Store) -> set[Key]:
         case Kind.MODEL_ARTIFACT:
             return {change.key, *_for_artifact(change, store)}
         case Kind.JOB:
-            return _owner(change, "ModelArtifact", Kind.MODEL_ARTIFACT)
+            return _owner(change, "ModelArtifact", Kind.MODEL_ARTIFACT) | _owner(change, "ModelCache", Kind.MODEL_CACHE)
         case Kind.POD:
             return set(_for_pod(change, store))
         case Kind.DEPLOYMENT | Kind.CONFIG_MAP | Kind.SERVICE:
@@ -99,7 +99,8 @@ def _for_artifact(change: Change, store: Store) -> Iterator[Key]:
         artifact is not None and is_true(artifact.status.conditions, Condition.READY) for artifact in (old, new)
     )
     failed_before, failed_now = (artifact.status.last_failure if artifact else None for artifact in (old, new))
-    if was != now or failed_before != failed_now:
+    unused_before, unused_now = (artifact.status.unreferenced_since if artifact else None for artifact in (old, new))
+    if was != now or failed_before != failed_now or unused_before != unused_now:
         cache = (new or old).spec.cache_ref.name if new or old else ""  # type: ignore[union-attr]
         yield Key(Kind.MODEL_CACHE, change.key.namespace, cache)
     if was != now and (artifact := new or old) is not None and artifact.spec.type == "BaseModel":
@@ -130,7 +131,8 @@ def _for_pod(change: Change, store: Store) -> Iterator[Key]:
     job = store.jobs.get((change.key.namespace, owner[1])) if owner else None
     above = controller(job) if job else None
     if above is not None:
-        yield Key(Kind.MODEL_ARTIFACT, change.key.namespace, above[1])
+        kind = Kind.MODEL_CACHE if above[0] == "ModelCache" else Kind.MODEL_ARTIFACT
+        yield Key(kind, change.key.namespace, above[1])
 
 
 def _cache_of_pod(change: Change, store: Store) -> Iterator[Key]:

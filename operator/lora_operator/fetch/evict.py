@@ -1,0 +1,210 @@
+"""The program of an eviction Job: removes views that are not to be kept, then the payloads that no view links to any more.
+
+A view goes only under the exclusive locks of all stores that it links to, by one rename; a payload only under its store's, after the
+views were looked at again. What Jobs did not make is never touched: folders without a manifest, stores that somebody filled by hand,
+files that a view links to elsewhere. A program that is ended in between leaves nothing half visible, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from lora_operator.fetch import bounds, leases, publish, text, volume
+from lora_operator.manifest import (
+    EVICT_REQUEST_ENV,
+    KEEP_BYTES,
+    TERMINATION_LOG_DEFAULT,
+    TERMINATION_LOG_ENV,
+    EvictRequest,
+    EvictResult,
+    keep_mark,
+)
+
+log = logging.getLogger(__name__)
+
+_TMP: Final = ".tmp-"
+_BLOBS: Final = "blobs"
+_CLOCKS_S: Final = 120.0  # by which clocks may differ
+
+
+def main() -> int:
+    """Runs the eviction that the environment describes; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    try:
+        request = EvictRequest.model_validate_json(os.environ.get(EVICT_REQUEST_ENV, ""))
+        result = evict(request)
+    except (OSError, ValueError) as error:
+        result = EvictResult(ok=False, message=text.clean(f"{type(error).__name__}: {error}"))
+    log.info("%s", result.model_dump_json(by_alias=True))
+    target = Path(os.environ.get(TERMINATION_LOG_ENV) or TERMINATION_LOG_DEFAULT)
+    target.write_text(result.model_dump_json(by_alias=True), "utf-8")
+    return 0 if result.ok else 1
+
+
+def evict(request: EvictRequest) -> EvictResult:
+    """Removes what may go. Raises OSError where the volume fails."""
+    root = Path(os.path.realpath(request.cache_root))
+    if not root.is_dir():
+        return EvictResult(ok=False, message=f"the cache is not mounted: there is no directory {root}")
+    if others := leases.other_owners(root, request.owner):
+        return EvictResult(
+            ok=False,
+            message=f"nothing is evicted: Jobs of other claims use this volume, too ({', '.join(others[:3])}), and their engines may; if "
+            f"they don't any more, remove {leases.STATE}/owners/{others[0]} from the volume",
+        )
+    marks = base64.b64decode(request.keep)
+    keep = {marks[start : start + KEEP_BYTES] for start in range(0, len(marks), KEEP_BYTES)}
+    try:
+        return _Eviction(root, request, keep, now=_volume_clock(root)).run()
+    except leases.NoLocksError:
+        return EvictResult(
+            ok=False,
+            message="nothing is evicted: the volume has no file locks, so downloads can't be kept away meanwhile",
+        )
+
+
+@dataclass
+class _Eviction:
+    root: Path
+    request: EvictRequest
+    keep: set[bytes]
+    now: float
+    links: dict[str, dict[Path, set[str]]] = field(default_factory=dict)  # view → store → names of its payloads
+    released: dict[Path, set[str]] = field(default_factory=dict)  # of views that were removed
+    views: int = 0
+    freed: int = 0
+    busy: set[Path] = field(default_factory=set)
+    fresh: float = 0.0  # seconds
+
+    def __post_init__(self) -> None:
+        if self.request.built is not None:
+            self.fresh = max(0.0, time.time() - self.request.built) + _CLOCKS_S
+
+    def run(self) -> EvictResult:
+        for view in _views(self.root):
+            stores = self._look(view)
+            if keep_mark(view.name) not in self.keep and self._age(view) >= self.fresh:
+                self._remove_view(view, stores)
+        for store in leases.own_stores(self.root):
+            with leases.exclusive(self.root, store) as free:
+                if free:
+                    self._sweep(store)
+                else:
+                    self.busy.add(store)
+        return EvictResult(
+            ok=True, views=self.views, freed_bytes=self.freed, busy=len(self.busy), volume=bounds.look(self.root)
+        )
+
+    def _look(self, view: Path) -> dict[Path, set[str]]:
+        found = self.links[view.name] = _links(self.root, view)
+        return found
+
+    def _remove_view(self, view: Path, stores: dict[Path, set[str]]) -> None:
+        with contextlib.ExitStack() as locks:
+            for store in sorted(stores):
+                if not locks.enter_context(leases.exclusive(self.root, store)):
+                    self.busy.add(store)
+                    return
+            if self._age(view) < self.fresh:  # published again just now
+                return
+            aside = view.with_name(f"{_TMP}{secrets.token_hex(8)}")
+            view.rename(aside)
+            volume.sync_directory(view.parent)
+            shutil.rmtree(aside)
+        log.info("removed the view %s", view.name)
+        self.views += 1
+        for store, names in self.links.pop(view.name).items():
+            self.released.setdefault(store, set()).update(names)
+
+    def _sweep(self, store: Path) -> None:
+        """Removes the payloads of a store that no view links to. Under its lock no view of it can appear."""
+        for view in _views(self.root):
+            if view.name not in self.links:
+                self._look(view)
+        linked = {name for stores in self.links.values() for name in stores.get(store, ())}
+        released = self.released.get(store, set())
+        left = False
+        for path in _entries(store / _BLOBS):
+            old = self._age(path) >= self.request.unfinished_seconds
+            if path.name in linked or not (old or path.name in released) or path.is_dir():
+                left = True
+                continue
+            self.freed += path.lstat().st_size
+            path.unlink()
+            (store / "sums" / path.name).unlink(missing_ok=True)
+        if left:
+            _tidy_snapshots(store)
+        elif store.is_dir():
+            shutil.rmtree(store)
+            leases.forget(self.root, store)
+
+    def _age(self, path: Path) -> float:
+        return self.now - path.lstat().st_mtime
+
+
+def _views(root: Path) -> list[Path]:
+    """Folders that Jobs published."""
+    folders = (path for path in _entries(root / volume.ARTIFACTS) if not path.name.startswith("."))
+    return [path for path in folders if not path.is_symlink() and publish.read_manifest(path) is not None]
+
+
+def _entries(folder: Path) -> Iterable[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+
+
+def _links(root: Path, view: Path) -> dict[Path, set[str]]:
+    """The payloads <store>/blobs/<name> below `root` that a view links to, by store."""
+    found: dict[Path, set[str]] = {}
+    for folder, _, files in os.walk(view):
+        for name in files:
+            link = Path(folder, name)
+            if link.is_symlink():
+                target = Path(os.path.normpath(Path(folder, link.readlink())))
+                parts = target.relative_to(root).parts if target.is_relative_to(root) else ()
+                if _BLOBS in parts[:-1]:
+                    depth = parts.index(_BLOBS)
+                    found.setdefault(root.joinpath(*parts[:depth]), set()).add(parts[depth + 1])
+    return found
+
+
+def _tidy_snapshots(store: Path) -> None:
+    """Removes the pointers of the Hub's own layout to payloads that are gone, and the refs to commits that have none left."""
+    for folder, _, files in os.walk(store / "snapshots", topdown=False):
+        for name in files:
+            link = Path(folder, name)
+            if link.is_symlink() and not link.exists():
+                link.unlink()
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()
+    commits = {path.name for path in _entries(store / "snapshots")}
+    for folder, _, files in os.walk(store / "refs"):
+        for name in files:
+            ref = Path(folder, name)
+            if ref.read_text("utf-8").strip() not in commits:
+                ref.unlink()
+
+
+def _volume_clock(root: Path) -> float:
+    """The volume's own time; this node's where the volume takes no file."""
+    probe = root / volume.ARTIFACTS / f"{_TMP}clock-{secrets.token_hex(8)}"
+    try:
+        probe.mkdir()
+        try:
+            return probe.lstat().st_mtime
+        finally:
+            probe.rmdir()
+    except OSError:
+        return time.time()

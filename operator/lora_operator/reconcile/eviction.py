@@ -1,0 +1,189 @@
+"""Removing content from one cache's volume: observe, plan, delete the artifacts, make the Job, and read what it told."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from lora_operator.api.cache import EvictionStatus, ModelCache, VolumeFigures
+from lora_operator.constants import CACHE_MOUNT
+from lora_operator.desired.evict_job import build_evict_job, evict_job_name
+from lora_operator.desired.placement import job_placement
+from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError
+from lora_operator.kube import JOBS, MODEL_ARTIFACTS, PODS
+from lora_operator.manifest import EvictRequest
+from lora_operator.plan.eviction import (
+    MAX_VIEWS,
+    POLL_UNSURE_SECONDS,
+    EvictionObservation,
+    EvictionPlan,
+    EvictJob,
+    encode_keep,
+    is_due,
+    plan_eviction,
+    read_result,
+    reclaimable_bytes,
+    view_name,
+)
+from lora_operator.plan.fetch_job import view_job
+from lora_operator.plan.pods import controller
+from lora_operator.reconcile.adapter import cache_of
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.store import Body, Key, Kind
+from lora_operator.reconcile.usage import used_views
+from lora_operator.reconcile.waiting import caches_of, claim_of, has_ended, running_jobs
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """What the cache's status says of it, and what is to be done once it does."""
+
+    status: EvictionStatus | None
+    reclaimable: int
+    delete_job: str | None = None
+    requeue_after: float | None = None
+
+
+async def reconcile_eviction(context: Context, cache: ModelCache) -> Eviction:
+    """Look at one cache, and begin or end a removal where one is due."""
+    seen = await _observe(context, cache)
+    volume = context.registry.volumes.get(cache.key) or cache.status.volume
+    used = volume.used_bytes if volume is not None and not seen.fetching else 0
+    reclaimable = reclaimable_bytes(seen.artifacts, seen.unwanted, used=used)
+    plan = plan_eviction(seen, now=context.now())
+    claim = claim_of(context, cache.key)
+    if plan.start is not None:
+        context.registry.evicting.add(claim)
+        try:
+            plan = await _start(context, cache, plan, plan.start)
+        finally:
+            context.registry.evicting.discard(claim)  # the Job is in the store by now
+    if plan.ended:
+        for key in caches_of(context, claim):
+            for artifact in context.store.artifacts_of(key):
+                context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact.key), after=1.0)  # the status is written first
+    return Eviction(plan.status, reclaimable, plan.delete_job, plan.requeue_after)
+
+
+async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
+    attempt = (cache.status.eviction.attempt if cache.status.eviction else 0) + 1
+    body = context.store.jobs.get((cache.metadata.namespace, evict_job_name(cache.metadata.name, attempt)))
+    owner = controller(body) if body is not None else None
+    job = await _look(context, body) if body and owner and owner[2] == cache.metadata.uid else None
+    if job is not None and job.result is not None and (told := job.result.volume) is not None:
+        context.registry.volumes[cache.key] = VolumeFigures(
+            total_bytes=told.total_bytes,
+            free_bytes=told.free_bytes,
+            used_bytes=told.used_bytes,
+            time=context.now().replace(microsecond=0),
+        )
+    # From here on nothing is awaited: what is seen and what follows from it are of one moment.
+    store, registry, namespace = context.store, context.registry, cache.metadata.namespace
+    artifacts = store.artifacts_of(cache.key)
+    caches = caches_of(context, claim_of(context, cache.key))
+    views = frozenset(view_name(a) for key in caches for a in store.artifacts_of(key)) - {""}
+    swept = bool(registry.contents.get(cache.key, frozenset()) - views)
+    if not swept:
+        registry.contents[cache.key] = views
+    seen = EvictionObservation(
+        cache=cache,
+        artifacts=artifacts,
+        unwanted=frozenset(
+            a.metadata.name for a in artifacts if not registry.wanters(a.key) and not store.is_told(a.key)
+        ),
+        used=frozenset(),
+        unsure=None,
+        job=job,
+        fetching=sum(len(running_jobs(context, key)) + registry.turns.starting(key) for key in caches),
+        unread=any(
+            _is_unread(context, body) for body in store.jobs.values() if body["metadata"]["namespace"] == namespace
+        ),
+        swept=swept,
+    )
+    if not is_due(seen, now=context.now()):
+        return seen
+    used, unsure = used_views(context, namespace)
+    if len(views | used) > MAX_VIEWS:
+        unsure = unsure or f"there are more than {MAX_VIEWS} contents, more than one Job is told"
+    return replace(seen, used=used, unsure=unsure)
+
+
+def _is_unread(context: Context, job: Body) -> bool:
+    """Whether a download's Job has ended, and what it published may not be in its artifact's status yet."""
+    owner = controller(job)
+    if owner is None or owner[0] != "ModelArtifact" or not has_ended(job):
+        return False
+    artifact = context.store.artifacts.get((job["metadata"]["namespace"], owner[1]))
+    if artifact is None or artifact.metadata.uid != owner[2]:
+        return False
+    return view_job(job, ()).attempt > (artifact.status.finished_attempt or 0)
+
+
+async def _look(context: Context, job: Body) -> EvictJob:
+    metadata = job["metadata"]
+    if not has_ended(job):
+        return EvictJob(metadata["name"], False, None)
+    selector = f"batch.kubernetes.io/job-name={metadata['name']}"
+    pods, _ = await context.kube.list(PODS, namespace=metadata["namespace"], label_selector=selector)
+    known = [pod for pod in context.store.pods.values() if (controller(pod) or ("", "", ""))[2] == metadata["uid"]]
+    message = next((text for pod in (*pods, *known) if (text := _last_words(pod))), None)
+    return EvictJob(metadata["name"], True, read_result(job, message))
+
+
+def _last_words(pod: Body) -> str | None:
+    statuses = (pod.get("status") or {}).get("containerStatuses") or [{}]
+    message = ((statuses[0].get("state") or {}).get("terminated") or {}).get("message")
+    return message if isinstance(message, str) else None
+
+
+async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attempt: int) -> EvictionPlan:
+    """Delete the artifacts whose content goes, then make the Job that keeps what the others have by then."""
+    registry, store = context.registry, context.store
+    claim, namespace, began = claim_of(context, cache.key), cache.metadata.namespace, time.time()
+    for artifact in plan.remove:
+        if registry.wanters(artifact.key) or store.is_told(artifact.key):
+            continue  # somebody has come while we deleted others
+        await context.kube.delete(MODEL_ARTIFACTS, *artifact.key, uid=artifact.metadata.uid)
+        change = store.remove(Kind.MODEL_ARTIFACT, *artifact.key, uid=artifact.metadata.uid)
+        if change is not None:  # whoever wants it from now on makes it anew
+            context.enqueue(change.key)
+    used, unsure = used_views(context, namespace)
+    if unsure is not None:
+        return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
+    views = {view_name(a) for key in caches_of(context, claim) for a in store.artifacts_of(key)} - {""}
+    registry.contents[cache.key] = frozenset(views)
+    request = EvictRequest(
+        cache_root=CACHE_MOUNT,
+        owner=cache.status.claim_uid,
+        keep=encode_keep(views | used),
+        built=began if plan.careful else None,
+    )
+    beside = [d for d in store.deployments.values() if d.metadata.namespace == namespace]
+    fleets = [d for d in beside if isinstance(found := cache_of(context, d), ModelCache) and found.key == cache.key]
+    settings = context.settings
+    manifest = build_evict_job(
+        cache,
+        request,
+        attempt=attempt,
+        image=settings.operator_image,
+        image_pull_policy=settings.operator_image_pull_policy,
+        resources=dict(settings.job_resources),
+        placement=job_placement(cache, fleets),
+    )
+    try:
+        context.take(Kind.JOB, await context.kube.create(manifest))
+    except ConflictError:
+        job = await context.kube.get(JOBS, namespace, manifest["metadata"]["name"])
+        owner = controller(job)
+        if owner is not None and owner[2] == cache.metadata.uid:
+            context.take(Kind.JOB, job)
+            return plan
+        if owner is not None and owner[0] == "ModelCache":  # an earlier cache's of this name
+            await context.kube.delete(JOBS, namespace, job["metadata"]["name"])
+        return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
+    except (ForbiddenError, InvalidObjectError) as error:
+        status = (cache.status.eviction or EvictionStatus()).model_copy(
+            update={"running": False, "message": f"the Job was refused: {error}"[:1024], "time": context.now()}
+        )
+        return EvictionPlan(status, requeue_after=60.0)
+    return plan

@@ -1,0 +1,92 @@
+"""Who waits for a turn to download, per cache; in memory, found again after a restart by every artifact's own reconcile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lora_operator.plan.turns import Ticket, order, places
+from lora_operator.reconcile.store import ObjectKey
+
+Running = dict[str, tuple[str, ...]]  # artifact → namespaces of who wants it
+
+
+@dataclass
+class _Queue:
+    tickets: dict[str, Ticket] = field(default_factory=dict)
+    starting: Running = field(default_factory=dict)  # their Jobs are being created
+    busy: Running = field(default_factory=dict)  # those, and what ran at the last look
+    limit: int = 0
+    last: dict[str, int] = field(default_factory=dict)  # namespace → number of its last turn
+    ahead: dict[str, int] = field(default_factory=dict)
+    stale: bool = False  # `ahead` is of other tickets, or of other Jobs
+
+    def settle(self) -> None:
+        """Find the places anew."""
+        waiting = [ticket for name, ticket in self.tickets.items() if name not in self.busy]
+        self.ahead = dict(places(order(waiting, list(self.busy.values()), self.last), free=self.limit - len(self.busy)))
+        self.stale = False
+
+
+class Turns:
+    """The queues of all caches."""
+
+    def __init__(self) -> None:
+        self._queues: dict[ObjectKey, _Queue] = {}
+
+    def ahead(self, cache: ObjectKey, ticket: Ticket, running: Running, *, limit: int) -> int:
+        """How many are ahead of the ticket's artifact, which now waits if it did not; 0: it may start.
+
+        One that comes while all places are taken is told that all others are ahead of it, until the next look: a thousand that
+        come at once cost no thousand orders.
+        """
+        queue, name = self._queues.setdefault(cache, _Queue()), ticket.artifact
+        new = queue.tickets.get(name) != ticket
+        queue.tickets[name] = ticket
+        busy = running | queue.starting
+        if new or (queue.busy, queue.limit) != (busy, limit):
+            queue.busy, queue.limit, queue.stale = busy, limit, True
+        if new and len(busy) >= limit:
+            queue.ahead[name] = max(1, len(queue.tickets))
+        elif queue.stale:
+            queue.settle()
+        return queue.ahead.get(name, 0)
+
+    def start(self, cache: ObjectKey, artifact: str) -> None:
+        """Its Job is being created: it waits no longer, and takes a place."""
+        queue = self._queues.setdefault(cache, _Queue())
+        ticket = queue.tickets.pop(artifact, None)
+        queue.starting[artifact] = ticket.namespaces if ticket else ()
+        number = max(queue.last.values(), default=0) + 1
+        queue.last |= dict.fromkeys(queue.starting[artifact], number)
+        queue.stale = True
+
+    def starting(self, cache: ObjectKey) -> int:
+        """How many Jobs are being created."""
+        queue = self._queues.get(cache)
+        return len(queue.starting) if queue is not None else 0
+
+    def started(self, cache: ObjectKey, artifact: str) -> None:
+        """Its Job exists by now, or can't be made."""
+        queue = self._queues.get(cache)
+        if queue is not None and queue.starting.pop(artifact, None) is not None:
+            queue.stale = True
+
+    def leave(self, artifact: ObjectKey) -> None:
+        """It does not wait: it is gone, is done, or waits for something else."""
+        for (namespace, _), queue in self._queues.items():
+            if namespace == artifact[0] and queue.tickets.pop(artifact[1], None) is not None:
+                queue.stale = True
+
+    def next(self, cache: ObjectKey, count: int) -> list[str]:
+        """The artifacts at the head, to be looked at when a Job has ended."""
+        queue = self._queues.get(cache)
+        if queue is None:
+            return []
+        if queue.stale:
+            queue.settle()
+        waiting = [name for name in queue.tickets if name in queue.ahead]
+        return sorted(waiting, key=lambda name: (queue.ahead[name], queue.tickets[name]))[:count]
+
+    def heads(self, namespace: str) -> list[str]:
+        """The artifact at the head of each of a namespace's queues."""
+        return [name for cache in self._queues if cache[0] == namespace for name in self.next(cache, 1)]

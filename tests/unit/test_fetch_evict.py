@@ -1,0 +1,215 @@
+"""Evictions on a volume: what goes, what stays whatever happens, and how downloads are kept apart from them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from lora_operator.fetch import bounds, leases
+from lora_operator.fetch.evict import evict
+from lora_operator.manifest import EvictRequest, EvictResult, Manifest
+from lora_operator.plan.eviction import encode_keep
+
+DAY = 24 * 3600
+REPO, BUCKET = "hub/models--org--a", "s3/bucket-0123"
+
+
+def make_view(root: Path, name: str, store: str, *blobs: str, size: int = 100, age: float = 0.0) -> Path:
+    """A view of payloads of one store, made as a Job makes it."""
+    folder = root / store
+    with leases.shared(root, folder / "blobs"):
+        (folder / "blobs").mkdir(parents=True, exist_ok=True)
+        view = root / "artifacts" / name
+        (view / "sub").mkdir(parents=True)
+        for blob in blobs:
+            payload = folder / "blobs" / blob
+            if not payload.exists():
+                payload.write_bytes(b"x" * size)
+            link = view / "sub" / blob
+            link.symlink_to(os.path.relpath(payload, link.parent))
+    manifest = Manifest(type="Adapter", repo="org/a", digest="sha256:aa")
+    (view / ".lora-operator.json").write_text(manifest.model_dump_json(by_alias=True))
+    if age:
+        os.utime(view, (time.time() - age,) * 2)
+    return view
+
+
+def run(root: Path, keep: Iterable[str] = (), **request: object) -> EvictResult:
+    return evict(EvictRequest.model_validate({"cacheRoot": str(root), "keep": encode_keep(keep), **request}))
+
+
+def here(root: Path) -> set[str]:
+    files = (path for path in root.rglob("*") if path.is_symlink() or path.is_file())
+    return {str(path.relative_to(root)) for path in files if ".lora-operator" not in path.parts}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "artifacts").mkdir()
+    return tmp_path
+
+
+def test_what_is_kept_stays_and_a_payload_that_it_shares_with_what_goes(root: Path) -> None:
+    kept = make_view(root, "sql-1", REPO, "shared", "own")
+    gone = make_view(root, "sql-2", REPO, "shared", "other")
+    other = make_view(root, "chat-1", BUCKET, "object")
+    (root / BUCKET / "sums").mkdir()
+    (root / BUCKET / "sums" / "object").write_text("aa")
+    result = run(root, keep=["sql-1"])
+    assert (result.ok, result.views, result.freed_bytes, result.busy) == (True, 2, 200, 0)
+    assert kept.is_dir()
+    assert not gone.exists()
+    assert not other.exists()
+    assert {path.name for path in (root / REPO / "blobs").iterdir()} == {"shared", "own"}
+    assert all(path.exists() for path in kept.rglob("*"))
+    assert not (root / BUCKET).exists(), "nothing is left of it, its sums neither"
+    assert result.volume is not None
+    assert result.volume.used_bytes == 200 == bounds.used_bytes(root)
+    assert run(root, keep=["sql-1"]).freed_bytes == 0
+
+
+def test_the_hubs_own_pointers_go_with_their_payloads(root: Path) -> None:
+    make_view(root, "sql-1", REPO, "one")
+    make_view(root, "sql-2", REPO, "two")
+    for commit, blob in (("c1", "one"), ("c2", "two")):
+        snapshot = root / REPO / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.safetensors").symlink_to(f"../../blobs/{blob}")
+    (root / REPO / "refs").mkdir()
+    (root / REPO / "refs" / "main").write_text("c2")
+    (root / REPO / "refs" / "v1").write_text("c1")
+    assert run(root, keep=["sql-1"]).ok
+    assert here(root) == {
+        "artifacts/sql-1/sub/one",
+        "artifacts/sql-1/.lora-operator.json",
+        f"{REPO}/blobs/one",
+        f"{REPO}/snapshots/c1/model.safetensors",
+        f"{REPO}/refs/v1",
+    }
+
+
+def test_what_jobs_did_not_make_is_never_touched(root: Path) -> None:
+    by_hand = root / "hub" / "models--org--by-hand" / "blobs"
+    by_hand.mkdir(parents=True)
+    (by_hand / "aaaa").write_bytes(b"a person's")
+    plain = root / "my-model"
+    plain.mkdir()
+    (plain / "config.json").write_text("{}")
+    folder = root / "artifacts" / "somebodys"
+    folder.mkdir()
+    (folder / "notes").write_text("x")
+    make_view(root, "local-1", "hub/models--org--by-hand", "aaaa")
+    for path in (by_hand / "aaaa", folder, plain):
+        os.utime(path, (time.time() - 9 * DAY,) * 2)
+    assert run(root).views == 1
+    assert here(root) == {"hub/models--org--by-hand/blobs/aaaa", "my-model/config.json", "artifacts/somebodys/notes"}
+
+
+def test_what_no_view_links_to_stays_until_a_download_will_not_go_on_from_it(root: Path) -> None:
+    make_view(root, "sql-1", REPO, "own")
+    blobs = root / REPO / "blobs"
+    for name, age in (("young", 1), ("old", 2), ("young.incomplete", 1), ("old.incomplete", 2)):
+        (blobs / name).write_bytes(b"12345")
+        os.utime(blobs / name, (time.time() - age * DAY,) * 2)
+    assert run(root, keep=["sql-1"], unfinishedSeconds=1.5 * DAY).freed_bytes == 10
+    assert {path.name for path in blobs.iterdir()} == {"own", "young", "young.incomplete"}
+
+
+def test_a_store_that_a_download_has_is_left_alone_with_its_views(root: Path) -> None:
+    make_view(root, "sql-1", REPO, "one")
+    make_view(root, "chat-1", BUCKET, "two")
+    with leases.shared(root, root / REPO / "blobs"):
+        result = run(root)
+    assert (result.views, result.busy, result.freed_bytes) == (1, 1, 100)
+    assert "artifacts/sql-1/sub/one" in here(root)
+    assert run(root).freed_bytes == 100
+
+
+def test_a_download_waits_for_an_eviction_and_looks_at_what_is_left(root: Path) -> None:
+    make_view(root, "sql-1", REPO, "one")
+    seen: list[bool] = []
+
+    def download() -> None:
+        with leases.shared(root, root / REPO / "blobs"):
+            seen.append((root / REPO / "blobs" / "one").exists())
+
+    with leases.exclusive(root, root / REPO) as free:
+        assert free
+        thread = threading.Thread(target=download)
+        thread.start()
+        (root / REPO / "blobs" / "one").unlink()
+        thread.join(0.5)
+        assert seen == []
+    thread.join(10)
+    assert seen == [False]
+
+
+def test_what_was_published_while_the_job_came_up_stays(root: Path) -> None:
+    make_view(root, "old-1", REPO, "one", age=1000)
+    make_view(root, "new-1", REPO, "two", age=500)
+    result = run(root, built=time.time() - 600)
+    assert (result.views, result.freed_bytes) == (1, 100)
+    assert (root / "artifacts" / "new-1" / "sub" / "two").exists()
+
+
+def test_a_volume_that_another_cluster_uses_loses_nothing(root: Path) -> None:
+    make_view(root, "sql-1", REPO, "one")
+    leases.claim_volume(root, "mine")
+    assert leases.other_owners(root, "mine") == []
+    leases.claim_volume(root, "theirs")
+    result = run(root, owner="mine")
+    assert not result.ok
+    assert "Jobs of other claims use this volume, too (theirs)" in result.message
+    assert "remove artifacts/.lora-operator/owners/theirs" in result.message
+    assert "artifacts/sql-1/sub/one" in here(root)
+    (root / leases.STATE / "owners" / "theirs").unlink()
+    assert run(root, owner="mine").views == 1
+
+
+def test_a_volume_without_locks_loses_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(37, os.strerror(37))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    make_view(root, "sql-1", REPO, "one")  # downloads work all the same
+    result = run(root)
+    assert (result.ok, "no file locks" in result.message) == (False, True)
+    assert "artifacts/sql-1/sub/one" in here(root)
+
+
+def test_whose_a_store_is_was_decided_by_who_filled_it_first(root: Path) -> None:
+    make_view(root, "sql-1", REPO, "one")
+    assert leases.own_stores(root) == [root / REPO]
+    assert run(root).freed_bytes == 100
+    assert leases.own_stores(root) == []
+    (root / REPO / "blobs").mkdir(parents=True)
+    (root / REPO / "blobs" / "theirs").write_bytes(b"a person's")
+    make_view(root, "sql-1", REPO, "one")
+    assert leases.own_stores(root) == []
+    run(root)
+    assert (root / REPO / "blobs" / "theirs").exists()
+
+
+def test_a_record_that_names_another_folder_is_not_believed(root: Path, tmp_path: Path) -> None:
+    make_view(root, "sql-1", REPO, "one")
+    (record,) = (root / leases.STATE / "stores").iterdir()
+    for folder in ("../..", "my-model", "artifacts"):
+        record.write_text(json.dumps({"folder": folder, "ours": True}))
+        assert leases.own_stores(root) == []
+
+
+def test_a_store_of_another_layout_is_not_swept(root: Path) -> None:
+    folder = root / "http" / "site-0123"
+    with leases.shared(root, folder / "files"):
+        (folder / "files").mkdir(parents=True)
+        (folder / "files" / "one").write_bytes(b"x")
+    os.utime(folder / "files" / "one", (time.time() - 9 * DAY,) * 2)
+    assert run(root).ok
+    assert (folder / "files" / "one").exists()

@@ -1,0 +1,170 @@
+"""A volume that fills while files arrive, on a real small one; and the order in which a Job looks at bounds, locks and content."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # exported lazily
+
+from lora_operator.constants import Reason
+from lora_operator.errors import ReasonError
+from lora_operator.fetch import leases, locks, program, resume
+from lora_operator.fetch.bounds import NoRoomError
+from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.place import Place
+from lora_operator.fetch.source import PlainSource
+from lora_operator.manifest import FetchRequest, Limits
+
+MIB = 1 << 20
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")
+FILES = [RemoteFile(f"part-{oid}.safetensors", 3 * MIB, oid * 40) for oid in "abc"]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A volume of 4 MiB, gone afterwards whatever happens."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def slow_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub whose files arrive in pieces."""
+
+    def metadata(url: str, **_: Any) -> SimpleNamespace:
+        file = next(file for file in FILES if file.path in url)
+        return SimpleNamespace(etag=file.blob, size=file.size, location=url)
+
+    def http_get(_: str, target: Any, *, expected_size: int, resume_size: int, **__: Any) -> None:
+        for _piece in range((expected_size - resume_size) // (64 << 10)):
+            target.write(b"x" * (64 << 10))
+            time.sleep(0.002)
+
+    monkeypatch.setattr(resume, "get_hf_file_metadata", metadata)
+    monkeypatch.setattr(resume, "http_get", http_get)
+
+
+@as_root
+def test_a_volume_that_fills_ends_all_downloads_of_the_job_and_their_files_go(small: Path, slow_hub: None) -> None:
+    place = resume.Place(hub=small / "hub", repo="org/parts")
+    with pytest.raises(OSError, match="No space left") as caught:
+        resume.download_big(place, FILES, commit="c" * 40, endpoint="http://hub.test", token=False, workers=3)
+    assert caught.value.errno == errno.ENOSPC
+    left = {path.name for path in place.blobs.iterdir()}
+    assert left, "what had arrived by then"
+    other = FILES[0]
+    lock = place.lock(other.blob)
+    with WeakFileLock(lock):  # another Job works on it
+        resume.discard_partial(place, FILES)
+        assert {path.name for path in place.blobs.iterdir()} <= {f"{other.blob}.incomplete"}
+    resume.discard_partial(place, FILES)
+    assert list(place.blobs.iterdir()) == []
+
+
+@as_root
+def test_what_is_left_of_a_buckets_objects_goes_too_but_not_what_another_job_works_on(small: Path) -> None:
+    place = Place.of(small, "s3", name="models", identity=("aws", "models"))
+    place.prepare()
+    mine, theirs = (RemoteFile(name, MIB, version="v", stored_as=f"{name}-v") for name in ("mine", "theirs"))
+    for file in (mine, theirs):
+        place.partial(file).write_bytes(b"x" * 1000)
+    with locks.claimed(place.partial(theirs)):
+        place.discard_partial([mine, theirs])
+    assert [path.name for path in place.blobs.iterdir()] == ["theirs-v.incomplete"]
+
+
+class FakeStore:
+    """A store that fills the volume at its first file, or finds everything there."""
+
+    def __init__(self, root: Path, error: ReasonError | None) -> None:
+        self.blobs = root / "hub" / "models--org--a" / "blobs"
+        self.error = error
+        self.held: list[bool] = []
+
+    def has(self, _: RemoteFile) -> bool:
+        return False
+
+    def missing_bytes(self, files: Sequence[RemoteFile]) -> int:
+        return sum(file.size for file in files)
+
+    def download(self, _: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
+        with leases.exclusive(self.blobs.parents[2], self.blobs.parent) as free:
+            self.held.append(not free)
+        assert self.error is not None
+        raise self.error
+
+
+class FakeSource(PlainSource):
+    """A source of one tokenizer."""
+
+    title, folder, allow_patterns, ignore_patterns = "org/a", "hub", (), ()
+
+    def __init__(self, error: ReasonError | None = None) -> None:
+        self.error, self.store = error, None
+
+    def authorise(self) -> str:
+        return "c" * 40
+
+    def listing(self) -> Sequence[RemoteFile]:
+        return [RemoteFile("tokenizer.json", 2 * MIB, "a" * 40)]
+
+    def prove_readable(self, _: Sequence[RemoteFile]) -> None:
+        """It is."""
+
+    def open_store(self, root: Path) -> FakeStore:
+        self.store = FakeStore(root, self.error)  # type: ignore[assignment]
+        return self.store  # type: ignore[return-value]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, root: Path, source: FakeSource, **limits: int) -> ReasonError:
+    request = FetchRequest(
+        artifact="a-1", type="Tokenizer", cache_root=str(root), owner="uid-claim", limits=Limits(**limits)
+    )
+    monkeypatch.setattr(program, "open_source", lambda _: source)
+    with pytest.raises(ReasonError) as caught:
+        program._run(request)
+    return caught.value
+
+
+def test_what_is_too_big_is_refused_before_the_volume_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FakeSource()
+    error = run(monkeypatch, tmp_path, source, max_artifact_bytes=MIB)
+    assert error.reason is Reason.TOO_LARGE
+    assert (source.store, list(tmp_path.iterdir())) == (None, [])
+
+
+def test_what_does_not_fit_says_how_much_would_have_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = run(monkeypatch, tmp_path, FakeSource(), capacity_bytes=MIB)
+    assert isinstance(error, NoRoomError)
+    assert error.needed == MIB
+    assert (tmp_path / leases.STATE / "owners" / "uid-claim").exists()
+
+
+def test_a_volume_that_fills_says_how_much_too_and_downloads_hold_their_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FakeSource(ReasonError(Reason.INSUFFICIENT_SPACE, "the volume is full"))
+    free = os.statvfs(tmp_path)
+    error = run(monkeypatch, tmp_path, source)
+    assert isinstance(error, NoRoomError)
+    assert error.needed == max(1, 2 * MIB - free.f_bavail * free.f_frsize)
+    assert source.store is not None
+    assert source.store.held == [True]
+    assert leases.own_stores(tmp_path) == [tmp_path / "hub" / "models--org--a"]
+    with leases.exclusive(tmp_path, tmp_path / "hub" / "models--org--a") as is_free:
+        assert is_free, "it is let go with the Job"

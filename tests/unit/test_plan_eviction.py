@@ -1,0 +1,241 @@
+"""Which content goes and when: nothing that may be in use, the oldest first, no more than is needed."""
+
+from __future__ import annotations
+
+import base64
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from lora_operator.api import ModelArtifact, ModelCache
+from lora_operator.constants import ANNOTATION_EVICT
+from lora_operator.manifest import KEEP_BYTES, EvictResult, keep_mark
+from lora_operator.plan.eviction import (
+    EvictionObservation,
+    EvictJob,
+    encode_keep,
+    is_due,
+    plan_eviction,
+    read_result,
+    reclaimable_bytes,
+    views_in,
+)
+from tests.unit.builders import NOW, make_artifact, make_cache, not_ready, ready_artifact, through_the_api
+
+GIB = 1 << 30
+LRU: dict[str, Any] = {"eviction": {"policy": "LeastRecentlyUsed"}}
+
+
+def cache(*, asked: str | None = None, status: dict[str, Any] | None = None, **spec: Any) -> ModelCache:
+    found = make_cache(**spec)
+    annotations = {ANNOTATION_EVICT: asked} if asked is not None else {}
+    metadata = found.metadata.model_copy(update={"annotations": annotations})
+    more = {"status": found.status.model_validate({**found.status.to_wire(), "eviction": status})} if status else {}
+    return found.model_copy(update={"metadata": metadata, **more})
+
+
+def unused(name: str, days: float, *, size: int = 1, path: str = "", **more: Any) -> ModelArtifact:
+    """A Ready artifact that nothing has wanted for so many days, of so many GiB."""
+    since = (NOW - timedelta(days=days)).isoformat()
+    status = {"unreferencedSince": since, "sizeBytes": size * GIB, "path": path or f"artifacts/{name}"}
+    return ready_artifact(name, status=status, **more)
+
+
+def held_up(name: str = "new", *, needed: int = 1, at: datetime = NOW) -> ModelArtifact:
+    """A wanted one that does not fit."""
+    failure = {
+        "attempt": 1,
+        "reason": "InsufficientSpace",
+        "message": "full",
+        "time": at.isoformat(),
+        "neededBytes": needed * GIB,
+    }
+    return make_artifact(name, status={"lastFailure": failure}, conditions=not_ready("InsufficientSpace"))
+
+
+def seen(*artifacts: ModelArtifact, of: ModelCache | None = None, **more: Any) -> EvictionObservation:
+    unwanted = {a.metadata.name for a in artifacts if a.status.unreferenced_since is not None}
+    values: dict[str, Any] = {
+        "cache": of or cache(**LRU),
+        "artifacts": artifacts,
+        "unwanted": frozenset(unwanted),
+        "used": frozenset(),
+        "unsure": None,
+        "job": None,
+    }
+    return EvictionObservation(**(values | more))
+
+
+def removed(observation: EvictionObservation) -> list[str] | None:
+    """The names of what goes; None where nothing is begun."""
+    plan = plan_eviction(observation, now=NOW)
+    return [a.metadata.name for a in plan.remove] if plan.start is not None else None
+
+
+def test_what_was_wanted_longest_ago_goes_first_and_no_more_than_is_needed() -> None:
+    contents = [unused("young", 1), unused("oldest", 9), unused("old", 5)]
+    assert removed(seen(*contents, held_up(needed=1))) == ["oldest"]
+    assert removed(seen(*contents, held_up(needed=2))) == ["oldest", "old"]
+    assert removed(seen(*contents, held_up("a", needed=1), held_up("b", needed=1))) == ["oldest", "old"]
+    assert removed(seen(*contents, held_up(needed=50))) == ["oldest", "old", "young"]
+    assert removed(seen(held_up())) == [], "what lies there without any artifact may be enough"
+
+
+def test_nothing_goes_without_a_reason_or_by_the_policy_never() -> None:
+    contents = [unused("old", 99)]
+    assert removed(seen(*contents)) is None
+    assert removed(seen(*contents, held_up(), of=cache())) is None
+    assert removed(seen(*contents, of=cache(), swept=True)) is None
+
+
+def test_what_an_artifact_left_that_somebody_deleted_goes() -> None:
+    assert removed(seen(swept=True)) == []
+
+
+def test_content_that_is_too_old_goes_though_there_is_room() -> None:
+    aged = cache(eviction={"policy": "LeastRecentlyUsed", "keepUnreferencedFor": "72h"})
+    assert removed(seen(unused("young", 2.9), unused("old", 3), of=aged)) == ["old"]
+    assert removed(seen(unused("young", 2.9), of=aged)) is None
+    assert removed(seen(unused("old", 3), of=aged, used=frozenset({"old"}))) is None, "it is still in use, so no Job"
+
+
+@pytest.mark.parametrize("policy", [{}, LRU], ids=["Never", "LeastRecentlyUsed"])
+def test_all_that_is_unused_goes_when_it_is_asked_for_once(policy: dict[str, Any]) -> None:
+    contents = [unused("young", 0.001), unused("old", 9)]
+    asked = cache(asked="now", **policy)
+    plan = plan_eviction(seen(*contents, of=asked), now=NOW)
+    assert [a.metadata.name for a in plan.remove] == ["old", "young"]
+    assert plan.status is not None
+    assert (plan.status.requested, plan.status.running) == ("now", True)
+    done = cache(asked="now", status={"requested": "now", "attempt": 1}, **policy)
+    assert removed(seen(*contents, of=done)) is None
+    again = cache(asked="later", status={"requested": "now", "attempt": 1}, **policy)
+    assert plan_eviction(seen(*contents, of=again), now=NOW).start == 2
+
+
+def test_what_may_be_in_use_stays() -> None:
+    asked = cache(asked="now")
+    listed = unused("listed", 9)
+    by_hand = unused("warm", 9, by_hand=True)
+    wanted = ready_artifact("wanted")
+    told = unused("told", 9)
+    free = unused("free", 9)
+    observation = seen(listed, by_hand, wanted, told, free, of=asked, used=frozenset({"listed"}))
+    observation = EvictionObservation(
+        **{**observation.__dict__, "unwanted": frozenset({"listed", "warm", "free"})}  # a status says that it is in use
+    )
+    assert removed(observation) == ["free"]
+
+
+def test_what_is_not_known_for_certain_holds_up_everything_and_is_said() -> None:
+    asked = cache(asked="now")
+    plan = plan_eviction(seen(unused("old", 9), of=asked, unsure="pod serving/x may be serving"), now=NOW)
+    assert (plan.start, plan.remove) == (None, ())
+    assert plan.status is not None
+    assert plan.status.message == "waits, for nothing may go now: pod serving/x may be serving"
+    assert plan.status.requested is None, "so it is not forgotten"
+    plan = plan_eviction(seen(unused("old", 9), of=asked, unread=True), now=NOW)
+    assert (plan.start, plan.requeue_after) == (None, 2.0)
+
+
+def test_downloads_that_are_under_way_are_reckoned_with() -> None:
+    asked = cache(asked="now")
+    assert plan_eviction(seen(of=asked, fetching=1), now=NOW).careful
+    assert not plan_eviction(seen(of=asked), now=NOW).careful
+
+
+def test_content_of_two_artifacts_counts_once_and_only_when_both_go() -> None:
+    twins = [unused("one", 9, path="artifacts/same"), unused("two", 8, path="artifacts/same"), unused("three", 7)]
+    assert removed(seen(*twins, held_up(needed=2))) == ["one", "two", "three"]
+    wanted = ready_artifact("wanted", status={"path": "artifacts/same"})
+    assert removed(seen(twins[0], wanted, unused("three", 7), held_up(needed=1))) == ["one", "three"]
+
+
+def test_a_job_that_runs_is_awaited_and_its_end_recorded() -> None:
+    job = EvictJob("default-evict-1", False, None)
+    plan = plan_eviction(seen(held_up(), job=job), now=NOW)
+    assert (plan.start, plan.delete_job, plan.requeue_after) == (None, None, 5.0)
+    result = EvictResult(ok=True, views=3, freed_bytes=5 * GIB)
+    plan = plan_eviction(seen(held_up(), job=EvictJob("default-evict-1", True, result)), now=NOW)
+    assert plan.delete_job == "default-evict-1"
+    assert plan.ended
+    assert plan.status is not None
+    assert through_the_api(plan.status).to_wire() == {
+        "attempt": 1,
+        "running": False,
+        "time": "2026-01-02T03:04:05Z",
+        "views": 3,
+        "freed": "5Gi",
+    }
+
+
+def test_one_that_could_not_is_not_tried_again_at_once() -> None:
+    result = EvictResult(ok=False, message="nothing is evicted: no locks")
+    observation = seen(unused("old", 9), held_up(), job=EvictJob("default-evict-1", True, result))
+    status = plan_eviction(observation, now=NOW).status
+    assert status is not None
+    assert status.message == "nothing is evicted: no locks"
+    later = seen(unused("old", 9), held_up(at=NOW + timedelta(minutes=5)), of=cache(status=status.to_wire(), **LRU))
+    assert not is_due(later, now=NOW + timedelta(minutes=6))
+    assert is_due(later, now=NOW + timedelta(minutes=11))
+
+
+def test_after_an_eviction_only_a_download_that_failed_since_needs_another() -> None:
+    status = {"attempt": 1, "time": NOW.isoformat(), "views": 1}
+    before, after = NOW - timedelta(seconds=1), NOW + timedelta(seconds=1)
+    assert removed(seen(unused("old", 9), held_up(at=before), of=cache(status=status, **LRU))) is None
+    assert removed(seen(unused("old", 9), held_up(at=after), of=cache(status=status, **LRU))) == ["old"]
+
+
+def test_what_can_be_reclaimed() -> None:
+    wanted = ready_artifact("wanted", status={"path": "artifacts/a", "sizeBytes": GIB})
+    same = unused("same", 1, path="artifacts/a")
+    twins = [unused("one", 1, path="artifacts/b"), unused("two", 1, path="artifacts/b")]
+    unwanted = frozenset({"same", "one", "two"})
+    everything = [wanted, same, *twins]
+    assert reclaimable_bytes(everything, unwanted, used=0) == GIB
+    assert reclaimable_bytes(everything, unwanted, used=5 * GIB) == 4 * GIB, "what lies there without an artifact, too"
+    assert reclaimable_bytes([], frozenset(), used=0) == 0
+
+
+def test_what_is_to_stay_is_told_in_few_bytes() -> None:
+    kept = encode_keep(["b", "a", "a"])
+    data = base64.b64decode(kept)
+    assert sorted([keep_mark("a"), keep_mark("b")]) == [data[:KEEP_BYTES], data[KEEP_BYTES:]]
+    assert len(encode_keep(f"view-{n}" for n in range(10_000))) < 110_000, "fits one environment variable"
+
+
+def test_views_in_a_text() -> None:
+    text = '["--model", "/model-cache/artifacts/llama-0a", "{\\"path\\": \\"/model-cache/artifacts/sql-1.b_c/sub\\"}"]'
+    assert views_in(text) == {"llama-0a", "sql-1.b_c"}
+
+
+def test_the_last_words_of_a_job() -> None:
+    ended = {"status": {"conditions": [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}]}}
+    assert read_result({"status": {}}, "{}") is None
+    assert read_result(ended, '{"ok": true, "views": 2}') == EvictResult(ok=True, views=2)
+    found = read_result(ended, "Traceback")
+    assert found is not None
+    assert (found.ok, found.message) == (False, "the Job ended without a result: DeadlineExceeded Traceback")
+
+
+def test_what_pods_are_just_giving_up_is_waited_for_when_it_is_asked_for() -> None:
+    asked = cache(asked="now")
+    just, long_ago = unused("just", 0.001), unused("stuck", 1)
+    plan = plan_eviction(seen(just, long_ago, of=asked, used=frozenset({"just", "stuck"})), now=NOW)
+    assert (plan.start, plan.requeue_after) == (None, 2.0)
+    assert plan.status is not None
+    assert "pods still have just, which nothing wants since" in (plan.status.message or "")
+    assert removed(seen(just, long_ago, of=asked, used=frozenset({"stuck"}))) == ["just"]
+
+
+def test_what_waits_goes_on_waiting_and_says_so_once() -> None:
+    contents = [unused("old", 9), held_up(at=NOW + timedelta(seconds=30))]
+    done = {"attempt": 1, "time": NOW.isoformat(), "views": 1}
+    now = NOW + timedelta(minutes=1)
+    first = plan_eviction(seen(*contents, of=cache(status=done, **LRU), unsure="x"), now=now).status
+    assert first is not None
+    later = cache(status=through_the_api(first).to_wire(), **LRU)
+    assert plan_eviction(seen(*contents, of=later, unsure="x"), now=now).status == first
+    assert [a.metadata.name for a in plan_eviction(seen(*contents, of=later), now=now).remove] == ["old"]

@@ -1,0 +1,303 @@
+"""An eviction in the operator's own memory: what counts as used, and that nothing can be wanted again between decision and Job."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any, cast
+
+from lora_operator.api import ModelCache
+from lora_operator.constants import ANNOTATION_EVICT, Reason
+from lora_operator.kube import Kube
+from lora_operator.manifest import (
+    EVICT_REQUEST_ENV,
+    KEEP_BYTES,
+    EvictRequest,
+    EvictResult,
+    FetchResult,
+    VolumeState,
+    keep_mark,
+)
+from lora_operator.plan.modules import Decision, ModuleList
+from lora_operator.reconcile.cache import reconcile_cache
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.eviction import reconcile_eviction
+from lora_operator.reconcile.registry import ModelWant
+from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.usage import used_views
+from lora_operator.reconcile.waiting import is_evicting
+from lora_operator.settings import Settings
+from lora_operator.vllm import Engines, ServedModel
+from tests.unit.builders import (
+    CREATED,
+    engine_pod,
+    make_adapter,
+    make_cache,
+    make_deployment,
+    make_job,
+    make_module,
+    make_view,
+    make_workload,
+    ready_artifact,
+)
+
+POD = ("serving", "llama-0")
+Json = dict[str, Any]
+
+
+class Api:
+    """The API server as far as an eviction needs it."""
+
+    def __init__(self) -> None:
+        self.deleted: list[str] = []
+        self.created: list[Json] = []
+        self.statuses: list[Json] = []
+        self.pods: list[Json] = []
+        self.on_delete: Callable[[str], None] = lambda _: None
+
+    async def delete(self, _: Any, namespace: str, name: str, *, uid: str = "") -> None:
+        self.deleted.append(name)
+        self.on_delete(name)
+
+    async def create(self, body: Json) -> Json:
+        self.created.append(body)
+        return {**body, "metadata": body["metadata"] | {"uid": "uid-evict", "resourceVersion": "999"}}
+
+    async def list(self, *_: Any, **__: Any) -> tuple[list[Json], str]:
+        return self.pods, "1"
+
+    async def get(self, *_: Any) -> Json:
+        spec = {"accessModes": ["ReadWriteMany"]}
+        return {"metadata": {"name": "models", "uid": "uid-claim"}, "spec": spec, "status": {"phase": "Bound"}}
+
+    async def apply_status(self, _: Any, namespace: str, name: str, status: Json, **__: Any) -> Json:
+        self.statuses.append(status)
+        cache = make_cache(status=status).model_dump(mode="json", by_alias=True, exclude_none=True)
+        return {
+            **cache,
+            "metadata": cache["metadata"] | {"resourceVersion": str(1000 + len(self.statuses))},
+            "status": status,
+        }
+
+    async def event(self, *_: Any, **__: Any) -> None:
+        return
+
+
+class World:
+    """A fleet with one pod that serves an adapter, and an artifact `old` that nothing wants."""
+
+    def __init__(self, *, asked: str | None = "now", pod: Json | None = None, **cache: Any) -> None:
+        self.api, self.version, self.woken = Api(), 0, list[Key]()
+        self.context = Context(
+            kube=cast(Kube, self.api),
+            engines=cast(Engines, None),
+            store=Store(),
+            settings=Settings(operator_image="i", operator_namespace="n"),
+            enqueue=lambda key, *, after=0.0: self.woken.append(key),
+        )
+        made = make_cache(**cache)
+        annotations = {ANNOTATION_EVICT: asked} if asked is not None else {}
+        self.cache: ModelCache = made.model_copy(
+            update={"metadata": made.metadata.model_copy(update={"annotations": annotations})}
+        )
+        self.put(Kind.MODEL_CACHE, self.cache)
+        self.deployment, self.adapter = make_deployment(), make_adapter()
+        self.put(Kind.VLLM_DEPLOYMENT, self.deployment)
+        self.put(Kind.LORA_ADAPTER, self.adapter)
+        self.put(Kind.MODEL_ARTIFACT, ready_artifact("sql", status={"path": "artifacts/sql-view"}))
+        unused = {"path": "artifacts/old-view", "unreferencedSince": CREATED}
+        self.put(Kind.MODEL_ARTIFACT, ready_artifact("old", status=unused))
+        workload = make_workload()
+        arguments = {"spec": {"containers": [{"args": ["--model", "/model-cache/artifacts/base-view"]}]}}
+        self.raw(Kind.DEPLOYMENT, workload | {"spec": workload["spec"] | {"template": arguments}})
+        self.raw(Kind.POD, engine_pod() if pod is None else pod)
+        registry, module = self.context.registry, make_module(path="/model-cache/artifacts/sql-view")
+        registry.publish_model_want(self.deployment.key, ModelWant(self.deployment.metadata.uid, 1, None, None))
+        self.decide("sql", module=module)
+        registry.lists[self.deployment.key] = ModuleList("serving/llama", 1, (module,))
+        registry.views[POD] = make_view(module, retired=("/model-cache/artifacts/retired-view",))
+        registry.listed[POD] = (ServedModel(id="x", root="/model-cache/artifacts/orphan-view", parent="base"),)
+
+    def decide(self, artifact: str, **more: Any) -> None:
+        """The adapter wants it."""
+        decision = Decision(
+            uid=self.adapter.metadata.uid, generation=1, accepted=True, artifact=("serving", artifact), **more
+        )
+        self.context.registry.publish_decision(self.adapter.key, decision)
+
+    def put(self, kind: Kind, obj: Any) -> None:
+        self.raw(kind, obj.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+    def raw(self, kind: Kind, body: Json) -> None:
+        self.version += 1
+        self.context.store.upsert(kind, {**body, "metadata": body["metadata"] | {"resourceVersion": str(self.version)}})
+
+    async def look(self) -> Any:
+        return await reconcile_eviction(self.context, self.cache)
+
+    def request(self) -> EvictRequest:
+        (job,) = self.api.created
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        values = {entry["name"]: entry["value"] for entry in container["env"]}
+        return EvictRequest.model_validate(json.loads(values[EVICT_REQUEST_ENV]))
+
+    def kept(self, *views: str) -> list[str]:
+        data = base64.b64decode(self.request().keep)
+        marks = {data[start : start + KEEP_BYTES] for start in range(0, len(data), KEEP_BYTES)}
+        return [view for view in views if keep_mark(view) in marks]
+
+
+ALL = ("sql-view", "base-view", "retired-view", "orphan-view", "old-view")
+
+
+async def test_the_artifact_goes_first_and_the_job_keeps_all_that_is_used() -> None:
+    world = World()
+    found = await world.look()
+    assert world.api.deleted == ["old"]
+    assert ("serving", "old") not in world.context.store.artifacts, "nobody can find it Ready any more"
+    assert world.kept(*ALL) == ["sql-view", "base-view", "retired-view", "orphan-view"]
+    assert (world.request().owner, world.request().built) == ("uid-claim", None)
+    assert (found.status.running, found.status.requested) == (True, "now")
+    (job,) = world.api.created
+    assert job["metadata"]["name"] == "default-evict-1"
+    assert job["metadata"]["ownerReferences"][0]["kind"] == "ModelCache"
+    pod = job["spec"]["template"]["spec"]
+    assert pod["containers"][0]["args"] == ["evict"]
+    assert pod["automountServiceAccountToken"] is False
+    assert is_evicting(world.context, world.cache.key), "so no download begins"
+
+
+async def test_what_is_wanted_again_while_others_are_deleted_stays() -> None:
+    world = World()
+    unused = {"path": "artifacts/older-view", "unreferencedSince": "2025-01-01T00:00:00Z"}
+    world.put(Kind.MODEL_ARTIFACT, ready_artifact("older", uid="uid-older", status=unused))
+
+    def somebody_comes(name: str) -> None:
+        if name == "older":
+            world.decide("old", module=make_module(path="/model-cache/artifacts/old-view"))
+
+    world.api.on_delete = somebody_comes
+    await world.look()
+    assert world.api.deleted == ["older"]
+    assert world.kept("old-view", "older-view") == ["old-view"]
+
+
+async def test_one_that_is_told_to_be_in_use_stays() -> None:
+    world = World()
+    status = {"artifactRef": {"namespace": "serving", "name": "old"}}
+    world.put(Kind.LORA_ADAPTER, make_adapter("other", uid="uid-other", status=status))
+    world.context.registry.publish_decision(
+        ("team-a", "other"), Decision(uid="uid-other", generation=1, accepted=True, artifact=("serving", "sql"))
+    )
+    await world.look()
+    assert world.api.deleted == []
+    assert world.kept("old-view") == ["old-view"]
+
+
+async def refusal(world: World) -> str:
+    found = await world.look()
+    assert (world.api.deleted, world.api.created) == ([], [])
+    return found.status.message or ""
+
+
+async def test_a_pod_that_cant_be_asked_holds_everything_up() -> None:
+    for view in (None, make_view(error="no answer"), make_view(gate_closed=False), make_view(container_id="another")):
+        world = World()
+        if view is None:
+            del world.context.registry.views[POD]
+        else:
+            world.context.registry.views[POD] = view
+        assert "pod serving/llama-0 may be serving, and can't be asked" in await refusal(world)
+
+
+async def test_an_adapter_that_was_not_looked_at_holds_everything_up() -> None:
+    world = World()
+    world.put(Kind.LORA_ADAPTER, make_adapter("new", uid="uid-new"))
+    assert "not every adapter and deployment has been looked at yet" in await refusal(world)
+
+
+async def test_an_object_that_cant_be_read_holds_everything_up() -> None:
+    world = World()
+    world.raw(
+        Kind.LORA_ADAPTER, {"metadata": {"name": "odd", "namespace": "team-a", "uid": "u"}, "spec": {"source": 5}}
+    )
+    assert "LoRAAdapter team-a/odd can't be read by this operator" in await refusal(world)
+
+
+async def test_a_list_that_is_not_known_holds_everything_up() -> None:
+    world = World()
+    del world.context.registry.lists[world.deployment.key]
+    assert "the module list of VLLMDeployment serving/llama is not known yet" in await refusal(world)
+
+
+async def test_a_download_whose_result_was_not_read_holds_everything_up() -> None:
+    world = World()
+    world.put(Kind.MODEL_ARTIFACT, ready_artifact("new", uid="uid-new", status={"finishedAttempt": 0}))
+    world.raw(Kind.JOB, make_job(artifact="new", owner_uid="uid-new", complete=True))
+    assert "a download has just ended" in await refusal(world)
+
+
+async def test_what_downloads_may_publish_meanwhile_is_reckoned_with() -> None:
+    world = World()
+    world.put(Kind.MODEL_ARTIFACT, ready_artifact("new", uid="uid-new", status={"finishedAttempt": 0}))
+    world.raw(Kind.JOB, make_job(artifact="new", owner_uid="uid-new"))
+    await world.look()
+    assert world.request().built is not None
+
+
+async def test_artifacts_of_another_cache_over_the_same_claim_are_kept() -> None:
+    world = World()
+    world.put(Kind.MODEL_CACHE, make_cache("second", uid="uid-second"))
+    unused = {"path": "artifacts/second-view", "unreferencedSince": CREATED}
+    world.put(Kind.MODEL_ARTIFACT, ready_artifact("second", uid="uid-2", cache="second", status=unused))
+    await world.look()
+    assert world.api.deleted == ["old"]
+    assert world.kept("second-view") == ["second-view"]
+    assert is_evicting(world.context, ("serving", "second"))
+
+
+async def test_pods_that_have_ended_use_nothing_and_those_that_have_not_begun_what_they_are_told() -> None:
+    world = World(pod=engine_pod(phase="Failed"))
+    world.context.registry.views.clear()
+    assert "retired-view" not in used_views(world.context, "serving")[0]
+    world = World(pod=engine_pod(container={"state": {"waiting": {"reason": "PodInitializing"}}}))
+    world.context.registry.views.clear()
+    used, unsure = used_views(world.context, "serving")
+    assert (unsure, {"sql-view", "base-view"} <= used) == (None, True)
+
+
+async def test_the_end_is_recorded_downloads_go_on_and_the_job_goes() -> None:
+    world = World()
+    key = Key(Kind.MODEL_CACHE, *world.cache.key)
+    await reconcile_cache(world.context, key)
+    (job,) = world.api.created
+    ended = {"conditions": [{"type": "Complete", "status": "True"}]}
+    world.version = 2000
+    world.raw(Kind.JOB, {**job, "metadata": job["metadata"] | {"uid": "uid-evict"}, "status": ended})
+    volume = VolumeState(total_bytes=10, free_bytes=5, used_bytes=4)
+    message = EvictResult(ok=True, views=1, freed_bytes=1024, volume=volume).model_dump_json(by_alias=True)
+    state = {"terminated": {"exitCode": 0, "message": message}}
+    world.api.pods = [{"metadata": {"name": "p"}, "status": {"containerStatuses": [{"state": state}]}}]
+    world.api.deleted.clear()
+    world.woken.clear()
+    await reconcile_cache(world.context, key)
+    told = world.api.statuses[-1]
+    assert (told["eviction"]["attempt"], told["eviction"]["freed"], told["eviction"]["running"]) == (1, "1Ki", False)
+    assert (told["used"], told["free"]) == ("4", "5")
+    assert world.api.deleted == ["default-evict-1"]
+    assert Key(Kind.MODEL_ARTIFACT, "serving", "sql") in world.woken
+    assert not is_evicting(world.context, world.cache.key)
+
+
+async def test_without_a_reason_nothing_is_even_looked_at() -> None:
+    world = World(asked=None, eviction={"policy": "LeastRecentlyUsed"})
+    del world.context.registry.views[POD]  # it would hold everything up
+    found = await world.look()
+    assert (found.status, world.api.created) == (None, [])
+    assert found.reclaimable == 131072
+
+
+def test_a_failure_for_the_lack_of_room_tells_how_much() -> None:
+    result = FetchResult(ok=False, reason=Reason.INSUFFICIENT_SPACE, message="x", needed_bytes=5)
+    assert FetchResult.model_validate_json(result.model_dump_json(by_alias=True)).needed_bytes == 5
