@@ -21,7 +21,7 @@ _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:([KMGTPE])i|([kMGTPE]?)|[eE]
 DEFAULT_MAX_SIZE: Final = "16Gi"
 
 # The whole list has to fit one environment variable of the Job: 128 KiB.
-MAX_FILES: Final = 100
+MAX_FILES: Final = 64
 Url = Annotated[str, Field(min_length=1, max_length=768, pattern=_URL)]
 Sha256 = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")]
 Origin = Annotated[str, Field(max_length=300, pattern=rf"^https?://{_HOST}$")]
