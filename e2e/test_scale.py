@@ -65,6 +65,10 @@ def gone(stack: Stack, pod: str) -> bool:
     return stack.get("pod", pod, SERVING) is None
 
 
+def is_leaving(stack: Stack, pod: str) -> bool:
+    return pod not in [found["metadata"]["name"] for found in stack.pods(SERVING, FLEET)]
+
+
 @pytest.mark.node  # clients use the ClusterIP
 def test_scaling_down_and_up_under_load_loses_no_request(stack: Stack, served: None) -> None:
     service, urls = service_url(stack, SERVING, FLEET), stack.engine_urls(SERVING, FLEET)
@@ -126,7 +130,7 @@ def test_draining_a_node_takes_one_engine_after_the_other_and_loses_no_request(s
         drained = pool.submit(lambda: kubectl(*words, timeout=590))
         try:
             first = eventually(
-                lambda: next((pod for pod in urls if pod not in stack.engine_urls(SERVING, FLEET)), None),
+                lambda: next((pod for pod in urls if is_leaving(stack, pod)), None),
                 what="the first engine is on its way out",
                 timeout=30,
             )
@@ -148,11 +152,7 @@ def test_draining_a_node_takes_one_engine_after_the_other_and_loses_no_request(s
         eventually(lambda: answers_beside(stack, SERVING, FLEET, urls), what="a new engine answers", timeout=480)
         # Not sooner: a busy engine leaves no core for one that starts.
         with Streams(urls[second], MODELS[0], tokens) as more:
-            eventually(
-                lambda: second not in [pod["metadata"]["name"] for pod in stack.pods(SERVING, FLEET)],
-                what="the second engine is on its way out",
-                timeout=60,
-            )
+            eventually(lambda: is_leaving(stack, second), what="the second engine is on its way out", timeout=60)
         drained.result()
         assert gone(stack, second)
     assert more.whole
