@@ -19,6 +19,7 @@ COST = "controller.kubernetes.io/pod-deletion-cost"
 STREAM_SECONDS = (
     30  # longer than a pod takes to leave the Service (5 s), far shorter than its --shutdown-timeout (120 s)
 )
+SHORT_SECONDS = 8  # of an engine alone; two on two cores take many times as long, and have those 120 s to end
 
 
 def scale(stack: Stack, replicas: int) -> None:
@@ -62,6 +63,10 @@ def served(stack: Stack, fleet: Fleet) -> Iterator[None]:
 
 def gone(stack: Stack, pod: str) -> bool:
     return stack.get("pod", pod, SERVING) is None
+
+
+def is_leaving(stack: Stack, pod: str) -> bool:
+    return pod not in [found["metadata"]["name"] for found in stack.pods(SERVING, FLEET)]
 
 
 @pytest.mark.node  # clients use the ClusterIP
@@ -113,7 +118,7 @@ def test_draining_a_node_takes_one_engine_after_the_other_and_loses_no_request(s
     kubectl = stack.cluster.kubectl
     node = kubectl("get", "nodes", "-l", "!lora-operator.test/owned", "-o", "jsonpath={.items[0].metadata.name}")
     engines = f"lora-operator.dev/vllmdeployment={FLEET}"
-    tokens = tokens_for(sorted(urls.values())[0], *MODELS[:2], seconds=STREAM_SECONDS)
+    tokens = tokens_for(sorted(urls.values())[0], *MODELS[:2], seconds=SHORT_SECONDS)
     with clients(service, MODELS, 1, pause=0.5), ThreadPoolExecutor(1) as pool:
         streams = {
             pod: [Stream(url, model, "SELECT", tokens=tokens) for model in MODELS[:2]] for pod, url in urls.items()
@@ -125,7 +130,7 @@ def test_draining_a_node_takes_one_engine_after_the_other_and_loses_no_request(s
         drained = pool.submit(lambda: kubectl(*words, timeout=590))
         try:
             first = eventually(
-                lambda: next((pod for pod in urls if pod not in stack.engine_urls(SERVING, FLEET)), None),
+                lambda: next((pod for pod in urls if is_leaving(stack, pod)), None),
                 what="the first engine is on its way out",
                 timeout=30,
             )
@@ -146,8 +151,9 @@ def test_draining_a_node_takes_one_engine_after_the_other_and_loses_no_request(s
             kubectl("uncordon", node)  # another node comes, as a cluster's autoscaler would have it
         eventually(lambda: answers_beside(stack, SERVING, FLEET, urls), what="a new engine answers", timeout=480)
         # Not sooner: a busy engine leaves no core for one that starts.
-        with Streams(service, MODELS[2], tokens) as more:
-            drained.result()
+        with Streams(urls[second], MODELS[0], tokens) as more:
+            eventually(lambda: is_leaving(stack, second), what="the second engine is on its way out", timeout=60)
+        drained.result()
         assert gone(stack, second)
     assert more.whole
     assert not more.broken
