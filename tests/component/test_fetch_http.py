@@ -100,6 +100,25 @@ def place(fetcher: Fetcher) -> Path:
     return found
 
 
+def test_what_an_archive_may_bring_is_looked_at_before_its_first_byte(
+    http: FileServer, fetcher: Fetcher, content: Path
+) -> None:
+    packed = archive(http, content, "zip")
+    files = adapter(http, content)
+    http.seen.clear()
+    bounded: dict[str, Any] = {
+        "TooLarge": {"maxArtifactBytes": 100},
+        "InsufficientSpace": {"capacityBytes": 100},
+    }
+    for expected, limits in bounded.items():
+        for source in (packed, {"files": files}):
+            job = run(fetcher, http, want={"limits": limits}, **source)
+            assert job.failed[0] == expected, job.failed
+            assert (job.result.needed_bytes is not None) == (expected == "InsufficientSpace")
+    assert http.bodies() == {}
+    assert not list(fetcher.cache.glob("http/*/blobs/*.incomplete"))
+
+
 # Files
 
 

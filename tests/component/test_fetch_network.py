@@ -5,6 +5,7 @@ Hosts' names are known to the proxy alone, so nothing could arrive by another wa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from e2e.fixtures.buckets import GcsServer
+from e2e.fixtures.http_files import FileServer
 from e2e.fixtures.hub import HubServer
 from e2e.fixtures.network import Proxy, tls
 from e2e.fixtures.s3 import S3Server
@@ -37,6 +40,21 @@ def s3(content: Path) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="module")
+def gcs(content: Path) -> Iterator[GcsServer]:
+    with GcsServer() as server:
+        server.create("models")
+        server.upload("models", "base", content / "base")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def files(content: Path) -> Iterator[FileServer]:
+    with FileServer() as server:
+        server.put("base", content / "base", *MODEL)
+        yield server
+
+
+@pytest.fixture(scope="module")
 def hub(content: Path) -> Iterator[HubServer]:
     with HubServer() as server:
         server.create_repo("org/base")
@@ -46,7 +64,7 @@ def hub(content: Path) -> Iterator[HubServer]:
 
 @dataclass(frozen=True)
 class Sources:
-    """Both kinds of source, and a Job for each, in the network that a ModelCache describes."""
+    """Sources with each HTTP client that there is, and a Job for each, in the network that a ModelCache describes."""
 
     fetcher: Fetcher
     network: Mapping[str, Any]
@@ -59,6 +77,22 @@ class Sources:
     def s3(self, endpoint: str) -> Job:
         """The base model from the bucket there."""
         return self._start({"s3": {"bucket": "models", "prefix": "base", "endpoint": endpoint}}, KEYS)
+
+    def gcs(self, endpoint: str) -> Job:
+        """The base model from the bucket there, by obstore, which Azure's sources have too."""
+        return self._start({"gcs": {"bucket": "models", "prefix": "base", "endpoint": endpoint}})
+
+    def files(self, endpoint: str, content: Path) -> Job:
+        """The base model from the server there, by the client that registries are asked with too."""
+        wanted = [
+            {
+                "path": name,
+                "url": f"{endpoint}/base/{name}",
+                "sha256": hashlib.sha256((content / name).read_bytes()).hexdigest(),
+            }
+            for name in MODEL
+        ]
+        return self._start({"http": {"files": wanted, "allowedEndpoints": [endpoint]}})
 
     def _start(self, source: dict[str, Any], keys: Mapping[str, str] | None = None) -> Job:
         more = {"caBundle": {"name": "ca"}} if self.bundle else {}
@@ -86,18 +120,25 @@ def port_of(url: str) -> int:
     return found
 
 
-def test_certificates_of_an_own_authority(hub: HubServer, s3: S3Server, fetcher: Fetcher, tmp_path: Path) -> None:
+def test_certificates_of_an_own_authority(
+    hub: HubServer, s3: S3Server, gcs: GcsServer, files: FileServer, fetcher: Fetcher, content: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.pem"
     broken.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
     with (
         tls(port_of(hub.url), tmp_path / "hub") as (hub_port, hub_ca),
         tls(port_of(s3.url), tmp_path / "s3") as (s3_port, s3_ca),
+        tls(port_of(gcs.url), tmp_path / "gcs") as (gcs_port, gcs_ca),
+        tls(port_of(files.url), tmp_path / "files") as (files_port, files_ca),
     ):
         hub_at, s3_at = f"https://127.0.0.1:{hub_port}", f"https://127.0.0.1:{s3_port}"
-        bundle = tmp_path / "both.pem"
-        bundle.write_text(hub_ca.read_text() + s3_ca.read_text())
-        plain, trusting = Sources(fetcher, {}), Sources(fetcher, {}, bundle)
-        jobs = [plain.hub(hub_at), plain.s3(s3_at)], [trusting.hub(hub_at), trusting.s3(s3_at)]
+        gcs_at, files_at = f"https://127.0.0.1:{gcs_port}", f"https://127.0.0.1:{files_port}"
+        bundle = tmp_path / "all.pem"
+        bundle.write_text("".join(ca.read_text() for ca in (hub_ca, s3_ca, gcs_ca, files_ca)))
+        jobs = [
+            [each.hub(hub_at), each.s3(s3_at), each.gcs(gcs_at), each.files(files_at, content / "base")]
+            for each in (Sources(fetcher, {}), Sources(fetcher, {}, bundle))
+        ]
         wrong = Sources(fetcher, {}, broken).hub(hub_at)
         for job in jobs[0]:
             reason, message = job.failed
@@ -108,18 +149,25 @@ def test_certificates_of_an_own_authority(hub: HubServer, s3: S3Server, fetcher:
         assert (reason, "spec.network.caBundle" in message) == ("JobFailed", True), message
 
 
-def test_all_requests_go_through_the_proxy(hub: HubServer, s3: S3Server, fetcher: Fetcher, tmp_path: Path) -> None:
+def test_all_requests_go_through_the_proxy(
+    hub: HubServer, s3: S3Server, gcs: GcsServer, files: FileServer, fetcher: Fetcher, content: Path, tmp_path: Path
+) -> None:
     with tls(port_of(s3.url), tmp_path / "s3", "s3.corp.test") as (s3_port, ca), Proxy() as proxy:
         assert isinstance(proxy, Proxy)
         sources = Sources(fetcher, {"httpProxy": proxy.url, "httpsProxy": proxy.url}, ca)
         jobs = [
             sources.hub(f"http://hub.corp.test:{port_of(hub.url)}"),
             sources.s3(f"https://s3.corp.test:{s3_port}"),
+            sources.gcs(f"http://gcs.corp.test:{port_of(gcs.url)}"),
+            sources.files(f"http://files.corp.test:{port_of(files.url)}", content / "base"),
         ]
         for job in jobs:
             assert [file.path for file in fetcher.manifest(job.ok).files] == MODEL
         assert any(one.startswith("GET http://hub.corp.test:") and one.endswith("/config.json") for one in proxy.asked)
         assert f"CONNECT s3.corp.test:{s3_port}" in proxy.asked
+        for host in ("gcs", "files"):
+            assert any(one.startswith(f"GET http://{host}.corp.test:") for one in proxy.asked), host
+        assert any(one.startswith("HEAD http://gcs.corp.test:") for one in proxy.asked)
 
 
 def test_hosts_that_are_asked_without_the_proxy_and_a_proxy_that_is_not_there(

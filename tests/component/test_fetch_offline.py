@@ -107,6 +107,25 @@ def test_a_folder_for_s3_needs_no_credentials(fetcher: Fetcher, content: Path) -
     assert [file.path for file in fetcher.manifest(result).files] == MODEL
 
 
+def test_folders_for_other_buckets_and_volumes_need_no_network_either(fetcher: Fetcher, content: Path) -> None:
+    for place in ("models/google/base", "account/models/azure/base", "by-hand/base"):
+        shutil.copytree(content / "base", fetcher.cache / place)
+    sources: dict[str, dict[str, Any]] = {
+        "gs://models/google/base": {"gcs": {"bucket": "models", "prefix": "google/base", "endpoint": NOWHERE}},
+        "azure://account/models/azure/base": {
+            "azure": {"account": "account", "container": "models", "prefix": "azure/base", "endpoint": NOWHERE}
+        },
+        "local://by-hand/base": {"local": {"path": "by-hand/base"}},
+    }
+    jobs = {title: fetcher.launch(one, type="BaseModel", want={"offline": True}) for title, one in sources.items()}
+    for title, job in jobs.items():
+        manifest = fetcher.manifest(job.ok)
+        assert (manifest.repo, [file.path for file in manifest.files]) == (title, MODEL)
+    http = {"http": {"files": [{"path": "config.json", "url": f"{NOWHERE}/config.json", "sha256": "0" * 64}]}}
+    reason, message = fetcher.launch(http, type="BaseModel", want={"offline": True}).failed
+    assert (reason, "offline cache" in message) == ("SourceNotAllowed", True), message
+
+
 def test_what_is_not_there_is_told_with_where_it_was_looked_for(fetcher: Fetcher, content: Path) -> None:
     shutil.copytree(content / "base", fetcher.cache / "org/half")
     (fetcher.cache / "org/half/model.safetensors").unlink()

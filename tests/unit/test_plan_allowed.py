@@ -148,3 +148,15 @@ def test_clouds_need_no_permission_and_other_services_do(member: str) -> None:
 
 def test_the_hub_needs_no_permission() -> None:
     assert refused({"huggingFace": {"repo": "org/sql"}}) is None
+
+
+def test_an_offline_cache_refuses_what_it_has_no_place_for() -> None:
+    spec = {"offline": True, **HTTP, **CLAIMS, "oci": {"allowedEndpoints": ["https://r.test"]}}
+    for source in (files("https://a.test/x"), {"oci": {"reference": "r.test/sql"}}):
+        message = refused(source, spec)
+        assert message is not None
+        assert message.startswith("ModelCache serving/default is offline, and has no place for content of ")
+        assert "source.local" in message
+    shared = {"persistentVolumeClaim": {"claimName": "open", "path": "sql"}}
+    for source in ({"huggingFace": {"repo": "org/sql"}}, {"gcs": {"bucket": "models"}}, shared):
+        assert refused(source, spec) is None

@@ -130,7 +130,8 @@ class ModelCacheSpec(ApiModel):
     offline: bool = Field(
         default=False,
         description="true: nothing is downloaded, and no request is sent. Content that was put on the volume, by `hf download --cache-dir "
-        "<volume>/hub` or as the plain folder <organisation>/<name> or <bucket>/<prefix>, is verified as far as it declares sums, and used. "
+        "<volume>/hub` or as the plain folder <organisation>/<name> or <bucket>/<prefix>, is verified as far as it declares sums, and used; "
+        "sources by http and oci are refused. "
         "It is open to whoever may use the cache; Secrets that sources name are not looked at.",
     )
     network: Network = Field(default=Network(), description="The way from Jobs to sources: proxies and authorities.")
