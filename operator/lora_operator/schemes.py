@@ -58,6 +58,9 @@ class Scheme:
     offline: str  # where an offline cache has it, in Markdown; empty where it serves none
     secrets: Secrets | None = None  # None where no credentials are asked for
     is_remote: bool = True  # whether it is read over a network
+    is_in_place: bool = (
+        False  # whether its files are used where they lie, so that removing a view of them frees nothing
+    )
 
     @property
     def field(self) -> str:
@@ -128,6 +131,7 @@ SCHEMES: Final = (
         allowed_by="local.allowedPaths",
         offline="the folder, as ever",
         is_remote=False,
+        is_in_place=True,
     ),
     Scheme(
         member="gcs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 
 from e2e.fixtures.http_files import FileServer
-from lora_operator.manifest import FetchResult
+from lora_operator.fetch.evict import evict
+from lora_operator.manifest import EvictRequest, FetchResult, keep_mark
 from tests.component.fetch_support import Fetcher, Job, until
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -117,6 +119,22 @@ def test_what_an_archive_may_bring_is_looked_at_before_its_first_byte(
             assert (job.result.needed_bytes is not None) == (expected == "InsufficientSpace")
     assert http.bodies() == {}
     assert not list(fetcher.cache.glob("http/*/blobs/*.incomplete"))
+
+
+def test_an_eviction_leaves_nothing_of_a_server_and_keeps_what_is_wanted(
+    http: FileServer, fetcher: Fetcher, content: Path
+) -> None:
+    result = run(fetcher, http, **archive(http, content, "zip")).ok
+    assert fetcher.base is not None
+    for kept, left in (([result.path, fetcher.base], 2), ([fetcher.base], 1), ([], 0)):
+        marks = b"".join(keep_mark(Path(path).name) for path in kept)
+        keep = base64.b64encode(marks).decode()
+        done = evict(EvictRequest(cache_root=str(fetcher.cache), keep=keep, unfinished_seconds=0))
+        assert (done.ok, done.busy) == (True, 0), done
+        assert len([path for path in fetcher.cache.glob("artifacts/*") if not path.name.startswith(".")]) == left
+        names = {path.name for path in (fetcher.cache / "artifacts").glob("*/*") if path.exists()}
+        assert (WEIGHTS in names, "model.safetensors" in names) == (left == 2, left >= 1)
+    assert list(fetcher.cache.glob("http/*")) == []
 
 
 # Files

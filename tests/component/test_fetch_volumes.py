@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from lora_operator.manifest import FetchResult
+from lora_operator.fetch.evict import evict
+from lora_operator.manifest import EvictRequest, FetchResult
 from tests.component.fetch_support import Fetcher, Job, make_adapter, make_base
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -165,3 +166,13 @@ def test_no_path_leads_to_what_other_tenants_brought(fetcher: Fetcher, mount: Pa
         "models/../hub/models--org--private/snapshots/0": "EntryNotFound",
     }
     assert {path: local(fetcher, path).failed[0] for path in expected} == expected
+
+
+def test_an_eviction_takes_copies_and_leaves_what_somebody_put_there(fetcher: Fetcher, mount: Path) -> None:
+    before = state(fetcher.cache / "models")
+    assert local(fetcher, "models/sql").ok
+    assert claim(fetcher, mount).ok
+    done = evict(EvictRequest(cache_root=str(fetcher.cache), unfinished_seconds=0))
+    assert (done.ok, done.views, done.busy) == (True, 3, 0), done
+    assert list(fetcher.cache.glob("persistentVolumeClaim/*")) == []
+    assert state(fetcher.cache / "models") == before

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelArtifact, ModelCache
+from lora_operator.api.source import Source
 from lora_operator.constants import ANNOTATION_EVICT
 from lora_operator.manifest import KEEP_BYTES, EvictResult, keep_mark
 from lora_operator.plan.eviction import (
@@ -197,6 +198,16 @@ def test_what_can_be_reclaimed() -> None:
     assert reclaimable_bytes(everything, unwanted, used=0) == GIB
     assert reclaimable_bytes(everything, unwanted, used=5 * GIB) == 4 * GIB, "what lies there without an artifact, too"
     assert reclaimable_bytes([], frozenset(), used=0) == 0
+
+
+def test_what_is_used_in_place_makes_no_room_and_goes_only_with_age() -> None:
+    copy, local = unused("copy", 2), unused("local", 9)
+    source = Source.model_validate({"local": {"path": "by-hand/sql"}})
+    local = local.model_copy(update={"spec": local.spec.model_copy(update={"source": source})})
+    assert removed(seen(held_up(), copy, local)) == ["copy"]
+    short: dict[str, Any] = {"eviction": {**LRU["eviction"], "keepUnreferencedFor": "200h"}}
+    assert removed(seen(copy, local, of=cache(**short))) == ["local"]
+    assert reclaimable_bytes([copy, local], frozenset({"copy", "local"}), used=0) == GIB
 
 
 def test_what_is_to_stay_is_told_in_few_bytes() -> None:

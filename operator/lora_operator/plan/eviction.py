@@ -133,9 +133,11 @@ def victims(seen: EvictionObservation, *, now: datetime) -> list[ModelArtifact]:
     for artifact in going:
         if needed <= 0 and not _is_expired(artifact, seen.cache, now):
             break
+        if artifact.spec.source.scheme.is_in_place and not _is_expired(artifact, seen.cache, now):
+            continue
         chosen.append(artifact)
         if view_name(artifact) not in shared:  # else another artifact keeps the files
-            needed -= artifact.status.size_bytes or 0
+            needed -= _bytes_of(artifact)
             shared.add(view_name(artifact))
     return chosen
 
@@ -147,14 +149,19 @@ def reclaimable_bytes(artifacts: Iterable[ModelArtifact], unwanted: frozenset[st
     """
     artifacts = list(artifacts)
     wanted = {a.status.path for a in artifacts if a.metadata.name not in unwanted or is_by_hand(a)}
-    sizes = {a.status.path: a.status.size_bytes or 0 for a in artifacts if a.status.path not in wanted}
-    needed = {a.status.path: a.status.size_bytes or 0 for a in artifacts if a.status.path in wanted}
+    sizes = {a.status.path: _bytes_of(a) for a in artifacts if a.status.path not in wanted}
+    needed = {a.status.path: _bytes_of(a) for a in artifacts if a.status.path in wanted}
     return max(sum(size for path, size in sizes.items() if path is not None), used - sum(needed.values()))
 
 
 def encode_keep(views: Iterable[str]) -> str:
     """The views that stay, for the Job."""
     return base64.b64encode(b"".join(sorted({keep_mark(view) for view in views}))).decode()
+
+
+def _bytes_of(artifact: ModelArtifact) -> int:
+    """What its content takes of the cache; nothing of what somebody put there and is used in place."""
+    return 0 if artifact.spec.source.scheme.is_in_place else artifact.status.size_bytes or 0
 
 
 def view_name(artifact: ModelArtifact) -> str:
