@@ -9,7 +9,10 @@ import pytest
 
 from lora_operator.api import ModelCache
 from lora_operator.api.source import Source
+from lora_operator.desired.evict_job import build_evict_job
 from lora_operator.desired.job import build_job, build_request
+from lora_operator.desired.placement import Placement
+from lora_operator.manifest import EvictRequest
 from lora_operator.plan.identity import workload_identity
 from tests.unit.builders import make_artifact, make_cache
 
@@ -19,8 +22,6 @@ IDENTITY = {"serviceAccountName": "reader", "allowedSources": ["s3://models/team
 
 def pod_of(cache: ModelCache, *, identity: str | None = None, placed: dict[str, Any] | None = None) -> dict[str, Any]:
     """The Job's pod template."""
-    from lora_operator.desired.placement import Placement
-
     artifact = make_artifact()
     request = build_request(artifact, cache, base_model_path=None, with_credentials=False, workload_identity=identity)
     job = build_job(
@@ -161,3 +162,29 @@ def test_what_the_cache_adds_to_the_pods() -> None:
     plain = pod_of(make_cache())["spec"]
     assert not {"imagePullSecrets", "nodeSelector", "tolerations"} & set(plain)
     assert plain["containers"][0]["resources"] == RESOURCES
+
+
+def test_evictions_run_where_downloads_do_and_need_no_network() -> None:
+    wanted = {
+        "nodeSelector": {"zone": "a"},
+        "imagePullSecrets": [{"name": "pull"}],
+        "resources": {"limits": {"cpu": "1"}},
+    }
+    cache = make_cache(jobTemplate=wanted, network={"httpsProxy": "http://p.test:1", "caBundle": {"name": "ca"}})
+    job = build_evict_job(
+        cache,
+        EvictRequest(cache_root="/model-cache"),
+        attempt=1,
+        image="operator:1",
+        image_pull_policy="Never",
+        resources=RESOURCES,
+        placement=Placement({}),
+    )
+    template = job["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert template["spec"]["nodeSelector"] == {"zone": "a"}
+    assert template["spec"]["imagePullSecrets"] == [{"name": "pull"}]
+    assert container["resources"] == {"limits": {"cpu": "1"}}
+    assert template["metadata"]["annotations"]["linkerd.io/inject"] == "disabled"
+    assert {volume["name"] for volume in template["spec"]["volumes"]} == {"cache", "tmp"}
+    assert not any("PROXY" in name for name in env_of(template))
