@@ -210,6 +210,11 @@ class Fetcher:
         return sorted(str(path) for path in self.cache.rglob("*") if ".incomplete" in path.name or ".tmp" in path.name)
 
 
+def without_volume(result: FetchResult) -> FetchResult:
+    """What a Job told of its content; the volume's figures move by themselves."""
+    return result.model_copy(update={"volume": None})
+
+
 def until(condition: Callable[[], object], *, timeout: float = DEADLINE_S) -> None:
     """Waits for a condition; fails after `timeout` seconds."""
     end = time.monotonic() + timeout

@@ -55,7 +55,7 @@ def request(hub: HubServer, cache: Path) -> dict[str, Any]:
 
 def require_whole(cache: Path) -> int:
     """That nothing half done is visible; returns how many views there are."""
-    views = [path for path in cache.glob("artifacts/*") if not path.name.startswith(".tmp-")]
+    views = [path for path in cache.glob("artifacts/*") if not path.name.startswith(".")]
     for view in views:
         manifest = Manifest.model_validate_json((view / ".lora-operator.json").read_bytes())
         found = {str(path.relative_to(view)) for path in view.rglob("*") if not path.is_dir()}

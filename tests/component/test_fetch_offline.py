@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from e2e.fixtures.hub import HubServer
-from tests.component.fetch_support import Fetcher, Job
+from tests.component.fetch_support import Fetcher, Job, without_volume
 
 NOWHERE = "http://127.0.0.1:1"
 MODEL = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -150,4 +150,5 @@ def test_what_this_operator_downloaded_is_used_when_the_network_goes(hub: HubSer
     fetcher.endpoint = hub.url
     first = fetcher.run("org/base", type="BaseModel", artifact="base").ok
     fetcher.endpoint = NOWHERE
-    assert offline(fetcher, "org/base", type="BaseModel", artifact="base").ok == first
+    again = offline(fetcher, "org/base", type="BaseModel", artifact="base").ok
+    assert without_volume(again) == without_volume(first)

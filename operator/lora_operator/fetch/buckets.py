@@ -259,16 +259,14 @@ class AzureSource:
             config["sas_key"] = keys["AZURE_STORAGE_SAS_TOKEN"].removeprefix("?")
         try:
             client = AzureStore(azure.container, config=config, **_transport(request, endpoint))
+            query = config.get("sas_key", "")
+            if "account_key" in config:
+                query = bucket_sums.shared_access(azure.account, config["account_key"], azure.container)
         except (exceptions.BaseError, ValueError) as error:
             raise _unusable(error) from error
         title = f"azure://{azure.account}/{azure.container}/{azure.prefix}".rstrip("/")
         bucket = f"{azure.account}/{azure.container}"
-        sas = config.get("sas_key", "")
-        address = (
-            bucket_sums.signed(client)
-            if "account_key" in config
-            else bucket_sums.plain(f"{endpoint}/{azure.container}", query=sas)
-        )
+        address = bucket_sums.plain(f"{endpoint}/{azure.container}", query=query)
         return BucketSource("azure", title, endpoint, bucket, azure, client, keys is not None, address)
 
 
