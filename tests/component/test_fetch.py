@@ -540,7 +540,7 @@ def test_two_jobs_at_once_download_each_file_once(hub: HubServer, fetcher: Fetch
     hub.throttle(4 * MIB, "org/big")
     jobs = [fetcher.start("org/big", type="BaseModel", artifact=name) for name in ("x", "x", "y")]
     results = [job.ok for job in jobs]
-    assert results[0] == results[1]
+    assert without_volume(results[0]) == without_volume(results[1])
     assert results[0].digest == results[2].digest
     assert set(bodies(hub, "org/big").values()) == {1}
     assert fetcher.leaked() == []
