@@ -19,7 +19,7 @@ import pytest
 from e2e.fixtures.http_files import FileServer
 from lora_operator.fetch.evict import evict
 from lora_operator.manifest import EvictRequest, FetchResult, keep_mark
-from tests.component.fetch_support import Fetcher, Job, until
+from tests.component.fetch_support import ROOT, Fetcher, Job, until
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MIB = 1 << 20
@@ -119,6 +119,25 @@ def test_what_an_archive_may_bring_is_looked_at_before_its_first_byte(
             assert (job.result.needed_bytes is not None) == (expected == "InsufficientSpace")
     assert http.bodies() == {}
     assert not list(fetcher.cache.glob("http/*/blobs/*.incomplete"))
+
+
+@pytest.mark.parametrize("kind", ["an archive", "files"])
+def test_two_jobs_on_a_volume_without_locks_share_no_unfinished_file(
+    kind: str, http: FileServer, fetcher: Fetcher, content: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import errno, fcntl\ndef flock(*_):\n    raise OSError(errno.ENOSYS, 'no locks here')\nfcntl.flock = flock\n"
+    )
+    env = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT / 'operator'}"}
+    source = archive(http, content, "tar.gz") if kind == "an archive" else {"files": adapter(http, content)}
+    http.rate = 16 << 10
+    jobs = [start(fetcher, http, env=env, artifact="sql", **source) for _ in range(2)]
+    assert len({job.ok.digest for job in jobs}) == 1
+    view = fetcher.cache / jobs[0].ok.path
+    assert (view / WEIGHTS).read_bytes() == (content / "good" / WEIGHTS).read_bytes()
+    assert fetcher.leaked() == []
+    assert not list(place(fetcher).glob("blobs/*.incomplete"))
 
 
 def test_an_eviction_leaves_nothing_of_a_server_and_keeps_what_is_wanted(

@@ -53,6 +53,8 @@ def claimed(partial: Path) -> Iterator[tuple[Path, Guarded]]:
     while True:
         with path.open("a+b", buffering=0) as file:
             if not flock(file.fileno(), fcntl.LOCK_EX) and path == partial:
+                if not os.fstat(file.fileno()).st_size:
+                    partial.unlink(missing_ok=True)  # it was made just now, and nobody writes to it
                 path = own(partial)
                 continue
             if not is_same(path, file):  # who held it has finished it meanwhile
