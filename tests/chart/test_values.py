@@ -33,7 +33,7 @@ EFFECTS: dict[str, tuple[Any, str]] = {
     "log.format": ("plain", '"plain"'),
     "job.deadlineSeconds": (7777, '"7777"'),
     "job.resources": ({"limits": {"memory": "7Gi"}}, "7Gi"),
-    "resources": ({"limits": {"memory": "6Gi"}}, "6Gi"),
+    "resources": ({"limits": {"memory": "6543Mi"}}, "6543Mi"),
     "extraEnv": ([{"name": "HTTPS_PROXY", "value": "http://proxy.example"}], "http://proxy.example"),
     "podAnnotations": ({"example.com/scrape": "no"}, "example.com/scrape"),
     "nodeSelector": ({"pool": "system"}, "pool: system"),
