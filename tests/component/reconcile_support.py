@@ -97,8 +97,9 @@ class OperatorsKube(Kube):
 class RunningOperator:
     """One life of the operator's process: a thread with an event loop of its own, as kopf ends what else runs in its loop."""
 
-    def __init__(self, plane: ControlPlane, unlistable: ResourceType | None) -> None:
+    def __init__(self, plane: ControlPlane, unlistable: ResourceType | None, engine_timeout: float) -> None:
         self._plane = plane
+        self._engine_timeout = engine_timeout
         self._unlistable = unlistable
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -108,7 +109,7 @@ class RunningOperator:
 
     async def _live(self) -> None:
         configuration = await load_configuration(str(self._plane.kubeconfig))
-        async with OperatorsKube(configuration) as self.kube, Engines(timeout=2.0) as engines:
+        async with OperatorsKube(configuration) as self.kube, Engines(timeout=self._engine_timeout) as engines:
             self.kube.unlistable = self._unlistable
             self.store = Store()
             self._stop = asyncio.Event()
@@ -135,10 +136,11 @@ class RunningOperator:
 
 @asynccontextmanager
 async def running_operator(
-    plane: ControlPlane, *, unlistable: ResourceType | None = None
+    plane: ControlPlane, *, unlistable: ResourceType | None = None, engine_timeout: float = 2.0
 ) -> AsyncIterator[RunningOperator]:
-    """The operator at work inside the block; with `unlistable` it lacks one kind until that is set to None."""
-    found = RunningOperator(plane, unlistable)
+    """The operator at work inside the block; with `unlistable` it lacks one kind until that is set to None; engines have
+    `engine_timeout` seconds for an answer."""
+    found = RunningOperator(plane, unlistable, engine_timeout)
     life = asyncio.create_task(asyncio.to_thread(found.run), name="operator")
 
     async def watching() -> bool:
