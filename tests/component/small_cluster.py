@@ -9,7 +9,7 @@ import asyncio
 import random
 from typing import Any
 
-from lora_operator.errors import ConflictError, ForbiddenError, NotFoundError
+from lora_operator.errors import KubeError
 from lora_operator.resource_types import (
     BY_KIND,
     CLAIMS,
@@ -42,6 +42,7 @@ class SmallCluster:
         self._kube = world.kube
         self._random = random.Random(seed)
         self._count = 0
+        self.trouble: KubeError | None = None  # the last: a controller tries again, whatever it was
         self._templates: dict[str, Json] = {}  # by engine pod
 
     @property
@@ -58,8 +59,10 @@ class SmallCluster:
                 await self._run_pods(objects)
                 for namespace in self.namespaces:
                     await self._end_namespace(namespace)
-            except (ConflictError, ForbiddenError, NotFoundError):
-                pass  # it is another one by now, or its namespace is going: the next step sees what is
+            except (
+                KubeError
+            ) as error:  # it is another one by now, or its namespace is going: the next step sees what is
+                self.trouble = error
             await asyncio.sleep(0.15)
 
     async def objects(self) -> list[tuple[ResourceType, Json]]:

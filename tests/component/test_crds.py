@@ -156,6 +156,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "lora": {"updateStrategy": "HotLoad", "maxLoras": 8, "maxCpuLoras": 64, "maxLoraRank": 64},
         "adapterPolicy": {"namespaces": {"from": "Same"}, "servedNames": "Plain"},
         "engine": {"image": "vllm.example/vllm:1", "command": ["vllm", "serve"], "port": 8000},
+        "disruptionBudget": "OneAtATime",
     },
     "ModelCache": {
         "storage": {"existingClaim": "models"},
