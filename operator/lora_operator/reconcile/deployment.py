@@ -21,7 +21,7 @@ from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
 from lora_operator.names import kit_config_map
 from lora_operator.plan.claims import Candidate, settle_claims
 from lora_operator.plan.deployment import DeploymentObservation, plan_deployment, replicas_wanted
-from lora_operator.plan.modules import ModuleList, encode_for_config_map, plan_list
+from lora_operator.plan.modules import ModuleList, encode_for_config_map, names_passed_on, plan_list
 from lora_operator.plan.pods import controller, running_container
 from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
 from lora_operator.reconcile.context import Context
@@ -84,6 +84,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     if written or status == deployment.status:  # else it is told later, and they read it there
         tell_adapters(context, deployment, fleet, status)
     await remove_old_kits(context, deployment)
+    await keep_budget(context, deployment)
     again = 60.0 if not model.is_blocked and template_error is None else REFUSED_SECONDS
     if silent:
         again = min(again, SILENT_SECONDS)
@@ -101,7 +102,6 @@ async def _apply(
     try:
         await _apply_list(context, deployment, modules)
         await _apply_children(context, deployment, model, rollout)
-        await keep_budget(context, deployment)
     except ReasonError as error:
         return error
     except ForbiddenError as error:
@@ -160,6 +160,8 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
         all_eager=deployment.spec.lora.update_strategy == ROLLOUT,
     )
     registry.lists[deployment.key] = updated
+    for passed in names_passed_on(previous, updated):
+        context.enqueue(Key(Kind.LORA_ADAPTER, *passed))
     if previous is None or updated.generation != previous.generation:
         for pod in own_pods(context, deployment):
             context.enqueue(Key(Kind.POD, pod["metadata"]["namespace"], pod["metadata"]["name"]))

@@ -45,7 +45,7 @@ def held_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None
     places = [(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in own_pods(context, deployment)]
     lists = [found for place in places if (found := context.registry.held_lists.get(place)) is not None]
     newest: HeldList | None = max(lists, key=lambda one: one.generation, default=None)
-    if newest is None:
+    if newest is None or not newest.generation:  # a fresh pod was never told one
         return None
     adapters = {adapter.metadata.uid: adapter for adapter in context.store.adapters_of(deployment.key)}
     modules = []
