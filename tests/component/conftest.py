@@ -112,6 +112,7 @@ async def world(control_plane: ControlPlane, kubectl: Kubectl, tmp_path: Path) -
         found = World(kube, tmp_path, **names)
         jobs = asyncio.create_task(found.play_jobs(), name="jobs")
         yield found
+        assert not jobs.done(), f"the test's Jobs stood still: {jobs.exception()!r}"
         jobs.cancel()
         await asyncio.wait([jobs])
         await found.clear()

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from e2e.cluster import ControlPlane
 from lora_operator.constants import FETCH_CONTAINER, Reason
-from lora_operator.errors import ForbiddenError, NotFoundError, UnavailableError
+from lora_operator.errors import KubeError, NotFoundError, UnavailableError
 from lora_operator.kube import (
     CLAIMS,
     CONFIG_MAPS,
@@ -313,8 +313,11 @@ class World:
             for job in (await self.kube.list(JOBS, namespace=self.serving))[0]:
                 uid = job["metadata"]["uid"]
                 if uid not in done and not job["spec"].get("suspend"):
+                    try:
+                        await self._end_job(job)
+                    except KubeError:  # deleted meanwhile, or with its namespace; else it is ended with the next look
+                        continue
                     done.add(uid)
-                    await self._end_job(job)
             await asyncio.sleep(0.05)
 
     async def _end_job(self, job: Json) -> None:
@@ -329,7 +332,7 @@ class World:
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
-                "name": f"{metadata['name']}-pod",
+                "name": f"{metadata['name']}-{metadata['uid'][:5]}",
                 "namespace": self.serving,
                 "labels": template["metadata"]["labels"],
                 "ownerReferences": [owner("batch/v1", "Job", job)],
@@ -338,29 +341,26 @@ class World:
         }
         message = result.model_dump_json(by_alias=True)
         ended = {"exitCode": 0 if result.ok else 1, "message": message}
-        try:
-            await self.kube.apply(pod)
-            await self.kube.apply_status(
-                PODS,
-                self.serving,
-                pod["metadata"]["name"],
-                {
-                    "phase": "Succeeded" if result.ok else "Failed",
-                    "containerStatuses": [
-                        {
-                            "name": FETCH_CONTAINER,
-                            "image": "x",
-                            "imageID": "x",
-                            "ready": False,
-                            "restartCount": 0,
-                            "state": {"terminated": ended},
-                        }
-                    ],
-                },
-            )
-            await self.kube.apply_status(JOBS, self.serving, metadata["name"], job_status(ok=result.ok))
-        except (NotFoundError, ForbiddenError):
-            return  # deleted by hand meanwhile, or with its namespace
+        await self.kube.apply(pod)
+        await self.kube.apply_status(
+            PODS,
+            self.serving,
+            pod["metadata"]["name"],
+            {
+                "phase": "Succeeded" if result.ok else "Failed",
+                "containerStatuses": [
+                    {
+                        "name": FETCH_CONTAINER,
+                        "image": "x",
+                        "imageID": "x",
+                        "ready": False,
+                        "restartCount": 0,
+                        "state": {"terminated": ended},
+                    }
+                ],
+            },
+        )
+        await self.kube.apply_status(JOBS, self.serving, metadata["name"], job_status(ok=result.ok))
         self.attempts.append((request.hugging_face.repo, metadata["name"]))
 
     async def run_pods(self, count: int = 1, *, deployment: str = "llama") -> list[StandIn]:
