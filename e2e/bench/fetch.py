@@ -54,6 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--sources", default="hub,s3")
     options = parser.parse_args(words)
     sources = {"hub": hub, "s3": s3}
+    tools.apt_packages()  # curl is one
     with tempfile.TemporaryDirectory(prefix="bench-fetch-", dir=paths.cache_root()) as work:
         for files in (int(text) for text in options.files.split(",")):
             content = make_model(Path(work, "content", *REPO.split("/")), files=files, size=options.bytes)
