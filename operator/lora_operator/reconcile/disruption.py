@@ -18,7 +18,7 @@ from lora_operator.desired.children import build_disruption_budget
 from lora_operator.errors import KubeError, ReasonError
 from lora_operator.names import engine_labels
 from lora_operator.plan.admission import selector_matches
-from lora_operator.plan.pods import controller
+from lora_operator.plan.pods import is_controlled_by
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import Kind
 from lora_operator.resource_types import DISRUPTION_BUDGETS
@@ -51,7 +51,7 @@ async def _keep(context: Context, deployment: VLLMDeployment) -> None:
     namespace, name = deployment.key
     found = (await context.kube.list(DISRUPTION_BUDGETS, namespace=namespace))[0]
     named = next((one for one in found if one["metadata"]["name"] == name), None)
-    ours = named if named is not None and _is_ours(named, deployment) else None
+    ours = named if named is not None and is_controlled_by(named, deployment.metadata.uid) else None
     labels = _pod_labels(context, deployment)
     other = next((one for one in found if one is not ours and _selects(one, labels)), None)
     unwanted = deployment.spec.disruption_budget == "None"
@@ -71,11 +71,6 @@ async def _keep(context: Context, deployment: VLLMDeployment) -> None:
     if ours is None or any(ours["spec"].get(key) != value for key, value in budget["spec"].items()):
         await context.refuse_foreign(budget, named)
         await context.kube.apply(budget)
-
-
-def _is_ours(budget: dict[str, Any], deployment: VLLMDeployment) -> bool:
-    owner = controller(budget)
-    return owner is not None and owner[2] == deployment.metadata.uid
 
 
 def _pod_labels(context: Context, deployment: VLLMDeployment) -> dict[str, str]:
