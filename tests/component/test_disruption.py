@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -14,25 +14,15 @@ from lora_operator.errors import NotFoundError
 from lora_operator.kube import Kube, load_configuration
 from lora_operator.reconcile import disruption
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Store
 from lora_operator.resource_types import DISRUPTION_BUDGETS, EVENTS, VLLM_DEPLOYMENTS
-from lora_operator.settings import Settings
-from lora_operator.vllm import Engines
 from tests.component.manifests import manifest
 
 
-@pytest.fixture
-async def context(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Context]:
-    """What a reconciler is given: a real API server, an empty store. No operator of a later test finds a fleet here."""
-    async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube:
-        yield Context(
-            kube=kube,
-            engines=cast(Engines, None),
-            store=Store(),
-            settings=Settings(operator_image="operator:1", operator_namespace="ops"),
-            enqueue=lambda *_, **__: None,
-        )
-        await kube.delete(VLLM_DEPLOYMENTS, namespace, "example")
+@pytest.fixture(autouse=True)
+async def the_fleet_goes(context: Context, namespace: str) -> AsyncIterator[None]:
+    """No operator of a later test finds a fleet here."""
+    yield
+    await context.kube.delete(VLLM_DEPLOYMENTS, namespace, "example")
 
 
 async def warnings(context: Context, namespace: str) -> list[str]:
