@@ -99,6 +99,7 @@ def test_pods_are_made_once_all_that_engines_read_is_there(stack: Stack, hub: Hu
     assert chat["data"] == {"template.jinja": TEMPLATE}
     # The tenant's adapter is checked against the base model, whatever tokenizer goes with it.
     stack.wait_condition("lora", "one", NAMESPACE, type_="Downloaded")
+    stack.delete("lora", "one", NAMESPACE)
 
 
 def quantise(layout: str, folder: Path) -> Path:

@@ -148,7 +148,8 @@ def test_status_tells_the_truth_about_the_pods(stack: Stack, adapters: Any) -> N
 
 
 def test_kubectl_wait_and_the_columns(stack: Stack, adapters: Any) -> None:
-    stack.cluster.kubectl("wait", "--for=condition=Ready", "lora", "--all", "-A", "--timeout=60s")
+    for team in (TEAM_A, TEAM_B):
+        stack.cluster.kubectl("wait", "--for=condition=Ready", "lora", "--all", "-n", team, "--timeout=60s")
     header, row = stack.cluster.kubectl("get", "lora", "sql", "-n", TEAM_A).splitlines()
     assert header.split() == ["NAME", "BASE", "READY", "REVISION", "SIZE", "REASON", "AGE"]
     revision = adapters["sql"]["status"]["resolvedRevision"][:8]

@@ -3,8 +3,8 @@
     python -m e2e.bench.fetch_job [--bytes 200000000] [--rounds 5]
 
 Brings up the test cluster and the operator where they are not there. Each round has a model of its own, that nothing has seen: a ModelArtifact
-is applied until it is Ready, then a Job until it is Complete, each in a folder that is empty, and each timed by a watch. Before the figure
-comes the artifact's Ready: authorising, listing, verifying, checking and publishing are in it.
+is applied until it is Ready, then a Job until it is Complete, each in a folder that is empty, and each timed by a watch. An artifact that is
+Ready is authorised, verified, checked and published too.
 """
 
 from __future__ import annotations

@@ -6,11 +6,14 @@ change makes a new one and an unchanged one costs nothing.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -91,9 +94,17 @@ def kubectl() -> Path:
     return Path(result.stdout.strip()) / "bin" / "kubectl"
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One program makes tools at a time: tests run in several."""
+    with (paths.cache_root() / "tools.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
 @cache
 def go() -> Path:
-    """Go of the machine when it is new enough, else from PyPI."""
+    """Go of the machine when it is new enough, else from PyPI; only while nobody else makes it (`_alone`)."""
     for candidate in (shutil.which("go"), "/usr/local/go/bin/go", "/usr/lib/go/bin/go"):
         if candidate and Path(candidate).exists() and _go_version(Path(candidate)) >= _GO_MINIMUM:
             return Path(candidate)
@@ -185,18 +196,21 @@ def _go_build(name: str, module: Path, *, package: str, ldflags: str) -> Path:
     program = paths.cache_dir("tools") / f"{name}-{key}" / name
     if program.exists():
         return program
-    with step(f"building {name} with Go"):
-        program.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = program.with_suffix(".new")
-        run_logged(
-            [
-                *(str(go()), "build", "-trimpath", "-buildvcs=false", "-mod=readonly"),
-                *("-ldflags", f"-s -w {ldflags}", "-o", str(unfinished), package),
-            ],
-            log=paths.cache_dir("logs") / f"build-{name}.log",
-            env={"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"},
-            cwd=module,
-            timeout=3600,
-        )
-        unfinished.rename(program)
+    with _alone():
+        if program.exists():  # another program was first
+            return program
+        with step(f"building {name} with Go"):
+            program.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = program.with_suffix(".new")
+            run_logged(
+                [
+                    *(str(go()), "build", "-trimpath", "-buildvcs=false", "-mod=readonly"),
+                    *("-ldflags", f"-s -w {ldflags}", "-o", str(unfinished), package),
+                ],
+                log=paths.cache_dir("logs") / f"build-{name}.log",
+                env={"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"},
+                cwd=module,
+                timeout=3600,
+            )
+            unfinished.rename(program)
     return program

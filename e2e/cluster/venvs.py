@@ -22,17 +22,11 @@ def engine_venv() -> Path:
     """The engine's venv, installed from the hashed requirements (6 GB; half a minute when uv has the wheels)."""
     requirements = paths.REPO / "requirements" / "engine.txt"
     venv = paths.cache_dir("venvs") / f"engine-{paths.content_key(requirements, str(_PYTHON.resolve()))}"
-    done = venv / ".complete"
-    if not done.exists():
+    if not _is_complete(venv):
         binaries.apt_packages()
         with step(f"installing vLLM, torch and peft into {venv}"):
-            logs = paths.cache_dir("logs")
-            run_logged([binaries.uv(), "venv", "--clear", "--python", _PYTHON, venv], log=logs / "engine-venv.log")
-            install = [str(binaries.uv()), "pip", "install", "--python", f"{venv}/bin/python", "--no-deps"]
             # Pods mount it read-only and could not keep compiled modules: without them each start takes 4 s longer.
-            install.append("--compile-bytecode")
-            run_logged([*install, "--require-hashes", "-r", str(requirements)], log=logs / "engine-install.log")
-            done.touch()
+            _make(venv, requirements, python=_PYTHON, options=("--compile-bytecode",))
     _require_searchable(venv)
     return venv
 
@@ -42,20 +36,28 @@ def bench_venv() -> Path:
     """A venv with the tools that benchmarks compare with, which need versions of libraries of their own."""
     requirements = paths.REPO / "requirements" / "bench.txt"
     venv = paths.cache_dir("venvs") / f"bench-{paths.content_key(requirements)}"
-    done = venv / ".complete"
-    if not done.exists():
+    if not _is_complete(venv):
         with step(f"installing what benchmarks compare with into {venv}"):
-            log = paths.cache_dir("logs") / "bench-venv.log"
-            run_logged([binaries.uv(), "venv", "--clear", "--python", sys.executable, venv], log=log)
-            install = [str(binaries.uv()), "pip", "install", "--python", f"{venv}/bin/python", "--no-deps"]
-            run_logged([*install, "--require-hashes", "-r", str(requirements)], log=log)
-            done.touch()
+            _make(venv, requirements, python=Path(sys.executable))
     return venv
 
 
 def dev_venv() -> Path:
     """The venv this program runs in."""
     return Path(sys.prefix)
+
+
+def _is_complete(venv: Path) -> bool:
+    return (venv / ".complete").exists()
+
+
+def _make(venv: Path, requirements: Path, *, python: Path, options: tuple[str, ...] = ()) -> None:
+    """A venv with exactly the hashed requirements; what an interrupted run left is made anew."""
+    name, logs = requirements.stem, paths.cache_dir("logs")
+    run_logged([binaries.uv(), "venv", "--clear", "--python", python, venv], log=logs / f"{name}-venv.log")
+    install = [str(binaries.uv()), "pip", "install", "--python", f"{venv}/bin/python", "--no-deps", *options]
+    run_logged([*install, "--require-hashes", "-r", str(requirements)], log=logs / f"{name}-install.log")
+    (venv / ".complete").touch()
 
 
 def _require_searchable(folder: Path) -> None:

@@ -45,7 +45,7 @@ def test_the_operator_has_these_cluster_wide_rights_and_no_other(render: Render)
         "deployments.apps": READ | MAKE,
         "replicasets.apps": {"get", "list"},
         "services": READ | MAKE,
-        "poddisruptionbudgets.policy": {"get", "delete"} | MAKE,
+        "poddisruptionbudgets.policy": {"get", "list", "delete"} | MAKE,
         "configmaps": READ | MAKE | {"delete"},
         "secrets": MAKE,
         "persistentvolumeclaims": {"get"} | MAKE,

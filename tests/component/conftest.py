@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,6 +18,10 @@ from e2e.cluster import tools
 from e2e.cluster.controlplane import ControlPlane
 from lora_operator.api import RESOURCES
 from lora_operator.kube import Kube, load_configuration
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.store import Store
+from lora_operator.settings import Settings
+from lora_operator.vllm import Engines
 from tests.component.fetch_support import make_adapter, make_base
 from tests.component.reconcile_support import World
 
@@ -102,6 +106,19 @@ def namespace(kubectl: Kubectl) -> str:
 
 
 @pytest.fixture
+async def context(control_plane: ControlPlane) -> AsyncIterator[Context]:
+    """What a reconciler is given: a real API server, an empty store."""
+    async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube:
+        yield Context(
+            kube=kube,
+            engines=cast(Engines, None),
+            store=Store(),
+            settings=Settings(operator_image="operator:1", operator_namespace="ops"),
+            enqueue=lambda *_, **__: None,
+        )
+
+
+@pytest.fixture
 async def world(control_plane: ControlPlane, kubectl: Kubectl, tmp_path: Path) -> AsyncIterator[World]:
     """Three namespaces of the test's own, in which downloads end by themselves."""
     number = next(_NUMBER)
@@ -112,6 +129,7 @@ async def world(control_plane: ControlPlane, kubectl: Kubectl, tmp_path: Path) -
         found = World(kube, tmp_path, **names)
         jobs = asyncio.create_task(found.play_jobs(), name="jobs")
         yield found
+        assert not jobs.done(), f"the test's Jobs stood still: {jobs.exception()!r}"
         jobs.cancel()
         await asyncio.wait([jobs])
         await found.clear()

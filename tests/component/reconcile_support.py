@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from e2e.cluster import ControlPlane
 from lora_operator.constants import FETCH_CONTAINER, Reason
-from lora_operator.errors import ForbiddenError, NotFoundError, UnavailableError
+from lora_operator.errors import KubeError, NotFoundError, UnavailableError
 from lora_operator.kube import (
     CLAIMS,
     CONFIG_MAPS,
@@ -97,8 +97,9 @@ class OperatorsKube(Kube):
 class RunningOperator:
     """One life of the operator's process: a thread with an event loop of its own, as kopf ends what else runs in its loop."""
 
-    def __init__(self, plane: ControlPlane, unlistable: ResourceType | None) -> None:
+    def __init__(self, plane: ControlPlane, unlistable: ResourceType | None, engine_timeout: float) -> None:
         self._plane = plane
+        self._engine_timeout = engine_timeout
         self._unlistable = unlistable
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -108,7 +109,7 @@ class RunningOperator:
 
     async def _live(self) -> None:
         configuration = await load_configuration(str(self._plane.kubeconfig))
-        async with OperatorsKube(configuration) as self.kube, Engines(timeout=2.0) as engines:
+        async with OperatorsKube(configuration) as self.kube, Engines(timeout=self._engine_timeout) as engines:
             self.kube.unlistable = self._unlistable
             self.store = Store()
             self._stop = asyncio.Event()
@@ -135,10 +136,11 @@ class RunningOperator:
 
 @asynccontextmanager
 async def running_operator(
-    plane: ControlPlane, *, unlistable: ResourceType | None = None
+    plane: ControlPlane, *, unlistable: ResourceType | None = None, engine_timeout: float = 2.0
 ) -> AsyncIterator[RunningOperator]:
-    """The operator at work inside the block; with `unlistable` it lacks one kind until that is set to None."""
-    found = RunningOperator(plane, unlistable)
+    """The operator at work inside the block; with `unlistable` it lacks one kind until that is set to None; engines have
+    `engine_timeout` seconds for an answer."""
+    found = RunningOperator(plane, unlistable, engine_timeout)
     life = asyncio.create_task(asyncio.to_thread(found.run), name="operator")
 
     async def watching() -> bool:
@@ -313,8 +315,11 @@ class World:
             for job in (await self.kube.list(JOBS, namespace=self.serving))[0]:
                 uid = job["metadata"]["uid"]
                 if uid not in done and not job["spec"].get("suspend"):
+                    try:
+                        await self._end_job(job)
+                    except KubeError:  # deleted meanwhile, or with its namespace; else it is ended with the next look
+                        continue
                     done.add(uid)
-                    await self._end_job(job)
             await asyncio.sleep(0.05)
 
     async def _end_job(self, job: Json) -> None:
@@ -336,7 +341,7 @@ class World:
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
-                "name": f"{metadata['name']}-pod",
+                "name": f"{metadata['name']}-{metadata['uid'][:5]}",
                 "namespace": self.serving,
                 "labels": template["metadata"]["labels"] | {"batch.kubernetes.io/job-name": metadata["name"]},
                 "ownerReferences": [owner("batch/v1", "Job", job)],
@@ -345,29 +350,26 @@ class World:
         }
         message = result.model_dump_json(by_alias=True)
         ended = {"exitCode": 0 if result.ok else 1, "message": message}
-        try:
-            await self.kube.apply(pod)
-            await self.kube.apply_status(
-                PODS,
-                self.serving,
-                pod["metadata"]["name"],
-                {
-                    "phase": "Succeeded" if result.ok else "Failed",
-                    "containerStatuses": [
-                        {
-                            "name": FETCH_CONTAINER,
-                            "image": "x",
-                            "imageID": "x",
-                            "ready": False,
-                            "restartCount": 0,
-                            "state": {"terminated": ended},
-                        }
-                    ],
-                },
-            )
-            await self.kube.apply_status(JOBS, self.serving, metadata["name"], job_status(ok=result.ok))
-        except (NotFoundError, ForbiddenError):
-            return  # deleted by hand meanwhile, or with its namespace
+        await self.kube.apply(pod)
+        await self.kube.apply_status(
+            PODS,
+            self.serving,
+            pod["metadata"]["name"],
+            {
+                "phase": "Succeeded" if result.ok else "Failed",
+                "containerStatuses": [
+                    {
+                        "name": FETCH_CONTAINER,
+                        "image": "x",
+                        "imageID": "x",
+                        "ready": False,
+                        "restartCount": 0,
+                        "state": {"terminated": ended},
+                    }
+                ],
+            },
+        )
+        await self.kube.apply_status(JOBS, self.serving, metadata["name"], job_status(ok=result.ok))
         self.attempts.append((name, metadata["name"]))
 
     async def run_pods(self, count: int = 1, *, deployment: str = "llama") -> list[StandIn]:

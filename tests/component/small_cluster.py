@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
-from lora_operator.errors import ConflictError, ForbiddenError, NotFoundError
+from lora_operator.errors import KubeError
 from lora_operator.resource_types import (
     BY_KIND,
     CLAIMS,
@@ -29,6 +30,7 @@ from lora_operator.resource_types import (
 )
 from tests.component.reconcile_support import World
 
+T = TypeVar("T")
 Json = dict[str, Any]
 OURS = (LORA_ADAPTERS, VLLM_DEPLOYMENTS, MODEL_CACHES, MODEL_ARTIFACTS)
 OTHERS = (DEPLOYMENTS, REPLICA_SETS, JOBS, PODS, CONFIG_MAPS, SECRETS, SERVICES, CLAIMS)
@@ -42,6 +44,7 @@ class SmallCluster:
         self._kube = world.kube
         self._random = random.Random(seed)
         self._count = 0
+        self.trouble: KubeError | None = None  # the last: a controller tries again, whatever it was
         self._templates: dict[str, Json] = {}  # by engine pod
 
     @property
@@ -50,17 +53,23 @@ class SmallCluster:
         return (self._world.serving, self._world.team_a, self._world.team_b)
 
     async def run(self) -> None:
-        """Play, for ever."""
+        """Play, for ever. Each controller goes on whatever holds up another one."""
         while True:
-            try:
-                objects = await self.objects()
-                await self._collect(objects)
-                await self._run_pods(objects)
-                for namespace in self.namespaces:
-                    await self._end_namespace(namespace)
-            except (ConflictError, ForbiddenError, NotFoundError):
-                pass  # it is another one by now, or its namespace is going: the next step sees what is
+            objects = await self._tried(self.objects())
+            if objects is not None:
+                await self._tried(self._collect(objects))
+                await self._tried(self._run_pods(objects))
+            for namespace in self.namespaces:
+                await self._tried(self._end_namespace(namespace))
             await asyncio.sleep(0.15)
+
+    async def _tried(self, step: Awaitable[T]) -> T | None:
+        """What a step answers; None where it failed: an object is another one by now, or its namespace is going."""
+        try:
+            return await step
+        except KubeError as error:
+            self.trouble = error
+            return None
 
     async def objects(self) -> list[tuple[ResourceType, Json]]:
         """All that is in the namespaces, Events apart."""

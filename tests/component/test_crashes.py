@@ -29,6 +29,11 @@ async def path_of(world: World) -> str:
     return f"/model-cache/{artifact['status']['path']}"
 
 
+async def on_both(world: World, name: str, namespace: str) -> bool:
+    """Whether the adapter is Ready on two pods, not only on the first that was seen."""
+    return bool((await world.ready(name, namespace))["readyPods"] == "2/2")
+
+
 async def upgraded(world: World, engines: list[StandIn], revision: str, plane: ControlPlane, steps: Steps) -> None:
     """Apply a revision, which one life begins to serve and, where it dies, another one ends."""
     async with AsyncExitStack() as clients:
@@ -66,8 +71,8 @@ async def test_an_operator_that_dies_at_any_step_of_an_upgrade_is_followed_by_on
         await apply_revision(world, "v0")
         await world.adapter("other", world.team_b)
         engines = await world.run_pods(2)
-        await world.ready("sql", world.team_a)
-        await world.ready("other", world.team_b)
+        await until(lambda: on_both(world, "sql", world.team_a), "sql is on both")
+        await until(lambda: on_both(world, "other", world.team_b), "other is on both")
     whole = Steps()
     await upgraded(world, engines, "v1", control_plane, whole)
     chance = random.Random(5)

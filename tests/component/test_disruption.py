@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from e2e.cluster import ControlPlane
 from lora_operator.api import VLLMDeployment
-from lora_operator.errors import NotFoundError, ReasonError
+from lora_operator.errors import NotFoundError
 from lora_operator.kube import Kube, load_configuration
 from lora_operator.reconcile import disruption
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Store
-from lora_operator.resource_types import DISRUPTION_BUDGETS, VLLM_DEPLOYMENTS
-from lora_operator.settings import Settings
-from lora_operator.vllm import Engines
+from lora_operator.resource_types import DISRUPTION_BUDGETS, EVENTS, VLLM_DEPLOYMENTS
 from tests.component.manifests import manifest
 
 
-@pytest.fixture
-async def context(control_plane: ControlPlane) -> AsyncIterator[Context]:
-    """What a reconciler is given: a real API server, an empty store."""
-    async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube:
-        yield Context(
-            kube=kube,
-            engines=cast(Engines, None),
-            store=Store(),
-            settings=Settings(operator_image="operator:1", operator_namespace="ops"),
-            enqueue=lambda *_, **__: None,
-        )
+@pytest.fixture(autouse=True)
+async def the_fleet_goes(context: Context, namespace: str) -> AsyncIterator[None]:
+    """No operator of a later test finds a fleet here."""
+    yield
+    await context.kube.delete(VLLM_DEPLOYMENTS, namespace, "example")
+
+
+async def warnings(context: Context, namespace: str) -> list[str]:
+    """What Events tell of the fleet."""
+    events = (await context.kube.list(EVENTS, namespace=namespace))[0]
+    return [event["message"] for event in events if event["involvedObject"]["name"] == "example"]
 
 
 async def fleet(context: Context, namespace: str, **spec: Any) -> VLLMDeployment:
@@ -89,15 +87,62 @@ async def test_it_is_looked_at_when_the_spec_changes_and_else_every_few_minutes(
     assert await budget(context, namespace) is not None
 
 
-async def test_anothers_budget_of_that_name_stays_and_is_told(context: Context, namespace: str) -> None:
-    theirs = {
+def foreign(namespace: str, name: str, labels: dict[str, str]) -> dict[str, Any]:
+    return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": {"name": "example", "namespace": namespace},
-        "spec": {"maxUnavailable": 3, "selector": {"matchLabels": {"app": "theirs"}}},
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"maxUnavailable": 3, "selector": {"matchLabels": labels}},
     }
-    await context.kube.apply(theirs)
-    with pytest.raises(ReasonError, match=f"PodDisruptionBudget {namespace}/example exists"):
-        await disruption.keep_budget(context, await fleet(context, namespace))
+
+
+async def test_anothers_budget_of_that_name_stays_and_is_told(context: Context, namespace: str) -> None:
+    await context.kube.apply(foreign(namespace, "example", {"app": "theirs"}))
+    await disruption.keep_budget(context, await fleet(context, namespace))
+    (told,) = await warnings(context, namespace)
+    assert f"PodDisruptionBudget {namespace}/example exists" in told
     await disruption.keep_budget(context, await fleet(context, namespace, disruptionBudget="None"))
     assert (await budget(context, namespace) or {})["spec"]["maxUnavailable"] == 3
+
+
+async def test_pods_that_have_a_budget_get_no_second_one_and_ours_goes(
+    context: Context, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disruption, "LOOK_SECONDS", -1)
+    monkeypatch.setattr(disruption, "FAILED_LOOK_SECONDS", -1)
+    deployment = await fleet(context, namespace)
+    await disruption.keep_budget(context, deployment)
+    assert await budget(context, namespace) is not None
+    labels = {"lora-operator.dev/vllmdeployment": "example"}
+    await context.kube.apply(foreign(namespace, "by-hand", labels))
+    await disruption.keep_budget(context, deployment)
+    assert await budget(context, namespace) is None
+    (told,) = await warnings(context, namespace)
+    assert f"PodDisruptionBudget {namespace}/by-hand has the engine pods already" in told
+    await context.kube.delete(DISRUPTION_BUDGETS, namespace, "by-hand")
+    await disruption.keep_budget(context, deployment)
+    assert await budget(context, namespace) is not None
+
+
+async def test_one_that_was_edited_to_exclude_ours_is_made_anew(
+    context: Context, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disruption, "LOOK_SECONDS", -1)
+    deployment = await fleet(context, namespace)
+    await disruption.keep_budget(context, deployment)
+    edited = {"spec": {"maxUnavailable": None, "minAvailable": 2}}
+    await context.kube.patch(DISRUPTION_BUDGETS, namespace, "example", edited)
+    await disruption.keep_budget(context, deployment)
+    spec = (await budget(context, namespace) or {})["spec"]
+    assert (spec["maxUnavailable"], spec.get("minAvailable")) == (1, None)
+
+
+async def test_an_operator_without_the_right_leaves_the_fleet_alone(
+    context: Context, control_plane: ControlPlane, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    deployment = await fleet(context, namespace)
+    configuration = await load_configuration(str(control_plane.user_kubeconfig("system:kube-proxy")))
+    async with Kube(configuration) as kube:
+        await disruption.keep_budget(replace(context, kube=kube), deployment)
+    assert f"PodDisruptionBudget of VLLMDeployment {namespace}/example" in caplog.text
+    assert "forbidden" in caplog.text

@@ -349,7 +349,7 @@ def test_it_stops_while_a_body_hangs(tmp_path: Path) -> None:
         _wait_until(lambda: hub.stalled == 1)
         started = time.monotonic()
         hub.stop()
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 30
         assert answer.status == 200
 
 

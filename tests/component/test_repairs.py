@@ -134,7 +134,7 @@ async def test_a_pod_that_does_not_answer_is_named_and_delays_no_other(
     world: World, control_plane: ControlPlane, how: str
 ) -> None:
     await world.make_fleet(replicas=2)
-    async with running_operator(control_plane):
+    async with running_operator(control_plane, engine_timeout=6):
         await world.adapter("sql", world.team_a)
         bad, good = await world.run_pods(2)
         await world.ready("sql", world.team_a)
@@ -148,7 +148,7 @@ async def test_a_pod_that_does_not_answer_is_named_and_delays_no_other(
 
         await until(answers, "the other pod answers")
         took = asyncio.get_running_loop().time() - began
-        assert took < 2.0, "it waited for the pod's time-out"
+        assert took < 6, "it waited for the pod's time-out"
         status = await world.refused("chat", world.team_b, "EngineUnreachable")
         assert status["readyPods"] == "1/2"
         assert [one["pod"] for one in status["failures"]] == ["llama-0"]

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from e2e.cluster import ControlPlane
-from lora_operator.kube import VLLM_DEPLOYMENTS, Kube, load_configuration
+from lora_operator.kube import VLLM_DEPLOYMENTS
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.replicas import keep_replicas
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile.store import Kind
 from lora_operator.reconcile.warnings import last_warning
-from lora_operator.settings import Settings
-from lora_operator.vllm import Engines
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
 from tests.unit.builders import make_workload
 
 APPLY: dict[str, tuple[str, ...]] = {"client-side": (), "server-side": ("--server-side",)}
-
-
-@pytest.fixture
-async def context(control_plane: ControlPlane) -> AsyncIterator[Context]:
-    """What a reconciler is given: a real API server, an empty store."""
-    async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube:
-        yield Context(
-            kube=kube,
-            engines=cast(Engines, None),
-            store=Store(),
-            settings=Settings(operator_image="operator:1", operator_namespace="ops"),
-            enqueue=lambda *_, **__: None,
-        )
 
 
 async def reconcile(context: Context, namespace: str) -> dict[str, Any]:

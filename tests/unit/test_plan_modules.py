@@ -22,6 +22,7 @@ from lora_operator.plan.modules import (
     decode_from_config_map,
     encode,
     encode_for_config_map,
+    names_passed_on,
     plan_list,
 )
 from tests.unit.builders import make_module
@@ -241,6 +242,15 @@ def test_a_list_tells_since_when_each_name_stands_for_its_content() -> None:
     assert stored.brought(A_RENAMED) == 5, "who has just started knows no better"
     assert after(stored, A_RENAMED, B, A).brought(B) == 5
     assert after(back, A_RENAMED, B, above=8).brought(B) == 9, "pods hold a list that nobody here knows"
+
+
+def test_who_comes_to_a_name_that_pods_serve_alike_is_told_for_they_will_not_tell() -> None:
+    first = plan_list(None, [served(A), served(B)], deployment=OWNER, above=0)
+    passed_on = plan_list(first, [served(A), served(B_OF_C)], deployment=OWNER, above=0)
+    assert names_passed_on(first, passed_on) == [tuple(B_OF_C.adapter.split("/"))]
+    other_content = plan_list(passed_on, [served(A2), served(B_OF_C)], deployment=OWNER, above=0)
+    assert names_passed_on(passed_on, other_content) == [], "pods tell of that"
+    assert names_passed_on(None, first) == names_passed_on(first, first) == []
 
 
 def packed(body: Any) -> str:

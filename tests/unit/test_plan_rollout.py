@@ -125,6 +125,8 @@ def deployed(*, replicas: int = 2, paused: bool = False, **status: Any) -> dict[
 
 
 STUCK = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+ROLLED_OUT = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
+UPDATED = {"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated"}
 ROLLING: dict[str, tuple[dict[str, Any] | None, Verdict | None, bool]] = {
     "there is no Deployment": (None, None, False),
     "no controller has seen it": ({"metadata": {"generation": 1}, "spec": {"replicas": 1}}, None, False),
@@ -135,6 +137,10 @@ ROLLING: dict[str, tuple[dict[str, Any] | None, Verdict | None, bool]] = {
     "a new pod crashes": (deployed(readyReplicas=1), failing(Reason.CRASH_LOOPING, "x"), False),
     "a new pod's volumes are slow": (deployed(readyReplicas=1), failing(Reason.PROGRESSING, "x"), True),
     "Kubernetes has given up": (deployed(readyReplicas=1, conditions=[STUCK]), None, False),
+    "it is scaled up": (deployed(replicas=3, readyReplicas=2, conditions=[ROLLED_OUT]), None, False),
+    "one of its pods is ill": (deployed(readyReplicas=1, conditions=[ROLLED_OUT]), None, False),
+    "it was rolled out, and has a new form": (deployed(observedGeneration=2, conditions=[ROLLED_OUT]), None, True),
+    "the only new pod is starting": (deployed(replicas=1, readyReplicas=0, conditions=[UPDATED]), None, True),
     "somebody has paused it": (deployed(updatedReplicas=0, paused=True), None, False),
     "it is scaled to zero": (deployed(replicas=0), None, False),
 }

@@ -216,10 +216,12 @@ async def test_nothing_is_synced_before_every_kind_was_listed() -> None:
 def test_five_thousand_adapters_are_taken_relisted_and_found_quickly() -> None:
     store = Store()
     bodies = [adapter(f"a{n}", n + 1, deployment=f"serving/d{n % 10}") for n in range(5000)]
-    started = time.perf_counter()
+    started = time.process_time()
     for body in bodies:
         store.upsert(Kind.LORA_ADAPTER, body)
     assert store.replace(Kind.LORA_ADAPTER, bodies, "5001") == []
     for n in range(500):
         assert len(store.adapters_of(("serving", f"d{n % 10}"))) == 500
-    assert time.perf_counter() - started < 5, "seconds, on a busy machine; about 0.5 on an idle one"
+    assert time.process_time() - started < 30, (
+        "seconds of CPU; about 0.5 on an idle machine, hours if it were quadratic"
+    )

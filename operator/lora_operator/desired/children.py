@@ -50,8 +50,8 @@ def build_service(deployment: VLLMDeployment) -> dict[str, Any]:
 
 
 def build_disruption_budget(deployment: VLLMDeployment) -> dict[str, Any]:
-    """Has evictions take one engine pod at a time. Pods that are not Ready may always be evicted: they serve nobody, and a
-    broken fleet must not keep a node from being drained."""
+    """Has evictions take one engine pod at a time, and none while another one is missing. Pods that are not Ready may always be
+    evicted: they serve nobody."""
     spec = {
         "selector": {"matchLabels": engine_labels(deployment.metadata.name)},
         "maxUnavailable": 1,

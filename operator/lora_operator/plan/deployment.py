@@ -26,7 +26,7 @@ from lora_operator.names import engine_selector
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves, too_old_message, waits
 from lora_operator.plan.modules import ModuleList
 from lora_operator.plan.placement import is_lazy_on
-from lora_operator.plan.pods import controller
+from lora_operator.plan.pods import is_controlled_by
 from lora_operator.plan.refresh import describe
 from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
 from lora_operator.plan.trouble import find_trouble
@@ -288,8 +288,7 @@ def replicas_wanted(deployment: VLLMDeployment, workload: dict[str, Any] | None)
     """Pods that should exist: the spec's, else what its own Deployment has (an autoscaler's), else 1."""
     if deployment.spec.replicas is not None:
         return deployment.spec.replicas
-    owner = controller(workload) if workload else None
-    if workload is None or owner is None or owner[2] != deployment.metadata.uid:
+    if workload is None or not is_controlled_by(workload, deployment.metadata.uid):
         return 1  # there is none yet, or that of an earlier VLLMDeployment of this name is still going
     return int((workload.get("spec") or {}).get("replicas", 1))
 

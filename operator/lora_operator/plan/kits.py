@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lora_operator.names import kit_config_map
-from lora_operator.plan.pods import controller
+from lora_operator.plan.pods import is_controlled_by
 
 Body = dict[str, Any]
 
@@ -21,7 +21,7 @@ def owned_kits(config_maps: Iterable[Body], *, deployment: str, uid: str) -> fro
     return frozenset(
         body["metadata"]["name"]
         for body in config_maps
-        if body["metadata"]["name"].startswith(prefix) and (owner := controller(body)) is not None and owner[2] == uid
+        if body["metadata"]["name"].startswith(prefix) and is_controlled_by(body, uid)
     )
 
 

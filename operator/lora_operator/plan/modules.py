@@ -129,6 +129,17 @@ def plan_list(
     return ModuleList(deployment=deployment, generation=generation, modules=modules, since=since)
 
 
+def names_passed_on(previous: ModuleList | None, updated: ModuleList) -> list[tuple[str, str]]:
+    """Adapters that came to a name whose content pods have all the while: no pod will tell any news of it."""
+    entries = previous.by_name() if previous is not None else {}
+    return [
+        (namespace, name)
+        for module in updated.modules
+        if (old := entries.get(module.name)) is not None and old.uid != module.uid and same_content(old, module)
+        for namespace, _, name in [module.adapter.partition("/")]
+    ]
+
+
 def same_content(one: Module, other: Module) -> bool:
     """Whether engines answer both entries alike: what else they say is for the operator."""
     return (one.name, one.path, one.base_model_name) == (other.name, other.path, other.base_model_name)

@@ -23,6 +23,12 @@ def controller(obj: dict[str, Any]) -> tuple[str, str, str] | None:
     return None
 
 
+def is_controlled_by(obj: dict[str, Any], uid: str) -> bool:
+    """Whether the object's controlling owner is the one with this UID."""
+    owner = controller(obj)
+    return owner is not None and owner[2] == uid
+
+
 def engine_status(pod: dict[str, Any]) -> dict[str, Any]:
     """The engine container's status, {} where there is none yet."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or ()

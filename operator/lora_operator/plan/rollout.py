@@ -26,6 +26,7 @@ QUIET: Final = timedelta(seconds=5)  # after the last change of the list
 LONGEST: Final = timedelta(seconds=60)  # after the first change that the pods don't have
 LONGEST_ROLLOUT: Final = timedelta(hours=2)  # after the first such change, though pods are still being replaced
 ROLLING_LOOK_SECONDS: Final = 10.0  # while they are: the Deployment and its pods tell of themselves when that is over
+_ROLLED_OUT: Final = "NewReplicaSetAvailable"  # the Deployment controller's word, until the template changes
 LOOK_SECONDS: Final = 1.0  # while adapters are being fetched
 # etcd takes objects of 1.5 MiB, and the kernel 2 MiB of arguments and environment; the rest of the pod needs room too, and the
 # client would rather not send more than 1 MiB at once.
@@ -116,8 +117,13 @@ def is_rolling(workload: Mapping[str, Any] | None, trouble: Verdict | None) -> b
         return False
     if trouble is not None and trouble.reason is not Reason.PROGRESSING:
         return False
-    if any(one.get("type") == "Progressing" and one.get("status") == "False" for one in status.get("conditions") or ()):
+    progressing: Mapping[str, Any] = next(
+        (one for one in status.get("conditions") or () if one.get("type") == "Progressing"), {}
+    )
+    if progressing.get("status") == "False":
         return False
+    if progressing.get("reason") == _ROLLED_OUT and seen >= workload["metadata"].get("generation", 0):
+        return False  # what is missing now is missing by scaling, or because a pod is ill
     updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
     done = updated == total == replicas <= status.get("readyReplicas", 0)
     return seen < workload["metadata"].get("generation", 0) or not done

@@ -149,6 +149,7 @@ class Context:
                 resource_version=metadata.resource_version,
             )
         except (NotFoundError, ConflictError):
+            self._passing.pop(key, None)
             return False  # it is gone, or another one by now: nothing of this one is to be said
         self.take(kind, body, quiet=True)
         before: StatusCondition | None = find(old.conditions, Condition.READY)
@@ -156,19 +157,20 @@ class Context:
         if after is not None and (before is None or (before.status, before.reason) != (after.status, after.reason)):
             stalled = find(status.conditions, Condition.STALLED) is not None  # type: ignore[attr-defined]
             warning = after.status != "True" and (stalled or REASONS[reason_of(after.reason)].warns)
-            await self.kube.event(
-                {
-                    "apiVersion": API_VERSION,
-                    "kind": kind.value,
-                    "name": metadata.name,
-                    "namespace": metadata.namespace,
-                    "uid": metadata.uid,
-                },
-                type="Warning" if warning else "Normal",
-                reason=after.reason,
-                message=after.message[:1000],
-            )
+            await self.event(kind, resource, warning=warning, reason=after.reason, message=after.message)
         return True
+
+    async def event(self, kind: Kind, resource: Resource, *, warning: bool, reason: str, message: str) -> None:
+        """Post an Event about one of our objects."""
+        metadata = resource.metadata
+        about = {
+            "apiVersion": API_VERSION,
+            "kind": kind.value,
+            "name": metadata.name,
+            "namespace": metadata.namespace,
+            "uid": metadata.uid,
+        }
+        await self.kube.event(about, type="Warning" if warning else "Normal", reason=reason, message=message[:1000])
 
     def _hold_back(self, key: Key, old: Any, status: Any) -> float:
         """For how many seconds a status is not to be written yet.

@@ -21,8 +21,8 @@ from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
 from lora_operator.names import kit_config_map
 from lora_operator.plan.claims import Candidate, settle_claims
 from lora_operator.plan.deployment import DeploymentObservation, plan_deployment, replicas_wanted
-from lora_operator.plan.modules import ModuleList, encode_for_config_map, plan_list
-from lora_operator.plan.pods import controller, running_container
+from lora_operator.plan.modules import ModuleList, encode_for_config_map, names_passed_on, plan_list
+from lora_operator.plan.pods import is_controlled_by, running_container
 from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.disruption import keep_budget
@@ -84,6 +84,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     if written or status == deployment.status:  # else it is told later, and they read it there
         tell_adapters(context, deployment, fleet, status)
     await remove_old_kits(context, deployment)
+    await keep_budget(context, deployment)
     again = 60.0 if not model.is_blocked and template_error is None else REFUSED_SECONDS
     if silent:
         again = min(again, SILENT_SECONDS)
@@ -101,7 +102,6 @@ async def _apply(
     try:
         await _apply_list(context, deployment, modules)
         await _apply_children(context, deployment, model, rollout)
-        await keep_budget(context, deployment)
     except ReasonError as error:
         return error
     except ForbiddenError as error:
@@ -160,6 +160,8 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
         all_eager=deployment.spec.lora.update_strategy == ROLLOUT,
     )
     registry.lists[deployment.key] = updated
+    for passed in names_passed_on(previous, updated):
+        context.enqueue(Key(Kind.LORA_ADAPTER, *passed))
     if previous is None or updated.generation != previous.generation:
         for pod in own_pods(context, deployment):
             context.enqueue(Key(Kind.POD, pod["metadata"]["namespace"], pod["metadata"]["name"]))
@@ -195,14 +197,14 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: M
         await context.apply_child(chat, store.config_maps.get((place[0], chat["metadata"]["name"])))
     live = store.workloads.get(place)
     if model.cache.access_modes is None:  # unknown: whether the pods belong on one node
-        if live is not None and _owned(live, deployment):
+        if live is not None and is_controlled_by(live, deployment.metadata.uid):
             await _scale(context, deployment, live)
         where = f"{place[0]}/{model.cache.metadata.name}"
         raise ReasonError(Reason.CACHE_NOT_READY, f"the claim of ModelCache {where} can't be looked at: see its status")
     wanted = template_hash(deployment, model.cache, model_path=model_path, auxiliary=model.auxiliary)
     if (
         live is not None
-        and _owned(live, deployment)
+        and is_controlled_by(live, deployment.metadata.uid)
         and _annotations(live).get(ANNOTATION_TEMPLATE_HASH) == wanted
         and not (rollout and rollout.plan.roll)
         and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != context.kit)
@@ -251,11 +253,6 @@ async def _keep_kit(context: Context, deployment: VLLMDeployment, live: Mapping[
     place = (deployment.key[0], kit_config_map(deployment.key[1], context.kit))
     if place not in context.store.config_maps:
         await context.apply_child(build_kit_config_map(deployment, context.kit_files), None)
-
-
-def _owned(obj: Mapping[str, Any], deployment: VLLMDeployment) -> bool:
-    owner = controller(dict(obj))
-    return owner is not None and owner[2] == deployment.metadata.uid
 
 
 def _annotations(obj: Mapping[str, Any]) -> dict[str, str]:

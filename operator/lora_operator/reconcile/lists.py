@@ -7,7 +7,7 @@ from lora_operator.constants import MODULES_KEY
 from lora_operator.errors import EngineRefused
 from lora_operator.names import modules_config_map
 from lora_operator.plan.modules import Module, ModuleList, decode_from_config_map
-from lora_operator.plan.pods import controller
+from lora_operator.plan.pods import is_controlled_by
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import own_pods
 from lora_operator.reconcile.store import ObjectKey
@@ -18,8 +18,7 @@ def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleList | No
     """The list in the ConfigMap; None where that is lost, or is no list any more."""
     namespace, name = deployment.key
     body = context.store.config_maps.get((namespace, modules_config_map(name)))
-    owner = controller(body) if body else None
-    if body is None or owner is None or owner[2] != deployment.metadata.uid:
+    if body is None or not is_controlled_by(body, deployment.metadata.uid):
         return None
     data = (body.get("binaryData") or {}).get(MODULES_KEY)
     return decode_from_config_map(data) if isinstance(data, str) else None
@@ -45,7 +44,7 @@ def held_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None
     places = [(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in own_pods(context, deployment)]
     lists = [found for place in places if (found := context.registry.held_lists.get(place)) is not None]
     newest: HeldList | None = max(lists, key=lambda one: one.generation, default=None)
-    if newest is None:
+    if newest is None or not newest.generation:  # a fresh pod was never told one
         return None
     adapters = {adapter.metadata.uid: adapter for adapter in context.store.adapters_of(deployment.key)}
     modules = []
