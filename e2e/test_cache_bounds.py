@@ -48,8 +48,11 @@ def cache(hub: HubServer, **spec: Any) -> Json:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def contents(stack: Stack, hub: HubServer, tiny: Path) -> Iterator[None]:
-    """Repositories of their own, so that nobody else has their bytes in the cache, and a cache with bounds."""
+def contents(stack: Stack, fleet: Fleet, hub: HubServer, tiny: Path) -> Iterator[None]:
+    """Repositories of their own, so that nobody else has their bytes in the cache, and a cache with bounds.
+
+    The tests that need the fleet run last: with it these stay together.
+    """
     for repo, name in ((SLOW, "one"), (GONE, "four"), (SERVED, "two")):
         hub.create_repo(repo)
         hub.commit(repo, tiny / "adapters" / name)
