@@ -62,6 +62,7 @@ class Streams:
     def __init__(self, url: str, model: str, tokens: int) -> None:
         self.whole = 0
         self.broken: list[str] = []
+        self.begun = threading.Event()  # the first has arrived in part
         self._url, self._model, self._tokens = url, model, tokens
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -78,6 +79,9 @@ class Streams:
         while not self._stop.is_set():
             stream = Stream(self._url, self._model, "SELECT", tokens=self._tokens)
             try:
+                while stream.running and not stream.token_ids:
+                    self._stop.wait(0.05)
+                self.begun.set()
                 stream.join(300)
                 assert (len(stream.token_ids), stream.finish_reason) == (self._tokens, "length")
             except AssertionError as error:

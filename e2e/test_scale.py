@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -111,49 +114,69 @@ def test_scaling_down_and_up_under_load_loses_no_request(stack: Stack, served: N
         assert adapter["status"]["pods"] == {"wanted": 2, "loaded": 2}
 
 
+@contextmanager
+def draining(stack: Stack, node: str) -> Iterator[subprocess.Popen[str]]:
+    """`kubectl drain` of the fleet's engines of now; ended with the block."""
+    words = ("--pod-selector", f"lora-operator.dev/vllmdeployment={FLEET}", "--delete-emptydir-data", "--timeout=0s")
+    process = subprocess.Popen(
+        ["kubectl", "drain", node, *words],
+        env={**os.environ, **stack.cluster.env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(30)
+
+
 @pytest.mark.node  # it drains the only node
 def test_draining_a_node_takes_one_engine_after_the_other_and_loses_no_request(stack: Stack, served: None) -> None:
     service, urls = service_url(stack, SERVING, FLEET), stack.engine_urls(SERVING, FLEET)
     assert len(urls) == 2
     kubectl = stack.cluster.kubectl
     node = kubectl("get", "nodes", "-l", "!lora-operator.test/owned", "-o", "jsonpath={.items[0].metadata.name}")
-    engines = f"lora-operator.dev/vllmdeployment={FLEET}"
     tokens = tokens_for(sorted(urls.values())[0], *MODELS[:2], seconds=SHORT_SECONDS)
-    with clients(service, MODELS, 1, pause=0.5), ThreadPoolExecutor(1) as pool:
+    with clients(service, MODELS, 1, pause=0.5):
         streams = {
             pod: [Stream(url, model, "SELECT", tokens=tokens) for model in MODELS[:2]] for pod, url in urls.items()
         }
         eventually(
             lambda: all(s.token_ids for two in streams.values() for s in two), what="the streams run", timeout=60
         )
-        words = ("drain", node, f"--pod-selector={engines}", "--delete-emptydir-data", "--timeout=580s")
-        drained = pool.submit(lambda: kubectl(*words, timeout=590))
-        try:
-            first = eventually(
-                lambda: next((pod for pod in urls if is_leaving(stack, pod)), None),
-                what="the first engine is on its way out",
-                timeout=30,
-            )
-            second = next(pod for pod in urls if pod != first)
-            for stream in streams[first]:
-                stream.join(200)
-            eventually(lambda: gone(stack, first), what="the first engine is gone", timeout=60)
-            # Its successor has no node to go to, so the other engine stays: the budget allows one to be away.
-            pod = stack.get("pod", second, SERVING)
-            assert pod is not None
-            assert "deletionTimestamp" not in pod["metadata"]
-            budget = stack.get("pdb", FLEET, SERVING) or {}
-            assert budget["status"]["disruptionsAllowed"] == 0
-            assert not drained.done()
-            for stream in streams[second]:
-                stream.join(200)
-        finally:
-            kubectl("uncordon", node)  # another node comes, as a cluster's autoscaler would have it
-        eventually(lambda: answers_beside(stack, SERVING, FLEET, urls), what="a new engine answers", timeout=480)
-        # Not sooner: a busy engine leaves no core for one that starts.
-        with Streams(urls[second], MODELS[0], tokens) as more:
-            eventually(lambda: is_leaving(stack, second), what="the second engine is on its way out", timeout=60)
-        drained.result()
+        with draining(stack, node) as drain:
+            try:
+                first = eventually(
+                    lambda: next((pod for pod in urls if is_leaving(stack, pod)), None),
+                    what="the first engine is on its way out",
+                    timeout=30,
+                )
+                second = next(pod for pod in urls if pod != first)
+                for stream in streams[first]:
+                    stream.join(200)
+                eventually(lambda: gone(stack, first), what="the first engine is gone", timeout=60)
+                # Its successor has no node to go to, so the other engine stays: the budget allows one to be away.
+                pod = stack.get("pod", second, SERVING)
+                assert pod is not None
+                assert "deletionTimestamp" not in pod["metadata"]
+                budget = stack.get("pdb", FLEET, SERVING) or {}
+                assert budget["status"]["disruptionsAllowed"] == 0
+                assert drain.poll() is None
+                for stream in streams[second]:
+                    stream.join(200)
+            finally:
+                kubectl("uncordon", node)  # another node comes, as a cluster's autoscaler would have it
+            drain.send_signal(signal.SIGSTOP)  # it would take the other engine as soon as the new one is Ready
+            eventually(lambda: answers_beside(stack, SERVING, FLEET, urls), what="a new engine answers", timeout=480)
+            # Not sooner: a busy engine leaves no core for one that starts.
+            with Streams(urls[second], MODELS[0], tokens) as more:
+                assert more.begun.wait(60)
+                drain.send_signal(signal.SIGCONT)
+                eventually(lambda: is_leaving(stack, second), what="the second engine is on its way out", timeout=120)
+            output, _ = drain.communicate(timeout=300)
+        assert drain.returncode == 0, output
         assert gone(stack, second)
     assert more.whole
     assert not more.broken

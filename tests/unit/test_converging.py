@@ -127,9 +127,15 @@ def public(world: World, body: Json) -> str:
 
 
 def adapters(world: World) -> list[Json]:
-    """The oldest first."""
-    found = [body for body in world.objects.values() if body["kind"] == "LoRAAdapter"]
-    return sorted(found, key=lambda body: (body["metadata"]["creationTimestamp"], body["metadata"]["uid"]))
+    """The oldest first; of those made in the same second the one whose name is listed for it."""
+    names = listed(world) if LLAMA in world.objects else {}
+
+    def rank(body: Json) -> tuple[str, bool, str]:
+        uid = body["metadata"]["uid"]
+        has_its_name = uid in names and names[uid] == public(world, body)
+        return body["metadata"]["creationTimestamp"], not has_its_name, uid
+
+    return sorted((body for body in world.objects.values() if body["kind"] == "LoRAAdapter"), key=rank)
 
 
 def holders(world: World) -> dict[str, Json]:

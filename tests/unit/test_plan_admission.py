@@ -242,6 +242,15 @@ def test_yield_name(case: str) -> None:
     assert (verdict is not None) is yields
 
 
+@pytest.mark.parametrize(("holder", "yields"), [("m", False), ("a", True), ("other", True), (None, True)])
+def test_of_those_made_in_the_same_second_who_has_the_name_keeps_it(holder: str | None, yields: bool) -> None:
+    mine = make_adapter("mine", servedName="sql", created=OLD, uid="m")
+    rivals = [rival("theirs", OLD, "a")]
+    assert (yield_name(mine, make_deployment(), rivals, holder=holder) is not None) is yields
+    older = [rival("theirs", "2025-12-31T23:59:59Z", "z")]
+    assert yield_name(mine, make_deployment(), older, holder="m") is not None
+
+
 def test_a_name_conflict_tells_nothing_of_the_other_tenant() -> None:
     other = rival("theirs", "2025-01-01T00:00:00Z", "their-uid")
     verdict = yield_name(make_adapter("mine", servedName="sql", created=OLD), make_deployment(), [other])

@@ -66,6 +66,12 @@ CASES: dict[str, Case] = {
         PLAIN,
         (make_module(path="/model-cache/1", uid="1", adapter="team-a/y"),),
     ),
+    "created in the same second: who has the name keeps it": (
+        (module(make_adapter("x", uid="2", servedName="sql")),),
+        [has(make_adapter("x", uid="2", servedName="sql")), has(make_adapter("y", uid="1", servedName="sql"))],
+        PLAIN,
+        (module(make_adapter("x", uid="2", servedName="sql")),),
+    ),
     "the older one comes when the younger is served: one list, and the name is the older's": (
         (module(B),),
         [has(A), has(B)],

@@ -53,7 +53,7 @@ def plan_adapter(seen: AdapterObservation, *, now: datetime) -> AdapterPlan:
 def _conflict(seen: AdapterObservation) -> Verdict | None:
     if seen.deployment is None:
         return None
-    return yield_name(seen.adapter, seen.deployment, seen.rivals, held=seen.name_held)
+    return yield_name(seen.adapter, seen.deployment, seen.rivals, held=seen.name_held, holder=seen.name_holder)
 
 
 def _plan_admitted(

@@ -36,6 +36,7 @@ class AdapterObservation:
     url: str | None
     left_out: bool = False  # the pods' arguments have no room for it (updateStrategy Rollout)
     name_held: bool = False  # by an adapter that exists and can't be read
+    name_holder: str | None = None  # the UID of who is listed under the name, where somebody else wants it too
     not_made: Verdict | None = None  # why the wanted artifact could not be made just now
 
 

@@ -93,20 +93,26 @@ def admit(
     return ok(Reason.ACCEPTED, f"served by {namespace}/{name} as {public}")
 
 
-def seniority(adapter: LoRAAdapter) -> tuple[str, str]:
-    """Sort key: the older adapter first, by creation and then UID."""
-    created = adapter.metadata.creation_timestamp
-    return (created.isoformat() if created else "~", adapter.metadata.uid)
+def seniority(adapter: LoRAAdapter, *, holder: str | None = None) -> tuple[str, bool, str]:
+    """Sort key: the older adapter first; of those made in the same second `holder`, the UID of who is listed under the name, then by UID."""
+    created, uid = adapter.metadata.creation_timestamp, adapter.metadata.uid
+    return created.isoformat() if created else "~", uid != holder, uid
 
 
 def yield_name(
-    adapter: LoRAAdapter, deployment: VLLMDeployment, rivals: Iterable[LoRAAdapter], *, held: bool = False
+    adapter: LoRAAdapter,
+    deployment: VLLMDeployment,
+    rivals: Iterable[LoRAAdapter],
+    *,
+    held: bool = False,
+    holder: str | None = None,
 ) -> Verdict | None:
     """NameConflict where an older of the admitted `rivals` for the same name exists; says nothing about whose it is.
 
-    `held`: the name's present holder can't be read, and may be older.
+    `held`: the name's present holder can't be read, and may be older. `holder`: its UID, where somebody has the name.
     """
-    if not held and all(seniority(adapter) <= seniority(rival) for rival in rivals):
+    mine = seniority(adapter, holder=holder)
+    if not held and all(mine <= seniority(rival, holder=holder) for rival in rivals):
         return None
     namespace, name = adapter.deployment_key
     return failing(

@@ -41,7 +41,12 @@ def settle_claims(
     kept = [module for module in entries.values() if module.adapter in unreadable]
     decisions = [Decision(uid=module.uid, generation=0, accepted=False, keep=True) for module in kept]
     taken = {module.name for module in kept}
-    for candidate in sorted(candidates, key=lambda one: seniority(one.adapter)):
+    holders = {module.name: module.uid for module in entries.values()}
+
+    def rank(one: Candidate) -> tuple[str, bool, str]:
+        return seniority(one.adapter, holder=holders.get(public_name(one.adapter, deployment)))
+
+    for candidate in sorted(candidates, key=rank):
         metadata, decision = candidate.adapter.metadata, candidate.decision
         entry = entries.get(metadata.uid)
         admitted = admit(candidate.adapter, deployment, namespace_labels=candidate.namespace_labels).status

@@ -15,7 +15,7 @@ from lora_operator.plan.adapter import plan_adapter, plan_refused, unknown
 from lora_operator.plan.adapter_content import AdapterObservation, name_taken
 from lora_operator.plan.admission import admit, public_name
 from lora_operator.plan.deployment import service_url
-from lora_operator.plan.modules import Decision
+from lora_operator.plan.modules import Decision, Module
 from lora_operator.plan.wants import Credentials, find_cache
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import observe_fleet
@@ -86,11 +86,15 @@ async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation
     admitted = admit(adapter, deployment, namespace_labels=labels).is_true
     want = context.registry.model_want(adapter.deployment_key)
     cache = _cache(context, deployment) if admitted else None
+    rivals = _rivals(context, adapter, deployment) if admitted else ()
+    unreadable = unreadable_adapters(context)
+    # Who has the name matters only where somebody else wants it, or somebody can't be read.
+    entry = _entry(context, adapter, deployment) if deployment and (rivals or unreadable) else None
     return AdapterObservation(
         adapter=adapter,
         deployment=deployment,
         namespace_labels=labels,
-        rivals=_rivals(context, adapter, deployment) if admitted else (),
+        rivals=rivals,
         cache=cache,
         base_artifact=want.artifact[1] if want and want.artifact else None,
         credentials=await _credentials(context, adapter, cache) if admitted else None,
@@ -98,7 +102,8 @@ async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation
         fleet=observe_fleet(context, deployment) if deployment else None,
         url=service_url(deployment) if deployment and admitted else None,
         left_out=adapter.metadata.uid in context.registry.left_out.get(adapter.deployment_key, ()),
-        name_held=deployment is not None and _is_held(context, adapter, deployment),
+        name_held=entry is not None and entry.adapter in unreadable,
+        name_holder=entry.uid if entry is not None else None,
     )
 
 
@@ -120,13 +125,10 @@ def _rivals(context: Context, adapter: LoRAAdapter, deployment: VLLMDeployment |
     )
 
 
-def _is_held(context: Context, adapter: LoRAAdapter, deployment: VLLMDeployment) -> bool:
-    """Whether the name's entry in the list belongs to an adapter that exists and can't be read."""
-    if all(key.kind is not Kind.LORA_ADAPTER for key in context.store.invalid):
-        return False
+def _entry(context: Context, adapter: LoRAAdapter, deployment: VLLMDeployment) -> Module | None:
+    """What the list has under the adapter's name."""
     modules = context.registry.lists.get(deployment.key)
-    entry = modules.by_name().get(public_name(adapter, deployment)) if modules else None
-    return entry is not None and entry.adapter in unreadable_adapters(context)
+    return modules.by_name().get(public_name(adapter, deployment)) if modules else None
 
 
 def unreadable_adapters(context: Context) -> set[str]:
