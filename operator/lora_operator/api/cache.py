@@ -39,6 +39,13 @@ class HuggingFaceCacheSpec(ApiModel):
     )
 
 
+class StsEndpoint(ApiModel):
+    """The token service of one S3-compatible service."""
+
+    s3_endpoint: Endpoint = Field(description="The endpoint, as in allowedEndpoints.")
+    address: Endpoint = Field(description="Address of its STS.")
+
+
 class S3CacheSpec(ApiModel):
     """Which S3-compatible services sources of this cache may name."""
 
@@ -46,6 +53,13 @@ class S3CacheSpec(ApiModel):
         default=(),
         description="Endpoints that sources may name, character by character; AWS itself needs no entry.",
         max_length=32,
+    )
+    sts_endpoints: tuple[StsEndpoint, ...] = Field(
+        default=(),
+        description="Where roles are assumed (source.s3.assumeRole) for an endpoint that is not its own STS. Without an entry it is the "
+        "endpoint itself, and for AWS the STS of the source's region.",
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["s3Endpoint"]},
     )
 
 
