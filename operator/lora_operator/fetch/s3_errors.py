@@ -129,6 +129,11 @@ def _from_answer(error: boto.ClientError, subject: Subject) -> ReasonError:
         return ReasonError(Reason.RATE_LIMITED, f"{subject.endpoint} asks for fewer requests{said}")
     if status >= 500 or status == 408:
         return unreachable(subject, f"server error {status}{said}")
+    if error.operation_name == "AssumeRoleWithWebIdentity":
+        return ReasonError(
+            Reason.UNAUTHORIZED,
+            f"STS takes {subject.caller} for nobody; see that the role of its annotation, or of awsRoleArn, trusts it{said}",
+        )
     if code in _CREDENTIALS or status == 401:
         return ReasonError(Reason.UNAUTHORIZED, _refused(subject) + said)
     if code == "RequestTimeTooSkewed":

@@ -124,7 +124,9 @@ def _from_answer(error: boto.ClientError, subject: Subject) -> ReasonError:
     words = text.clean(str(found.get("Message", "")), limit=SERVER_TEXT_BYTES)
     said = f" ({text.clean(code, limit=64) or status}{': ' + words if words else ''})"
     if code in RATE or status == 429:
-        return ReasonError(Reason.RATE_LIMITED, f"{_service(subject)} asks for fewer requests{said}")
+        return ReasonError(
+            Reason.RATE_LIMITED, f"{_service(subject)}, asked for {_asked(subject)}, wants fewer requests{said}"
+        )
     if (status >= 500 and status != 501) or status == 408:
         return _unreachable(subject, f"server error {status}{said}")
     if code in _CLOCK:
