@@ -662,6 +662,16 @@ def access_cases() -> Iterator[Case]:
                 at, ["proxy.test:3128", "http://me:secret@proxy.test:3128", "socks5://proxy.test", "http://p.test/x"]
             ),
         )
+    sts = [{"s3Endpoint": "https://s3.test", "address": "https://sts.test"}]
+    yield from both(
+        kind,
+        "spec.s3",
+        "s3Endpoint of stsEndpoints must be one of allowedEndpoints, character by character",
+        accepted=[{"spec.s3": {"allowedEndpoints": ["https://a.test", "https://s3.test"], "stsEndpoints": sts}}],
+        refused=[
+            {"spec.s3": {"allowedEndpoints": allowed, "stsEndpoints": sts}} for allowed in ([], ["https://s3.test:443"])
+        ],
+    )
     at = "spec.workloadIdentity"
     yield from both(
         kind,

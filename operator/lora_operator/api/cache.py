@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from lora_operator.api.access import JobTemplate, Network, WorkloadIdentity
 from lora_operator.api.bounds import DownloadSpec, EvictionSpec
@@ -16,6 +16,7 @@ from lora_operator.api.common import (
     PrinterColumn,
     Resource,
     ResourceInfo,
+    cel,
     reason_column,
 )
 from lora_operator.api.source_base import Endpoint
@@ -48,6 +49,15 @@ class StsEndpoint(ApiModel):
 
 class S3CacheSpec(ApiModel):
     """Which S3-compatible services sources of this cache may name."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "self.stsEndpoints.all(sts, sts.s3Endpoint in self.allowedEndpoints)",
+                "s3Endpoint of stsEndpoints must be one of allowedEndpoints, character by character",
+            )
+        )
+    )
 
     allowed_endpoints: tuple[Endpoint, ...] = Field(
         default=(),
