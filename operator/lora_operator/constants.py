@@ -219,7 +219,7 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         "The deployment's adapterPolicy does not admit the adapter's namespace.", _WAIT, stalled=True
     ),
     Reason.SOURCE_NOT_ALLOWED: ReasonInfo(
-        "The source names an address, claim or path that its ModelCache does not allow; docs/sources says by which field it does.",
+        "The source names an address, claim, path or role that its ModelCache does not allow; docs/sources says by which field it does.",
         _WAIT,
         stalled=True,
     ),

@@ -41,6 +41,15 @@ class HuggingFaceRequest(_Wire):
     endpoint: str = "https://huggingface.co"
 
 
+class RoleRequest(_Wire):
+    """A role that is assumed before anything is read; without an endpoint at AWS's STS of the region."""
+
+    arn: str
+    external_id: str | None = None
+    session_name: str
+    sts_endpoint: str | None = None
+
+
 class S3Request(_Wire):
     """A folder of a bucket; without an endpoint on AWS."""
 
@@ -48,6 +57,7 @@ class S3Request(_Wire):
     prefix: str = ""
     endpoint: str | None = None
     region: str | None = None
+    role: RoleRequest | None = None
     allow_patterns: tuple[str, ...] = ()
     ignore_patterns: tuple[str, ...] = ()
 

@@ -61,6 +61,12 @@ def artifact_name(*, source: str, want: dict[str, Any]) -> str:
     return f"{dns_slug(source.rsplit('/', 1)[-1], 30)}-{short_hash(want, 20)}"
 
 
+def session_name(namespace: str, artifact: str) -> str:
+    """Name of an assumed role's session, which AWS writes into its logs: at most 64 of the characters that it takes."""
+    name = f"{namespace}@{artifact}"
+    return name if len(name) <= 64 else f"{bounded(namespace, 24)}@{bounded(artifact, 39)}"
+
+
 def job_name(artifact: str, attempt: int) -> str:
     """Name of the Job of one attempt, and of the Secret that it owns."""
     return bounded(f"{artifact}-{attempt}", 63)

@@ -332,8 +332,7 @@ class World:
             name, result = "eviction", self.eviction(request)
         else:
             fetch = FetchRequest.model_validate_json(environment["LORA_OPERATOR_FETCH"])
-            assert fetch.hugging_face is not None
-            name = fetch.hugging_face.repo
+            name = fetch.hugging_face.repo if fetch.hugging_face is not None else fetch.artifact
             result = self.outcomes.get(name) or success(fetch)
         if result is NEVER:
             return

@@ -6,7 +6,7 @@ The table is compared with the generated CRDs, so a rule without both fails the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -158,6 +158,45 @@ def s3_cases(kind: str, at: str, *, beside: dict[str, Any]) -> Iterator[Case]:
         "prefix must be a folder inside the bucket: without a leading '/', empty parts, '.' and '..'",
         accepted=[s3(prefix=prefix) for prefix in ("", "sql", "team-a/sql/", "a b", "..a")],
         refused=[s3(prefix=prefix) for prefix in ("/sql", "a//b", "a/../b", "./a")],
+        beside=beside,
+    )
+    yield from role_cases(kind, f"{at}.s3.assumeRole", lambda role: s3(assumeRole=role), beside=beside)
+
+
+ROLE = "arn:aws:iam::123456789012:role/team-a/models"
+ROLE_ARN = "arn must be a role's: arn:aws:iam::<account>:role/<name>"
+ROLES = (
+    ROLE,
+    "arn:aws-cn:iam::123456789012:role/m+=,.@_-",
+    "arn:aws:iam:::role/models",
+    "arn:aws:iam::RGW1:role/models",
+)
+NO_ROLES = (
+    "arn:aws:iam::123456789012:user/models",
+    "arn:aws:sts::123456789012:assumed-role/models/me",
+    "team-a-models-of-the-account",
+    "arn:aws:iam::123456789012:role/",
+    "arn:aws:iam::123456789012:role/a b",
+)
+
+
+def role_cases(
+    kind: str, at: str, of: Callable[[dict[str, Any]], dict[str, Any]], *, beside: Mapping[str, Any]
+) -> Iterator[Case]:
+    yield from both_of(
+        kind,
+        f"{at}.arn",
+        ROLE_ARN,
+        accepted=[of({"arn": arn}) for arn in ROLES],
+        refused=[of({"arn": arn}) for arn in NO_ROLES],
+        beside=beside,
+    )
+    yield from both_of(
+        kind,
+        f"{at}.externalId",
+        "externalId must be letters, digits and '_', '+', '=', ',', '.', '@', ':', '/', '-'",
+        accepted=[of({"arn": ROLE, "externalId": given}) for given in ("42", "a_B+=,.@:/-9")],
+        refused=[of({"arn": ROLE, "externalId": given}) for given in ("a b", "naïve", "a?b")],
         beside=beside,
     )
 
@@ -322,6 +361,26 @@ def artifact_cases() -> Iterator[Case]:
         "baseModelRef is only for type: Adapter",
         accepted=[{"spec.baseModelRef": {"name": "base"}}, {"spec.type": "BaseModel"}],
         refused=[{"spec.baseModelRef": {"name": "base"}, "spec.type": "BaseModel"}],
+    )
+    in_role = {"spec.assumeRole": {"arn": ROLE}}
+    yield from both(
+        kind,
+        "spec",
+        "assumeRole is for source.s3, and excludes source.s3.assumeRole",
+        accepted=[
+            {"spec.source": {"s3": {"bucket": "models"}}, **in_role},
+            {"spec.source": {"s3": {"bucket": "models", "assumeRole": {"arn": ROLE}}}},
+        ],
+        refused=[
+            in_role,
+            {"spec.source": {"s3": {"bucket": "models", "assumeRole": {"arn": ROLE}}}, **in_role},
+        ],
+    )
+    yield from role_cases(
+        kind,
+        "spec.assumeRole",
+        lambda role: {"spec.assumeRole": role},
+        beside={"spec.source": {"s3": {"bucket": "models"}}},
     )
     yield from both(
         kind,
@@ -603,6 +662,16 @@ def access_cases() -> Iterator[Case]:
                 at, ["proxy.test:3128", "http://me:secret@proxy.test:3128", "socks5://proxy.test", "http://p.test/x"]
             ),
         )
+    sts = [{"s3Endpoint": "https://s3.test", "address": "https://sts.test"}]
+    yield from both(
+        kind,
+        "spec.s3",
+        "s3Endpoint of stsEndpoints must be one of allowedEndpoints, character by character",
+        accepted=[{"spec.s3": {"allowedEndpoints": ["https://a.test", "https://s3.test"], "stsEndpoints": sts}}],
+        refused=[
+            {"spec.s3": {"allowedEndpoints": allowed, "stsEndpoints": sts}} for allowed in ([], ["https://s3.test:443"])
+        ],
+    )
     at = "spec.workloadIdentity"
     yield from both(
         kind,
@@ -612,6 +681,15 @@ def access_cases() -> Iterator[Case]:
         refused=[{f"{at}.allowedSources": [pattern]} for pattern in ("models/*", "ftp://models/*", "*s3://models")],
         at=f"{at}.allowedSources[0]",
         beside={f"{at}.serviceAccountName": "reader"},
+    )
+    yield from both(
+        kind,
+        f"{at}.allowedRoles[].arn",
+        ROLE_ARN,
+        accepted=[{f"{at}.allowedRoles": [{"arn": arn, "namespaces": ["team-a", "*"]}]} for arn in ROLES[:2]],
+        refused=[{f"{at}.allowedRoles": [{"arn": arn}]} for arn in NO_ROLES[:2]],
+        at=f"{at}.allowedRoles[0].arn",
+        beside={f"{at}.serviceAccountName": "reader", f"{at}.allowedSources": ["s3://models/*"]},
     )
     yield from both(
         kind,

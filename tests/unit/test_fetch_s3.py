@@ -32,7 +32,7 @@ class _Raw:
 
 def sent(request: S3Request, keys: S3Keys | None) -> AWSRequest:
     """The request that a listing leads to; it is answered here and goes nowhere."""
-    client = build_client(request, keys)
+    client = build_client(request, keys, Subject(request, authenticated=keys is not None))
     seen: list[AWSRequest] = []
 
     def answer(request: AWSRequest, **_: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from lora_operator.api.common import ApiModel, FreeForm, LocalRef, ObjectName, cel, matches
+from lora_operator.api.source_s3 import RoleArn
+from lora_operator.api.source_volume import Namespaces, admits
 from lora_operator.api.storage import AnnotationText, LabelText
 
 _PROXY = r"^https?://[A-Za-z0-9.\[\]:-]+/?$"
@@ -23,6 +25,17 @@ Proxy = Annotated[
         ),
     ),
 ]
+
+
+class AllowedRole(ApiModel):
+    """One role that is assumed by the service account's identity."""
+
+    arn: RoleArn = Field(description="The role, character by character as sources name it.")
+    namespaces: Namespaces = ()
+
+    def admits(self, arn: str, namespace: str | None) -> bool:
+        """Whether an object of this namespace may have this role assumed; None: the cache's own."""
+        return self.arn == arn and (namespace is None or admits(self.namespaces, namespace))
 
 
 class WorkloadIdentity(ApiModel):
@@ -53,6 +66,13 @@ class WorkloadIdentity(ApiModel):
         "or <endpoint>/bucket/folder/ for one that names an endpoint.",
         min_length=1,
         max_length=64,
+    )
+    allowed_roles: tuple[AllowedRole, ...] = Field(
+        default=(),
+        description="Roles that sources allowed above may name by s3.assumeRole, and for whom. Who may name a role reads all that it may "
+        "read below those sources. A source with a Secret of its own needs no entry.",
+        max_length=64,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["arn"]},
     )
     aws_role_arn: str | None = Field(
         default=None,

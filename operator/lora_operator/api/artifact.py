@@ -21,6 +21,7 @@ from lora_operator.api.common import (
 from lora_operator.api.model import LoadFormat
 from lora_operator.api.progress import Progress
 from lora_operator.api.source import CREDENTIALS_RULES, SOURCE_RULES, Source
+from lora_operator.api.source_s3 import AssumeRole
 from lora_operator.schemes import KEYS
 
 _SEVERAL = ", ".join(KEYS)
@@ -55,6 +56,10 @@ class ModelArtifactSpec(ApiModel):
                 "loadFormat and withoutTokenizer are only for type: BaseModel, trustRemoteCode for it and for type: Tokenizer",
             ),
             *CREDENTIALS_RULES,
+            (
+                "!has(self.assumeRole) || has(self.source.s3) && !has(self.source.s3.assumeRole)",
+                "assumeRole is for source.s3, and excludes source.s3.assumeRole",
+            ),
         )
     )
 
@@ -84,6 +89,15 @@ class ModelArtifactSpec(ApiModel):
     credentials: CredentialsIdentity | None = Field(
         default=None, description="Set by the operator: the Secret of the adapter or deployment that wants the content."
     )
+    assume_role: AssumeRole | None = Field(
+        default=None,
+        description="Set by the operator: the role in which the adapter or deployment reads its source.s3.",
+    )
+
+    @property
+    def role(self) -> AssumeRole | None:
+        """The role in which the source is read, whoever named it."""
+        return self.assume_role or self.source.role
 
 
 class Failure(ApiModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from lora_operator.api.access import JobTemplate, Network, WorkloadIdentity
 from lora_operator.api.bounds import DownloadSpec, EvictionSpec
@@ -16,6 +16,7 @@ from lora_operator.api.common import (
     PrinterColumn,
     Resource,
     ResourceInfo,
+    cel,
     reason_column,
 )
 from lora_operator.api.source_base import Endpoint
@@ -39,13 +40,36 @@ class HuggingFaceCacheSpec(ApiModel):
     )
 
 
+class StsEndpoint(ApiModel):
+    """The token service of one S3-compatible service."""
+
+    s3_endpoint: Endpoint = Field(description="The endpoint, as in allowedEndpoints.")
+    address: Endpoint = Field(description="Address of its STS.")
+
+
 class S3CacheSpec(ApiModel):
     """Which S3-compatible services sources of this cache may name."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "self.stsEndpoints.all(sts, sts.s3Endpoint in self.allowedEndpoints)",
+                "s3Endpoint of stsEndpoints must be one of allowedEndpoints, character by character",
+            )
+        )
+    )
 
     allowed_endpoints: tuple[Endpoint, ...] = Field(
         default=(),
         description="Endpoints that sources may name, character by character; AWS itself needs no entry.",
         max_length=32,
+    )
+    sts_endpoints: tuple[StsEndpoint, ...] = Field(
+        default=(),
+        description="Where roles are assumed (source.s3.assumeRole) for an endpoint that is not its own STS. Without an entry it is the "
+        "endpoint itself, and for AWS the STS of the source's region.",
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["s3Endpoint"]},
     )
 
 

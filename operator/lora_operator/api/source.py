@@ -10,7 +10,7 @@ from lora_operator.api.source_buckets import AzureSource, GcsSource
 from lora_operator.api.source_http import HttpSource
 from lora_operator.api.source_huggingface import HuggingFaceSource
 from lora_operator.api.source_oci import OciSource
-from lora_operator.api.source_s3 import S3Source
+from lora_operator.api.source_s3 import AssumeRole, S3Source
 from lora_operator.api.source_volume import ClaimSource, LocalSource
 from lora_operator.api.storage import Quantity
 from lora_operator.schemes import BY_MEMBER, MEMBERS, SCHEMES, Scheme
@@ -71,6 +71,11 @@ class Source(ApiModel):
     def secret(self) -> tuple[str, str] | None:
         """Name and key of the Secret that reads it; None for anonymous access."""
         return self.member.secret
+
+    @property
+    def role(self) -> AssumeRole | None:
+        """The role in which it is read; None: as who the credentials are."""
+        return self.s3.assume_role if self.s3 is not None else None
 
     def anonymous(self) -> Source:
         """The same content, without whose credentials read it, nor who accepts it."""

@@ -1,12 +1,12 @@
-"""S3 and compatible services as a source."""
+"""S3 and compatible services as a source, and the role in which it is read."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from lora_operator.api.common import LocalRef, cel, matches
+from lora_operator.api.common import ApiModel, LocalRef, cel, matches
 from lora_operator.api.source_base import (
     ENDPOINT,
     PREFIX_RULE,
@@ -17,6 +17,38 @@ from lora_operator.api.source_base import (
 )
 
 _BUCKET = r"^[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]$"
+# Without an account, as Ceph and MinIO have them, too.
+_ROLE = r"^arn:[a-z0-9-]+:iam::[A-Za-z0-9_-]*:role/[A-Za-z0-9+=,.@_/-]+$"
+_EXTERNAL_ID = r"^[A-Za-z0-9_+=,.@:/-]*$"
+
+RoleArn = Annotated[
+    str,
+    Field(
+        min_length=20,
+        max_length=2048,
+        pattern=_ROLE,
+        json_schema_extra=cel((matches(_ROLE), "arn must be a role's: arn:aws:iam::<account>:role/<name>")),
+    ),
+]
+
+
+class AssumeRole(ApiModel):
+    """A role that is taken on before anything is read, by AssumeRole of the service's STS."""
+
+    arn: RoleArn = Field(description="The role.")
+    external_id: str | None = Field(
+        default=None,
+        description="External id that the role's trust policy asks for. It is sent to the STS; AWS does not treat it as a secret.",
+        min_length=2,
+        max_length=1224,
+        pattern=_EXTERNAL_ID,
+        json_schema_extra=cel(
+            (
+                matches(_EXTERNAL_ID),
+                "externalId must be letters, digits and '_', '+', '=', ',', '.', '@', ':', '/', '-'",
+            )
+        ),
+    )
 
 
 class S3Source(SourceMember):
@@ -57,6 +89,11 @@ class S3Source(SourceMember):
         description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where needed, AWS_SESSION_TOKEN, in the same "
         "namespace as this object. Without it access is anonymous.",
     )
+    assume_role: AssumeRole | None = Field(
+        default=None,
+        description="Role in which the bucket is read: the Secret's keys assume it. Without a Secret the ModelCache's spec.workloadIdentity "
+        "does, for sources and roles that it allows.",
+    )
 
     @property
     def title(self) -> str:
@@ -71,4 +108,9 @@ class S3Source(SourceMember):
         return several_keys("s3", self.credentials_secret_ref)
 
     def anonymous(self) -> Self:
-        return self.model_copy(update={"credentials_secret_ref": None, "prefix": self.prefix.strip("/")})
+        return self.model_copy(
+            update={"credentials_secret_ref": None, "assume_role": None, "prefix": self.prefix.strip("/")}
+        )
+
+    def to_request(self) -> dict[str, Any]:
+        return self.model_copy(update={"assume_role": None}).to_wire()  # a Job is told more of it

@@ -21,7 +21,7 @@ from lora_operator.desired.access import with_access
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.desired.placement import Placement, keep_on_one_node
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, Limits
-from lora_operator.names import bounded, fetch_labels, job_name, parse_duration, parse_size, token_secret
+from lora_operator.names import bounded, fetch_labels, job_name, parse_duration, parse_size, session_name, token_secret
 from lora_operator.schemes import Scheme
 
 MAX_VIEW_NAME: Final = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
@@ -44,7 +44,7 @@ def build_request(
         {
             "artifact": bounded(artifact.metadata.name, MAX_VIEW_NAME),
             "type": artifact.spec.type,
-            scheme.member: source.member.to_request() | _of_cache(scheme, cache),
+            scheme.member: source.member.to_request() | _of_cache(scheme, cache) | _role(artifact, cache),
             "path": source.path,
             "cacheRoot": CACHE_MOUNT,
             "credentials": CREDENTIALS_MOUNT if with_credentials else None,
@@ -76,6 +76,18 @@ def _of_cache(scheme: Scheme, cache: ModelCache) -> dict[str, Any]:
     if scheme.member in ("http", "oci"):  # their servers may send a Job to others
         return {"allowedEndpoints": list(getattr(cache.spec, scheme.field).allowed_endpoints)}
     return {"mount": SOURCE_MOUNT} if scheme.member == "persistentVolumeClaim" else {}
+
+
+def _role(artifact: ModelArtifact, cache: ModelCache) -> dict[str, Any]:
+    """The role in which the source is read, and where it is assumed; nothing where there is none."""
+    role, s3 = artifact.spec.role, artifact.spec.source.s3
+    if role is None or s3 is None or cache.spec.offline:
+        return {}
+    lent = artifact.spec.credentials
+    own = {entry.s3_endpoint: entry.address for entry in cache.spec.s3.sts_endpoints}
+    session = session_name(lent.namespace if lent else artifact.metadata.namespace, artifact.metadata.name)
+    more = {"sessionName": session, "stsEndpoint": own.get(s3.endpoint, s3.endpoint) if s3.endpoint else None}
+    return {"role": role.to_wire() | more}
 
 
 def build_job(

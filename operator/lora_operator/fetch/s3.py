@@ -1,8 +1,8 @@
 """The S3 source: authorise, list, download. Imports boto3, so `environment.prepare` comes first.
 
-Requests are signed with the keys of the Job's Secret, or not at all: the client has no provider of credentials that could find
-others. A revision is a hash of the listing. Every byte is read under the ETag that was listed, and the listing is taken again at the
-end, so content is of one listing or it is not published.
+Requests are signed with the keys of the Job's Secret, or with those of a role that they assume, or not at all: the client has no
+provider of credentials that could find others. A revision is a hash of the listing. Every byte is read under the ETag that was
+listed, and the listing is taken again at the end, so content is of one listing or it is not published.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import boto3
 import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.credentials import CredentialResolver, create_credential_resolver
+from botocore.credentials import CredentialProvider, CredentialResolver, create_credential_resolver
 from botocore.exceptions import ClientError
 
 from lora_operator.constants import Reason
@@ -30,6 +30,7 @@ from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.s3_errors import Subject, changed, translate, unreachable
 from lora_operator.fetch.s3_sums import from_etag, from_head, from_parts, parts_of
 from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.sts import AssumedRole, Fixed
 from lora_operator.fetch.sums import Declared
 from lora_operator.manifest import FetchRequest, S3Request
 
@@ -79,9 +80,12 @@ class S3Source(PlainSource):
         assert request.s3 is not None  # noqa: S101  a narrowing for the type checker
         keys = S3Keys.read(request)
         identity = request.workload_identity if keys is None else None
-        client = build_client(request.s3, keys, workload_identity=identity is not None)
+        if request.s3.role is not None and keys is None and identity is None:
+            raise ReasonError(
+                Reason.UNAUTHORIZED, f"nobody may assume role {request.s3.role.arn}: this Job has no keys"
+            )
         subject = Subject(request.s3, authenticated=keys is not None, identity=identity)
-        return cls(request.s3, client, subject)
+        return cls(request.s3, build_client(request.s3, keys, subject), subject)
 
     @property
     def title(self) -> str:
@@ -227,29 +231,36 @@ class S3Source(PlainSource):
         return unreachable(self.subject, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")
 
 
-def build_client(request: S3Request, keys: S3Keys | None, *, workload_identity: bool = False) -> S3Client:
-    """A client with these keys, or with those that the pod's service account is good for, or one that signs nothing.
+def build_client(request: S3Request, keys: S3Keys | None, subject: Subject) -> S3Client:
+    """A client with these keys, or with those that the pod's service account is good for, or one that signs nothing; in the
+    request's role, where it has one.
 
     Its resolver finds no others, wherever they may lie.
     """
     core = botocore.session.Session()
-    providers = create_credential_resolver(core).providers if workload_identity else []
-    mine = [provider for provider in providers if provider.METHOD in _IDENTITY_METHODS]
-    core.register_component("credential_provider", CredentialResolver(providers=mine))
+    region = request.region or "us-east-1"
     config = Config(
-        signature_version="s3v4" if keys or workload_identity else UNSIGNED,
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": _TRIES},
+    )
+    mine = _providers(core, keys, subject)
+    if request.role is not None:
+        mine = [AssumedRole(core, request.role, region, mine, config, subject)]
+    core.register_component("credential_provider", CredentialResolver(providers=mine))
+    own = Config(
+        signature_version="s3v4" if mine else UNSIGNED,
         max_pool_connections=_PROBES,
         s3={"addressing_style": "path" if request.endpoint else "auto"},
     )
     return boto3.session.Session(botocore_session=core).client(
-        "s3",
-        region_name=request.region or "us-east-1",
-        endpoint_url=request.endpoint,
-        aws_access_key_id=keys.access_key_id if keys else None,
-        aws_secret_access_key=keys.secret_access_key if keys else None,
-        aws_session_token=keys.session_token if keys else None,
-        config=config,
+        "s3", region_name=region, endpoint_url=request.endpoint, config=config.merge(own)
     )
+
+
+def _providers(core: botocore.session.Session, keys: S3Keys | None, subject: Subject) -> list[CredentialProvider]:
+    if keys is not None:
+        return [Fixed(keys.access_key_id, keys.secret_access_key, keys.session_token)]
+    if subject.identity is None:
+        return []
+    return [one for one in create_credential_resolver(core).providers if one.METHOD in _IDENTITY_METHODS]

@@ -17,8 +17,8 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import text, volume
 from lora_operator.manifest import S3Request
 
-_SERVER_TEXT_BYTES: Final = 300
-_RATE: Final = ("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429")
+SERVER_TEXT_BYTES: Final = 300
+RATE: Final = ("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429")
 _CREDENTIALS: Final = (
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -37,7 +37,7 @@ _REGION: Final = (
     "307",
 )
 _CHANGED: Final = ("PreconditionFailed", "NoSuchKey", "NoSuchVersion", "InvalidRange", "412", "416")
-_TRANSPORT: Final = (
+TRANSPORT: Final = (
     boto.HTTPClientError,
     boto.ConnectionError,
     boto.IncompleteReadError,
@@ -58,6 +58,13 @@ class Subject:
     def title(self) -> str:
         """`s3://bucket/prefix`."""
         return f"s3://{self.source.bucket}/{self.source.prefix}".rstrip("/")
+
+    @property
+    def caller(self) -> str:
+        """Who asks, or who assumes the role in which is asked."""
+        if self.identity is not None:
+            return f"the identity of ServiceAccount {self.identity} (the ModelCache's spec.workloadIdentity)"
+        return "the keys of the Secret"
 
     @property
     def endpoint(self) -> str:
@@ -90,7 +97,7 @@ def translate(error: Exception, subject: Subject) -> ReasonError:
             return unreachable(subject, f"it does not answer like S3: {error}")
         case boto.SSLError():
             return unreachable(subject, f"its TLS certificate is not accepted: {error}")
-        case _ if isinstance(error, _TRANSPORT):
+        case _ if isinstance(error, TRANSPORT):
             return unreachable(subject, f"{type(error).__name__}: {error}")
         case OSError():
             return volume.from_system(error) or unreachable(subject, f"{type(error).__name__}: {error}")
@@ -116,12 +123,17 @@ def changed(subject: Subject, what: str) -> ReasonError:
 def _from_answer(error: boto.ClientError, subject: Subject) -> ReasonError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    words = text.clean(str(error.response.get("Error", {}).get("Message", "")), limit=_SERVER_TEXT_BYTES)
+    words = text.clean(str(error.response.get("Error", {}).get("Message", "")), limit=SERVER_TEXT_BYTES)
     said = f" ({text.clean(code, limit=64) or status}{': ' + words if words else ''})"
-    if code in _RATE or status == 429:
+    if code in RATE or status == 429:
         return ReasonError(Reason.RATE_LIMITED, f"{subject.endpoint} asks for fewer requests{said}")
     if status >= 500 or status == 408:
         return unreachable(subject, f"server error {status}{said}")
+    if error.operation_name == "AssumeRoleWithWebIdentity":
+        return ReasonError(
+            Reason.UNAUTHORIZED,
+            f"STS takes {subject.caller} for nobody; see that the role of its annotation, or of awsRoleArn, trusts it{said}",
+        )
     if code in _CREDENTIALS or status == 401:
         return ReasonError(Reason.UNAUTHORIZED, _refused(subject) + said)
     if code == "RequestTimeTooSkewed":
@@ -148,23 +160,27 @@ def _from_answer(error: boto.ClientError, subject: Subject) -> ReasonError:
 
 
 def _refused(subject: Subject) -> str:
-    if subject.identity is not None:
+    if (role := subject.source.role) is not None:
         return (
-            f"{subject.endpoint} refuses {_as_whom(subject)} for {subject.title}; check its role and who may take it on"
+            f"{subject.endpoint} refuses the temporary keys of role {role.arn} for {subject.title}; "
+            "see that they are from the STS that belongs to it"
         )
+    if subject.identity is not None:
+        return f"{subject.endpoint} refuses {subject.caller} for {subject.title}; check its role and who may take it on"
     if not subject.authenticated:
         return f"{subject.title} at {subject.endpoint} refuses anonymous clients; set source.s3.credentialsSecretRef"
-    return f"{subject.endpoint} refuses the keys of the Secret for {subject.title}; put valid ones into it"
-
-
-def _as_whom(subject: Subject) -> str:
-    return f"the identity of ServiceAccount {subject.identity} (the ModelCache's spec.workloadIdentity)"
+    return f"{subject.endpoint} refuses {subject.caller} for {subject.title}; put valid ones into it"
 
 
 def _denied(subject: Subject) -> str:
+    if (role := subject.source.role) is not None:
+        return (
+            f"{subject.title} at {subject.endpoint} is denied to role {role.arn}; allow it s3:ListBucket on the bucket and "
+            "s3:GetObject below the prefix, or correct bucket and prefix"
+        )
     if subject.identity is not None:
         return (
-            f"{subject.title} at {subject.endpoint} is denied to {_as_whom(subject)}; allow its role s3:ListBucket on the bucket and "
+            f"{subject.title} at {subject.endpoint} is denied to {subject.caller}; allow its role s3:ListBucket on the bucket and "
             "s3:GetObject below the prefix, and to be taken on by it"
         )
     if not subject.authenticated:
@@ -173,6 +189,6 @@ def _denied(subject: Subject) -> str:
             "set source.s3.credentialsSecretRef, or correct bucket and prefix"
         )
     return (
-        f"{subject.title} at {subject.endpoint} is denied to the keys of the Secret; allow them s3:ListBucket on the bucket and "
+        f"{subject.title} at {subject.endpoint} is denied to {subject.caller}; allow them s3:ListBucket on the bucket and "
         "s3:GetObject below the prefix, or correct bucket and prefix"
     )

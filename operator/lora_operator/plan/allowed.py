@@ -6,6 +6,7 @@ from lora_operator.api.cache import ModelCache
 from lora_operator.api.source import Source
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
+from lora_operator.plan.identity import role_refused
 
 
 def source_refused(source: Source, cache: ModelCache, *, namespace: str) -> ReasonError | None:
@@ -23,9 +24,9 @@ def source_refused(source: Source, cache: ModelCache, *, namespace: str) -> Reas
         or _claim_refused(source, cache, namespace)
         or _path_refused(source, cache, namespace)
     )
-    if why is None:
-        return None
-    return ReasonError(Reason.SOURCE_NOT_ALLOWED, f"{place} {why} to spec.{source.scheme.allowed_by}")
+    if why is not None:
+        return ReasonError(Reason.SOURCE_NOT_ALLOWED, f"{place} {why} to spec.{source.scheme.allowed_by}")
+    return role_refused(source.role, source, cache, namespace=namespace, with_credentials=source.secret is not None)
 
 
 def _endpoint_refused(source: Source, cache: ModelCache) -> str | None:

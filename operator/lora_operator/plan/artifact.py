@@ -15,6 +15,7 @@ from lora_operator.manifest import FetchProgress, FetchResult
 from lora_operator.names import format_size, short_revision
 from lora_operator.plan.allowed import source_refused
 from lora_operator.plan.fetch_job import JobView
+from lora_operator.plan.identity import role_refused
 from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.progress import describe, look_every, told
 from lora_operator.plan.room import MAX_FAILURE_SHOWN, has_new_room, queued, too_large
@@ -174,7 +175,10 @@ def _waits_for(seen: ArtifactObservation) -> Verdict | None:
         # that a volume can be written again.
         if condition is None or condition.reason not in (Reason.CLAIM_PENDING, Reason.CACHE_NOT_WRITABLE):
             return failing(Reason.CACHE_NOT_READY, f"ModelCache {namespace}/{spec.cache_ref.name} is not ready{detail}")
-    refused = source_refused(spec.source, seen.cache, namespace=namespace)
+    with_credentials = spec.credentials is not None or spec.source.secret is not None
+    refused = source_refused(spec.source, seen.cache, namespace=namespace) or role_refused(
+        spec.assume_role, spec.source, seen.cache, namespace=namespace, with_credentials=with_credentials
+    )
     if refused is not None:
         return failing(refused.reason, refused.message)
     if seen.cache.access_modes is None:  # which nodes may mount it is not known

@@ -118,6 +118,7 @@ def build_artifact(
             "credentials": dict(zip(("namespace", "name", "key", "uid"), credentials, strict=True))
             if credentials
             else None,
+            "assumeRole": source.role.to_wire() if source.role is not None and not cache.spec.offline else None,
             **(details or {}),
         }
     )
