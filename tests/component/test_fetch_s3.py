@@ -15,8 +15,9 @@ import pytest
 from e2e.fixtures import adapters
 from e2e.fixtures.s3 import Request, S3Server
 from lora_operator.fetch.place import Place, blob_name
+from lora_operator.fetch.ranges import PART
 from lora_operator.manifest import FetchResult
-from tests.component.fetch_support import Fetcher, Job, until
+from tests.component.fetch_support import Fetcher, Job, make_base, until
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKTEAMAKEYOFTESTS", "AWS_SECRET_ACCESS_KEY": "right-secret-of-the-tests"}
 OTHER = {"AWS_ACCESS_KEY_ID": "AKWITHOUTANYGRANT", "AWS_SECRET_ACCESS_KEY": "other-secret-of-the-tests"}
@@ -311,6 +312,23 @@ def test_connections_that_break_are_taken_up_again(s3: S3Server, fetcher: Fetche
     job = run(fetcher, s3, prefix="models/big", type="BaseModel")
     assert job.ok
     assert s3.bodies("private")["models/big/model.safetensors"] == 2
+
+
+@pytest.mark.parametrize("cut", [None, 5 * MIB], ids=["whole", "broken"])
+def test_a_big_object_comes_by_several_requests_at_a_time(
+    cut: int | None, s3: S3Server, fetcher: Fetcher, tmp_path: Path
+) -> None:
+    huge = make_base(tmp_path / "huge", vocab=110_000)
+    right = (huge / BIG).read_bytes()
+    assert len(right) > 3 * PART
+    s3.upload("private", "models/huge", huge)
+    s3.cut_after(cut)  # of each answer
+    result = run(fetcher, s3, prefix="models/huge", type="BaseModel").ok
+    assert payload(fetcher, result, BIG).read_bytes() == right
+    ranges = [request.range for request in s3.requests if request.is_body and request.key.endswith(BIG)]
+    parts = [f"bytes={at}-{min(at + PART, len(right)) - 1}" for at in range(0, len(right), PART)]
+    assert sorted(ranges[: len(parts)]) == sorted(parts)
+    assert (ranges[len(parts) :] != []) == (cut is not None)
 
 
 def test_what_was_left_unfinished_and_is_wrong_is_not_used(s3: S3Server, fetcher: Fetcher, content: Path) -> None:

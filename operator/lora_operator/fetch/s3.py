@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import environment, text
+from lora_operator.fetch import environment, ranges, text
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import CHUNK, ObjectStore, revision_of, translated
 from lora_operator.fetch.place import Place, blob_name
@@ -211,7 +211,21 @@ class S3Source(PlainSource):
 
     @contextmanager
     def chunks(self, file: RemoteFile, start: int) -> Iterator[Iterator[bytes]]:
-        with closing(self.read(file, f"bytes={start}-" if start else "")["Body"]) as body:
+        requests = ranges.at_once(self.workers)
+        if requests == 1 or file.size - start <= ranges.PART:
+            with self._chunks(file, f"bytes={start}-" if start else "") as chunks:
+                yield chunks
+        else:
+
+            def read(first: int, behind: int) -> AbstractContextManager[Iterator[bytes]]:
+                return self._chunks(file, f"bytes={first}-{behind - 1}")
+
+            with ranges.in_order(read, start, file.size, requests=requests) as chunks:
+                yield chunks
+
+    @contextmanager
+    def _chunks(self, file: RemoteFile, range_: str) -> Iterator[Iterator[bytes]]:
+        with closing(self.read(file, range_)["Body"]) as body:
             yield body.iter_chunks(CHUNK)
 
     def declared_of(self, file: RemoteFile) -> Declared | None:
@@ -250,7 +264,7 @@ def build_client(request: S3Request, keys: S3Keys | None, subject: Subject) -> S
     core.register_component("credential_provider", CredentialResolver(providers=mine))
     own = Config(
         signature_version="s3v4" if mine else UNSIGNED,
-        max_pool_connections=_PROBES,
+        max_pool_connections=max(_PROBES, ranges.REQUESTS),
         s3={"addressing_style": "path" if request.endpoint else "auto"},
     )
     return boto3.session.Session(botocore_session=core).client(
