@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import time
@@ -23,7 +24,10 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import locks
+from lora_operator.fetch.meter import GETTING_ON
 from lora_operator.fetch.volume import ARTIFACTS, from_system, make_shared
+
+log = logging.getLogger(__name__)
 
 STATE: Final = f"{ARTIFACTS}/.lora-operator"  # where Jobs may write, whoever the volume's root belongs to
 _BLOBS: Final = "blobs"
@@ -163,6 +167,7 @@ def _open(record: Path) -> int:
 
 def _lock(descriptor: int, how: int, store: Path) -> None:
     end = time.monotonic() + _WAIT_S
+    told = False
     while True:
         try:
             if not locks.flock(descriptor, how | fcntl.LOCK_NB):
@@ -171,8 +176,13 @@ def _lock(descriptor: int, how: int, store: Path) -> None:
         except BlockingIOError:
             if time.monotonic() >= end:
                 raise ReasonError(
-                    Reason.JOB_FAILED, f"somebody has held the lock of {store.name} in the cache for {_WAIT_S:.0f} s"
+                    Reason.JOB_FAILED,
+                    f"an eviction, or another Job, has held the lock of {store.name} in the cache for {_WAIT_S:.0f} s; tried again",
                 ) from None
+            if not told:
+                log.info("waiting for the lock of %s in the cache, which an eviction or another Job has", store.name)
+                told = True
+            GETTING_ON.add(1)  # it is no source that is waited for
             time.sleep(_POLL_S)
 
 

@@ -47,6 +47,9 @@ class Packed:
     root: Path  # of the volume
     limits: Limits
     used: set[Path] = field(default_factory=set)  # where this process had the archive itself
+    verified: tuple[
+        int, ...
+    ] = ()  # what tells the archive that this process has hashed, and that nobody has touched since
 
     def names(self, reporter: Reporter) -> dict[str, int]:
         """The sizes of its files by name; brings the archive where that is not known yet. Raises ReasonError."""
@@ -95,7 +98,9 @@ class Packed:
             with locks.claimed(self.place.partial(self.archive)) as (path, target):
                 self.used.add(path)
                 try:
-                    persist(partial(store.complete, self.archive, target, threading.Event()), moving=moving)
+                    if self.verified != _stamp(target):
+                        persist(partial(store.complete, self.archive, target, threading.Event()), moving=moving)
+                        self.verified = _stamp(target)
                 except locks.Overtaken:  # another Job is done with it, and removed it
                     continue
                 target.seek(0)
@@ -213,6 +218,11 @@ class PackedStore:
                 wanted.setdefault(id(archive), (archive, {}))[1][name] = file
         for archive, members in wanted.values():
             archive.extract(members, moving=moving)
+
+
+def _stamp(target: locks.Guarded) -> tuple[int, ...]:
+    found = os.fstat(target.plain.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _position(archive: FileIO) -> Callable[[], tuple[int, int]]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import IO, Final
 
 from lora_operator.fetch import text
+from lora_operator.fetch.meter import GETTING_ON
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ class _Limited:
 
     def read(self, count: int) -> bytes:
         data = self._plain.read(count)
+        GETTING_ON.add(len(data))  # also what is passed over
         self._left -= len(data)
         if self._left < 0:
             raise UnfitError(f"expands to more than the {text.size(self._limit)} of maxSize; raise it if that is right")
