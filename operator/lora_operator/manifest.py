@@ -76,6 +76,10 @@ class ClaimRequest(_Wire):
     """A folder of another claim, which is mounted at `mount`."""
 
     claim_name: str
+    claim_namespace: str = ""
+    claim_uid: str = (
+        ""  # what tells it from another one of its name; empty where it did not exist when the Job was made
+    )
     path: str = ""
     mount: str
     allow_patterns: tuple[str, ...] = ()
