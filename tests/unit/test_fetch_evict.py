@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lora_operator.fetch import bounds, leases
+from lora_operator.fetch import bounds, leases, publish
 from lora_operator.fetch.evict import evict
 from lora_operator.manifest import EvictRequest, EvictResult, Manifest
 from lora_operator.plan.eviction import encode_keep
@@ -110,6 +112,93 @@ def test_what_jobs_did_not_make_is_never_touched(root: Path) -> None:
         os.utime(path, (time.time() - 9 * DAY,) * 2)
     assert run(root).views == 1
     assert here(root) == {"hub/models--org--by-hand/blobs/aaaa", "my-model/config.json", "artifacts/somebodys/notes"}
+
+
+LINKING = {
+    "a view whose manifest is of a later version": "sql-1/.lora-operator.json",
+    "a view whose manifest is gone": "sql-1",
+    "a folder that a person made": "somebodys",
+    "what a Job prepares": ".tmp-0123",
+}
+
+
+@pytest.mark.parametrize("case", LINKING)
+def test_every_folder_keeps_what_it_links_to(root: Path, case: str) -> None:
+    view = make_view(root, "sql-1", REPO, "one")
+    os.utime(root / REPO / "blobs" / "one", (time.time() - 9 * DAY,) * 2)
+    target = root / "artifacts" / LINKING[case]
+    if target.name == ".lora-operator.json":
+        target.write_text(target.read_text().replace('"version":1', '"version":2'))
+    else:
+        (view / ".lora-operator.json").unlink()
+        view.rename(target)
+    result = run(root, keep=["sql-1"])
+    assert (result.ok, result.views, result.freed_bytes) == (True, 0, 0)
+    assert (root / REPO / "blobs" / "one").exists()
+    assert run(root).views == 0, "what can't be understood is not removed either"
+
+
+def test_a_folder_that_links_through_the_hubs_pointers_keeps_the_payload(root: Path) -> None:
+    make_view(root, "sql-1", REPO, "one")
+    snapshot = root / REPO / "snapshots" / "c1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "w").symlink_to("../../blobs/one")
+    (root / "artifacts" / "mine").symlink_to(f"../{REPO}/snapshots/c1/w")
+    assert run(root).views == 1
+    assert (root / "artifacts" / "mine").read_bytes() == b"x" * 100
+
+
+@pytest.mark.parametrize("call", ["scandir", "readlink", "manifest"])
+def test_what_can_not_be_read_ends_the_eviction_before_it_removes_anything(
+    root: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_view(root, "going-1", REPO, "gone")
+    kept = make_view(root, "sql-1", REPO, "one")
+    os.utime(root / REPO / "blobs" / "one", (time.time() - 9 * DAY,) * 2)
+    before = here(root)
+
+    def fails(real: Callable[..., Any], *, within: Path) -> Callable[..., Any]:
+        def called(path: Any = ".", *rest: Any) -> Any:
+            if Path(path).is_relative_to(within):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return real(path, *rest)
+
+        return called
+
+    if call == "manifest":
+        other = make_view(root, "going-2", REPO, "other")
+        before = here(root)
+        monkeypatch.setattr(publish, "manifest_of", fails(publish.manifest_of, within=other))
+    else:
+        monkeypatch.setattr(os, call, fails(getattr(os, call), within=kept))
+    with pytest.raises(OSError, match="Input/output error"):
+        run(root, keep=["sql-1"])
+    monkeypatch.undo()
+    assert here(root) == before
+
+
+def test_what_is_published_while_it_is_looked_at_is_looked_at_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = make_view(root, ".tmp-0123", REPO, "one")
+    os.utime(root / REPO / "blobs" / "one", (time.time() - 9 * DAY,) * 2)
+    real = os.readlink
+
+    def published(path: Any) -> str:
+        if staging.exists():
+            staging.rename(root / "artifacts" / "sql-1")
+        return str(real(path))
+
+    monkeypatch.setattr(os, "readlink", published)
+    assert run(root, keep=["sql-1"]).ok
+    assert (root / "artifacts" / "sql-1" / "sub" / "one").exists()
+
+
+def test_what_is_left_of_a_view_that_was_being_removed_goes(root: Path) -> None:
+    make_view(root, ".tmp-0123", REPO, "one", age=2000)
+    os.utime(root / REPO / "blobs" / "one", (time.time() - 9 * DAY,) * 2)
+    assert run(root).freed_bytes == 100
+    assert here(root) == set()
 
 
 def test_what_no_view_links_to_stays_until_a_download_will_not_go_on_from_it(root: Path) -> None:
