@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import tarfile
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from lora_operator.constants import Reason
@@ -18,11 +20,12 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import leases, locks, meter, unpack
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import ObjectStore
-from lora_operator.fetch.packed import Packed
+from lora_operator.fetch.oci import OciSource
+from lora_operator.fetch.packed import Packed, PackedStore
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter, measure_blobs
 from lora_operator.fetch.sums import Declared
-from lora_operator.manifest import Limits
+from lora_operator.manifest import FetchRequest, Limits
 
 MIB = 1 << 20
 
@@ -122,9 +125,91 @@ def test_an_archive_that_was_verified_is_not_hashed_again(place: Place, monkeypa
     archive.extract({"a": file}, moving=lambda: 0)
     assert place.blob(file).read_bytes() == b"1" * MIB
     assert len(hashed) == 1
-    place.partial(archive.archive).write_bytes(b"somebody wrote to it")
     archive.extract({"b": archive.member("b", 1)}, moving=lambda: 0)
-    assert len(hashed) == 2
+    assert len(hashed) == 2, "another one is"
+
+
+def image(source: Source, place: Place) -> tuple[PackedStore, list[RemoteFile]]:
+    """An image of two layers, whose archives were brought to see what is in them, and its files."""
+    by_path: dict[str, tuple[Packed, str]] = {}
+    files = []
+    for path in ("one", "two"):
+        archive = packed(source, place, path)
+        for name, size in archive.names(Reporter(on_stall=lambda _: None)).items():
+            by_path[name] = (archive, name)
+            files.append(archive.member(name, size))
+    return PackedStore(ObjectStore(source, place), by_path), files
+
+
+def unfinished(place: Place) -> int:
+    return sum(path.stat().st_size for path in place.blobs.glob("*.incomplete"))
+
+
+def test_what_an_image_needs_is_what_it_takes_at_its_peak(place: Place) -> None:
+    source = Source(one=tar(a=bytes(MIB)), two=tar(b=bytes(2 * MIB)))
+    one, two = (len(source.objects[name]) for name in ("one", "two"))
+    store, files = image(source, place)
+    assert unfinished(place) == one + two, "both were brought"
+    assert store.missing_bytes(files) == max(MIB, MIB - one + 2 * MIB)
+    store.download(files, moving=lambda: 0)
+    assert (store.missing_bytes(files), unfinished(place), source.sent) == (0, 0, one + two)
+    for file in files:
+        place.forget(file)
+    again, files = image(source, place)  # what is in them is known, so they are not there
+    assert unfinished(place) == 0
+    assert again.missing_bytes(files) == max(one + MIB, MIB + two + 2 * MIB)
+    again.download(files, moving=lambda: 0)
+    assert source.sent == 2 * (one + two)
+
+
+def test_an_archive_whose_files_another_job_has_extracted_is_not_brought_for_nothing(place: Place) -> None:
+    source = Source(one=tar(a=bytes(MIB)), two=tar(b=b"2"))
+    _, files = image(source, place)
+    other = packed(source, place, "one")
+    waiting, done = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        waiting.set()
+        other.extract({"a": files[0]}, moving=lambda: 0)
+        done.set()
+
+    with locks.claimed(place.partial(other.archive)):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waiting.wait(10)
+        partial = place.partial(files[0])
+        partial.write_bytes(bytes(MIB))
+        place.finish(files[0], partial, hashlib.sha256(bytes(MIB)).hexdigest())
+        place.partial(other.archive).unlink()
+    assert done.wait(10)
+    assert (source.sent, unfinished(place)) == (sum(map(len, source.objects.values())), len(source.objects["two"]))
+
+
+def test_an_image_of_several_archives_is_downloaded_once(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").mkdir()
+    layers = [tar(**{name: name.encode() * MIB}) for name in "abc"]
+    digests = {f"sha256:{hashlib.sha256(data).hexdigest()}": data for data in layers}
+    kind = "application/vnd.oci.image.layer.v1.tar"
+    manifest = {"layers": [{"mediaType": kind, "digest": name, "size": len(data)} for name, data in digests.items()]}
+    sent: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        digest = request.url.path.rpartition("/")[2]
+        sent.append(digest)
+        data = json.dumps(manifest).encode() if digest == "v1" else digests[digest]
+        return httpx2.Response(200, stream=httpx2.ByteStream(data))
+
+    home = "https://registry.test"
+    oci = {"reference": "registry.test/x/y:v1", "maxBytes": 64 * MIB, "allowedEndpoints": [home]}
+    told = {"artifact": "a-1", "type": "BaseModel", "cacheRoot": str(tmp_path), "oci": oci}
+    source = OciSource.open(FetchRequest.model_validate(told))
+    source.registry.transport = httpx2.Client(transport=httpx2.MockTransport(answer))
+    source.authorise()
+    with source.collected(tmp_path, Reporter(on_stall=lambda _: None)):
+        found = source.open_store(tmp_path).download(source.listing(), moving=lambda: 0)
+        assert {path.read_bytes() for path in found.values()} == {name.encode() * MIB for name in "abc"}
+        assert sent == ["v1", *digests]
+    assert not list(tmp_path.rglob("*.incomplete"))
 
 
 def test_files_that_are_passed_over_are_getting_on() -> None:
