@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -21,7 +22,7 @@ from lora_operator.fetch import leases, locks, meter, unpack
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import ObjectStore
 from lora_operator.fetch.oci import OciSource
-from lora_operator.fetch.packed import Packed, PackedStore
+from lora_operator.fetch.packed import Packed, PackedStore, tidied
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter, measure_blobs
 from lora_operator.fetch.sums import Declared
@@ -210,6 +211,32 @@ def test_an_image_of_several_archives_is_downloaded_once(tmp_path: Path) -> None
         assert {path.read_bytes() for path in found.values()} == {name.encode() * MIB for name in "abc"}
         assert sent == ["v1", *digests]
     assert not list(tmp_path.rglob("*.incomplete"))
+
+
+ENDS = {
+    Reason.SOURCE_UNREACHABLE: True,
+    Reason.RATE_LIMITED: True,
+    Reason.UNAUTHORIZED: True,
+    Reason.SOURCE_NOT_ALLOWED: True,
+    Reason.CACHE_NOT_WRITABLE: True,
+    Reason.JOB_FAILED: True,
+    Reason.INVALID_ADAPTER: False,
+    Reason.CHECKSUM_MISMATCH: False,
+    Reason.INSUFFICIENT_SPACE: False,
+    Reason.TOO_LARGE: False,
+    None: False,
+}
+
+
+@pytest.mark.parametrize("reason", ENDS)
+def test_what_of_an_archive_arrived_goes_only_where_it_is_at_fault_or_done(place: Place, reason: Reason | None) -> None:
+    archive = packed(Source(one=tar(a=bytes(MIB))), place, "one")
+    place.partial(archive.archive).write_bytes(b"what arrived")
+    archive.used.add(place.partial(archive.archive))
+    with contextlib.suppress(ReasonError), tidied([archive]):
+        if reason is not None:
+            raise ReasonError(reason, "so it ended")
+    assert place.partial(archive.archive).exists() == ENDS[reason]
 
 
 def test_files_that_are_passed_over_are_getting_on() -> None:

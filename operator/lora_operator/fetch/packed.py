@@ -1,8 +1,8 @@
 """Archives of a source on the volume: each is one unfinished file of the store for as long as it is needed, and never more.
 
 It is downloaded, checked against its sha256, and read from there: first for the list of its files, then for the wanted ones. It goes
-as soon as these are extracted, before the next archive's are, or the Job is told that they can't be; only a broken download is kept, for
-the next attempt. The list stays, so that a Job that finds all wanted files in the cache downloads nothing.
+as soon as these are extracted, before the next archive's are, or the Job is told that they can't be; else it is kept for the next
+attempt. The list stays, so that a Job that finds all wanted files in the cache downloads nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ from lora_operator.manifest import FetchRequest, Limits
 log = logging.getLogger(__name__)
 
 _INDEX_BYTES: Final = 32 << 20
+_AT_FAULT: Final = (  # what no further download of an archive can change, or what its space is needed for
+    Reason.CHECKSUM_MISMATCH,
+    Reason.INSUFFICIENT_SPACE,
+    Reason.TOO_LARGE,
+    Reason.INVALID_ADAPTER,
+    Reason.INCOMPLETE_MODEL,
+    Reason.INCOMPATIBLE_BASE_MODEL,
+    Reason.UNSAFE_FORMAT,
+    Reason.ENTRY_NOT_FOUND,  # the archive itself, or the wanted folder in it
+)
 
 
 @dataclass
@@ -176,11 +186,11 @@ def collecting(request: FetchRequest, place: Place, archives: Sequence[Packed]) 
 
 @contextlib.contextmanager
 def tidied(archives: Sequence[Packed]) -> Iterator[None]:
-    """Removes the archives at the end, unless their download is to be gone on with."""
+    """Removes the archives at the end, unless they are to be gone on with: a server that refuses meanwhile is no fault of theirs."""
     try:
         yield
     except ReasonError as error:
-        if error.reason is not Reason.SOURCE_UNREACHABLE:
+        if error.reason in _AT_FAULT:
             for archive in archives:
                 archive.discard()
         raise
