@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from lora_operator.fetch import bounds, leases, publish
+from lora_operator.fetch import bounds, huggingface, leases, publish, resume
 from lora_operator.fetch.evict import evict
+from lora_operator.fetch.hub import HubStore
 from lora_operator.manifest import EvictRequest, EvictResult, Manifest
 from lora_operator.plan.eviction import encode_keep
 
@@ -84,6 +85,7 @@ def test_the_hubs_own_pointers_go_with_their_payloads(root: Path) -> None:
         snapshot = root / REPO / "snapshots" / commit
         snapshot.mkdir(parents=True)
         (snapshot / "model.safetensors").symlink_to(f"../../blobs/{blob}")
+        leases.note_commit(root, root / REPO, commit)
     (root / REPO / "refs").mkdir()
     (root / REPO / "refs" / "main").write_text("c2")
     (root / REPO / "refs" / "v1").write_text("c1")
@@ -95,6 +97,42 @@ def test_the_hubs_own_pointers_go_with_their_payloads(root: Path) -> None:
         f"{REPO}/snapshots/c1/model.safetensors",
         f"{REPO}/refs/v1",
     }
+
+
+def test_what_somebody_put_into_a_store_of_jobs_stays(root: Path) -> None:
+    """As `hf download --cache-dir` does, to warm what Jobs have used before."""
+    make_view(root, "sql-1", REPO, "shared", "own")
+    leases.note_commit(root, root / REPO, "c1")
+    (root / REPO / "blobs" / "theirs").write_bytes(b"x" * 100)
+    for commit, names in {"c1": ("shared", "own"), "c2": ("shared", "theirs")}.items():
+        for name in names:
+            link = root / REPO / "snapshots" / commit / "sub" / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(f"../../../blobs/{name}")
+    for path in (root / REPO / "blobs").iterdir():
+        os.utime(path, (time.time() - 9 * DAY,) * 2)
+    result = run(root)
+    assert (result.views, result.freed_bytes) == (1, 100)
+    pointers = ("c1/sub/shared", "c2/sub/shared", "c2/sub/theirs")
+    kept = ("blobs/shared", "blobs/theirs", *(f"snapshots/{pointer}" for pointer in pointers))
+    assert here(root) == {f"{REPO}/{path}" for path in kept}
+    leases.note_commit(root, root / REPO, "c2")  # a Job has come for it
+    assert run(root).freed_bytes == 200
+    assert here(root) == set()
+    assert leases.noted_commits(root, root / REPO) == frozenset()
+
+
+def test_jobs_note_what_they_bring_before_its_first_byte(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = resume.Place(hub=root / "hub", repo="org/a")
+    noted: list[frozenset[str]] = []
+
+    def download(*_: object, **__: object) -> dict[str, Path]:
+        noted.append(leases.noted_commits(root, place.storage))
+        return {}
+
+    monkeypatch.setattr(huggingface, "download", download)
+    HubStore(cast(Any, None), place, "c1").download([], moving=lambda: 0)
+    assert noted == [frozenset({"c1"})]
 
 
 def test_what_jobs_did_not_make_is_never_touched(root: Path) -> None:

@@ -2,7 +2,7 @@
 
 A view goes only under the exclusive locks of all stores that it links to, by one rename; a payload only under its store's, after the
 views were looked at again. What Jobs did not make is never touched: folders without a manifest, stores that somebody filled by hand,
-files that a view links to elsewhere. A program that is ended in between leaves nothing half visible, and the next one goes on.
+commits that somebody put into a store of Jobs, files that a view links to elsewhere. A program that is ended in between leaves nothing half visible, and the next one goes on.
 
 What can't be read is in use: every folder beside the views counts with its links, whoever made it and whether its manifest is understood or
 not, and an error of the volume while they are looked at ends the program before it removes anything.
@@ -144,9 +144,10 @@ class _Eviction:
     def _sweep(self, store: Path) -> None:
         """Removes the payloads of a store that no view links to. Under its lock no view of it can appear."""
         self._look()
-        linked = {name for stores in self.links.values() for name in stores.get(store, ())}
+        by_hand = self._by_hand(store)
+        linked = {name for stores in (*self.links.values(), *by_hand) for name in stores.get(store, ())}
         released = self.released.get(store, set())
-        left = False
+        left = bool(by_hand)
         for path in _entries(store / _BLOBS):
             old = self._age(path) >= self.request.unfinished_seconds
             if path.name in linked or not (old or path.name in released) or path.is_dir():
@@ -160,6 +161,16 @@ class _Eviction:
         elif store.is_dir():
             shutil.rmtree(store)
             leases.forget(self.root, store)
+
+    def _by_hand(self, store: Path) -> list[dict[Path, set[str]]]:
+        """What the Hub's own pointers lead to, of commits that no Job has used. Raises OSError."""
+        noted = leases.noted_commits(self.root, store)
+        found = []
+        for snapshot in _entries(store / "snapshots"):
+            if snapshot.name not in noted:
+                with contextlib.suppress(_GoneError):
+                    found.append(_links(self.root, snapshot))
+        return found
 
     def _age(self, path: Path) -> float:
         return self.now - path.lstat().st_mtime

@@ -1,6 +1,7 @@
 """Keeps downloads and evictions of one store apart, in whatever process, pod or cluster: by locks in files on the volume itself.
 
     artifacts/.lora-operator/stores/<store>     one per store (a repository, a bucket): its lock, and whether Jobs made the store
+    artifacts/.lora-operator/commits/<store>/   of a repository in the Hub's layout: the commits that Jobs brought, or used
     artifacts/.lora-operator/owners/<claim>     one per claim through which Jobs came to this volume
 
 A download holds the shared lock of its store from before it looks at what is there until what it published is in place. An eviction
@@ -16,6 +17,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,7 @@ STATE: Final = f"{ARTIFACTS}/.lora-operator"  # where Jobs may write, whoever th
 _BLOBS: Final = "blobs"
 _STORES: Final = "stores"
 _OWNERS: Final = "owners"
+_COMMITS: Final = "commits"
 _NOT_PLAIN: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _OWNER: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _WAIT_S: Final = 600.0
@@ -134,6 +137,25 @@ def own_stores(root: Path) -> list[Path]:
 def forget(root: Path, store: Path) -> None:
     """The store's folder is gone: who fills it next decides anew whose it is. To be called under the exclusive lock."""
     os.truncate(_record(root, store), 0)
+    shutil.rmtree(root / STATE / _COMMITS / _record(root, store).name, ignore_errors=True)
+
+
+def note_commit(root: Path, store: Path, commit: str) -> None:
+    """Notes, before anything of it is brought, that a Job uses this commit; others in the store are somebody else's. Raises ReasonError."""
+    try:
+        folder = _folder(root, _COMMITS) / _record(root, store).name
+        make_shared(folder, like=root)
+        (folder / commit).touch()
+    except OSError as error:
+        raise from_system(error) or error from error
+
+
+def noted_commits(root: Path, store: Path) -> frozenset[str]:
+    """The commits that Jobs noted. Raises OSError."""
+    try:
+        return frozenset(path.name for path in (root / STATE / _COMMITS / _record(root, store).name).iterdir())
+    except FileNotFoundError:
+        return frozenset()
 
 
 def _folder(root: Path, name: str) -> Path:
