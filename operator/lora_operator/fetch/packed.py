@@ -32,7 +32,9 @@ from lora_operator.manifest import FetchRequest, Limits
 
 log = logging.getLogger(__name__)
 
-_INDEX_BYTES: Final = 32 << 20
+_INDEX_BYTES: Final = (
+    6 * unpack.MAX_NAMES_BYTES + 32 * unpack.MAX_ENTRIES
+)  # of names in JSON: \u and four digits for a byte
 _AT_FAULT: Final = (  # what no further download of an archive can change, or what its space is needed for
     Reason.CHECKSUM_MISMATCH,
     Reason.INSUFFICIENT_SPACE,
