@@ -177,6 +177,12 @@ class FetchRequest(_Wire):
         given = [scheme for scheme in SCHEMES if getattr(self, scheme.field) is not None]
         return given[0] if len(given) == 1 else None
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether files are used where somebody put them, so that they may change at any time."""
+        scheme = self.scheme
+        return scheme is not None and (scheme.is_in_place or (self.offline and scheme.is_remote))
+
 
 class FetchProgress(_Wire):
     """One line of the Job's log: where it is. Bytes count what is wanted, cached or downloaded."""

@@ -77,6 +77,7 @@ def _run(request: FetchRequest) -> FetchResult:
                     code=request.trust_remote_code,
                     own_tokenizer=not request.without_tokenizer,
                     pickled_weights=request.pickled_weights,
+                    in_place=request.is_in_place,
                 ),
             )
             source.prove_readable([file.remote for file in wanted])
