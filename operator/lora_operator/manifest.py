@@ -217,7 +217,7 @@ class EvictRequest(_Wire):
     owner: str | None = None  # UID of the claim
     keep: str = ""  # views that stay: base64 of KEEP_BYTES of the sha256 of each name, one after the other
     built: float | None = (
-        None  # Unix time of this request, where downloads were under way: what is published since stays, too
+        None  # Unix time of this request, where downloads were under way: what is published since stays, and all payloads do
     )
     unfinished_seconds: float = 24 * 3600  # what no view links to stays so long: a download may go on from it
 
@@ -230,6 +230,7 @@ class EvictResult(_Wire):
     views: int = 0  # removed
     freed_bytes: int = 0
     busy: int = 0  # stores that downloads had just then
+    left_bytes: int = 0  # of what no view links to any more, and stayed for the downloads under way: the next eviction without any takes it
     volume: VolumeState | None = None
 
 

@@ -282,8 +282,36 @@ def test_what_was_published_while_the_job_came_up_stays(root: Path) -> None:
     make_view(root, "old-1", REPO, "one", age=1000)
     make_view(root, "new-1", REPO, "two", age=500)
     result = run(root, built=time.time() - 600)
-    assert (result.views, result.freed_bytes) == (1, 100)
+    assert (result.views, result.freed_bytes, result.left_bytes) == (1, 0, 100)
     assert (root / "artifacts" / "new-1" / "sub" / "two").exists()
+
+
+def test_while_downloads_are_under_way_views_go_and_the_next_eviction_takes_their_payloads(root: Path) -> None:
+    """A Job on another node, whose locks this one may not see, has looked at what is cached."""
+    make_view(root, "old-1", REPO, "one", "again", age=1000)
+    make_view(root, "old-2", BUCKET, "two", age=1000)
+    (root / REPO / "blobs" / "left").write_bytes(b"x" * 50)
+    os.utime(root / REPO / "blobs" / "left", (time.time() - 9 * DAY,) * 2)
+    result = run(root, built=time.time())
+    assert (result.views, result.freed_bytes, result.left_bytes) == (2, 0, 350)
+    payloads = {f"{REPO}/blobs/one", f"{REPO}/blobs/again", f"{REPO}/blobs/left", f"{BUCKET}/blobs/two"}
+    assert here(root) == payloads
+    assert run(root, built=time.time()).left_bytes == 350, "it is not forgotten"
+    make_view(root, "new-1", REPO, "again")
+    with leases.shared(root, root / BUCKET / "blobs"):
+        result = run(root, keep=["new-1"])
+    assert (result.freed_bytes, result.busy, result.left_bytes) == (150, 1, 0)
+    assert (root / "artifacts" / "new-1" / "sub" / "again").exists()
+    assert run(root, keep=["new-1"]).freed_bytes == 100, "nor what a download had just then"
+    assert not (root / leases.STATE / "released.json").exists()
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"../..": ["etc"]}', '{"s3/x": 5}', '{"hub/models--org--a": ["own"]}'])
+def test_a_note_of_what_was_released_removes_nothing_that_is_linked_to(root: Path, note: str) -> None:
+    make_view(root, "sql-1", REPO, "own")
+    (root / leases.STATE / "released.json").write_text(note)
+    assert run(root, keep=["sql-1"]).ok
+    assert (root / "artifacts" / "sql-1" / "sub" / "own").exists()
 
 
 def test_a_volume_that_another_cluster_uses_loses_nothing(root: Path) -> None:

@@ -4,6 +4,9 @@ A view goes only under the exclusive locks of all stores that it links to, by on
 views were looked at again. What Jobs did not make is never touched: folders without a manifest, stores that somebody filled by hand,
 commits that somebody put into a store of Jobs, files that a view links to elsewhere. A program that is ended in between leaves nothing half visible, and the next one goes on.
 
+While downloads are under way (the operator says so) no payload goes, only views: on a volume whose locks hold for one node alone a Job
+elsewhere may just have counted a payload as cached. What is released then is noted, and goes with the next eviction without downloads.
+
 What can't be read is in use: every folder beside the views counts with its links, whoever made it and whether its manifest is understood or
 not, and an error of the volume while they are looked at ends the program before it removes anything.
 """
@@ -24,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from lora_operator.fetch import bounds, leases, publish, text, volume
+from lora_operator.fetch import bounds, leases, publish, released, text, volume
 from lora_operator.manifest import (
     EVICT_REQUEST_ENV,
     KEEP_BYTES,
@@ -85,9 +88,10 @@ class _Eviction:
     keep: set[bytes]
     now: float
     links: dict[str, dict[Path, set[str]]] = field(default_factory=dict)  # folder → store → names of its payloads
-    released: dict[Path, set[str]] = field(default_factory=dict)  # of views that were removed
+    released: dict[Path, set[str]] = field(default_factory=dict)  # of views that were removed, and not themselves yet
     views: int = 0
     freed: int = 0
+    left: int = 0  # bytes
     busy: set[Path] = field(default_factory=set)
     fresh: float = 0.0  # seconds
 
@@ -97,18 +101,28 @@ class _Eviction:
 
     def run(self) -> EvictResult:
         publish.remove_stale(self.root / volume.ARTIFACTS, now=self.now)
+        self.released = released.read(self.root)
         self._look()
         for view in self._going():
             if self._age(view) >= self.fresh:
                 self._remove_view(view, self.links[view.name])
-        for store in leases.own_stores(self.root):
+        stores = leases.own_stores(self.root)
+        self.released = {store: names for store, names in self.released.items() if store in stores}
+        released.write(self.root, self.released)  # whatever becomes of this program
+        for store in stores:
             with leases.exclusive(self.root, store) as free:
                 if free:
                     self._sweep(store)
                 else:
                     self.busy.add(store)
+        released.write(self.root, self.released)
         return EvictResult(
-            ok=True, views=self.views, freed_bytes=self.freed, busy=len(self.busy), volume=bounds.look(self.root)
+            ok=True,
+            views=self.views,
+            freed_bytes=self.freed,
+            busy=len(self.busy),
+            left_bytes=self.left,
+            volume=bounds.look(self.root),
         )
 
     def _look(self) -> None:
@@ -146,16 +160,23 @@ class _Eviction:
         self._look()
         by_hand = self._by_hand(store)
         linked = {name for stores in (*self.links.values(), *by_hand) for name in stores.get(store, ())}
-        released = self.released.get(store, set())
+        unlinked = self.released.get(store, set())
         left = bool(by_hand)
+        going = []
         for path in _entries(store / _BLOBS):
             old = self._age(path) >= self.request.unfinished_seconds
-            if path.name in linked or not (old or path.name in released) or path.is_dir():
+            if path.name in linked or not (old or path.name in unlinked) or path.is_dir():
                 left = True
-                continue
+            else:
+                going.append(path)
+        if self.request.built is not None:
+            self.left += sum(path.lstat().st_size for path in going)
+            return
+        for path in going:
             self.freed += path.lstat().st_size
             path.unlink()
             (store / "sums" / path.name).unlink(missing_ok=True)
+        self.released.pop(store, None)
         if left:
             _tidy_snapshots(store)
         elif store.is_dir():
