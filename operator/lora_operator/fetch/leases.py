@@ -145,7 +145,8 @@ def note_commit(root: Path, store: Path, commit: str) -> None:
     try:
         folder = _folder(root, _COMMITS) / _record(root, store).name
         make_shared(folder, like=root)
-        (folder / commit).touch()
+        if not (folder / commit).exists():
+            (folder / commit).touch()
     except OSError as error:
         raise from_system(error) or error from error
 
