@@ -186,6 +186,14 @@ def test_a_folder_that_links_through_the_hubs_pointers_keeps_the_payload(root: P
     assert (root / "artifacts" / "mine").read_bytes() == b"x" * 100
 
 
+def test_a_link_to_a_view_is_no_view(root: Path) -> None:
+    view = make_view(root, "sql-1", REPO, "one")
+    (root / "artifacts" / "latest").symlink_to("sql-1")
+    result = run(root, keep=["sql-1"])
+    assert (result.views, result.freed_bytes) == (0, 0)
+    assert (root / "artifacts" / "latest").resolve() == view
+
+
 @pytest.mark.parametrize("call", ["scandir", "readlink", "manifest"])
 def test_what_can_not_be_read_ends_the_eviction_before_it_removes_anything(
     root: Path, call: str, monkeypatch: pytest.MonkeyPatch

@@ -135,7 +135,7 @@ class _Eviction:
     def _going(self) -> list[Path]:
         """Folders that Jobs published, which alone may go, and that are not to be kept. Raises OSError."""
         folders = (self.root / volume.ARTIFACTS / name for name in self.links if not name.startswith("."))
-        going = (folder for folder in folders if keep_mark(folder.name) not in self.keep)
+        going = (folder for folder in folders if keep_mark(folder.name) not in self.keep and not folder.is_symlink())
         return [folder for folder in going if publish.manifest_of(folder) is not None]
 
     def _remove_view(self, view: Path, stores: dict[Path, set[str]]) -> None:
