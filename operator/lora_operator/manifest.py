@@ -86,6 +86,10 @@ class ClaimRequest(_Wire):
     """A folder of another claim, which is mounted at `mount`."""
 
     claim_name: str
+    claim_namespace: str = ""
+    claim_uid: str = (
+        ""  # what tells it from another one of its name; empty where it did not exist when the Job was made
+    )
     path: str = ""
     mount: str
     allow_patterns: tuple[str, ...] = ()
@@ -183,6 +187,12 @@ class FetchRequest(_Wire):
         given = [scheme for scheme in SCHEMES if getattr(self, scheme.field) is not None]
         return given[0] if len(given) == 1 else None
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether files are used where somebody put them, so that they may change at any time."""
+        scheme = self.scheme
+        return scheme is not None and (scheme.is_in_place or (self.offline and scheme.is_remote))
+
 
 class FetchProgress(_Wire):
     """One line of the Job's log: where it is. Bytes count what is wanted, cached or downloaded."""
@@ -217,7 +227,7 @@ class EvictRequest(_Wire):
     owner: str | None = None  # UID of the claim
     keep: str = ""  # views that stay: base64 of KEEP_BYTES of the sha256 of each name, one after the other
     built: float | None = (
-        None  # Unix time of this request, where downloads were under way: what is published since stays, too
+        None  # Unix time of this request, where downloads were under way: what is published since stays, and all payloads do
     )
     unfinished_seconds: float = 24 * 3600  # what no view links to stays so long: a download may go on from it
 
@@ -230,6 +240,7 @@ class EvictResult(_Wire):
     views: int = 0  # removed
     freed_bytes: int = 0
     busy: int = 0  # stores that downloads had just then
+    left_bytes: int = 0  # of what no view links to any more, and stayed for the downloads under way: the next eviction without any takes it
     volume: VolumeState | None = None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from e2e.fixtures import adapters
 from lora_operator.fetch.evict import evict
 from lora_operator.manifest import EvictRequest, FetchResult
 from tests.component.fetch_support import Fetcher, Job, make_adapter, make_base
@@ -144,6 +145,18 @@ def test_a_local_folder_is_used_in_place_and_never_written(fetcher: Fetcher) -> 
     reason, _ = local(fetcher, "models/sql").failed
     assert reason == "InvalidAdapter"
     assert (fetcher.cache / "models" / "sql" / WEIGHTS).read_bytes() == b"spoilt"
+
+
+def test_a_pickle_that_lies_there_is_not_taken_though_scanned_ones_are_allowed(
+    fetcher: Fetcher, mount: Path, tmp_path: Path
+) -> None:
+    folder = adapters.build("pickle-only", mount / "team-a" / "sql", tmp_path / "pickled")
+    shutil.copytree(folder, fetcher.cache / "models" / "pickled")
+    shutil.copytree(folder, mount / "pickled")
+    allowed = {"pickledWeights": True}
+    reason, message = local(fetcher, "models/pickled", want=allowed).failed
+    assert (reason, "may change after it" in message) == ("UnsafeFormat", True), message
+    assert claim(fetcher, mount, "pickled", want=allowed).ok, "what is copied stays what was scanned"
 
 
 def test_no_path_leads_to_what_other_tenants_brought(fetcher: Fetcher, mount: Path) -> None:

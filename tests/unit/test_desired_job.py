@@ -102,6 +102,7 @@ def test_a_claim_is_mounted_to_be_read_and_nothing_else() -> None:
     job = job_of(artifact)
     told = json.loads(container_of(job)["env"][0]["value"])["persistentVolumeClaim"]
     assert (told["claimName"], told["path"], told["mount"]) == ("trained", "sql", "/source")
+    assert told["claimNamespace"] == artifact.metadata.namespace
     volumes = {v["name"]: v for v in job["spec"]["template"]["spec"]["volumes"]}
     assert volumes["source"]["persistentVolumeClaim"] == {"claimName": "trained", "readOnly": True}
     mounts = {m["name"]: m for m in container_of(job)["volumeMounts"]}

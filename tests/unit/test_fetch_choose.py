@@ -180,6 +180,11 @@ REFUSED: dict[str, tuple[Kind, dict[str, object], tuple[str, ...], Reason, str]]
         "Adapter", {"ignore": ["*.bin"], "options": Options(pickled_weights=True)}, ("adapter_config.json", "adapter_model.bin"),
         Reason.UNSAFE_FORMAT, "adapter_model.bin",
     ),
+    "a pickle that lies on the cache's volume already, though pickled weights are allowed": (
+        "Adapter", {"options": Options(pickled_weights=True, in_place=True)}, ("adapter_config.json", "adapter_model.bin"),
+        Reason.UNSAFE_FORMAT, "adapter_model.bin), which can run code when read; convert them to adapter_model.safetensors; those that lie "
+        "on the cache's volume already are not taken after a scan either",
+    ),
     "an adapter without weights": (
         "Adapter", {}, ("adapter_config.json", "training_args.bin"), Reason.INVALID_ADAPTER, "no adapter_model.safetensors",
     ),

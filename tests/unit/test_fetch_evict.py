@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from lora_operator.fetch import bounds, leases
+from lora_operator.fetch import bounds, huggingface, leases, publish, resume
 from lora_operator.fetch.evict import evict
+from lora_operator.fetch.hub import HubStore
 from lora_operator.manifest import EvictRequest, EvictResult, Manifest
 from lora_operator.plan.eviction import encode_keep
 
@@ -82,6 +85,7 @@ def test_the_hubs_own_pointers_go_with_their_payloads(root: Path) -> None:
         snapshot = root / REPO / "snapshots" / commit
         snapshot.mkdir(parents=True)
         (snapshot / "model.safetensors").symlink_to(f"../../blobs/{blob}")
+        leases.note_commit(root, root / REPO, commit)
     (root / REPO / "refs").mkdir()
     (root / REPO / "refs" / "main").write_text("c2")
     (root / REPO / "refs" / "v1").write_text("c1")
@@ -93,6 +97,42 @@ def test_the_hubs_own_pointers_go_with_their_payloads(root: Path) -> None:
         f"{REPO}/snapshots/c1/model.safetensors",
         f"{REPO}/refs/v1",
     }
+
+
+def test_what_somebody_put_into_a_store_of_jobs_stays(root: Path) -> None:
+    """As `hf download --cache-dir` does, to warm what Jobs have used before."""
+    make_view(root, "sql-1", REPO, "shared", "own")
+    leases.note_commit(root, root / REPO, "c1")
+    (root / REPO / "blobs" / "theirs").write_bytes(b"x" * 100)
+    for commit, names in {"c1": ("shared", "own"), "c2": ("shared", "theirs")}.items():
+        for name in names:
+            link = root / REPO / "snapshots" / commit / "sub" / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(f"../../../blobs/{name}")
+    for path in (root / REPO / "blobs").iterdir():
+        os.utime(path, (time.time() - 9 * DAY,) * 2)
+    result = run(root)
+    assert (result.views, result.freed_bytes) == (1, 100)
+    pointers = ("c1/sub/shared", "c2/sub/shared", "c2/sub/theirs")
+    kept = ("blobs/shared", "blobs/theirs", *(f"snapshots/{pointer}" for pointer in pointers))
+    assert here(root) == {f"{REPO}/{path}" for path in kept}
+    leases.note_commit(root, root / REPO, "c2")  # a Job has come for it
+    assert run(root).freed_bytes == 200
+    assert here(root) == set()
+    assert leases.noted_commits(root, root / REPO) == frozenset()
+
+
+def test_jobs_note_what_they_bring_before_its_first_byte(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = resume.Place(hub=root / "hub", repo="org/a")
+    noted: list[frozenset[str]] = []
+
+    def download(*_: object, **__: object) -> dict[str, Path]:
+        noted.append(leases.noted_commits(root, place.storage))
+        return {}
+
+    monkeypatch.setattr(huggingface, "download", download)
+    HubStore(cast(Any, None), place, "c1").download([], moving=lambda: 0)
+    assert noted == [frozenset({"c1"})]
 
 
 def test_what_jobs_did_not_make_is_never_touched(root: Path) -> None:
@@ -110,6 +150,101 @@ def test_what_jobs_did_not_make_is_never_touched(root: Path) -> None:
         os.utime(path, (time.time() - 9 * DAY,) * 2)
     assert run(root).views == 1
     assert here(root) == {"hub/models--org--by-hand/blobs/aaaa", "my-model/config.json", "artifacts/somebodys/notes"}
+
+
+LINKING = {
+    "a view whose manifest is of a later version": "sql-1/.lora-operator.json",
+    "a view whose manifest is gone": "sql-1",
+    "a folder that a person made": "somebodys",
+    "what a Job prepares": ".tmp-0123",
+}
+
+
+@pytest.mark.parametrize("case", LINKING)
+def test_every_folder_keeps_what_it_links_to(root: Path, case: str) -> None:
+    view = make_view(root, "sql-1", REPO, "one")
+    os.utime(root / REPO / "blobs" / "one", (time.time() - 9 * DAY,) * 2)
+    target = root / "artifacts" / LINKING[case]
+    if target.name == ".lora-operator.json":
+        target.write_text(target.read_text().replace('"version":1', '"version":2'))
+    else:
+        (view / ".lora-operator.json").unlink()
+        view.rename(target)
+    result = run(root, keep=["sql-1"])
+    assert (result.ok, result.views, result.freed_bytes) == (True, 0, 0)
+    assert (root / REPO / "blobs" / "one").exists()
+    assert run(root).views == 0, "what can't be understood is not removed either"
+
+
+def test_a_folder_that_links_through_the_hubs_pointers_keeps_the_payload(root: Path) -> None:
+    make_view(root, "sql-1", REPO, "one")
+    snapshot = root / REPO / "snapshots" / "c1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "w").symlink_to("../../blobs/one")
+    (root / "artifacts" / "mine").symlink_to(f"../{REPO}/snapshots/c1/w")
+    assert run(root).views == 1
+    assert (root / "artifacts" / "mine").read_bytes() == b"x" * 100
+
+
+def test_a_link_to_a_view_is_no_view(root: Path) -> None:
+    view = make_view(root, "sql-1", REPO, "one")
+    (root / "artifacts" / "latest").symlink_to("sql-1")
+    result = run(root, keep=["sql-1"])
+    assert (result.views, result.freed_bytes) == (0, 0)
+    assert (root / "artifacts" / "latest").resolve() == view
+
+
+@pytest.mark.parametrize("call", ["scandir", "readlink", "manifest"])
+def test_what_can_not_be_read_ends_the_eviction_before_it_removes_anything(
+    root: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_view(root, "going-1", REPO, "gone")
+    kept = make_view(root, "sql-1", REPO, "one")
+    os.utime(root / REPO / "blobs" / "one", (time.time() - 9 * DAY,) * 2)
+    before = here(root)
+
+    def fails(real: Callable[..., Any], *, within: Path) -> Callable[..., Any]:
+        def called(path: Any = ".", *rest: Any) -> Any:
+            if Path(path).is_relative_to(within):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return real(path, *rest)
+
+        return called
+
+    if call == "manifest":
+        other = make_view(root, "going-2", REPO, "other")
+        before = here(root)
+        monkeypatch.setattr(publish, "manifest_of", fails(publish.manifest_of, within=other))
+    else:
+        monkeypatch.setattr(os, call, fails(getattr(os, call), within=kept))
+    with pytest.raises(OSError, match="Input/output error"):
+        run(root, keep=["sql-1"])
+    monkeypatch.undo()
+    assert here(root) == before
+
+
+def test_what_is_published_while_it_is_looked_at_is_looked_at_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = make_view(root, ".tmp-0123", REPO, "one")
+    os.utime(root / REPO / "blobs" / "one", (time.time() - 9 * DAY,) * 2)
+    real = os.readlink
+
+    def published(path: Any) -> str:
+        if staging.exists():
+            staging.rename(root / "artifacts" / "sql-1")
+        return str(real(path))
+
+    monkeypatch.setattr(os, "readlink", published)
+    assert run(root, keep=["sql-1"]).ok
+    assert (root / "artifacts" / "sql-1" / "sub" / "one").exists()
+
+
+def test_what_is_left_of_a_view_that_was_being_removed_goes(root: Path) -> None:
+    make_view(root, ".tmp-0123", REPO, "one", age=2000)
+    os.utime(root / REPO / "blobs" / "one", (time.time() - 9 * DAY,) * 2)
+    assert run(root).freed_bytes == 100
+    assert here(root) == set()
 
 
 def test_what_no_view_links_to_stays_until_a_download_will_not_go_on_from_it(root: Path) -> None:
@@ -155,8 +290,36 @@ def test_what_was_published_while_the_job_came_up_stays(root: Path) -> None:
     make_view(root, "old-1", REPO, "one", age=1000)
     make_view(root, "new-1", REPO, "two", age=500)
     result = run(root, built=time.time() - 600)
-    assert (result.views, result.freed_bytes) == (1, 100)
+    assert (result.views, result.freed_bytes, result.left_bytes) == (1, 0, 100)
     assert (root / "artifacts" / "new-1" / "sub" / "two").exists()
+
+
+def test_while_downloads_are_under_way_views_go_and_the_next_eviction_takes_their_payloads(root: Path) -> None:
+    """A Job on another node, whose locks this one may not see, has looked at what is cached."""
+    make_view(root, "old-1", REPO, "one", "again", age=1000)
+    make_view(root, "old-2", BUCKET, "two", age=1000)
+    (root / REPO / "blobs" / "left").write_bytes(b"x" * 50)
+    os.utime(root / REPO / "blobs" / "left", (time.time() - 9 * DAY,) * 2)
+    result = run(root, built=time.time())
+    assert (result.views, result.freed_bytes, result.left_bytes) == (2, 0, 350)
+    payloads = {f"{REPO}/blobs/one", f"{REPO}/blobs/again", f"{REPO}/blobs/left", f"{BUCKET}/blobs/two"}
+    assert here(root) == payloads
+    assert run(root, built=time.time()).left_bytes == 350, "it is not forgotten"
+    make_view(root, "new-1", REPO, "again")
+    with leases.shared(root, root / BUCKET / "blobs"):
+        result = run(root, keep=["new-1"])
+    assert (result.freed_bytes, result.busy, result.left_bytes) == (150, 1, 0)
+    assert (root / "artifacts" / "new-1" / "sub" / "again").exists()
+    assert run(root, keep=["new-1"]).freed_bytes == 100, "nor what a download had just then"
+    assert not (root / leases.STATE / "released.json").exists()
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"../..": ["etc"]}', '{"s3/x": 5}', '{"hub/models--org--a": ["own"]}'])
+def test_a_note_of_what_was_released_removes_nothing_that_is_linked_to(root: Path, note: str) -> None:
+    make_view(root, "sql-1", REPO, "own")
+    (root / leases.STATE / "released.json").write_text(note)
+    assert run(root, keep=["sql-1"]).ok
+    assert (root / "artifacts" / "sql-1" / "sub" / "own").exists()
 
 
 def test_a_volume_that_another_cluster_uses_loses_nothing(root: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lora_operator.fetch import locks
+from lora_operator.fetch.meter import GETTING_ON
 
 
 def without_locks(monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSYS) -> None:
@@ -47,6 +48,29 @@ def test_the_next_waits_and_finds_what_the_first_left(tmp_path: Path) -> None:
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize(("patience", "counts"), [(60.0, True), (0.0, False)])
+def test_who_waits_for_another_job_gets_on_for_a_time(
+    tmp_path: Path, patience: float, counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That Job may be hashing gigabytes, of which nothing can be seen; one that never ends is not waited for for ever."""
+    monkeypatch.setattr(locks, "_PATIENCE_S", patience)
+    partial, waited = tmp_path / "x.incomplete", threading.Event()
+    monkeypatch.setattr(time, "sleep", lambda _: waited.set())
+    before = GETTING_ON.read()
+
+    def second() -> None:
+        with locks.claimed(partial):
+            """It is its turn."""
+
+    thread = threading.Thread(target=second)
+    with locks.claimed(partial):
+        thread.start()
+        assert waited.wait(10)
+        assert (GETTING_ON.read() != before) == counts
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import httpx2
 import pytest
@@ -42,7 +42,7 @@ def test_the_token_service_gets_the_login_and_the_registry_the_token(login: bool
     def answer(request: httpx2.Request) -> httpx2.Response:
         seen.append(request)
         if request.url.host == "tokens.test":
-            return httpx2.Response(200, json={"token": "token-of-the-service"})
+            return httpx2.Response(200, stream=httpx2.ByteStream(b'{"token": "token-of-the-service"}'))
         if request.headers.get("Authorization") != "Bearer token-of-the-service":
             return httpx2.Response(401, headers={"WWW-Authenticate": CHALLENGE})
         return httpx2.Response(200, stream=httpx2.ByteStream(b'{"layers": []}'))
@@ -79,6 +79,46 @@ def test_a_token_goes_nowhere_else() -> None:
     client = registry(answer, allowed=(HOME, "https://storage.test"))
     client.token = "token-of-the-service"
     assert client.probe(client.blob("sha256:1")).size == 7
+
+
+@pytest.mark.parametrize("challenge", [CHALLENGE, 'Basic realm="storage"'])
+def test_whom_the_registry_sends_us_to_gets_no_login_by_asking_for_it(challenge: str) -> None:
+    seen: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request)
+        if request.url.host == "registry.test":
+            return httpx2.Response(307, headers={"Location": "https://storage.test/blob?sig=1"})
+        return httpx2.Response(401, headers={"WWW-Authenticate": challenge})
+
+    client = registry(answer, allowed=(HOME, "https://storage.test", "https://tokens.test"))
+    with pytest.raises(ReasonError) as caught:
+        client.probe(client.blob("sha256:1"))
+    assert caught.value.reason is Reason.UNAUTHORIZED
+    assert [request.url.host for request in seen] == ["registry.test", "storage.test"]
+    assert not any("Authorization" in request.headers for request in seen)
+
+
+def test_an_answer_of_the_token_service_is_bounded_and_not_unpacked() -> None:
+    sent = 0
+
+    class Endless(httpx2.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            nonlocal sent
+            while sent < 64 << 20:
+                sent += 1 << 20
+                yield b" " * (1 << 20)
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.host == "tokens.test":
+            assert request.headers["Accept-Encoding"] == "identity"
+            return httpx2.Response(200, headers={"Content-Encoding": "gzip"}, stream=Endless())
+        return httpx2.Response(401, headers={"WWW-Authenticate": CHALLENGE})
+
+    with pytest.raises(ReasonError, match="its answer is too long") as caught:
+        registry(answer).manifest("v1")
+    assert caught.value.reason is Reason.SOURCE_UNREACHABLE
+    assert sent < 8 << 20
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from lora_operator.constants import Reason
 from lora_operator.engine_kit.checks import AdapterProblem, check_adapter
 from lora_operator.errors import ReasonError
 from lora_operator.fetch.pickles import require_clean
+from lora_operator.manifest import FetchRequest
 
 TENSORS = torch_pickle({"a.lora_A.weight": Tensor((2, 2), bytes(16))})
 
@@ -37,6 +39,17 @@ def added(*entries: tuple[str, bytes], instead: bool = False) -> bytes:
                 new.writestr(name, old.read(name))
         for name, data in entries:
             new.writestr(name, data)
+    return archive.getvalue()
+
+
+def before(name: str) -> bytes:
+    """The archive of the tensors with a program as its first entry."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(TENSORS)) as old, zipfile.ZipFile(archive, "w") as new, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the same name twice
+        new.writestr(name, HARMFUL)
+        for each in old.namelist():
+            new.writestr(each, old.read(each))
     return archive.getvalue()
 
 
@@ -63,6 +76,15 @@ UNSAFE: dict[str, tuple[bytes, str]] = {
         "torch.hub.load",
     ),
     "an archive without tensors": (added(instead=True), "no tensors"),
+    "a program before the tensors, under the same name": (before("archive/data.pkl"), "has archive/data.pkl twice"),
+    "a program before the tensors, under a name that torch takes for the same": (
+        before("archive/DATA.PKL"),
+        "has archive/data.pkl twice",
+    ),
+    "two data.pkl, whatever they hold": (
+        added(("other/data.pkl", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.")),
+        "has more than one data.pkl (archive/data.pkl, other/data.pkl)",
+    ),
     "no pickle at all": (b"hello", "can't be scanned"),
     "nothing": (b"", "can't be scanned"),
     "an archive that is cut off": (TENSORS[: len(TENSORS) // 2], "scan"),
@@ -104,3 +126,17 @@ def test_engines_take_a_pickle_only_where_the_folders_manifest_says_that_it_was_
     assert check_adapter(tmp_path, max_rank=8).rank == 8
     with pytest.raises(AdapterProblem, match="maxLoraRank"):
         check_adapter(tmp_path, max_rank=4)
+
+
+@pytest.mark.parametrize(
+    ("source", "in_place"),
+    [
+        ({"local": {"path": "sql"}}, True),
+        ({"huggingFace": {"repo": "org/sql"}, "offline": True}, True),
+        ({"huggingFace": {"repo": "org/sql"}}, False),
+        ({"persistentVolumeClaim": {"claimName": "trained", "mount": "/source"}, "offline": True}, False),
+    ],
+)
+def test_what_may_change_after_its_scan_is_known(source: dict[str, object], in_place: bool) -> None:
+    request = FetchRequest.model_validate({"artifact": "a-1", "type": "Adapter", "cacheRoot": "/cache", **source})
+    assert request.is_in_place == in_place

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import stat
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -30,12 +33,12 @@ def tar(files: dict[str, bytes] = FILES, *, more: Callable[[tarfile.TarFile], No
     return out.getvalue()
 
 
-def zipped(files: dict[str, bytes] = FILES, *, mode: int = 0) -> bytes:
+def zipped(files: dict[str, bytes] = FILES, *, mode: int = 0, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(out, "w") as archive:
         for name, data in files.items():
             entry = zipfile.ZipInfo(name)
-            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.compress_type = method
             entry.external_attr = mode << 16
             archive.writestr(entry, data)
     return out.getvalue()
@@ -46,6 +49,7 @@ ARCHIVES = {
     "tar with ./": tar({f"./{name}": data for name, data in FILES.items()}),
     "tar.gz": gzip.compress(tar()),
     "zip": zipped(),
+    "zip without compression": zipped(method=zipfile.ZIP_STORED),
 }
 
 
@@ -98,6 +102,12 @@ def cut_short(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
+def directory_of(size: int) -> bytes:
+    """A zip archive with a directory of so many zeros."""
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, size, 4, 0)
+    return b"PK\x03\x04" + bytes(size) + end
+
+
 UNFIT = {
     "a bomb in a zip": (zipped({"zeros": bytes(LIMIT + 1)}), "expands to more than"),
     "a bomb in a tar.gz": (gzip.compress(tar({"zeros": bytes(LIMIT + 1)})), "expands to more than"),
@@ -109,6 +119,21 @@ UNFIT = {
     "a header that would fill the memory": (huge_header(), "a header of 4294967296 bytes"),
     "half a tar.gz": (cut_short(gzip.compress(tar())), "is no tar, tar.gz or zip archive"),
     "half a zip": (cut_short(zipped()), "is no tar, tar.gz or zip archive"),
+    "headers of headers without end": (
+        tarfile.TarInfo.create_pax_global_header({"comment": "x"}) * 2000,
+        "is no tar, tar.gz or zip archive that can be read: RecursionError",
+    ),
+    "a name that is no name": (tar({"n" * 1025: b""}), "has a name of 1025 bytes, 'nnnn"),
+    "names that would fill the memory": (
+        gzip.compress(tar({f"{k:05}{'n' * 1000}": b"" for k in range(17_000)}), 1),
+        "has names of more than 16.0 MiB together",
+    ),
+    "a zip's directory that would fill the memory": (directory_of(20 << 20), "has a directory of more than 16.0 MiB"),
+    "a name that is no name, in a zip": (zipped({"n" * 1025: b""}), "has a name of 1025 bytes"),
+    "a zip by bzip2": (zipped({"a": b"1"}, method=zipfile.ZIP_BZIP2), r"'a' in a compression \(method 12\)"),
+    "a zip by lzma": (zipped({"a": b"1"}, method=zipfile.ZIP_LZMA), r"'a' in a compression \(method 14\)"),
+    "a tar by bzip2": (bz2.compress(tar()), "is no tar, tar.gz or zip archive"),
+    "a tar by xz": (lzma.compress(tar()), "is no tar, tar.gz or zip archive"),
     "a web page": (b"<html>please log in</html>" * 40, "is no tar, tar.gz or zip archive"),
 }
 

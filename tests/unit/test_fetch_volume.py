@@ -16,6 +16,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, publish, text, verify, volume
 from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.meter import Meter
 from lora_operator.fetch.s3 import S3Keys
 from lora_operator.manifest import MANIFEST_FILE, FetchRequest, HuggingFaceRequest, Manifest, ManifestFile, S3Request
 
@@ -162,7 +163,7 @@ def test_verify(lfs: bool, tmp_path: Path) -> None:
     good.write_bytes(content)
     short.write_bytes(content[:-1])
     flipped.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    meter = verify.Meter()
+    meter = Meter()
     found = verify.verify(
         {path: remote(content, lfs=lfs) for path in (good, short, flipped, gone, tmp_path)}, count=meter.add
     )

@@ -146,7 +146,8 @@ class AdapterPolicy(ApiModel):
         default="Refuse",
         description="Adapters whose weights exist only as pickle (adapter_model.bin or adapter_model.pt), which can run code when "
         "read. AllowScanned: downloaded and scanned, and served where the scan finds nothing but tensors; their shapes are "
-        "not checked against the base model. Refuse: UnsafeFormat.",
+        "not checked against the base model. From local, and in an offline cache, they are refused all the same: what lies there may "
+        "change after a scan. Refuse: UnsafeFormat.",
     )
     served_names: Literal["Plain", "NamespaceQualified"] = Field(
         default="Plain",

@@ -36,15 +36,16 @@ def build_request(
     with_credentials: bool,
     workload_identity: str | None = None,
     reserved_bytes: int = 0,
+    claim_uid: str = "",
 ) -> FetchRequest:
-    """What the Job is told. `workload_identity`: the service account as which it may read the source."""
+    """What the Job is told. `workload_identity`: the service account as which it may read the source; `claim_uid`: the source's."""
     source = artifact.spec.source
     scheme = source.scheme
     return FetchRequest.model_validate(
         {
             "artifact": bounded(artifact.metadata.name, MAX_VIEW_NAME),
             "type": artifact.spec.type,
-            scheme.member: source.member.to_request() | _of_cache(scheme, cache) | _role(artifact, cache),
+            scheme.member: source.member.to_request() | _of_cache(scheme, cache, claim_uid) | _role(artifact, cache),
             "path": source.path,
             "cacheRoot": CACHE_MOUNT,
             "credentials": CREDENTIALS_MOUNT if with_credentials else None,
@@ -69,13 +70,15 @@ def build_request(
     )
 
 
-def _of_cache(scheme: Scheme, cache: ModelCache) -> dict[str, Any]:
+def _of_cache(scheme: Scheme, cache: ModelCache, claim_uid: str) -> dict[str, Any]:
     """What the cache adds to a request: never a tenant's to choose."""
     if scheme.member == "huggingFace":
         return {"endpoint": cache.spec.hugging_face.endpoint}
     if scheme.member in ("http", "oci"):  # their servers may send a Job to others
         return {"allowedEndpoints": list(getattr(cache.spec, scheme.field).allowed_endpoints)}
-    return {"mount": SOURCE_MOUNT} if scheme.member == "persistentVolumeClaim" else {}
+    if scheme.member == "persistentVolumeClaim":
+        return {"mount": SOURCE_MOUNT, "claimNamespace": cache.metadata.namespace, "claimUid": claim_uid}
+    return {}
 
 
 def _role(artifact: ModelArtifact, cache: ModelCache) -> dict[str, Any]:

@@ -102,6 +102,7 @@ class Options:
     code: bool = False
     own_tokenizer: bool = True
     pickled_weights: bool = False  # of an adapter
+    in_place: bool = False  # whether files lie where somebody may change them, also after a scan
 
 
 _DEFAULTS: Final = Options()
@@ -128,7 +129,7 @@ def choose(
     names = _matching(files, allow) if allow else _defaults(files, kind, options)
     # Whatever the patterns ask for: reading a pickle can run code in the engine, and so can a module that lies beside a model.
     if kind == "Adapter":
-        pickled = _pickled_weights(files, names) if options.pickled_weights else []
+        pickled = _pickled_weights(files, names) if options.pickled_weights and not options.in_place else []
         names = [name for name in names if not _is_pickle(name)] + pickled
     if kind == "Adapter" or not options.code:
         names = [name for name in names if not name.lower().endswith(_CODE)]
@@ -226,10 +227,15 @@ def _require_adapter(files: dict[str, RemoteFile], names: Sequence[str], options
             raise ReasonError(
                 Reason.UNSAFE_FORMAT,
                 f"the weights exist only as pickle ({_few(pickles)}), which can run code when read; "
-                "convert them to adapter_model.safetensors"
-                + ("" if options.pickled_weights else ", or have spec.adapterPolicy.pickledWeights: AllowScanned set"),
+                f"convert them to adapter_model.safetensors{_no_scan(options)}",
             )
         raise ReasonError(Reason.INVALID_ADAPTER, "the adapter has no weights: there is no adapter_model.safetensors")
+
+
+def _no_scan(options: Options) -> str:
+    if options.in_place:
+        return "; those that lie on the cache's volume already are not taken after a scan either, for they may change after it"
+    return "" if options.pickled_weights else ", or have spec.adapterPolicy.pickledWeights: AllowScanned set"
 
 
 def _require_model(files: Iterable[str], names: Sequence[str], options: Options) -> None:

@@ -32,7 +32,8 @@ class ClaimSource(PlainSource):
         claim = request.persistent_volume_claim
         assert claim is not None  # noqa: S101  a narrowing for the type checker
         title = f"pvc://{claim.claim_name}/{claim.path}".rstrip("/")
-        return cls(claim, Tree(Path(claim.mount), claim.path, title, "source.persistentVolumeClaim.path"))
+        field = "source.persistentVolumeClaim.path"
+        return cls(claim, Tree(Path(claim.mount), claim.path, title, field, by_inode=True))
 
     @property
     def title(self) -> str:
@@ -75,8 +76,9 @@ class ClaimSource(PlainSource):
             raise self.tree.changed("its listing is another one than at the beginning")
 
     def open_store(self, root: Path) -> ObjectStore:
-        name = self.request.claim_name
-        place = Place.of(root, self.folder, name=name, identity=(name, self.request.path.strip("/")))
+        claim = self.request
+        identity = (claim.claim_namespace, claim.claim_name, claim.claim_uid, claim.path.strip("/"))
+        place = Place.of(root, self.folder, name=claim.claim_name, identity=identity)
         with translated(self):
             place.prepare()
         return ObjectStore(self, place, self.workers)

@@ -2,24 +2,32 @@
 
 A view goes only under the exclusive locks of all stores that it links to, by one rename; a payload only under its store's, after the
 views were looked at again. What Jobs did not make is never touched: folders without a manifest, stores that somebody filled by hand,
-files that a view links to elsewhere. A program that is ended in between leaves nothing half visible, and the next one goes on.
+commits that somebody put into a store of Jobs, files that a view links to elsewhere. A program that is ended in between leaves nothing half visible, and the next one goes on.
+
+While downloads are under way (the operator says so) no payload goes, only views: on a volume whose locks hold for one node alone a Job
+elsewhere may just have counted a payload as cached. What is released then is noted, and goes with the next eviction without downloads.
+
+What can't be read is in use: every folder beside the views counts with its links, whoever made it and whether its manifest is understood or
+not, and an error of the volume while they are looked at ends the program before it removes anything.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import logging
 import os
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from lora_operator.fetch import bounds, leases, publish, text, volume
+from lora_operator.fetch import bounds, leases, publish, released, text, volume
 from lora_operator.manifest import (
     EVICT_REQUEST_ENV,
     KEEP_BYTES,
@@ -79,10 +87,11 @@ class _Eviction:
     request: EvictRequest
     keep: set[bytes]
     now: float
-    links: dict[str, dict[Path, set[str]]] = field(default_factory=dict)  # view → store → names of its payloads
-    released: dict[Path, set[str]] = field(default_factory=dict)  # of views that were removed
+    links: dict[str, dict[Path, set[str]]] = field(default_factory=dict)  # folder → store → names of its payloads
+    released: dict[Path, set[str]] = field(default_factory=dict)  # of views that were removed, and not themselves yet
     views: int = 0
     freed: int = 0
+    left: int = 0  # bytes
     busy: set[Path] = field(default_factory=set)
     fresh: float = 0.0  # seconds
 
@@ -91,23 +100,43 @@ class _Eviction:
             self.fresh = max(0.0, time.time() - self.request.built) + _CLOCKS_S
 
     def run(self) -> EvictResult:
-        for view in _views(self.root):
-            stores = self._look(view)
-            if keep_mark(view.name) not in self.keep and self._age(view) >= self.fresh:
-                self._remove_view(view, stores)
-        for store in leases.own_stores(self.root):
+        publish.remove_stale(self.root / volume.ARTIFACTS, now=self.now)
+        self.released = released.read(self.root)
+        self._look()
+        for view in self._going():
+            if self._age(view) >= self.fresh:
+                self._remove_view(view, self.links[view.name])
+        stores = leases.own_stores(self.root)
+        self.released = {store: names for store, names in self.released.items() if store in stores}
+        released.write(self.root, self.released)  # whatever becomes of this program
+        for store in stores:
             with leases.exclusive(self.root, store) as free:
                 if free:
                     self._sweep(store)
                 else:
                     self.busy.add(store)
+        released.write(self.root, self.released)
         return EvictResult(
-            ok=True, views=self.views, freed_bytes=self.freed, busy=len(self.busy), volume=bounds.look(self.root)
+            ok=True,
+            views=self.views,
+            freed_bytes=self.freed,
+            busy=len(self.busy),
+            left_bytes=self.left,
+            volume=bounds.look(self.root),
         )
 
-    def _look(self, view: Path) -> dict[Path, set[str]]:
-        found = self.links[view.name] = _links(self.root, view)
-        return found
+    def _look(self) -> None:
+        """Reads the links of every folder that was not looked at before, or that a Job may be at work in. Raises OSError."""
+        for folder in _folders(self.root):
+            if folder.name not in self.links or folder.name.startswith(_TMP):
+                with contextlib.suppress(_GoneError):
+                    self.links[folder.name] = _links(self.root, folder)
+
+    def _going(self) -> list[Path]:
+        """Folders that Jobs published, which alone may go, and that are not to be kept. Raises OSError."""
+        folders = (self.root / volume.ARTIFACTS / name for name in self.links if not name.startswith("."))
+        going = (folder for folder in folders if keep_mark(folder.name) not in self.keep and not folder.is_symlink())
+        return [folder for folder in going if publish.manifest_of(folder) is not None]
 
     def _remove_view(self, view: Path, stores: dict[Path, set[str]]) -> None:
         with contextlib.ExitStack() as locks:
@@ -120,7 +149,7 @@ class _Eviction:
             aside = view.with_name(f"{_TMP}{secrets.token_hex(8)}")
             view.rename(aside)
             volume.sync_directory(view.parent)
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)  # with what is left of it its payloads stay, until that is stale
         log.info("removed the view %s", view.name)
         self.views += 1
         for store, names in self.links.pop(view.name).items():
@@ -128,34 +157,54 @@ class _Eviction:
 
     def _sweep(self, store: Path) -> None:
         """Removes the payloads of a store that no view links to. Under its lock no view of it can appear."""
-        for view in _views(self.root):
-            if view.name not in self.links:
-                self._look(view)
-        linked = {name for stores in self.links.values() for name in stores.get(store, ())}
-        released = self.released.get(store, set())
-        left = False
+        self._look()
+        by_hand = self._by_hand(store)
+        linked = {name for stores in (*self.links.values(), *by_hand) for name in stores.get(store, ())}
+        unlinked = self.released.get(store, set())
+        left = bool(by_hand)
+        going = []
         for path in _entries(store / _BLOBS):
             old = self._age(path) >= self.request.unfinished_seconds
-            if path.name in linked or not (old or path.name in released) or path.is_dir():
+            if path.name in linked or not (old or path.name in unlinked) or path.is_dir():
                 left = True
-                continue
+            else:
+                going.append(path)
+        if self.request.built is not None:
+            self.left += sum(path.lstat().st_size for path in going)
+            return
+        for path in going:
             self.freed += path.lstat().st_size
             path.unlink()
             (store / "sums" / path.name).unlink(missing_ok=True)
+        self.released.pop(store, None)
         if left:
             _tidy_snapshots(store)
         elif store.is_dir():
             shutil.rmtree(store)
             leases.forget(self.root, store)
 
+    def _by_hand(self, store: Path) -> list[dict[Path, set[str]]]:
+        """What the Hub's own pointers lead to, of commits that no Job has used. Raises OSError."""
+        noted = leases.noted_commits(self.root, store)
+        found = []
+        for snapshot in _entries(store / "snapshots"):
+            if snapshot.name not in noted:
+                with contextlib.suppress(_GoneError):
+                    found.append(_links(self.root, snapshot))
+        return found
+
     def _age(self, path: Path) -> float:
         return self.now - path.lstat().st_mtime
 
 
-def _views(root: Path) -> list[Path]:
-    """Folders that Jobs published."""
-    folders = (path for path in _entries(root / volume.ARTIFACTS) if not path.name.startswith("."))
-    return [path for path in folders if not path.is_symlink() and publish.read_manifest(path) is not None]
+class _GoneError(Exception):
+    """A folder that was listed is not there any more: a Job has published or removed what it prepared in it."""
+
+
+def _folders(root: Path) -> list[Path]:
+    """All that may have links to payloads, but what leases keep for themselves."""
+    state = root / leases.STATE
+    return [path for path in _entries(root / volume.ARTIFACTS) if path != state]
 
 
 def _entries(folder: Path) -> Iterable[Path]:
@@ -166,18 +215,46 @@ def _entries(folder: Path) -> Iterable[Path]:
 
 
 def _links(root: Path, view: Path) -> dict[Path, set[str]]:
-    """The payloads <store>/blobs/<name> below `root` that a view links to, by store."""
+    """The payloads <store>/blobs/<name> below `root` that a folder links to, or a link itself, by store. Raises OSError, _GoneError."""
     found: dict[Path, set[str]] = {}
-    for folder, _, files in os.walk(view):
-        for name in files:
-            link = Path(folder, name)
-            if link.is_symlink():
-                target = Path(os.path.normpath(Path(folder, link.readlink())))
-                parts = target.relative_to(root).parts if target.is_relative_to(root) else ()
-                if _BLOBS in parts[:-1]:
-                    depth = parts.index(_BLOBS)
-                    found.setdefault(root.joinpath(*parts[:depth]), set()).add(parts[depth + 1])
+    try:
+        for link, text in _all_links(view):
+            direct = os.path.normpath(link.parent / text)
+            parts = _parts(root, direct) or _parts(
+                root, os.path.realpath(link)
+            )  # what is made by hand may lead through other links
+            if parts:
+                depth = parts.index(_BLOBS)
+                found.setdefault(root.joinpath(*parts[:depth]), set()).add(parts[depth + 1])
+    except FileNotFoundError as error:
+        if os.path.lexists(view):
+            raise
+        raise _GoneError from error
     return found
+
+
+def _parts(root: Path, target: str) -> tuple[str, ...]:
+    """The path below `root` of a payload; empty for what is none."""
+    parts = Path(target).relative_to(root).parts if Path(target).is_relative_to(root) else ()
+    return parts if _BLOBS in parts[:-1] else ()
+
+
+def _all_links(path: Path) -> Iterator[tuple[Path, str]]:
+    """Every link at and below a path, and where it leads. Nothing but what is known to be none is passed over."""
+    found = [path]
+    if stat.S_ISDIR(path.lstat().st_mode):
+        walked = os.walk(path, onerror=_raise)
+        found = [Path(folder, name) for folder, folders, files in walked for name in (*folders, *files)]
+    for one in found:
+        try:
+            yield one, str(one.readlink())
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # what it is of all but links
+                raise
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _tidy_snapshots(store: Path) -> None:

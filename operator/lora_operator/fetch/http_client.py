@@ -22,6 +22,7 @@ _TIMEOUT_S: Final = 30.0  # without a byte
 _MAX_REDIRECTS: Final = 5
 _TOTAL: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
+PLAIN: Final = {"Accept-Encoding": "identity", "User-Agent": "lora-operator"}  # of every request
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -87,15 +88,13 @@ class Client:
         target, challenged = httpx2.URL(url), False
         for _ in range(_MAX_REDIRECTS + 2):
             self.require_allowed(url, str(target))
-            request = self.transport.build_request(
-                "GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "lora-operator", **headers}
-            )
+            request = self.transport.build_request("GET", target, headers={**PLAIN, **headers})
             answer = self.transport.send(request, stream=True, auth=self.auth(target))
             try:
                 if answer.status_code in _REDIRECTS and "Location" in answer.headers:
                     target = target.join(answer.headers["Location"])
                     continue
-                if answer.status_code == 401 and not challenged:
+                if answer.status_code == 401 and not challenged and origin(str(target)) in self.named:
                     challenged = True
                     if self.challenged(url, answer):
                         continue
@@ -119,7 +118,7 @@ class Client:
             )
 
     def challenged(self, url: str, answer: httpx2.Response) -> bool:
-        """Whether the same request may succeed after a 401; HTTP servers were told all at once."""
+        """Whether the same request may succeed after a 401 of a named server; HTTP servers were told all at once."""
         return False
 
     def auth(self, target: httpx2.URL) -> httpx2.Auth:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import environment, huggingface, resume, volume
+from lora_operator.fetch import environment, huggingface, leases, resume, volume
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.source import PlainSource
 from lora_operator.manifest import FetchRequest
@@ -33,6 +33,7 @@ class HubStore:
         return resume.missing_bytes(self.place, files)
 
     def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
+        leases.note_commit(self.place.hub.parent, self.place.storage, self.commit)
         return huggingface.download(self.hub, self.place, files, commit=self.commit, moving=moving)
 
     def expected(self, file: RemoteFile) -> RemoteFile:

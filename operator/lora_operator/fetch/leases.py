@@ -1,6 +1,7 @@
 """Keeps downloads and evictions of one store apart, in whatever process, pod or cluster: by locks in files on the volume itself.
 
     artifacts/.lora-operator/stores/<store>     one per store (a repository, a bucket): its lock, and whether Jobs made the store
+    artifacts/.lora-operator/commits/<store>/   of a repository in the Hub's layout: the commits that Jobs brought, or used
     artifacts/.lora-operator/owners/<claim>     one per claim through which Jobs came to this volume
 
 A download holds the shared lock of its store from before it looks at what is there until what it published is in place. An eviction
@@ -13,8 +14,10 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +26,16 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import locks
+from lora_operator.fetch.meter import GETTING_ON
 from lora_operator.fetch.volume import ARTIFACTS, from_system, make_shared
+
+log = logging.getLogger(__name__)
 
 STATE: Final = f"{ARTIFACTS}/.lora-operator"  # where Jobs may write, whoever the volume's root belongs to
 _BLOBS: Final = "blobs"
 _STORES: Final = "stores"
 _OWNERS: Final = "owners"
+_COMMITS: Final = "commits"
 _NOT_PLAIN: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _OWNER: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _WAIT_S: Final = 600.0
@@ -130,6 +137,26 @@ def own_stores(root: Path) -> list[Path]:
 def forget(root: Path, store: Path) -> None:
     """The store's folder is gone: who fills it next decides anew whose it is. To be called under the exclusive lock."""
     os.truncate(_record(root, store), 0)
+    shutil.rmtree(root / STATE / _COMMITS / _record(root, store).name, ignore_errors=True)
+
+
+def note_commit(root: Path, store: Path, commit: str) -> None:
+    """Notes, before anything of it is brought, that a Job uses this commit; others in the store are somebody else's. Raises ReasonError."""
+    try:
+        folder = _folder(root, _COMMITS) / _record(root, store).name
+        make_shared(folder, like=root)
+        if not (folder / commit).exists():
+            (folder / commit).touch()
+    except OSError as error:
+        raise from_system(error) or error from error
+
+
+def noted_commits(root: Path, store: Path) -> frozenset[str]:
+    """The commits that Jobs noted. Raises OSError."""
+    try:
+        return frozenset(path.name for path in (root / STATE / _COMMITS / _record(root, store).name).iterdir())
+    except FileNotFoundError:
+        return frozenset()
 
 
 def _folder(root: Path, name: str) -> Path:
@@ -163,6 +190,7 @@ def _open(record: Path) -> int:
 
 def _lock(descriptor: int, how: int, store: Path) -> None:
     end = time.monotonic() + _WAIT_S
+    told = False
     while True:
         try:
             if not locks.flock(descriptor, how | fcntl.LOCK_NB):
@@ -171,8 +199,13 @@ def _lock(descriptor: int, how: int, store: Path) -> None:
         except BlockingIOError:
             if time.monotonic() >= end:
                 raise ReasonError(
-                    Reason.JOB_FAILED, f"somebody has held the lock of {store.name} in the cache for {_WAIT_S:.0f} s"
+                    Reason.JOB_FAILED,
+                    f"an eviction, or another Job, has held the lock of {store.name} in the cache for {_WAIT_S:.0f} s; tried again",
                 ) from None
+            if not told:
+                log.info("waiting for the lock of %s in the cache, which an eviction or another Job has", store.name)
+                told = True
+            GETTING_ON.add(1)  # it is no source that is waited for
             time.sleep(_POLL_S)
 
 

@@ -13,12 +13,17 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
+from lora_operator.fetch.meter import GETTING_ON
+
 LEFT_AFTER_S: Final = 3600.0  # a Job that writes nothing for two minutes is ended
+_PATIENCE_S: Final = 600.0
+_POLL_S: Final = 0.05
 _NONE: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _OWN: Final = secrets.token_hex(8)
 
@@ -52,7 +57,7 @@ def claimed(partial: Path) -> Iterator[tuple[Path, Guarded]]:
     path = partial
     while True:
         with path.open("a+b", buffering=0) as file:
-            if not flock(file.fileno(), fcntl.LOCK_EX) and path == partial:
+            if not _wait(file.fileno()) and path == partial:
                 if not os.fstat(file.fileno()).st_size:
                     partial.unlink(missing_ok=True)  # it was made just now, and nobody writes to it
                 path = own(partial)
@@ -61,6 +66,18 @@ def claimed(partial: Path) -> Iterator[tuple[Path, Guarded]]:
                 continue
             yield path, Guarded(path, file)
             return
+
+
+def _wait(descriptor: int) -> bool:
+    """Whether there are locks, and this one is ours now. For a time the wait itself is getting on: who has it may be hashing gigabytes."""
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < end:
+                GETTING_ON.add(1)
+            time.sleep(_POLL_S)
 
 
 @contextlib.contextmanager

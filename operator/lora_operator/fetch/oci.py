@@ -191,7 +191,8 @@ class OciSource(PlainSource):
         return tuple(found)
 
     def _archive(self, layer: Layer, root: Path) -> Packed:
-        stored = blob_name(self.registry.base, layer.digest, layer.size)
+        # Each has a key of its own: under one they would count as versions of each other, of which the older ones go.
+        stored = blob_name(f"{self.registry.base}\0{layer.digest}", layer.digest, layer.size)
         archive = RemoteFile(layer.digest, layer.size, sha256=layer.sha256, stored_as=stored)
         return Packed(
             self,

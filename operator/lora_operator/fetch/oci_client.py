@@ -1,7 +1,7 @@
 """Requests to a registry: manifests and blobs, with the registry's own token where it wants one.
 
 Only the registry and what the cache allows beside it is asked, also for tokens; the login goes to the registry and to the token
-service that it names, and to nobody else. No other place is looked at for a login.
+service that it names itself, and to nobody else, whatever servers that it sends us to may ask for. No other place is looked at for a login.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import httpx2
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.http_client import Bearer, Client, new_transport, origin, unreachable
+from lora_operator.fetch.http_client import PLAIN, Bearer, Client, new_transport, origin, unreachable
 
 _DOCUMENT_BYTES: Final = 4 << 20
 _PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
@@ -65,12 +65,7 @@ class Registry(Client):
     def document(self, url: str, *, accept: str = "application/json") -> bytes:
         """A manifest or the like, of a bounded size."""
         with self.get(url, {"Accept": accept}) as answer:
-            data = bytearray()
-            for chunk in answer.iter_raw():
-                data += chunk
-                if len(data) > _DOCUMENT_BYTES:
-                    raise unreachable(url, "its answer is too long")
-            return bytes(data)
+            return _bounded(answer, url)
 
     def manifest(self, reference: str) -> tuple[str, dict[str, Any]]:
         """A manifest by tag or digest, and its own digest."""
@@ -113,18 +108,32 @@ class Registry(Client):
         }
         self.require_allowed(url, realm)
         login = httpx2.BasicAuth(*self.login) if self.login is not None else httpx2.Auth()
-        found = self.transport.get(f"{realm}?{urlencode(query)}", auth=login)
-        if found.status_code in (401, 403):
-            return False
-        if found.status_code != 200:
-            raise unreachable(realm, f"the registry's token service answered {found.status_code}")
+        request = self.transport.build_request("GET", f"{realm}?{urlencode(query)}", headers=PLAIN)
+        found = self.transport.send(request, stream=True, auth=login)
         try:
-            given = found.json()
+            if found.status_code in (401, 403):
+                return False
+            if found.status_code != 200:
+                raise unreachable(realm, f"the registry's token service answered {found.status_code}")
+            document = _bounded(found, realm)
+        finally:
+            found.close()
+        try:
+            given = json.loads(document)
             self.token = str(given.get("token") or given["access_token"])
         except (ValueError, KeyError, AttributeError) as error:
             raise unreachable(realm, "the registry's token service gave no token") from error
         text.protect(self.token)
         return True
+
+
+def _bounded(answer: httpx2.Response, url: str) -> bytes:
+    data = bytearray()
+    for chunk in answer.iter_raw():  # as it is: what unpacks itself has no bound
+        data += chunk
+        if len(data) > _DOCUMENT_BYTES:
+            raise unreachable(url, "its answer is too long")
+    return bytes(data)
 
 
 def login_of(document: str, registry: str) -> tuple[str, str]:

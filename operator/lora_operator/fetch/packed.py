@@ -1,8 +1,8 @@
 """Archives of a source on the volume: each is one unfinished file of the store for as long as it is needed, and never more.
 
 It is downloaded, checked against its sha256, and read from there: first for the list of its files, then for the wanted ones. It goes
-as soon as these are extracted, or the Job is told that they can't be; only a broken download is kept, for the next attempt. The list
-stays, so that a Job that finds all wanted files in the cache downloads nothing.
+as soon as these are extracted, before the next archive's are, or the Job is told that they can't be; else it is kept for the next
+attempt. The list stays, so that a Job that finds all wanted files in the cache downloads nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,19 @@ from lora_operator.manifest import FetchRequest, Limits
 
 log = logging.getLogger(__name__)
 
-_INDEX_BYTES: Final = 32 << 20
+_INDEX_BYTES: Final = (
+    6 * unpack.MAX_NAMES_BYTES + 32 * unpack.MAX_ENTRIES
+)  # of names in JSON: \u and four digits for a byte
+_AT_FAULT: Final = (  # what no further download of an archive can change, or what its space is needed for
+    Reason.CHECKSUM_MISMATCH,
+    Reason.INSUFFICIENT_SPACE,
+    Reason.TOO_LARGE,
+    Reason.INVALID_ADAPTER,
+    Reason.INCOMPLETE_MODEL,
+    Reason.INCOMPATIBLE_BASE_MODEL,
+    Reason.UNSAFE_FORMAT,
+    Reason.ENTRY_NOT_FOUND,  # the archive itself, or the wanted folder in it
+)
 
 
 @dataclass
@@ -47,6 +59,9 @@ class Packed:
     root: Path  # of the volume
     limits: Limits
     used: set[Path] = field(default_factory=set)  # where this process had the archive itself
+    verified: tuple[
+        int, ...
+    ] = ()  # by what the archive is known that this process has hashed, and nobody has touched since
 
     def names(self, reporter: Reporter) -> dict[str, int]:
         """The sizes of its files by name; brings the archive where that is not known yet. Raises ReasonError."""
@@ -58,7 +73,10 @@ class Packed:
         measure = measure_blobs(self.place.blobs, [self.archive])
         reporter.enter("Downloading", total=self.archive.size, measure=measure)
         try:
-            with translated(self.source), self._brought(moving=lambda: measure()[1]) as archive:
+            brought = self._brought(lambda: self._read_index() is None, moving=lambda: measure()[1])
+            with translated(self.source), brought as archive:
+                if archive is None:
+                    return self._read_index() or {}
                 reporter.enter("Verifying", total=self.archive.size, measure=_position(archive))
                 found = unpack.entries(archive, limit=self.limit)
                 self._write_index(found)
@@ -74,32 +92,50 @@ class Packed:
             path=name, size=size, version=sha256, stored_as=blob_name(f"{self.key}\0{name}", sha256, size)
         )
 
-    def extract(self, files: Mapping[str, RemoteFile], *, moving: Callable[[], int]) -> None:
-        """Brings these files, by their names in the archive, into their final place. Raises ReasonError."""
-        with translated(self.source), self._brought(moving=moving) as archive:
-            for name, chunks in unpack.contents(archive, frozenset(files), limit=self.limit):
-                log.info("extracting %s", text.clean(name, limit=200))
-                self._write(files[name], chunks)
+    def extract(self, files: Mapping[str, RemoteFile], *, moving: Callable[[], int], again: bool = False) -> None:
+        """Brings these files, by their names in the archive, into their final place, unless another Job has. Raises ReasonError."""
+
+        def missing() -> frozenset[str]:
+            return frozenset(name for name, file in files.items() if again or not self.place.has(file))
+
+        with translated(self.source), self._brought(lambda: bool(missing()), moving=moving, is_last=True) as archive:
+            if archive is not None:
+                for name, chunks in unpack.contents(archive, missing(), limit=self.limit):
+                    log.info("extracting %s", text.clean(name, limit=200))
+                    self._write(files[name], chunks)
 
     def discard(self) -> None:
-        """Removes the archive, if this process needed it."""
+        """Removes the archive, if this process needed it and no other one has it now."""
         for path in self.used:
-            path.unlink(missing_ok=True)
+            if path == self.place.partial(self.archive):
+                locks.discard_left(path)
+            else:
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _brought(self, *, moving: Callable[[], int]) -> Iterator[FileIO]:
-        """The archive, complete and right; for this process alone."""
+    def _brought(
+        self, needed: Callable[[], bool], *, moving: Callable[[], int], is_last: bool = False
+    ) -> Iterator[FileIO | None]:
+        """The archive, complete and right, for this process alone; None where another Job was first, so that it is not needed any more.
+
+        With `is_last` it goes at the end.
+        """
         store = ObjectStore(self.source, self.place)
         self.place.discard_older(self.archive)
         while True:
             with locks.claimed(self.place.partial(self.archive)) as (path, target):
                 self.used.add(path)
+                wanted = needed()
                 try:
-                    persist(partial(store.complete, self.archive, target, threading.Event()), moving=moving)
+                    if wanted and self.verified != _stamp(target):
+                        persist(partial(store.complete, self.archive, target, threading.Event()), moving=moving)
+                        self.verified = _stamp(target)
                 except locks.Overtaken:  # another Job is done with it, and removed it
                     continue
                 target.seek(0)
-                yield target.plain
+                yield target.plain if wanted else None
+                if is_last and locks.is_same(path, target.plain):
+                    path.unlink(missing_ok=True)
                 return
 
     def _write(self, file: RemoteFile, chunks: Iterator[bytes]) -> None:
@@ -152,11 +188,11 @@ def collecting(request: FetchRequest, place: Place, archives: Sequence[Packed]) 
 
 @contextlib.contextmanager
 def tidied(archives: Sequence[Packed]) -> Iterator[None]:
-    """Removes the archives at the end, unless their download is to be gone on with."""
+    """Removes the archives at the end, unless they are to be gone on with: a server that refuses meanwhile is no fault of theirs."""
     try:
         yield
     except ReasonError as error:
-        if error.reason is not Reason.SOURCE_UNREACHABLE:
+        if error.reason in _AT_FAULT:
             for archive in archives:
                 archive.discard()
         raise
@@ -180,11 +216,18 @@ class PackedStore:
         return self.objects.has(file)
 
     def missing_bytes(self, files: Sequence[RemoteFile]) -> int:
-        archives = {id(found[0]): found[0] for found in self._archives(files)}.values()
-        return self.objects.missing_bytes(files) + self.objects.missing_bytes([found.archive for found in archives])
+        """At the peak: each archive goes when its files are extracted, before the next one's are."""
+        now = peak = 0
+        for archive, members in self._by_archive(files):
+            now += self.objects.missing_bytes([archive.archive, *members.values()])
+            peak = max(peak, now)
+            now -= archive.archive.size
+        plain = [file for file in files if file.path not in self.packed]
+        return max(peak, now + self.objects.missing_bytes(plain))
 
     def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
-        self._extract([file for file in files if not self.has(file)], moving=moving)
+        for archive, members in self._by_archive(files):
+            archive.extract(members, moving=moving)
         return self.objects.download(files, moving=moving)
 
     def expected(self, file: RemoteFile) -> RemoteFile:
@@ -192,7 +235,8 @@ class PackedStore:
 
     def download_again(self, file: RemoteFile) -> None:
         if file.path in self.packed:
-            self._extract([file], moving=lambda: 0)
+            archive, name = self.packed[file.path]
+            archive.extract({name: file}, moving=lambda: 0, again=True)
         else:
             self.objects.download_again(file)
 
@@ -202,17 +246,19 @@ class PackedStore:
     def confirm(self) -> None:
         self.objects.confirm()
 
-    def _archives(self, files: Sequence[RemoteFile]) -> list[tuple[Packed, str]]:
-        return [self.packed[file.path] for file in files if file.path in self.packed and not self.has(file)]
-
-    def _extract(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> None:
+    def _by_archive(self, files: Sequence[RemoteFile]) -> list[tuple[Packed, dict[str, RemoteFile]]]:
+        """The missing ones of `files` by their names in each archive."""
         wanted: dict[int, tuple[Packed, dict[str, RemoteFile]]] = {}
         for file in files:
-            if file.path in self.packed:
+            if file.path in self.packed and not self.has(file):
                 archive, name = self.packed[file.path]
                 wanted.setdefault(id(archive), (archive, {}))[1][name] = file
-        for archive, members in wanted.values():
-            archive.extract(members, moving=moving)
+        return list(wanted.values())
+
+
+def _stamp(target: locks.Guarded) -> tuple[int, ...]:
+    found = os.fstat(target.plain.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _position(archive: FileIO) -> Callable[[], tuple[int, int]]:

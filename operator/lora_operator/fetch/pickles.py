@@ -1,12 +1,15 @@
 """Scans pickled weights, which can run code when they are read, without reading them so: by picklescan, with its list of what is harmless.
 
-Fails closed. Clean is what the scanner took apart without any complaint, and what names nothing but what rebuilds tensors. vLLM itself
-reads such files with torch's `weights_only`, so this is the first of two lines.
+Fails closed. Clean is what the scanner took apart without any complaint, and what names nothing but what rebuilds tensors. An archive that
+readers may understand in two ways is not clean: of two entries of a name one takes the first, another one the last. vLLM itself reads
+such files with torch's `weights_only`, so this is the first of two lines.
 """
 
 from __future__ import annotations
 
 import logging
+import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +20,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 
 _TENSORS: Final = "torch._utils"
+_PICKLE: Final = "data.pkl"  # that torch reads
 _SHOWN: Final = 5
 
 
@@ -33,6 +37,7 @@ class _Complaints(logging.Handler):
 
 def require_clean(path: Path) -> None:
     """Raises ReasonError(UnsafeFormat) unless the file is a pickle of tensors and nothing else."""
+    _require_one_meaning(path)
     log, complaints = logging.getLogger("picklescan"), _Complaints()
     log.addHandler(complaints)
     log.propagate = False
@@ -51,6 +56,21 @@ def require_clean(path: Path) -> None:
         raise _unsafe(path, f"it can't be scanned ({'; '.join(complaints.lines) or 'damaged'})")
     if not any(one.module == _TENSORS for one in found.globals):
         raise _unsafe(path, "it holds no tensors")
+
+
+def _require_one_meaning(path: Path) -> None:
+    """That no two readers of the archive find different entries; torch compares names without regard to case."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            names = [name.lower() for name in archive.namelist()]
+    except Exception as error:  # whatever a hostile file makes of the reader
+        raise _unsafe(path, f"it can't be scanned ({type(error).__name__}: {error})") from error
+    if twice := [name for name, count in Counter(names).items() if count > 1][:_SHOWN]:
+        raise _unsafe(path, f"its archive has {', '.join(twice)} twice")
+    if len(pickled := [name for name in names if name.rpartition("/")[2] == _PICKLE]) > 1:
+        raise _unsafe(path, f"its archive has more than one {_PICKLE} ({', '.join(sorted(pickled)[:_SHOWN])})")
 
 
 def _unsafe(path: Path, why: str) -> ReasonError:

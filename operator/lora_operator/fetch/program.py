@@ -24,6 +24,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import bounds, choose, content, environment, leases, outcome, publish, text, verify, volume
 from lora_operator.fetch.choose import RemoteFile, WantedFile
+from lora_operator.fetch.meter import Meter
 from lora_operator.fetch.progress import STALL_AFTER_S, Reporter, measure_blobs
 from lora_operator.fetch.source import Source, Store, open_source
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, FetchResult, Manifest, ManifestFile
@@ -76,6 +77,7 @@ def _run(request: FetchRequest) -> FetchResult:
                     code=request.trust_remote_code,
                     own_tokenizer=not request.without_tokenizer,
                     pickled_weights=request.pickled_weights,
+                    in_place=request.is_in_place,
                 ),
             )
             source.prove_readable([file.remote for file in wanted])
@@ -136,7 +138,7 @@ def _verify(
     store: Store, files: Sequence[RemoteFile], blobs: Mapping[str, Path], reporter: Reporter
 ) -> dict[str, verify.Verdict]:
     """Verdicts by the file's path in the source; a blob that several files share is read once."""
-    meter = verify.Meter()
+    meter = Meter()
     unique = {blobs[file.path]: store.expected(file) for file in files}
     log.info("verifying %d files", len(unique))
     reporter.enter("Verifying", total=_total(unique.values()), measure=meter.read)

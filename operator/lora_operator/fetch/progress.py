@@ -2,8 +2,8 @@
 
 Bytes are read from the cache (finished blobs and unfinished ones), not counted in the download: so they are true after a restart, and
 while another Job downloads the very file that this one waits for. A Job whose figures don't move for `stall_after` seconds is ended by
-`on_stall`: a source that sends one byte now and then passes every time-out of a request. Not while it publishes: nothing is measured
-there, a check may read gigabytes, and no source is waited for.
+`on_stall`: a source that sends one byte now and then passes every time-out of a request. What it reads of its own volume moves too (see
+`meter`). Not while it publishes: nothing is measured there, a check may read gigabytes, and no source is waited for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, Literal, TextIO
 
 from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.meter import GETTING_ON
 from lora_operator.manifest import FetchProgress
 
 Phase = Literal["Authorising", "Downloading", "Verifying", "Publishing"]
@@ -66,14 +67,15 @@ class Reporter:
             self._rate = Rate()
 
     def _run(self) -> None:
-        last: tuple[Phase, int] | None = None
+        last: tuple[Phase, int, int] | None = None
         while True:
             with self._lock:
                 phase, total, measure, rate = self.phase, self.bytes_total, self.measure, self._rate
             done, moving = measure()
             now = time.monotonic()
-            if (phase, moving) != last:
-                last = (phase, moving)
+            read, _ = GETTING_ON.read()
+            if (phase, moving, read) != last:
+                last = (phase, moving, read)
                 with self._lock:
                     self._moved = now
             figures = FetchProgress(phase=phase, bytes_done=min(done, total), bytes_total=total)

@@ -43,7 +43,7 @@ def staged(root: Path, links: Mapping[str, Path]) -> Iterator[Path]:
     staging = artifacts / f"{_TMP}{secrets.token_hex(8)}"
     staging.mkdir()
     try:
-        _remove_stale(artifacts, now=staging.stat().st_mtime, keep=staging)
+        remove_stale(artifacts, now=staging.stat().st_mtime, keep=staging)
         _set_mode(staging, _DIRECTORY_MODE)
         for name, blob in links.items():
             link = staging / name
@@ -91,9 +91,17 @@ def publish(root: Path, staging: Path, manifest: Manifest, *, title: str) -> str
 def read_manifest(view: Path) -> Manifest | None:
     """The manifest of a view, or None when it is missing or unreadable."""
     try:
-        with (view / MANIFEST_FILE).open("rb") as file:
+        return manifest_of(view)
+    except OSError:
+        return None
+
+
+def manifest_of(folder: Path) -> Manifest | None:
+    """The manifest in a folder; None where there is none, or none that is understood. Raises OSError where that can't be told."""
+    try:
+        with (folder / MANIFEST_FILE).open("rb") as file:
             return Manifest.model_validate_json(file.read(_MANIFEST_BYTES))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 
@@ -152,7 +160,7 @@ def _exchange(staging: Path, target: Path) -> None:
     _remove(aside)
 
 
-def _remove_stale(artifacts: Path, *, now: float, keep: Path) -> None:
+def remove_stale(artifacts: Path, *, now: float, keep: Path | None = None) -> None:
     """Removes what dead Jobs left. `now` is the volume's own clock: that of a directory just made on it."""
     for entry in artifacts.iterdir():
         try:

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from awscrt import checksums  # type: ignore[import-untyped]
 
 from lora_operator.fetch.locks import Guarded
+from lora_operator.fetch.meter import GETTING_ON
 
 _CHUNK: Final = 256 << 10
 
@@ -86,6 +87,7 @@ class Sums:
         file.seek(0)
         while chunk := file.read(_CHUNK):
             sums.add(chunk)
+            GETTING_ON.add(len(chunk))
         return sums
 
     def add(self, chunk: bytes) -> None:

@@ -1,7 +1,7 @@
 """Folders of mounted volumes as a source's files: listed and read without following any link, so nothing leads out of them.
 
 Whoever may write to the volume may change it at any time, also between a look and a reading of it. So every part of a path is opened
-on its own, never through a link, and what is read has the size and the time of change that were listed.
+on its own, never through a link, and what is read has the size and the times that were listed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,17 @@ _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Tree:
-    """One folder below a mount, by the parts of its path; `title` and `field` are for messages."""
+    """One folder below a mount, by the parts of its path; `title` and `field` are for messages.
+
+    With `by_inode` a file's version holds the time at which its inode changed too, which nobody can set back: what unpacked or copied
+    files keep of their origin, size and time, may be that of other content. Not its number, which some mounts give out anew.
+    """
 
     mount: Path
     path: str
     title: str
     field: str
+    by_inode: bool = False
 
     def listing(self) -> tuple[RemoteFile, ...]:
         """Every regular file by its path in the folder; links and the like are passed over. Raises ReasonError."""
@@ -48,7 +53,7 @@ class Tree:
                     path = os.path.normpath(f"{where}/{name}")
                     status = os.stat(name, dir_fd=handle, follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode):
-                        found.append(_remote(path, status))
+                        found.append(self._remote(path, status))
                     else:
                         log.warning("%s is a link or no file, and passed over", text.clean(path, limit=200))
                 if len(found) > _MAX_LISTED:
@@ -89,10 +94,15 @@ class Tree:
         with self._reading(Reason.SOURCE_CHANGED), self._opened(folders) as folder:
             handle = os.open(name, _FILE, dir_fd=folder)
             status = os.fstat(handle)
-            if stat.S_ISREG(status.st_mode) and _remote(file.path, status) == file:
+            if stat.S_ISREG(status.st_mode) and self._remote(file.path, status) == file:
                 return handle
             os.close(handle)
             raise self.changed(f"{text.clean(file.path, limit=200)!r} is not the one that was listed")
+
+    def _remote(self, path: str, status: os.stat_result) -> RemoteFile:
+        version = f"{status.st_mtime_ns} {status.st_ctime_ns}" if self.by_inode else str(status.st_mtime_ns)
+        stored = blob_name(path, version, status.st_size)
+        return RemoteFile(path=path, size=status.st_size, version=version, stored_as=stored)
 
     @contextlib.contextmanager
     def _opened(self, folders: Sequence[str] = ()) -> Iterator[int]:
@@ -133,13 +143,6 @@ class Tree:
                     "the ModelCache's securityContext (supplementalGroups, runAsUser)"
                 ),
             ) from error
-
-
-def _remote(path: str, status: os.stat_result) -> RemoteFile:
-    version = str(status.st_mtime_ns)
-    return RemoteFile(
-        path=path, size=status.st_size, version=version, stored_as=blob_name(path, version, status.st_size)
-    )
 
 
 def _raise(error: OSError) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,24 +29,6 @@ class Verdict:
     size: int
     sha256: str
     fault: str = ""
-
-
-class Meter:
-    """Counts hashed bytes from several threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-
-    def add(self, count: int) -> None:
-        """Adds `count` bytes."""
-        with self._lock:
-            self._count += count
-
-    def read(self) -> tuple[int, int]:
-        """In the form that progress wants."""
-        with self._lock:
-            return self._count, self._count
 
 
 def verify(files: Mapping[Path, RemoteFile], *, count: Callable[[int], None]) -> dict[Path, Verdict]:

@@ -21,7 +21,7 @@ from lora_operator.errors import (
     NotFoundError,
     ReasonError,
 )
-from lora_operator.kube import JOBS, MODEL_ARTIFACTS, PODS, SECRETS
+from lora_operator.kube import CLAIMS, JOBS, MODEL_ARTIFACTS, PODS, SECRETS
 from lora_operator.manifest import FetchProgress
 from lora_operator.names import job_name
 from lora_operator.plan.artifact import (
@@ -222,6 +222,18 @@ def fleets_of(context: Context, artifact: ModelArtifact) -> list[VLLMDeployment]
     return [deployment for deployment, cache in caches if not isinstance(cache, ReasonError) and cache.key == cache_key]
 
 
+async def _claim_uid(context: Context, artifact: ModelArtifact) -> str:
+    """The UID of the claim that is the source; empty where there is none, or another source."""
+    claim = artifact.spec.source.persistent_volume_claim
+    if claim is None:
+        return ""
+    try:
+        found = await context.kube.get_metadata(CLAIMS, artifact.metadata.namespace, claim.claim_name)
+    except NotFoundError:
+        return ""
+    return str(found["metadata"]["uid"])
+
+
 async def _create_job(
     context: Context, artifact: ModelArtifact, attempt: int, *, with_credentials: bool
 ) -> Body | None:
@@ -237,6 +249,7 @@ async def _create_job(
         with_credentials=with_credentials,
         workload_identity=workload_identity(artifact.spec.source, cache, with_credentials=with_credentials),
         reserved_bytes=reserved_bytes(context, artifact),
+        claim_uid=await _claim_uid(context, artifact),
     )
     placement = job_placement(cache, fleets_of(context, artifact))
     settings = context.settings
