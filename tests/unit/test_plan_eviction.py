@@ -12,16 +12,8 @@ from lora_operator.api import ModelArtifact, ModelCache
 from lora_operator.api.source import Source
 from lora_operator.constants import ANNOTATION_EVICT
 from lora_operator.manifest import KEEP_BYTES, EvictResult, keep_mark
-from lora_operator.plan.eviction import (
-    EvictionObservation,
-    EvictJob,
-    encode_keep,
-    is_due,
-    plan_eviction,
-    read_result,
-    reclaimable_bytes,
-    views_in,
-)
+from lora_operator.plan.eviction import encode_keep, is_due, plan_eviction, read_result
+from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, views_in
 from tests.unit.builders import NOW, make_artifact, make_cache, not_ready, ready_artifact, through_the_api
 
 GIB = 1 << 30

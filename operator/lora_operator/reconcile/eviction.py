@@ -15,18 +15,15 @@ from lora_operator.manifest import EvictRequest
 from lora_operator.plan.eviction import (
     MAX_VIEWS,
     POLL_UNSURE_SECONDS,
-    EvictionObservation,
     EvictionPlan,
-    EvictJob,
     encode_keep,
     is_due,
     plan_eviction,
     read_result,
-    reclaimable_bytes,
-    view_name,
 )
 from lora_operator.plan.fetch_job import view_job
 from lora_operator.plan.pods import controller
+from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, view_name
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import Body, Key, Kind
