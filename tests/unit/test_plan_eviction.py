@@ -35,7 +35,7 @@ def unused(name: str, days: float, *, size: int = 1, path: str = "", **more: Any
     return ready_artifact(name, status=status, **more)
 
 
-def held_up(name: str = "new", *, needed: int = 1, at: datetime = NOW) -> ModelArtifact:
+def held_up(name: str = "new", *, needed: int = 1, at: datetime = NOW, **more: Any) -> ModelArtifact:
     """A wanted one that does not fit."""
     failure = {
         "attempt": 1,
@@ -44,7 +44,7 @@ def held_up(name: str = "new", *, needed: int = 1, at: datetime = NOW) -> ModelA
         "time": at.isoformat(),
         "neededBytes": needed * GIB,
     }
-    return make_artifact(name, status={"lastFailure": failure}, conditions=not_ready("InsufficientSpace"))
+    return make_artifact(name, status={"lastFailure": failure}, conditions=not_ready("InsufficientSpace"), **more)
 
 
 def seen(*artifacts: ModelArtifact, of: ModelCache | None = None, **more: Any) -> EvictionObservation:
@@ -73,6 +73,12 @@ def test_what_was_wanted_longest_ago_goes_first_and_no_more_than_is_needed() -> 
     assert removed(seen(*contents, held_up("a", needed=1), held_up("b", needed=1))) == ["oldest", "old"]
     assert removed(seen(*contents, held_up(needed=50))) == ["oldest", "old", "young"]
     assert removed(seen(held_up())) == [], "what lies there without any artifact may be enough"
+
+
+def test_content_that_somebody_warms_by_hand_gets_room_too() -> None:
+    warm, unwanted = held_up("warm", by_hand=True), frozenset({"old", "warm", "left"})
+    assert removed(seen(unused("old", 9), warm, unwanted=unwanted)) == ["old"]
+    assert removed(seen(unused("old", 9), held_up("left"), unwanted=unwanted)) is None, "nothing wants it any more"
 
 
 def test_nothing_goes_without_a_reason_or_by_the_policy_never() -> None:

@@ -110,7 +110,7 @@ def held_up(seen: EvictionObservation) -> list[ModelArtifact]:
         if (failure := artifact.status.last_failure) is not None
         and failure.reason == Reason.INSUFFICIENT_SPACE
         and not is_true(artifact.status.conditions, Condition.READY)
-        and artifact.metadata.name not in seen.unwanted
+        and (artifact.metadata.name not in seen.unwanted or is_by_hand(artifact))
         and (last is None or failure.time > last)
     ]
 
