@@ -257,6 +257,17 @@ async def test_artifacts_of_another_cache_over_the_same_claim_are_kept() -> None
     assert is_evicting(world.context, ("serving", "second"))
 
 
+async def test_artifacts_whose_cache_is_away_are_kept_for_it_may_be_over_the_same_claim() -> None:
+    world = World()
+    content = {"path": "artifacts/away-view", "unreferencedSince": CREATED}
+    world.put(Kind.MODEL_ARTIFACT, ready_artifact("away", uid="uid-2", cache="second", status=content))
+    world.raw(Kind.JOB, make_job(artifact="away", owner_uid="uid-2"))
+    await world.look()
+    assert world.api.deleted == ["old"]
+    assert world.kept("away-view") == ["away-view"]
+    assert world.request().built is not None, "its downloads are reckoned with, too"
+
+
 async def test_pods_that_have_ended_use_nothing_and_those_that_have_not_begun_what_they_are_told() -> None:
     world = World(pod=engine_pod(phase="Failed"))
     world.context.registry.views.clear()
