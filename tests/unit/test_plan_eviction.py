@@ -149,6 +149,8 @@ def test_content_of_two_artifacts_counts_once_and_only_when_both_go() -> None:
     assert removed(seen(*twins, held_up(needed=2))) == ["one", "two", "three"]
     wanted = ready_artifact("wanted", status={"path": "artifacts/same"})
     assert removed(seen(twins[0], wanted, unused("three", 7), held_up(needed=1))) == ["one", "three"]
+    beside = seen(twins[0], unused("three", 7), held_up(needed=1), beside=(wanted,))
+    assert removed(beside) == ["one", "three"], "another cache over the claim has it, too"
 
 
 def test_a_job_that_runs_is_awaited_and_its_end_recorded() -> None:

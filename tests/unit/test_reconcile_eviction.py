@@ -257,6 +257,16 @@ async def test_artifacts_of_another_cache_over_the_same_claim_are_kept() -> None
     assert is_evicting(world.context, ("serving", "second"))
 
 
+async def test_what_other_caches_have_on_the_same_volume_can_t_be_reclaimed() -> None:
+    volume = {"totalBytes": 1 << 40, "freeBytes": 1 << 39, "usedBytes": 1 << 39, "time": CREATED}
+    world = World(asked=None, status={"claimName": "models", "volume": volume})
+    before = (await world.look()).reclaimable
+    world.put(Kind.MODEL_CACHE, make_cache("second", uid="uid-second"))
+    status = {"path": "artifacts/second-view", "sizeBytes": 1 << 38}
+    world.put(Kind.MODEL_ARTIFACT, ready_artifact("second", uid="uid-2", cache="second", status=status))
+    assert (await world.look()).reclaimable == before - (1 << 38)
+
+
 async def test_artifacts_whose_cache_is_away_are_kept_for_it_may_be_over_the_same_claim() -> None:
     world = World()
     content = {"path": "artifacts/away-view", "unreferencedSince": CREATED}

@@ -38,6 +38,7 @@ class EvictionObservation:
     used: frozenset[str]  # names of views that something uses, or may
     unsure: str | None  # why that can't be known just now
     job: EvictJob | None  # of the attempt after the last that is recorded
+    beside: Sequence[ModelArtifact] = ()  # of other caches over the same claim, whose content stays
     fetching: int = 0  # download Jobs of the claim that are under way
     unread: bool = False  # a download Job has ended whose result is not recorded yet
     swept: bool = False  # an artifact that had content was deleted
@@ -62,7 +63,8 @@ def victims(seen: EvictionObservation, *, now: datetime) -> list[ModelArtifact]:
     going = candidates(seen)
     if is_asked_for(seen):
         return going
-    shared = {view_name(a) for a in seen.artifacts if a.metadata.name not in {c.metadata.name for c in going}}
+    stays = {a.metadata.name for a in (*seen.artifacts, *seen.beside)} - {a.metadata.name for a in going}
+    shared = {view_name(a) for a in (*seen.artifacts, *seen.beside) if a.metadata.name in stays}
     needed = sum(
         artifact.status.last_failure.needed_bytes or artifact.status.size_bytes or 1
         for artifact in held_up(seen)
@@ -84,7 +86,7 @@ def victims(seen: EvictionObservation, *, now: datetime) -> list[ModelArtifact]:
 def reclaimable_bytes(artifacts: Iterable[ModelArtifact], unwanted: frozenset[str], *, used: int) -> int:
     """The sizes of contents that only unwanted artifacts have, or that none has any more; each counts once.
 
-    `used`: what lies on the volume, or 0 where it is not known or just growing.
+    `artifacts`: of all caches over the claim. `used`: what lies on the volume, or 0 where it is not known or just growing.
     """
     artifacts = list(artifacts)
     wanted = {a.status.path for a in artifacts if a.metadata.name not in unwanted or is_by_hand(a)}

@@ -46,7 +46,7 @@ async def reconcile_eviction(context: Context, cache: ModelCache) -> Eviction:
     seen = await _observe(context, cache)
     volume = context.registry.volumes.get(cache.key) or cache.status.volume
     used = volume.used_bytes if volume is not None and not seen.fetching else 0
-    reclaimable = reclaimable_bytes(seen.artifacts, seen.unwanted, used=used)
+    reclaimable = reclaimable_bytes((*seen.artifacts, *seen.beside), seen.unwanted, used=used)
     plan = plan_eviction(seen, now=context.now())
     claim = claim_of(context, cache.key)
     if plan.start is not None:
@@ -78,13 +78,15 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
     store, registry, namespace = context.store, context.registry, cache.metadata.namespace
     artifacts = store.artifacts_of(cache.key)
     caches = caches_of(context, claim_of(context, cache.key))
-    views = frozenset(view_name(a) for key in caches for a in store.artifacts_of(key)) - {""}
+    beside = [artifact for key in caches if key != cache.key for artifact in store.artifacts_of(key)]
+    views = frozenset(view_name(a) for a in (*artifacts, *beside)) - {""}
     swept = bool(registry.contents.get(cache.key, frozenset()) - views)
     if not swept:
         registry.contents[cache.key] = views
     seen = EvictionObservation(
         cache=cache,
         artifacts=artifacts,
+        beside=beside,
         unwanted=frozenset(
             a.metadata.name for a in artifacts if not registry.wanters(a.key) and not store.is_told(a.key)
         ),
