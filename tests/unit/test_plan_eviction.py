@@ -165,6 +165,7 @@ def test_a_job_that_runs_is_awaited_and_its_end_recorded() -> None:
     assert through_the_api(plan.status).to_wire() == {
         "attempt": 1,
         "running": False,
+        "failures": 0,
         "time": "2026-01-02T03:04:05Z",
         "views": 3,
         "freed": "5Gi",
@@ -180,6 +181,32 @@ def test_one_that_could_not_is_not_tried_again_at_once() -> None:
     later = seen(unused("old", 9), held_up(at=NOW + timedelta(minutes=5)), of=cache(status=status.to_wire(), **LRU))
     assert not is_due(later, now=NOW + timedelta(minutes=6))
     assert is_due(later, now=NOW + timedelta(minutes=11))
+    asked = seen(of=cache(status=status.to_wire(), asked="now", **LRU))
+    assert is_due(asked, now=NOW + timedelta(minutes=6))
+
+
+def test_the_more_often_it_could_not_the_later_it_is_tried_again() -> None:
+    result, status = EvictResult(ok=False, message="no locks"), None
+    for failures, minutes in ((1, 10), (2, 20), (3, 40), (4, 80), (5, 80)):
+        job = EvictJob(f"default-evict-{failures}", True, result)
+        status = plan_eviction(seen(of=cache(status=status, **LRU), job=job), now=NOW).status.to_wire()  # type: ignore[union-attr]
+        assert status["failures"] == failures
+        wants = seen(unused("old", 9), held_up(at=NOW + timedelta(minutes=1)), of=cache(status=status, **LRU))
+        assert not is_due(wants, now=NOW + timedelta(minutes=minutes - 1))
+        assert is_due(wants, now=NOW + timedelta(minutes=minutes))
+    fine = EvictJob("default-evict-6", True, EvictResult(ok=True))
+    ended = plan_eviction(seen(of=cache(status=status, **LRU), job=fine), now=NOW).status
+    assert ended is not None
+    assert (ended.failures, ended.message) == (0, None)
+
+
+def test_one_that_left_alone_what_downloads_had_is_no_failure() -> None:
+    job = EvictJob("default-evict-1", True, EvictResult(ok=True, busy=1))
+    status = plan_eviction(seen(job=job), now=NOW).status
+    assert status is not None
+    assert status.message == "1 sources were being downloaded from, so what is theirs stayed"
+    later = seen(unused("old", 9), held_up(at=NOW + timedelta(minutes=1)), of=cache(status=status.to_wire(), **LRU))
+    assert is_due(later, now=NOW + timedelta(minutes=1))
 
 
 def test_after_an_eviction_only_a_download_that_failed_since_needs_another() -> None:

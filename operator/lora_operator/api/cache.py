@@ -83,6 +83,11 @@ class EvictionStatus(ApiModel):
     )
     attempt: int = Field(default=0, description="Number of the last Job, <cache>-evict-<attempt>.")
     running: bool = Field(default=False, description="Whether that Job is under way; downloads wait meanwhile.")
+    failures: int = Field(
+        default=0,
+        description="Removals in a row that could not be done. The next one that you don't ask for waits for 10 minutes, then for 20, 40 "
+        "and 80.",
+    )
     time: datetime | None = Field(default=None, description="When the last one ended.")
     views: int | None = Field(default=None, description="Contents that it removed.")
     freed: str | None = Field(default=None, description="Bytes that it freed; what other content shares stays.")

@@ -32,7 +32,8 @@ from lora_operator.plan.unused import (
 POLL_SECONDS: Final = 5.0
 POLL_UNSURE_SECONDS: Final = 15.0
 WAITS: Final = "waits, for nothing may go now"
-RETRY: Final = timedelta(minutes=10)  # after a Job that could not
+RETRY: Final = timedelta(minutes=10)  # after the first that could not; the double after each further one
+MAX_DOUBLED: Final = 3
 JUST: Final = timedelta(minutes=2)  # in which pods let go of what nothing wants any more
 MAX_VIEWS: Final = 10_000  # whose names fit the Job's environment
 
@@ -112,8 +113,8 @@ def _why(seen: EvictionObservation, now: datetime) -> str | None:
     status, cache = seen.cache.status.eviction, seen.cache
     if cache.spec.eviction.policy == "Never":
         return None
-    if status is not None and status.message is not None and not _waits(status) and _is_recent(status, now):
-        return None  # it could not
+    if status is not None and _pauses(status, now):
+        return None
     if seen.swept:
         return "an artifact is gone"
     if held_up(seen):
@@ -125,8 +126,10 @@ def _waits(status: EvictionStatus) -> bool:
     return (status.message or "").startswith(WAITS)
 
 
-def _is_recent(status: EvictionStatus, now: datetime) -> bool:
-    return status.time is not None and now - status.time < RETRY
+def _pauses(status: EvictionStatus, now: datetime) -> bool:
+    """Whether the last one could not, a while ago at most."""
+    pause = RETRY * 2 ** min(status.failures - 1, MAX_DOUBLED) if status.failures else timedelta(0)
+    return status.time is not None and now - status.time < pause
 
 
 def _still_served(seen: EvictionObservation, now: datetime) -> str | None:
@@ -141,23 +144,30 @@ def _still_served(seen: EvictionObservation, now: datetime) -> str | None:
     return None
 
 
+def could_not(status: EvictionStatus | None, why: str, *, now: datetime) -> EvictionStatus:
+    """What is said when nothing could be removed."""
+    failures = (status.failures if status else 0) + 1
+    changes = {"running": False, "failures": failures, "views": 0, "freed": "0", "message": why[:1024]}
+    return _update(status, time=now.replace(microsecond=0), **changes)
+
+
 def _ended(seen: EvictionObservation, job: EvictJob, result: EvictResult, *, now: datetime) -> EvictionPlan:
     status = seen.cache.status.eviction
+    status = _update(status, attempt=(status.attempt if status else 0) + 1)
     busy = f"{result.busy} sources were being downloaded from, so what is theirs stayed" if result.busy else None
-    return EvictionPlan(
-        _update(
+    if result.ok:
+        status = _update(
             status,
-            attempt=(status.attempt if status else 0) + 1,
             running=False,
+            failures=0,
             time=now.replace(microsecond=0),
             views=result.views,
             freed=format_size(result.freed_bytes),
-            message=busy if result.ok else result.message[:1024],
-        ),
-        delete_job=job.name,
-        ended=True,
-        requeue_after=0,
-    )
+            message=busy,
+        )
+    else:
+        status = could_not(status, result.message, now=now)
+    return EvictionPlan(status, delete_job=job.name, ended=True, requeue_after=0)
 
 
 def _update(status: EvictionStatus | None, **changes: object) -> EvictionStatus:

@@ -16,6 +16,7 @@ from lora_operator.plan.eviction import (
     MAX_VIEWS,
     POLL_UNSURE_SECONDS,
     EvictionPlan,
+    could_not,
     encode_keep,
     is_due,
     plan_eviction,
@@ -181,8 +182,6 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
             await context.kube.delete(JOBS, namespace, job["metadata"]["name"])
         return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
     except (ForbiddenError, InvalidObjectError) as error:
-        status = (cache.status.eviction or EvictionStatus()).model_copy(
-            update={"running": False, "message": f"the Job was refused: {error}"[:1024], "time": context.now()}
-        )
+        status = could_not(cache.status.eviction, f"the Job was refused: {error}", now=context.now())
         return EvictionPlan(status, requeue_after=60.0)
     return plan
