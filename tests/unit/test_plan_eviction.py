@@ -140,8 +140,8 @@ def test_what_is_not_known_for_certain_holds_up_everything_and_is_said() -> None
 
 def test_downloads_that_are_under_way_are_reckoned_with() -> None:
     asked = cache(asked="now")
-    assert plan_eviction(seen(of=asked, fetching=1), now=NOW).careful
-    assert not plan_eviction(seen(of=asked), now=NOW).careful
+    assert plan_eviction(seen(of=asked, fetching_since=NOW), now=NOW).built == NOW
+    assert plan_eviction(seen(of=asked), now=NOW).built is None
 
 
 def test_content_of_two_artifacts_counts_once_and_only_when_both_go() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, cast
+
+import pytest
 
 from lora_operator.api import ModelCache
 from lora_operator.constants import ANNOTATION_EVICT, Reason
@@ -183,6 +186,38 @@ async def test_what_is_wanted_again_while_others_are_deleted_stays() -> None:
     assert world.kept("old-view", "older-view") == ["old-view"]
 
 
+async def test_content_that_is_wanted_while_its_artifact_s_deletion_is_on_its_way_stays() -> None:
+    world = World()
+
+    def somebody_comes(name: str) -> None:
+        want = ModelWant(world.deployment.metadata.uid, 1, ("serving", name), None)
+        world.context.registry.publish_model_want(world.deployment.key, want)
+
+    world.api.on_delete = somebody_comes
+    await world.look()
+    assert world.api.deleted == ["old"]
+    assert world.kept("old-view") == ["old-view"], "it was seen Ready, and pods may be told of it by now"
+
+
+async def test_two_caches_over_one_claim_are_not_evicted_from_at_once() -> None:
+    world = World()
+    asked = {ANNOTATION_EVICT: "now"}
+    second = make_cache("second", uid="uid-second")
+    second = second.model_copy(update={"metadata": second.metadata.model_copy(update={"annotations": asked})})
+    world.put(Kind.MODEL_CACHE, second)
+    others: list[Any] = []
+
+    def meanwhile(_: str) -> None:
+        with pytest.raises(StopIteration) as ended:  # it does not wait for anything
+            reconcile_eviction(world.context, second).send(None)
+        others.append(ended.value.value)
+
+    world.api.on_delete = meanwhile
+    await world.look()
+    assert len(world.api.created) == 1
+    assert (others[0].status, others[0].requeue_after) == (None, 5.0)
+
+
 async def test_one_that_is_told_to_be_in_use_stays() -> None:
     world = World()
     status = {"artifactRef": {"namespace": "serving", "name": "old"}}
@@ -241,9 +276,11 @@ async def test_a_download_whose_result_was_not_read_holds_everything_up() -> Non
 async def test_what_downloads_may_publish_meanwhile_is_reckoned_with() -> None:
     world = World()
     world.put(Kind.MODEL_ARTIFACT, ready_artifact("new", uid="uid-new", status={"finishedAttempt": 0}))
-    world.raw(Kind.JOB, make_job(artifact="new", owner_uid="uid-new"))
+    job = make_job(artifact="new", owner_uid="uid-new")
+    world.raw(Kind.JOB, {**job, "metadata": job["metadata"] | {"creationTimestamp": CREATED}})
     await world.look()
-    assert world.request().built is not None
+    began = datetime.fromisoformat(CREATED).timestamp()
+    assert world.request().built == began, "it may have ended long ago, and nobody has told yet"
 
 
 async def test_artifacts_of_another_cache_over_the_same_claim_are_kept() -> None:

@@ -45,7 +45,7 @@ class EvictionPlan:
     status: EvictionStatus | None
     remove: tuple[ModelArtifact, ...] = ()  # objects to be deleted before the Job is made
     start: int | None = None  # attempt whose Job is to be made
-    careful: bool = False  # downloads are under way, which may publish what is not known here
+    built: datetime | None = None  # since when downloads may have published what is not known here
     delete_job: str | None = None
     ended: bool = False  # downloads may go on
     requeue_after: float | None = None
@@ -77,7 +77,7 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
         _update(status, running=True, message=None, requested=requested[:256] if requested else None),
         remove=remove,
         start=attempt,
-        careful=seen.fetching > 0,
+        built=seen.fetching_since,
         requeue_after=POLL_SECONDS,
     )
 

@@ -39,7 +39,7 @@ class EvictionObservation:
     unsure: str | None  # why that can't be known just now
     job: EvictJob | None  # of the attempt after the last that is recorded
     beside: Sequence[ModelArtifact] = ()  # of other caches over the same claim, whose content stays
-    fetching: int = 0  # download Jobs of the claim that are under way
+    fetching_since: datetime | None = None  # when the oldest download of the claim began that is under way
     unread: bool = False  # a download Job has ended whose result is not recorded yet
     swept: bool = False  # an artifact that had content was deleted
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from lora_operator.api.cache import EvictionStatus, ModelCache, VolumeFigures
 from lora_operator.constants import CACHE_MOUNT
@@ -14,6 +15,7 @@ from lora_operator.kube import JOBS, MODEL_ARTIFACTS, PODS
 from lora_operator.manifest import EvictRequest
 from lora_operator.plan.eviction import (
     MAX_VIEWS,
+    POLL_SECONDS,
     POLL_UNSURE_SECONDS,
     EvictionPlan,
     could_not,
@@ -24,12 +26,13 @@ from lora_operator.plan.eviction import (
 )
 from lora_operator.plan.fetch_job import view_job
 from lora_operator.plan.pods import controller
+from lora_operator.plan.trouble import parse_time
 from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, view_name
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Body, Key, Kind
+from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 from lora_operator.reconcile.usage import used_views
-from lora_operator.reconcile.waiting import caches_of, claim_of, has_ended, running_jobs
+from lora_operator.reconcile.waiting import caches_of, claim_of, has_ended, is_evicting
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,12 @@ async def reconcile_eviction(context: Context, cache: ModelCache) -> Eviction:
     """Look at one cache, and begin or end a removal where one is due."""
     seen = await _observe(context, cache)
     volume = context.registry.volumes.get(cache.key) or cache.status.volume
-    used = volume.used_bytes if volume is not None and not seen.fetching else 0
+    used = volume.used_bytes if volume is not None and seen.fetching_since is None else 0
     reclaimable = reclaimable_bytes((*seen.artifacts, *seen.beside), seen.unwanted, used=used)
     plan = plan_eviction(seen, now=context.now())
     claim = claim_of(context, cache.key)
+    if plan.start is not None and is_evicting(context, cache.key):  # from another cache over the claim
+        plan = EvictionPlan(cache.status.eviction, requeue_after=POLL_SECONDS)
     if plan.start is not None:
         context.registry.evicting.add(claim)
         try:
@@ -94,7 +99,7 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
         used=frozenset(),
         unsure=None,
         job=job,
-        fetching=sum(len(running_jobs(context, key)) + registry.turns.starting(key) for key in caches),
+        fetching_since=_fetching_since(context, caches),
         unread=any(
             _is_unread(context, body) for body in store.jobs.values() if body["metadata"]["namespace"] == namespace
         ),
@@ -106,6 +111,20 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
     if len(views | used) > MAX_VIEWS:
         unsure = unsure or f"there are more than {MAX_VIEWS} contents, more than one Job is told"
     return replace(seen, used=used, unsure=unsure)
+
+
+def _fetching_since(context: Context, caches: Collection[ObjectKey]) -> datetime | None:
+    """When the oldest download began whose end is not known; one may have ended long ago on a node that is lost."""
+    store, now = context.store, context.now()
+    began = [now for key in caches if context.registry.turns.starting(key)]
+    for (namespace, _), job in store.jobs.items():
+        owner = controller(job)
+        if owner is None or owner[0] != "ModelArtifact" or has_ended(job):
+            continue
+        artifact = store.artifacts.get((namespace, owner[1]))
+        if artifact is not None and (namespace, artifact.spec.cache_ref.name) in caches:
+            began.append(parse_time(job["metadata"].get("creationTimestamp")) or now)
+    return min(began, default=None)
 
 
 def _is_unread(context: Context, job: Body) -> bool:
@@ -139,7 +158,7 @@ def _last_words(pod: Body) -> str | None:
 async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attempt: int) -> EvictionPlan:
     """Delete the artifacts whose content goes, then make the Job that keeps what the others have by then."""
     registry, store = context.registry, context.store
-    claim, namespace, began = claim_of(context, cache.key), cache.metadata.namespace, time.time()
+    claim, namespace = claim_of(context, cache.key), cache.metadata.namespace
     for artifact in plan.remove:
         if registry.wanters(artifact.key) or store.is_told(artifact.key):
             continue  # somebody has come while we deleted others
@@ -151,12 +170,14 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
     if unsure is not None:
         return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
     views = {view_name(a) for key in caches_of(context, claim) for a in store.artifacts_of(key)} - {""}
+    # Who saw one Ready until just now may be telling pods of it.
+    views |= {view_name(a) for a in plan.remove if registry.wanters(a.key) or store.is_told(a.key)}
     registry.contents[cache.key] = frozenset(views)
     request = EvictRequest(
         cache_root=CACHE_MOUNT,
         owner=cache.status.claim_uid,
         keep=encode_keep(views | used),
-        built=began if plan.careful else None,
+        built=plan.built.timestamp() if plan.built is not None else None,
     )
     beside = [d for d in store.deployments.values() if d.metadata.namespace == namespace]
     fleets = [d for d in beside if isinstance(found := cache_of(context, d), ModelCache) and found.key == cache.key]
