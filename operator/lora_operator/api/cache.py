@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lora_operator.api.access import JobTemplate, Network, WorkloadIdentity
-from lora_operator.api.bounds import DownloadSpec, EvictionSpec
+from lora_operator.api.bounds import EVICTION_RULES, DownloadSpec, EvictionSpec
 from lora_operator.api.common import (
     AGE,
     ApiModel,
@@ -162,7 +162,9 @@ class ModelCacheSpec(ApiModel):
         description="How big one source's content may be; bigger content is TooLarge, before its first byte.",
     )
     eviction: EvictionSpec = Field(
-        default=EvictionSpec(), description="What becomes of content that nothing wants any more."
+        default=EvictionSpec(),
+        description="What becomes of content that nothing wants any more.",
+        json_schema_extra=EVICTION_RULES,
     )
     download: DownloadSpec = Field(default=DownloadSpec(), description="How the Jobs run.")
 
