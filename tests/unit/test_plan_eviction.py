@@ -154,12 +154,11 @@ def test_content_of_two_artifacts_counts_once_and_only_when_both_go() -> None:
 
 
 def test_a_job_that_runs_is_awaited_and_its_end_recorded() -> None:
-    job = EvictJob("default-evict-1", False, None)
+    job = EvictJob("default-evict-1")
     plan = plan_eviction(seen(held_up(), job=job), now=NOW)
-    assert (plan.start, plan.delete_job, plan.requeue_after) == (None, None, 5.0)
+    assert (plan.start, plan.ended, plan.requeue_after) == (None, False, 5.0)
     result = EvictResult(ok=True, views=3, freed_bytes=5 * GIB)
-    plan = plan_eviction(seen(held_up(), job=EvictJob("default-evict-1", True, result)), now=NOW)
-    assert plan.delete_job == "default-evict-1"
+    plan = plan_eviction(seen(held_up(), job=EvictJob("default-evict-1", result)), now=NOW)
     assert plan.ended
     assert plan.status is not None
     assert through_the_api(plan.status).to_wire() == {
@@ -174,7 +173,7 @@ def test_a_job_that_runs_is_awaited_and_its_end_recorded() -> None:
 
 def test_one_that_could_not_is_not_tried_again_at_once() -> None:
     result = EvictResult(ok=False, message="nothing is evicted: no locks")
-    observation = seen(unused("old", 9), held_up(), job=EvictJob("default-evict-1", True, result))
+    observation = seen(unused("old", 9), held_up(), job=EvictJob("default-evict-1", result))
     status = plan_eviction(observation, now=NOW).status
     assert status is not None
     assert status.message == "nothing is evicted: no locks"
@@ -188,20 +187,20 @@ def test_one_that_could_not_is_not_tried_again_at_once() -> None:
 def test_the_more_often_it_could_not_the_later_it_is_tried_again() -> None:
     result, status = EvictResult(ok=False, message="no locks"), None
     for failures, minutes in ((1, 10), (2, 20), (3, 40), (4, 80), (5, 80)):
-        job = EvictJob(f"default-evict-{failures}", True, result)
+        job = EvictJob(f"default-evict-{failures}", result)
         status = plan_eviction(seen(of=cache(status=status, **LRU), job=job), now=NOW).status.to_wire()  # type: ignore[union-attr]
         assert status["failures"] == failures
         wants = seen(unused("old", 9), held_up(at=NOW + timedelta(minutes=1)), of=cache(status=status, **LRU))
         assert not is_due(wants, now=NOW + timedelta(minutes=minutes - 1))
         assert is_due(wants, now=NOW + timedelta(minutes=minutes))
-    fine = EvictJob("default-evict-6", True, EvictResult(ok=True))
+    fine = EvictJob("default-evict-6", EvictResult(ok=True))
     ended = plan_eviction(seen(of=cache(status=status, **LRU), job=fine), now=NOW).status
     assert ended is not None
     assert (ended.failures, ended.message) == (0, None)
 
 
 def test_one_that_left_alone_what_downloads_had_is_no_failure() -> None:
-    job = EvictJob("default-evict-1", True, EvictResult(ok=True, busy=1))
+    job = EvictJob("default-evict-1", EvictResult(ok=True, busy=1))
     status = plan_eviction(seen(job=job), now=NOW).status
     assert status is not None
     assert status.message == "1 sources were being downloaded from, so what is theirs stayed"

@@ -58,14 +58,18 @@ class Api:
         self.statuses: list[Json] = []
         self.pods: list[Json] = []
         self.on_delete: Callable[[str], None] = lambda _: None
+        self.cache, self.version = make_cache(), 0
 
-    async def delete(self, _: Any, namespace: str, name: str, *, uid: str = "") -> None:
+    async def delete(
+        self, _: Any, namespace: str, name: str, *, uid: str = "", propagation: str = "Background"
+    ) -> None:
         self.deleted.append(name)
         self.on_delete(name)
 
     async def create(self, body: Json) -> Json:
         self.created.append(body)
-        return {**body, "metadata": body["metadata"] | {"uid": "uid-evict", "resourceVersion": "999"}}
+        self.version += 1
+        return {**body, "metadata": body["metadata"] | {"uid": "uid-evict", "resourceVersion": str(self.version)}}
 
     async def list(self, *_: Any, **__: Any) -> tuple[list[Json], str]:
         return self.pods, "1"
@@ -76,10 +80,11 @@ class Api:
 
     async def apply_status(self, _: Any, namespace: str, name: str, status: Json, **__: Any) -> Json:
         self.statuses.append(status)
-        cache = make_cache(status=status).model_dump(mode="json", by_alias=True, exclude_none=True)
+        cache = self.cache.model_dump(mode="json", by_alias=True, exclude_none=True)
+        self.version += 1
         return {
             **cache,
-            "metadata": cache["metadata"] | {"resourceVersion": str(1000 + len(self.statuses))},
+            "metadata": cache["metadata"] | {"resourceVersion": str(self.version)},
             "status": status,
         }
 
@@ -91,7 +96,7 @@ class World:
     """A fleet with one pod that serves an adapter, and an artifact `old` that nothing wants."""
 
     def __init__(self, *, asked: str | None = "now", pod: Json | None = None, **cache: Any) -> None:
-        self.api, self.version, self.woken = Api(), 0, list[Key]()
+        self.api, self.woken = Api(), list[Key]()
         self.context = Context(
             kube=cast(Kube, self.api),
             engines=cast(Engines, None),
@@ -104,6 +109,7 @@ class World:
         self.cache: ModelCache = made.model_copy(
             update={"metadata": made.metadata.model_copy(update={"annotations": annotations})}
         )
+        self.api.cache = self.cache
         self.put(Kind.MODEL_CACHE, self.cache)
         self.deployment, self.adapter = make_deployment(), make_adapter()
         self.put(Kind.VLLM_DEPLOYMENT, self.deployment)
@@ -133,8 +139,18 @@ class World:
         self.raw(kind, obj.model_dump(mode="json", by_alias=True, exclude_none=True))
 
     def raw(self, kind: Kind, body: Json) -> None:
-        self.version += 1
-        self.context.store.upsert(kind, {**body, "metadata": body["metadata"] | {"resourceVersion": str(self.version)}})
+        self.api.version += 1
+        version = {"resourceVersion": str(self.api.version)}
+        self.context.store.upsert(kind, {**body, "metadata": body["metadata"] | version})
+
+    async def until_the_job(self) -> None:
+        while not self.api.created:
+            await reconcile_cache(self.context, Key(Kind.MODEL_CACHE, *self.cache.key))
+
+    def end_job(self) -> None:
+        (job,) = self.api.created
+        ended = {"conditions": [{"type": "Complete", "status": "True"}]}
+        self.raw(Kind.JOB, {**job, "metadata": job["metadata"] | {"uid": "uid-evict"}, "status": ended})
 
     async def look(self) -> Any:
         return await reconcile_eviction(self.context, self.cache)
@@ -328,11 +344,8 @@ async def test_pods_that_have_ended_use_nothing_and_those_that_have_not_begun_wh
 async def test_the_end_is_recorded_downloads_go_on_and_the_job_goes() -> None:
     world = World()
     key = Key(Kind.MODEL_CACHE, *world.cache.key)
-    await reconcile_cache(world.context, key)
-    (job,) = world.api.created
-    ended = {"conditions": [{"type": "Complete", "status": "True"}]}
-    world.version = 2000
-    world.raw(Kind.JOB, {**job, "metadata": job["metadata"] | {"uid": "uid-evict"}, "status": ended})
+    await world.until_the_job()
+    world.end_job()
     volume = VolumeState(total_bytes=10, free_bytes=5, used_bytes=4)
     message = EvictResult(ok=True, views=1, freed_bytes=1024, volume=volume).model_dump_json(by_alias=True)
     state = {"terminated": {"exitCode": 0, "message": message}}
@@ -340,12 +353,38 @@ async def test_the_end_is_recorded_downloads_go_on_and_the_job_goes() -> None:
     world.api.deleted.clear()
     world.woken.clear()
     await reconcile_cache(world.context, key)
+    assert world.api.deleted == [], "its end is written down first"
+    await reconcile_cache(world.context, key)
     told = world.api.statuses[-1]
     assert (told["eviction"]["attempt"], told["eviction"]["freed"], told["eviction"]["running"]) == (1, "1Ki", False)
     assert (told["used"], told["free"]) == ("4", "5")
     assert world.api.deleted == ["default-evict-1"]
     assert Key(Kind.MODEL_ARTIFACT, "serving", "sql") in world.woken
     assert not is_evicting(world.context, world.cache.key)
+
+
+async def test_a_job_whose_end_was_recorded_before_the_operator_died_goes() -> None:
+    world = World()
+    await world.until_the_job()
+    world.end_job()
+    recorded = make_cache(status={"claimName": "models", "eviction": {"attempt": 1, "requested": "now"}})
+    world.put(Kind.MODEL_CACHE, recorded)
+    world.api.deleted.clear()
+    await reconcile_cache(world.context, Key(Kind.MODEL_CACHE, *world.cache.key))
+    assert world.api.deleted == ["default-evict-1"]
+
+
+async def test_what_was_asked_for_is_done_once_though_the_status_could_not_be_written() -> None:
+    world = World()
+    await world.until_the_job()
+    world.cache = world.context.store.caches[world.cache.key]
+    forgotten = world.cache.status.model_copy(update={"eviction": None})
+    world.put(Kind.MODEL_CACHE, world.cache.model_copy(update={"status": forgotten}))
+    world.end_job()
+    for _ in range(3):
+        await reconcile_cache(world.context, Key(Kind.MODEL_CACHE, *world.cache.key))
+    assert len(world.api.created) == 1
+    assert world.api.statuses[-1]["eviction"]["requested"] == "now"
 
 
 async def test_without_a_reason_nothing_is_even_looked_at() -> None:

@@ -20,7 +20,6 @@ from lora_operator.manifest import EvictResult, keep_mark
 from lora_operator.names import format_size
 from lora_operator.plan.unused import (
     EvictionObservation,
-    EvictJob,
     candidates,
     held_up,
     is_asked_for,
@@ -46,7 +45,6 @@ class EvictionPlan:
     remove: tuple[ModelArtifact, ...] = ()  # objects to be deleted before the Job is made
     start: int | None = None  # attempt whose Job is to be made
     built: datetime | None = None  # since when downloads may have published what is not known here
-    delete_job: str | None = None
     ended: bool = False  # downloads may go on
     requeue_after: float | None = None
 
@@ -54,11 +52,11 @@ class EvictionPlan:
 def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
     """Decide on one cache."""
     status = seen.cache.status.eviction
-    if seen.job is not None and seen.job.result is not None:
-        return _ended(seen, seen.job, seen.job.result, now=now)
     if seen.job is not None:
-        running = _update(status, running=True, message=None)
-        return EvictionPlan(running, requeue_after=POLL_SECONDS)
+        status = _update(status, requested=seen.job.requested or (status.requested if status else None))
+        if seen.job.result is not None:
+            return _ended(status, seen.job.result, now=now)
+        return EvictionPlan(_update(status, running=True, message=None), requeue_after=POLL_SECONDS)
     why = _why(seen, now)
     if why is None:
         if status is None or not (status.running or _waits(status)):
@@ -151,9 +149,8 @@ def could_not(status: EvictionStatus | None, why: str, *, now: datetime) -> Evic
     return _update(status, time=now.replace(microsecond=0), **changes)
 
 
-def _ended(seen: EvictionObservation, job: EvictJob, result: EvictResult, *, now: datetime) -> EvictionPlan:
-    status = seen.cache.status.eviction
-    status = _update(status, attempt=(status.attempt if status else 0) + 1)
+def _ended(status: EvictionStatus, result: EvictResult, *, now: datetime) -> EvictionPlan:
+    status = _update(status, attempt=status.attempt + 1)
     busy = f"{result.busy} sources were being downloaded from, so what is theirs stayed" if result.busy else None
     if result.ok:
         status = _update(
@@ -167,7 +164,7 @@ def _ended(seen: EvictionObservation, job: EvictJob, result: EvictResult, *, now
         )
     else:
         status = could_not(status, result.message, now=now)
-    return EvictionPlan(status, delete_job=job.name, ended=True, requeue_after=0)
+    return EvictionPlan(status, ended=True, requeue_after=0)  # then the Job goes
 
 
 def _update(status: EvictionStatus | None, **changes: object) -> EvictionStatus:

@@ -24,8 +24,8 @@ class EvictJob:
     """An eviction's Job, as far as it matters."""
 
     name: str
-    finished: bool
-    result: EvictResult | None  # when finished; never None then
+    result: EvictResult | None = None  # when finished; never None then
+    requested: str | None = None  # the annotation's value that it sees to, or that was seen to before
 
 
 @dataclass(frozen=True)

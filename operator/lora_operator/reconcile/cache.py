@@ -38,9 +38,9 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
         volume=context.registry.volumes.get(cache.key),
     )
     status, again = plan_cache(observation, now=context.now())
-    written = await context.write_status(MODEL_CACHES, Kind.MODEL_CACHE, cache, status)
-    if written and eviction.delete_job is not None:
-        await context.kube.delete(JOBS, key.namespace, eviction.delete_job)
+    await context.write_status(MODEL_CACHES, Kind.MODEL_CACHE, cache, status)
+    for job in eviction.delete_jobs:
+        await context.kube.delete(JOBS, key.namespace, job)
     return again if eviction.requeue_after is None else min(again, eviction.requeue_after)
 
 

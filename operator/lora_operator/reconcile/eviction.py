@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from lora_operator.api.cache import EvictionStatus, ModelCache, VolumeFigures
-from lora_operator.constants import CACHE_MOUNT
+from lora_operator.constants import ANNOTATION_EVICT, CACHE_MOUNT
 from lora_operator.desired.evict_job import build_evict_job, evict_job_name
 from lora_operator.desired.placement import job_placement
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError
@@ -41,7 +41,7 @@ class Eviction:
 
     status: EvictionStatus | None
     reclaimable: int
-    delete_job: str | None = None
+    delete_jobs: tuple[str, ...] = ()  # whose ends were recorded before
     requeue_after: float | None = None
 
 
@@ -65,7 +65,15 @@ async def reconcile_eviction(context: Context, cache: ModelCache) -> Eviction:
         for key in caches_of(context, claim):
             for artifact in context.store.artifacts_of(key):
                 context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact.key), after=1.0)  # the status is written first
-    return Eviction(plan.status, reclaimable, plan.delete_job, plan.requeue_after)
+    return Eviction(plan.status, reclaimable, _recorded(context, cache), plan.requeue_after)
+
+
+def _recorded(context: Context, cache: ModelCache) -> tuple[str, ...]:
+    """The Jobs of this cache whose ends stand in its status."""
+    attempt = cache.status.eviction.attempt if cache.status.eviction else 0
+    own = (job for (namespace, _), job in context.store.jobs.items() if namespace == cache.metadata.namespace)
+    ours = (job for job in own if (controller(job) or ("", "", ""))[2] == cache.metadata.uid)
+    return tuple(job["metadata"]["name"] for job in ours if view_job(job, ()).attempt <= attempt)
 
 
 async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
@@ -140,13 +148,14 @@ def _is_unread(context: Context, job: Body) -> bool:
 
 async def _look(context: Context, job: Body) -> EvictJob:
     metadata = job["metadata"]
+    requested = (metadata.get("annotations") or {}).get(ANNOTATION_EVICT)
     if not has_ended(job):
-        return EvictJob(metadata["name"], False, None)
+        return EvictJob(metadata["name"], requested=requested)
     selector = f"batch.kubernetes.io/job-name={metadata['name']}"
     pods, _ = await context.kube.list(PODS, namespace=metadata["namespace"], label_selector=selector)
     known = [pod for pod in context.store.pods.values() if (controller(pod) or ("", "", ""))[2] == metadata["uid"]]
     message = next((text for pod in (*pods, *known) if (text := _last_words(pod))), None)
-    return EvictJob(metadata["name"], True, read_result(job, message))
+    return EvictJob(metadata["name"], read_result(job, message), requested)
 
 
 def _last_words(pod: Body) -> str | None:
@@ -186,6 +195,7 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
         cache,
         request,
         attempt=attempt,
+        requested=plan.status.requested if plan.status is not None else None,
         image=settings.operator_image,
         image_pull_policy=settings.operator_image_pull_policy,
         resources=dict(settings.job_resources),
