@@ -12,9 +12,10 @@ from lora_operator.api import ModelArtifact, ModelCache
 from lora_operator.api.source import Source
 from lora_operator.constants import ANNOTATION_EVICT
 from lora_operator.manifest import KEEP_BYTES, EvictResult, keep_mark
+from lora_operator.plan.cache import CacheObservation, plan_cache
 from lora_operator.plan.eviction import encode_keep, is_due, plan_eviction, read_result
 from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, views_in
-from tests.unit.builders import NOW, make_artifact, make_cache, not_ready, ready_artifact, through_the_api
+from tests.unit.builders import NOW, make_artifact, make_cache, not_ready, ready_artifact, through_the_api, told
 
 GIB = 1 << 30
 LRU: dict[str, Any] = {"eviction": {"policy": "LeastRecentlyUsed"}}
@@ -118,9 +119,9 @@ def test_what_may_be_in_use_stays() -> None:
     listed = unused("listed", 9)
     by_hand = unused("warm", 9, by_hand=True)
     wanted = ready_artifact("wanted")
-    told = unused("told", 9)
+    kept = unused("told", 9)
     free = unused("free", 9)
-    observation = seen(listed, by_hand, wanted, told, free, of=asked, used=frozenset({"listed"}))
+    observation = seen(listed, by_hand, wanted, kept, free, of=asked, used=frozenset({"listed"}))
     observation = EvictionObservation(
         **{**observation.__dict__, "unwanted": frozenset({"listed", "warm", "free"})}  # a status says that it is in use
     )
@@ -133,6 +134,7 @@ def test_what_is_not_known_for_certain_holds_up_everything_and_is_said() -> None
     assert (plan.start, plan.remove) == (None, ())
     assert plan.status is not None
     assert plan.status.message == "waits, for nothing may go now: pod serving/x may be serving"
+    assert plan.status.waiting
     assert plan.status.requested is None, "so it is not forgotten"
     plan = plan_eviction(seen(unused("old", 9), of=asked, unread=True), now=NOW)
     assert (plan.start, plan.requeue_after) == (None, 2.0)
@@ -164,11 +166,52 @@ def test_a_job_that_runs_is_awaited_and_its_end_recorded() -> None:
     assert through_the_api(plan.status).to_wire() == {
         "attempt": 1,
         "running": False,
+        "waiting": False,
         "failures": 0,
         "time": "2026-01-02T03:04:05Z",
         "views": 3,
         "freed": "5Gi",
     }
+
+
+def test_a_job_that_does_not_start_says_why_and_is_given_up_so_that_downloads_go_on() -> None:
+    trouble = "pod evict: 0/3 nodes are available"
+    pending = EvictJob("default-evict-1", since=NOW, trouble=trouble)
+    plan = plan_eviction(seen(held_up(), job=pending), now=NOW + timedelta(seconds=119))
+    assert plan.status is not None
+    assert (plan.status.running, plan.status.message, plan.ended) == (True, trouble, False)
+    plan = plan_eviction(seen(held_up(), job=pending), now=NOW + timedelta(seconds=120))
+    assert plan.status is not None
+    assert (plan.status.running, plan.status.attempt, plan.status.failures, plan.ended) == (False, 1, 1, True)
+    assert plan.status.message == (
+        f"Job default-evict-1 was given up, for downloads wait for it: it had not started after 120 s: {trouble}"
+    )
+    started = EvictJob("default-evict-1", since=NOW, started=True)
+    assert not plan_eviction(seen(held_up(), job=started), now=NOW + timedelta(minutes=9)).ended
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({}, ("False", "NotHeldUp")),
+        ({"running": True, "attempt": 1}, ("False", "NotHeldUp")),
+        ({"message": "2 sources were being downloaded from"}, ("False", "NotHeldUp")),
+        ({"waiting": True, "message": "pod x can't be asked"}, ("True", "EvictionWaits")),
+        ({"running": True, "message": "pod e: 0/3 nodes are available"}, ("True", "JobNotStarted")),
+        ({"failures": 2, "message": "no locks"}, ("True", "EvictionFailed")),
+        ({"failures": 2, "running": True}, ("True", "EvictionFailed")),
+    ],
+)
+def test_what_holds_up_an_eviction_is_a_condition(status: dict[str, Any], expected: tuple[str, str]) -> None:
+    of = cache(status=status or {"attempt": 0})
+    found, _ = plan_cache(CacheObservation(of, None, (), eviction=of.status.eviction), now=NOW)
+    condition = told(found.conditions)["EvictionHeldUp"]
+    assert condition[:2] == expected
+    assert status.get("message", "") in condition[2] or expected[0] == "False"
+
+
+def test_where_nothing_was_ever_to_be_removed_no_condition_speaks_of_it() -> None:
+    assert "EvictionHeldUp" not in told(plan_cache(CacheObservation(cache(), None, ()), now=NOW)[0].conditions)
 
 
 def test_one_that_could_not_is_not_tried_again_at_once() -> None:

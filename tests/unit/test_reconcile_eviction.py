@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -36,6 +36,7 @@ from tests.unit.builders import (
     CREATED,
     engine_pod,
     make_adapter,
+    make_artifact,
     make_cache,
     make_deployment,
     make_job,
@@ -63,7 +64,7 @@ class Api:
     async def delete(
         self, _: Any, namespace: str, name: str, *, uid: str = "", propagation: str = "Background"
     ) -> None:
-        self.deleted.append(name)
+        self.deleted.append(name if propagation == "Background" else f"{name} {propagation}")
         self.on_delete(name)
 
     async def create(self, body: Json) -> Json:
@@ -151,6 +152,22 @@ class World:
         (job,) = self.api.created
         ended = {"conditions": [{"type": "Complete", "status": "True"}]}
         self.raw(Kind.JOB, {**job, "metadata": job["metadata"] | {"uid": "uid-evict"}, "status": ended})
+
+    def make_pod(self, status: Json | None, *, made: datetime, **spec: Any) -> None:
+        """The eviction's Job as it was made then, with its pod."""
+        (job,) = self.api.created
+        metadata = job["metadata"] | {"uid": "uid-evict", "creationTimestamp": made.isoformat()}
+        self.raw(Kind.JOB, {**job, "metadata": metadata, "spec": job["spec"] | spec})
+        owner = {"kind": "Job", "name": metadata["name"], "uid": "uid-evict", "controller": True}
+        if status is not None:
+            pod = {"name": "p", "namespace": "serving", "uid": "uid-p", "ownerReferences": [owner]}
+            self.raw(Kind.POD, {"metadata": pod, "spec": {}, "status": status})
+
+    async def reconcile(self) -> Json:
+        """What the cache's status says of evictions afterwards."""
+        await reconcile_cache(self.context, Key(Kind.MODEL_CACHE, *self.cache.key))
+        found: Json = self.api.statuses[-1]["eviction"]
+        return found
 
     async def look(self) -> Any:
         return await reconcile_eviction(self.context, self.cache)
@@ -353,14 +370,53 @@ async def test_the_end_is_recorded_downloads_go_on_and_the_job_goes() -> None:
     world.api.deleted.clear()
     world.woken.clear()
     await reconcile_cache(world.context, key)
-    assert world.api.deleted == [], "its end is written down first"
-    await reconcile_cache(world.context, key)
     told = world.api.statuses[-1]
     assert (told["eviction"]["attempt"], told["eviction"]["freed"], told["eviction"]["running"]) == (1, "1Ki", False)
     assert (told["used"], told["free"]) == ("4", "5")
     assert world.api.deleted == ["default-evict-1"]
     assert Key(Kind.MODEL_ARTIFACT, "serving", "sql") in world.woken
     assert not is_evicting(world.context, world.cache.key)
+
+
+UNSCHEDULABLE: Json = {
+    "phase": "Pending",
+    "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}],
+}
+RUNNING: Json = {
+    "phase": "Running",
+    "containerStatuses": [{"name": "evict", "state": {"running": {"startedAt": CREATED}}}],
+}
+
+
+async def test_a_job_that_can_t_start_goes_and_downloads_go_on() -> None:
+    world = World()
+    short = {"attempt": 1, "reason": "InsufficientSpace", "message": "full", "time": CREATED}
+    status = {"lastFailure": short, "unreferencedSince": CREATED}
+    world.put(Kind.MODEL_ARTIFACT, make_artifact("new", uid="uid-new", by_hand=True, status=status))
+    await world.until_the_job()
+    world.make_pod(UNSCHEDULABLE, made=datetime.now(UTC))
+    world.woken.clear()
+    assert (await world.reconcile())["message"] == "pod p: 0/3 nodes are available"
+    assert Key(Kind.MODEL_ARTIFACT, "serving", "new") in world.woken, "which says so, too"
+    world.make_pod(UNSCHEDULABLE, made=datetime.now(UTC) - timedelta(minutes=2))
+    world.api.deleted.clear()
+    told = await world.reconcile()
+    assert (told["running"], told["failures"], told["attempt"]) == (False, 1, 1)
+    assert world.api.deleted == ["default-evict-1 Foreground"], "downloads wait until its pod is gone"
+
+
+async def test_a_job_that_somebody_suspends_is_given_up_too() -> None:
+    world = World()
+    await world.until_the_job()
+    world.make_pod(None, made=datetime.now(UTC) - timedelta(minutes=2), suspend=True)
+    assert "Job default-evict-1 is suspended, and not by this operator" in (await world.reconcile())["message"]
+
+
+async def test_a_job_that_runs_is_left_to_its_deadline() -> None:
+    world = World()
+    await world.until_the_job()
+    world.make_pod(RUNNING, made=datetime.now(UTC) - timedelta(minutes=9))
+    assert (await world.reconcile())["running"]
 
 
 async def test_a_job_whose_end_was_recorded_before_the_operator_died_goes() -> None:

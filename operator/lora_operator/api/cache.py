@@ -83,6 +83,7 @@ class EvictionStatus(ApiModel):
     )
     attempt: int = Field(default=0, description="Number of the last Job, <cache>-evict-<attempt>.")
     running: bool = Field(default=False, description="Whether that Job is under way; downloads wait meanwhile.")
+    waiting: bool = Field(default=False, description="Whether one is due that can't begin; message says why.")
     failures: int = Field(
         default=0,
         description="Removals in a row that could not be done. The next one that you don't ask for waits for 10 minutes, then for 20, 40 "
@@ -92,7 +93,7 @@ class EvictionStatus(ApiModel):
     views: int | None = Field(default=None, description="Contents that it removed.")
     freed: str | None = Field(default=None, description="Bytes that it freed; what other content shares stays.")
     message: str | None = Field(
-        default=None, max_length=1024, description="What it waits for, or why nothing could be removed."
+        default=None, max_length=1024, description="What it or its Job waits for, or why nothing could be removed."
     )
 
 

@@ -15,11 +15,13 @@ from pydantic import ValidationError
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import EvictionStatus
-from lora_operator.constants import ANNOTATION_EVICT
+from lora_operator.conditions import Verdict, failing, ok
+from lora_operator.constants import ANNOTATION_EVICT, Reason
 from lora_operator.manifest import EvictResult, keep_mark
 from lora_operator.names import format_size
 from lora_operator.plan.unused import (
     EvictionObservation,
+    EvictJob,
     candidates,
     held_up,
     is_asked_for,
@@ -33,6 +35,7 @@ POLL_UNSURE_SECONDS: Final = 15.0
 WAITS: Final = "waits, for nothing may go now"
 RETRY: Final = timedelta(minutes=10)  # after the first that could not; the double after each further one
 MAX_DOUBLED: Final = 3
+START: Final = timedelta(minutes=2)  # in which a Job has to start, for downloads wait for it
 JUST: Final = timedelta(minutes=2)  # in which pods let go of what nothing wants any more
 MAX_VIEWS: Final = 10_000  # whose names fit the Job's environment
 
@@ -56,15 +59,15 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
         status = _update(status, requested=seen.job.requested or (status.requested if status else None))
         if seen.job.result is not None:
             return _ended(status, seen.job.result, now=now)
-        return EvictionPlan(_update(status, running=True, message=None), requeue_after=POLL_SECONDS)
+        return _awaited(status, seen.job, now=now)
     why = _why(seen, now)
     if why is None:
-        if status is None or not (status.running or _waits(status)):
+        if status is None or not (status.running or status.waiting):
             return EvictionPlan(status)
-        return EvictionPlan(_update(status, running=False, message=None), ended=status.running)
+        return EvictionPlan(_update(status, running=False, waiting=False, message=None), ended=status.running)
     cause = seen.unsure or ("a download has just ended" if seen.unread else _still_served(seen, now))
     if cause is not None:
-        waiting = _update(status, running=False, message=f"{WAITS}: {cause}"[:1024])
+        waiting = _update(status, running=False, waiting=True, message=f"{WAITS}: {cause}"[:1024])
         return EvictionPlan(waiting, requeue_after=POLL_UNSURE_SECONDS if seen.unsure else 2.0)
     remove = tuple(victims(seen, now=now))
     if not (remove or seen.swept or held_up(seen) or is_asked_for(seen)):
@@ -72,7 +75,7 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
     attempt = (status.attempt if status else 0) + 1
     requested = seen.cache.metadata.annotations.get(ANNOTATION_EVICT, status.requested if status else None)
     return EvictionPlan(
-        _update(status, running=True, message=None, requested=requested[:256] if requested else None),
+        _update(status, running=True, waiting=False, message=None, requested=requested[:256] if requested else None),
         remove=remove,
         start=attempt,
         built=seen.fetching_since,
@@ -83,6 +86,18 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
 def is_due(seen: EvictionObservation, *, now: datetime) -> bool:
     """Whether there is a reason to remove anything, so that it has to be known what is in use."""
     return seen.job is None and _why(seen, now) is not None
+
+
+def held_up_verdict(status: EvictionStatus) -> Verdict:
+    """Whether content that is to go can't."""
+    if status.waiting:
+        return ok(Reason.EVICTION_WAITS, status.message or "")
+    if status.running and status.message is not None:
+        return ok(Reason.JOB_NOT_STARTED, status.message)
+    if status.failures:
+        times = "the last removal" if status.failures == 1 else f"each of the last {status.failures} removals"
+        return ok(Reason.EVICTION_FAILED, f"{times} failed: {status.message or 'the next one is under way'}")
+    return failing(Reason.NOT_HELD_UP, "no removal of content waits or has failed")
 
 
 def encode_keep(views: Iterable[str]) -> str:
@@ -120,10 +135,6 @@ def _why(seen: EvictionObservation, now: datetime) -> str | None:
     return "too old" if any(is_expired(artifact, cache, now) for artifact in candidates(seen)) else None
 
 
-def _waits(status: EvictionStatus) -> bool:
-    return (status.message or "").startswith(WAITS)
-
-
 def _pauses(status: EvictionStatus, now: datetime) -> bool:
     """Whether the last one could not, a while ago at most."""
     pause = RETRY * 2 ** min(status.failures - 1, MAX_DOUBLED) if status.failures else timedelta(0)
@@ -142,10 +153,28 @@ def _still_served(seen: EvictionObservation, now: datetime) -> str | None:
     return None
 
 
+def _awaited(status: EvictionStatus, job: EvictJob, *, now: datetime) -> EvictionPlan:
+    if job.started or job.since is None or now - job.since < START:
+        message = job.trouble[:1024] if job.trouble is not None else None
+        running = _update(status, running=True, waiting=False, message=message)
+        return EvictionPlan(running, requeue_after=POLL_SECONDS)
+    why = f"Job {job.name} was given up, for downloads wait for it: it had not started after {START.seconds} s"
+    why += f": {job.trouble}" if job.trouble is not None else ""
+    gone = could_not(_update(status, attempt=status.attempt + 1), why, now=now)
+    return EvictionPlan(gone, ended=True, requeue_after=0)
+
+
 def could_not(status: EvictionStatus | None, why: str, *, now: datetime) -> EvictionStatus:
     """What is said when nothing could be removed."""
     failures = (status.failures if status else 0) + 1
-    changes = {"running": False, "failures": failures, "views": 0, "freed": "0", "message": why[:1024]}
+    changes = {
+        "running": False,
+        "waiting": False,
+        "failures": failures,
+        "views": 0,
+        "freed": "0",
+        "message": why[:1024],
+    }
     return _update(status, time=now.replace(microsecond=0), **changes)
 
 
@@ -156,6 +185,7 @@ def _ended(status: EvictionStatus, result: EvictResult, *, now: datetime) -> Evi
         status = _update(
             status,
             running=False,
+            waiting=False,
             failures=0,
             time=now.replace(microsecond=0),
             views=result.views,

@@ -25,6 +25,9 @@ class EvictJob:
 
     name: str
     result: EvictResult | None = None  # when finished; never None then
+    since: datetime | None = None  # when it was made
+    started: bool = False
+    trouble: str | None = None  # why it has not started, where that is known
     requested: str | None = None  # the annotation's value that it sees to, or that was seen to before
 
 
@@ -108,12 +111,20 @@ def held_up(seen: EvictionObservation) -> list[ModelArtifact]:
     last = status.time if status is not None else None
     return [
         artifact
+        for artifact in short_of_room(seen)
+        if last is None or (artifact.status.last_failure is not None and artifact.status.last_failure.time > last)
+    ]
+
+
+def short_of_room(seen: EvictionObservation) -> list[ModelArtifact]:
+    """Wanted artifacts that the lack of room keeps away, also those for which room was made just now."""
+    return [
+        artifact
         for artifact in seen.artifacts
-        if (failure := artifact.status.last_failure) is not None
-        and failure.reason == Reason.INSUFFICIENT_SPACE
+        if artifact.status.last_failure is not None
+        and artifact.status.last_failure.reason == Reason.INSUFFICIENT_SPACE
         and not is_true(artifact.status.conditions, Condition.READY)
         and (artifact.metadata.name not in seen.unwanted or is_by_hand(artifact))
-        and (last is None or failure.time > last)
     ]
 
 

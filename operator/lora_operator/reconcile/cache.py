@@ -6,11 +6,11 @@ from lora_operator.api.cache import ModelCache
 from lora_operator.constants import LABEL_CACHE, Reason
 from lora_operator.desired.claim import build_claim, wanted_owners
 from lora_operator.errors import ForbiddenError, InvalidObjectError, NotFoundError, ReasonError
-from lora_operator.kube import CLAIMS, JOBS, MODEL_CACHES, STORAGE_CLASSES
+from lora_operator.kube import CLAIMS, MODEL_CACHES, STORAGE_CLASSES
 from lora_operator.names import label_value
 from lora_operator.plan.cache import CacheObservation, plan_cache, why_not_ours
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.eviction import reconcile_eviction
+from lora_operator.reconcile.eviction import reconcile_eviction, remove_recorded_jobs
 from lora_operator.reconcile.store import Body, Key, Kind
 
 
@@ -39,8 +39,7 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
     )
     status, again = plan_cache(observation, now=context.now())
     await context.write_status(MODEL_CACHES, Kind.MODEL_CACHE, cache, status)
-    for job in eviction.delete_jobs:
-        await context.kube.delete(JOBS, key.namespace, job)
+    await remove_recorded_jobs(context, key)
     return again if eviction.requeue_after is None else min(again, eviction.requeue_after)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Literal
 
 from lora_operator.api.cache import EvictionStatus, ModelCache, VolumeFigures
 from lora_operator.constants import ANNOTATION_EVICT, CACHE_MOUNT
@@ -24,15 +25,16 @@ from lora_operator.plan.eviction import (
     plan_eviction,
     read_result,
 )
-from lora_operator.plan.fetch_job import view_job
+from lora_operator.plan.fetch_job import silent_object, view_job
 from lora_operator.plan.pods import controller
 from lora_operator.plan.trouble import parse_time
-from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, view_name
+from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, short_of_room, view_name
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 from lora_operator.reconcile.usage import used_views
 from lora_operator.reconcile.waiting import caches_of, claim_of, has_ended, is_evicting
+from lora_operator.reconcile.warnings import last_warning
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,6 @@ class Eviction:
 
     status: EvictionStatus | None
     reclaimable: int
-    delete_jobs: tuple[str, ...] = ()  # whose ends were recorded before
     requeue_after: float | None = None
 
 
@@ -61,19 +62,31 @@ async def reconcile_eviction(context: Context, cache: ModelCache) -> Eviction:
             plan = await _start(context, cache, plan, plan.start)
         finally:
             context.registry.evicting.discard(claim)  # the Job is in the store by now
+    if plan.status is not None and plan.status.message != (cache.status.eviction or EvictionStatus()).message:
+        for artifact in short_of_room(seen):  # which say it, too
+            context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact.key), after=1.0)
     if plan.ended:
         for key in caches_of(context, claim):
             for artifact in context.store.artifacts_of(key):
                 context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact.key), after=1.0)  # the status is written first
-    return Eviction(plan.status, reclaimable, _recorded(context, cache), plan.requeue_after)
+    return Eviction(plan.status, reclaimable, plan.requeue_after)
 
 
-def _recorded(context: Context, cache: ModelCache) -> tuple[str, ...]:
-    """The Jobs of this cache whose ends stand in its status."""
-    attempt = cache.status.eviction.attempt if cache.status.eviction else 0
-    own = (job for (namespace, _), job in context.store.jobs.items() if namespace == cache.metadata.namespace)
-    ours = (job for job in own if (controller(job) or ("", "", ""))[2] == cache.metadata.uid)
-    return tuple(job["metadata"]["name"] for job in ours if view_job(job, ()).attempt <= attempt)
+async def remove_recorded_jobs(context: Context, key: Key) -> None:
+    """Remove the Jobs whose ends stand in the cache's status, and those that it gives up: they count until their pods are gone."""
+    cache = context.store.caches.get((key.namespace, key.name))
+    if cache is None or cache.status.eviction is None:
+        return
+    for (namespace, name), job in list(context.store.jobs.items()):
+        owner, metadata = controller(job), job["metadata"]
+        ours = namespace == key.namespace and owner is not None and owner[2] == cache.metadata.uid
+        if (
+            ours
+            and not metadata.get("deletionTimestamp")
+            and view_job(job, ()).attempt <= cache.status.eviction.attempt
+        ):
+            how: Literal["Background", "Foreground"] = "Background" if has_ended(job) else "Foreground"
+            await context.kube.delete(JOBS, namespace, name, uid=metadata["uid"], propagation=how)
 
 
 async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
@@ -148,14 +161,22 @@ def _is_unread(context: Context, job: Body) -> bool:
 
 async def _look(context: Context, job: Body) -> EvictJob:
     metadata = job["metadata"]
-    requested = (metadata.get("annotations") or {}).get(ANNOTATION_EVICT)
+    found = EvictJob(
+        metadata["name"],
+        since=parse_time(metadata.get("creationTimestamp")),
+        requested=(metadata.get("annotations") or {}).get(ANNOTATION_EVICT),
+    )
+    known = list(context.store.pods.values())
     if not has_ended(job):
-        return EvictJob(metadata["name"], requested=requested)
+        silent = silent_object(job, known, now=context.now())
+        view = view_job(job, known, warning=await last_warning(context, silent) if silent is not None else None)
+        suspended = f"Job {view.name} is suspended, and not by this operator: resume it" if view.suspended else None
+        return replace(found, started=view.pod is not None, trouble=view.waiting[1] if view.waiting else suspended)
     selector = f"batch.kubernetes.io/job-name={metadata['name']}"
     pods, _ = await context.kube.list(PODS, namespace=metadata["namespace"], label_selector=selector)
-    known = [pod for pod in context.store.pods.values() if (controller(pod) or ("", "", ""))[2] == metadata["uid"]]
-    message = next((text for pod in (*pods, *known) if (text := _last_words(pod))), None)
-    return EvictJob(metadata["name"], read_result(job, message), requested)
+    own = [pod for pod in known if (controller(pod) or ("", "", ""))[2] == metadata["uid"]]
+    message = next((text for pod in (*pods, *own) if (text := _last_words(pod))), None)
+    return replace(found, result=read_result(job, message))
 
 
 def _last_words(pod: Body) -> str | None:
