@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -48,6 +49,9 @@ def held_up(name: str = "new", *, needed: int = 1, at: datetime = NOW, **more: A
     return make_artifact(name, status={"lastFailure": failure}, conditions=not_ready("InsufficientSpace"), **more)
 
 
+MARKED: dict[str, Any] = {"leftOver": True}  # written down before the first artifact is deleted
+
+
 def seen(*artifacts: ModelArtifact, of: ModelCache | None = None, **more: Any) -> EvictionObservation:
     unwanted = {a.metadata.name for a in artifacts if a.status.unreferenced_since is not None}
     values: dict[str, Any] = {
@@ -64,6 +68,10 @@ def seen(*artifacts: ModelArtifact, of: ModelCache | None = None, **more: Any) -
 def removed(observation: EvictionObservation) -> list[str] | None:
     """The names of what goes; None where nothing is begun."""
     plan = plan_eviction(observation, now=NOW)
+    if plan.start is None and plan.status is not None and plan.status.left_over:
+        marked = observation.cache.status.model_copy(update={"eviction": plan.status})
+        of = observation.cache.model_copy(update={"status": marked})
+        plan = plan_eviction(replace(observation, cache=of), now=NOW)
     return [a.metadata.name for a in plan.remove] if plan.start is not None else None
 
 
@@ -86,11 +94,51 @@ def test_nothing_goes_without_a_reason_or_by_the_policy_never() -> None:
     contents = [unused("old", 99)]
     assert removed(seen(*contents)) is None
     assert removed(seen(*contents, held_up(), of=cache())) is None
-    assert removed(seen(*contents, of=cache(), swept=True)) is None
 
 
 def test_what_an_artifact_left_that_somebody_deleted_goes() -> None:
+    plan = plan_eviction(seen(swept=True), now=NOW)
+    assert plan.status is not None
+    assert plan.status.left_over, "it is written down first"
     assert removed(seen(swept=True)) == []
+
+
+def test_that_artifacts_are_deleted_is_written_down_before_the_first_is() -> None:
+    plan = plan_eviction(seen(unused("old", 9), held_up()), now=NOW)
+    assert plan.status is not None
+    assert (plan.start, plan.remove, plan.requeue_after) == (None, (), 0)
+    assert (plan.status.left_over, plan.status.running) == (True, False)
+    plan = plan_eviction(seen(unused("old", 9), held_up(), of=cache(status=MARKED, **LRU)), now=NOW)
+    assert (plan.start, [a.metadata.name for a in plan.remove]) == (1, ["old"])
+
+
+@pytest.mark.parametrize("policy", [{}, LRU], ids=["Never", "LeastRecentlyUsed"])
+def test_what_deleted_artifacts_left_goes_in_the_end(policy: dict[str, Any]) -> None:
+    """The operator died, or the Job was refused or failed, or a download had the files."""
+    kept = unused("kept", 9)
+    assert removed(seen(kept, of=cache(status=MARKED, **policy))) == []
+    for result in (EvictResult(ok=False, message="no"), EvictResult(ok=True, busy=1)):
+        job = EvictJob("default-evict-1", result)
+        status = plan_eviction(seen(of=cache(status=MARKED, **policy), job=job), now=NOW).status
+        assert status is not None
+        later = seen(kept, of=cache(status=status.to_wire(), **policy))
+        assert not is_due(later, now=NOW + timedelta(minutes=9))
+        assert is_due(later, now=NOW + timedelta(minutes=10))
+    fine = EvictJob("default-evict-1", EvictResult(ok=True))
+    status = plan_eviction(seen(of=cache(status=MARKED, **policy), job=fine), now=NOW).status
+    assert status is not None
+    assert not status.left_over
+
+
+def test_what_deleted_artifacts_left_is_no_reason_to_keep_downloads_waiting() -> None:
+    assert not is_due(seen(of=cache(status=MARKED, **LRU), fetching_since=NOW), now=NOW)
+
+
+def test_what_deleted_artifacts_left_and_pods_still_have_goes_when_they_let_go_of_it() -> None:
+    pods = seen(of=cache(status=MARKED, **LRU), used=frozenset({"kept", "deleted"}), known=frozenset({"kept"}))
+    plan = plan_eviction(pods, now=NOW)
+    assert (plan.start, plan.requeue_after) == (None, 15.0)
+    assert removed(replace(pods, used=frozenset({"kept"}))) == []
 
 
 def test_content_that_is_too_old_goes_though_there_is_room() -> None:
@@ -103,14 +151,14 @@ def test_content_that_is_too_old_goes_though_there_is_room() -> None:
 @pytest.mark.parametrize("policy", [{}, LRU], ids=["Never", "LeastRecentlyUsed"])
 def test_all_that_is_unused_goes_when_it_is_asked_for_once(policy: dict[str, Any]) -> None:
     contents = [unused("young", 0.001), unused("old", 9)]
-    asked = cache(asked="now", **policy)
+    asked = cache(asked="now", status=MARKED, **policy)
     plan = plan_eviction(seen(*contents, of=asked), now=NOW)
     assert [a.metadata.name for a in plan.remove] == ["old", "young"]
     assert plan.status is not None
     assert (plan.status.requested, plan.status.running) == ("now", True)
     done = cache(asked="now", status={"requested": "now", "attempt": 1}, **policy)
     assert removed(seen(*contents, of=done)) is None
-    again = cache(asked="later", status={"requested": "now", "attempt": 1}, **policy)
+    again = cache(asked="later", status={"requested": "now", "attempt": 1, **MARKED}, **policy)
     assert plan_eviction(seen(*contents, of=again), now=NOW).start == 2
 
 
@@ -167,6 +215,7 @@ def test_a_job_that_runs_is_awaited_and_its_end_recorded() -> None:
         "attempt": 1,
         "running": False,
         "waiting": False,
+        "leftOver": False,
         "failures": 0,
         "time": "2026-01-02T03:04:05Z",
         "views": 3,
@@ -316,6 +365,8 @@ def test_what_waits_goes_on_waiting_and_says_so_once() -> None:
     now = NOW + timedelta(minutes=1)
     first = plan_eviction(seen(*contents, of=cache(status=done, **LRU), unsure="x"), now=now).status
     assert first is not None
+    assert not first.left_over
     later = cache(status=through_the_api(first).to_wire(), **LRU)
     assert plan_eviction(seen(*contents, of=later, unsure="x"), now=now).status == first
+    later = cache(status=through_the_api(first).to_wire() | MARKED, **LRU)
     assert [a.metadata.name for a in plan_eviction(seen(*contents, of=later), now=now).remove] == ["old"]

@@ -12,6 +12,7 @@ import pytest
 
 from lora_operator.api import ModelCache
 from lora_operator.constants import ANNOTATION_EVICT, Reason
+from lora_operator.errors import ForbiddenError
 from lora_operator.kube import Kube
 from lora_operator.manifest import (
     EVICT_REQUEST_ENV,
@@ -170,7 +171,13 @@ class World:
         return found
 
     async def look(self) -> Any:
-        return await reconcile_eviction(self.context, self.cache)
+        """Reconcile, and once more where that is to be at once: with what is written down before anything goes."""
+        found = await reconcile_eviction(self.context, self.cache)
+        if found.requeue_after == 0:
+            status = self.cache.status.model_copy(update={"eviction": found.status})
+            self.cache = self.cache.model_copy(update={"status": status})
+            found = await reconcile_eviction(self.context, self.cache)
+        return found
 
     def request(self) -> EvictRequest:
         (job,) = self.api.created
@@ -417,6 +424,44 @@ async def test_a_job_that_runs_is_left_to_its_deadline() -> None:
     await world.until_the_job()
     world.make_pod(RUNNING, made=datetime.now(UTC) - timedelta(minutes=9))
     assert (await world.reconcile())["running"]
+
+
+async def test_files_whose_artifacts_are_gone_are_not_forgotten_when_the_job_is_refused_or_the_operator_dies() -> None:
+    world = World()
+
+    async def refuse(_: Json) -> Json:
+        raise ForbiddenError("exceeded quota")
+
+    world.api.create = refuse  # type: ignore[method-assign,assignment]
+    while not world.api.deleted:
+        await reconcile_cache(world.context, Key(Kind.MODEL_CACHE, *world.cache.key))
+    told = world.api.statuses[-1]["eviction"]
+    assert (told["failures"], told["requested"], told["leftOver"]) == (1, "now", True)
+    assert told["message"] == "the Job was refused: exceeded quota"
+    again = World(status={"claimName": "models", "eviction": told | {"time": CREATED}})
+    again.context.store.remove(Kind.MODEL_ARTIFACT, "serving", "old")
+    await again.look()
+    assert again.api.created == [], "pods still have content without an artifact: it may be this"
+    again.context.registry.views[POD] = make_view(make_module(path="/model-cache/artifacts/sql-view"))
+    again.context.registry.listed[POD] = ()
+    again.put(Kind.MODEL_ARTIFACT, ready_artifact("base", uid="uid-base", status={"path": "artifacts/base-view"}))
+    await again.look()
+    assert again.kept(*ALL) == ["sql-view", "base-view"]
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("Never", None), ("LeastRecentlyUsed", True)])
+async def test_content_whose_artifact_somebody_deletes_is_noted_where_it_is_to_go(
+    policy: str, expected: object
+) -> None:
+    world = World(asked=None, eviction={"policy": policy})
+    await world.look()
+    world.context.store.remove(Kind.MODEL_ARTIFACT, "serving", "old")
+    for _ in range(2):
+        status = (await world.look()).status
+        assert (status and status.left_over) == expected
+        world.cache = world.cache.model_copy(
+            update={"status": world.cache.status.model_copy(update={"eviction": status})}
+        )
 
 
 async def test_a_job_whose_end_was_recorded_before_the_operator_died_goes() -> None:

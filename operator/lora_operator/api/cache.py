@@ -84,6 +84,10 @@ class EvictionStatus(ApiModel):
     attempt: int = Field(default=0, description="Number of the last Job, <cache>-evict-<attempt>.")
     running: bool = Field(default=False, description="Whether that Job is under way; downloads wait meanwhile.")
     waiting: bool = Field(default=False, description="Whether one is due that can't begin; message says why.")
+    left_over: bool = Field(
+        default=False,
+        description="Whether content may still lie on the volume whose ModelArtifacts are deleted; a Job is made for it in the end.",
+    )
     failures: int = Field(
         default=0,
         description="Removals in a row that could not be done. The next one that you don't ask for waits for 10 minutes, then for 20, 40 "

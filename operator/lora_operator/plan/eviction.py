@@ -35,6 +35,7 @@ POLL_UNSURE_SECONDS: Final = 15.0
 WAITS: Final = "waits, for nothing may go now"
 RETRY: Final = timedelta(minutes=10)  # after the first that could not; the double after each further one
 MAX_DOUBLED: Final = 3
+LEFT_OVER: Final = "artifacts are gone whose files are not"
 START: Final = timedelta(minutes=2)  # in which a Job has to start, for downloads wait for it
 JUST: Final = timedelta(minutes=2)  # in which pods let go of what nothing wants any more
 MAX_VIEWS: Final = 10_000  # whose names fit the Job's environment
@@ -60,6 +61,8 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
         if seen.job.result is not None:
             return _ended(status, seen.job.result, now=now)
         return _awaited(status, seen.job, now=now)
+    if seen.swept:
+        status = _update(status, left_over=True)
     why = _why(seen, now)
     if why is None:
         if status is None or not (status.running or status.waiting):
@@ -70,12 +73,21 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
         waiting = _update(status, running=False, waiting=True, message=f"{WAITS}: {cause}"[:1024])
         return EvictionPlan(waiting, requeue_after=POLL_UNSURE_SECONDS if seen.unsure else 2.0)
     remove = tuple(victims(seen, now=now))
-    if not (remove or seen.swept or held_up(seen) or is_asked_for(seen)):
-        return EvictionPlan(status, requeue_after=POLL_UNSURE_SECONDS)  # what is too old is still in use
+    if why == LEFT_OVER and seen.used - seen.known:  # pods still have what has no artifact, maybe just that
+        return EvictionPlan(status, requeue_after=POLL_UNSURE_SECONDS)
+    if remove and not (status and status.left_over):  # whoever goes on after us has to know
+        return EvictionPlan(_update(status, waiting=False, message=None, left_over=True), requeue_after=0)
     attempt = (status.attempt if status else 0) + 1
     requested = seen.cache.metadata.annotations.get(ANNOTATION_EVICT, status.requested if status else None)
     return EvictionPlan(
-        _update(status, running=True, waiting=False, message=None, requested=requested[:256] if requested else None),
+        _update(
+            status,
+            running=True,
+            waiting=False,
+            message=None,
+            left_over=True,
+            requested=requested[:256] if requested else None,
+        ),
         remove=remove,
         start=attempt,
         built=seen.fetching_since,
@@ -124,21 +136,25 @@ def _why(seen: EvictionObservation, now: datetime) -> str | None:
     if is_asked_for(seen):
         return "asked for"
     status, cache = seen.cache.status.eviction, seen.cache
-    if cache.spec.eviction.policy == "Never":
+    if status is not None and _is_recent(status, now, _pause(status)):
         return None
-    if status is not None and _pauses(status, now):
-        return None
-    if seen.swept:
-        return "an artifact is gone"
-    if held_up(seen):
-        return "a download needs room"
-    return "too old" if any(is_expired(artifact, cache, now) for artifact in candidates(seen)) else None
+    if cache.spec.eviction.policy != "Never":
+        if held_up(seen):
+            return "a download needs room"
+        if any(is_expired(artifact, cache, now) for artifact in candidates(seen)):
+            return "too old"
+    # There is no hurry, so it keeps no download waiting.
+    due = status is not None and status.left_over and not _is_recent(status, now, RETRY) and seen.fetching_since is None
+    return LEFT_OVER if due else None
 
 
-def _pauses(status: EvictionStatus, now: datetime) -> bool:
-    """Whether the last one could not, a while ago at most."""
-    pause = RETRY * 2 ** min(status.failures - 1, MAX_DOUBLED) if status.failures else timedelta(0)
-    return status.time is not None and now - status.time < pause
+def _pause(status: EvictionStatus) -> timedelta:
+    """For how long nothing is tried after the last one, where nobody asks."""
+    return RETRY * 2 ** min(status.failures - 1, MAX_DOUBLED) if status.failures else timedelta(0)
+
+
+def _is_recent(status: EvictionStatus, now: datetime, longest: timedelta) -> bool:
+    return status.time is not None and now - status.time < longest
 
 
 def _still_served(seen: EvictionObservation, now: datetime) -> str | None:
@@ -186,6 +202,7 @@ def _ended(status: EvictionStatus, result: EvictResult, *, now: datetime) -> Evi
             status,
             running=False,
             waiting=False,
+            left_over=result.busy > 0,
             failures=0,
             time=now.replace(microsecond=0),
             views=result.views,

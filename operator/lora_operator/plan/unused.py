@@ -41,6 +41,7 @@ class EvictionObservation:
     used: frozenset[str]  # names of views that something uses, or may
     unsure: str | None  # why that can't be known just now
     job: EvictJob | None  # of the attempt after the last that is recorded
+    known: frozenset[str] = frozenset()  # names of the views of all artifacts over the claim
     beside: Sequence[ModelArtifact] = ()  # of other caches over the same claim, whose content stays
     fetching_since: datetime | None = None  # when the oldest download of the claim began that is under way
     unread: bool = False  # a download Job has ended whose result is not recorded yet
@@ -66,6 +67,8 @@ def victims(seen: EvictionObservation, *, now: datetime) -> list[ModelArtifact]:
     going = candidates(seen)
     if is_asked_for(seen):
         return going
+    if seen.cache.spec.eviction.policy == "Never":
+        return []
     stays = {a.metadata.name for a in (*seen.artifacts, *seen.beside)} - {a.metadata.name for a in going}
     shared = {view_name(a) for a in (*seen.artifacts, *seen.beside) if a.metadata.name in stays}
     needed = sum(

@@ -107,9 +107,7 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
     caches = caches_of(context, claim_of(context, cache.key))
     beside = [artifact for key in caches if key != cache.key for artifact in store.artifacts_of(key)]
     views = frozenset(view_name(a) for a in (*artifacts, *beside)) - {""}
-    swept = bool(registry.contents.get(cache.key, frozenset()) - views)
-    if not swept:
-        registry.contents[cache.key] = views
+    swept = _is_swept(context, cache, views)
     seen = EvictionObservation(
         cache=cache,
         artifacts=artifacts,
@@ -118,6 +116,7 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
             a.metadata.name for a in artifacts if not registry.wanters(a.key) and not store.is_told(a.key)
         ),
         used=frozenset(),
+        known=views,
         unsure=None,
         job=job,
         fetching_since=_fetching_since(context, caches),
@@ -132,6 +131,16 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
     if len(views | used) > MAX_VIEWS:
         unsure = unsure or f"there are more than {MAX_VIEWS} contents, more than one Job is told"
     return replace(seen, used=used, unsure=unsure)
+
+
+def _is_swept(context: Context, cache: ModelCache, views: frozenset[str]) -> bool:
+    """Whether content has lost its artifact since the last look, and the status does not say so yet."""
+    contents, eviction = context.registry.contents, cache.status.eviction
+    gone = contents.get(cache.key, frozenset()) - views
+    if gone and cache.spec.eviction.policy != "Never" and not (eviction and eviction.left_over):
+        return True
+    contents[cache.key] = views
+    return False
 
 
 def _fetching_since(context: Context, caches: Collection[ObjectKey]) -> datetime | None:
@@ -202,7 +211,6 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
     views = {view_name(a) for key in caches_of(context, claim) for a in store.artifacts_of(key)} - {""}
     # Who saw one Ready until just now may be telling pods of it.
     views |= {view_name(a) for a in plan.remove if registry.wanters(a.key) or store.is_told(a.key)}
-    registry.contents[cache.key] = frozenset(views)
     request = EvictRequest(
         cache_root=CACHE_MOUNT,
         owner=cache.status.claim_uid,
@@ -234,6 +242,5 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
             await context.kube.delete(JOBS, namespace, job["metadata"]["name"])
         return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
     except (ForbiddenError, InvalidObjectError) as error:
-        status = could_not(cache.status.eviction, f"the Job was refused: {error}", now=context.now())
-        return EvictionPlan(status, requeue_after=60.0)
+        return EvictionPlan(could_not(plan.status, f"the Job was refused: {error}", now=context.now()))
     return plan
