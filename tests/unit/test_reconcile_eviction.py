@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from lora_operator.api import ModelCache
-from lora_operator.constants import ANNOTATION_EVICT, Reason
+from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, Reason
 from lora_operator.errors import ForbiddenError
 from lora_operator.kube import Kube
 from lora_operator.manifest import (
@@ -462,6 +462,20 @@ async def test_content_whose_artifact_somebody_deletes_is_noted_where_it_is_to_g
         world.cache = world.cache.model_copy(
             update={"status": world.cache.status.model_copy(update={"eviction": status})}
         )
+
+
+async def test_content_that_a_newer_one_took_the_place_of_is_no_reason_for_an_eviction() -> None:
+    world = World(asked=None, eviction={"policy": "LeastRecentlyUsed"})
+    refreshed = ready_artifact("refreshed", uid="uid-r", status={"path": "artifacts/refreshed-view"})
+    annotations = {"annotations": {ANNOTATION_REFRESH: "1"}}
+    metadata = refreshed.metadata.model_copy(update=annotations)
+    world.put(Kind.MODEL_ARTIFACT, refreshed.model_copy(update={"metadata": metadata}))
+    await world.look()
+    world.context.store.remove(Kind.MODEL_ARTIFACT, "serving", "refreshed")  # superseded
+    world.put(
+        Kind.MODEL_ARTIFACT, ready_artifact("sql", status={"path": "artifacts/newer-view"})
+    )  # its branch has moved
+    assert (await world.look()).status is None
 
 
 async def test_a_job_whose_end_was_recorded_before_the_operator_died_goes() -> None:

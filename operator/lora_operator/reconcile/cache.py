@@ -19,6 +19,7 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
     cache = context.store.caches.get((key.namespace, key.name))
     if cache is None:
         context.registry.volumes.pop((key.namespace, key.name), None)
+        context.registry.contents.pop((key.namespace, key.name), None)
         return None
     refused: ReasonError | None = None
     try:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from lora_operator.api.cache import EvictionStatus, ModelCache, VolumeFigures
-from lora_operator.constants import ANNOTATION_EVICT, CACHE_MOUNT
+from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, CACHE_MOUNT
 from lora_operator.desired.evict_job import build_evict_job, evict_job_name
 from lora_operator.desired.placement import job_placement
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError
@@ -134,12 +134,17 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
 
 
 def _is_swept(context: Context, cache: ModelCache, views: frozenset[str]) -> bool:
-    """Whether content has lost its artifact since the last look, and the status does not say so yet."""
-    contents, eviction = context.registry.contents, cache.status.eviction
-    gone = contents.get(cache.key, frozenset()) - views
+    """Whether somebody has deleted an artifact with content since the last look, and the status does not say so yet.
+
+    Those that refreshes were for are deleted when they are superseded: their content is unused like other, and may be gone back to.
+    """
+    contents, eviction, store = context.registry.contents, cache.status.eviction, context.store
+    before, present = contents.get(cache.key, {}), store.artifacts_of(cache.key)
+    gone = {view for key, view in before.items() if key not in store.artifacts} - views
     if gone and cache.spec.eviction.policy != "Never" and not (eviction and eviction.left_over):
         return True
-    contents[cache.key] = views
+    lasting = (artifact for artifact in present if ANNOTATION_REFRESH not in artifact.metadata.annotations)
+    contents[cache.key] = {artifact.key: view for artifact in lasting if (view := view_name(artifact))}
     return False
 
 
