@@ -16,7 +16,16 @@ from lora_operator.manifest import KEEP_BYTES, EvictResult, keep_mark
 from lora_operator.plan.cache import CacheObservation, plan_cache
 from lora_operator.plan.eviction import encode_keep, is_due, plan_eviction, read_result
 from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, views_in
-from tests.unit.builders import NOW, make_artifact, make_cache, not_ready, ready_artifact, through_the_api, told
+from tests.unit.builders import (
+    CREATED,
+    NOW,
+    make_artifact,
+    make_cache,
+    not_ready,
+    ready_artifact,
+    through_the_api,
+    told,
+)
 
 GIB = 1 << 30
 LRU: dict[str, Any] = {"eviction": {"policy": "LeastRecentlyUsed"}}
@@ -192,6 +201,12 @@ def test_downloads_that_are_under_way_are_reckoned_with() -> None:
     asked = cache(asked="now")
     assert plan_eviction(seen(of=asked, fetching_since=NOW), now=NOW).built == NOW
     assert plan_eviction(seen(of=asked), now=NOW).built is None
+
+
+def test_content_that_the_job_would_leave_for_a_download_s_sake_keeps_its_artifact() -> None:
+    came = datetime.fromisoformat(CREATED)
+    for age, goes in ((timedelta(seconds=119), []), (timedelta(seconds=121), ["old"])):
+        assert removed(seen(unused("old", 9), held_up(), fetching_since=came + age)) == goes
 
 
 def test_content_of_two_artifacts_counts_once_and_only_when_both_go() -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
-from lora_operator.conditions import is_true
+from lora_operator.conditions import find, is_true
 from lora_operator.constants import ANNOTATION_EVICT, Condition, Reason
 from lora_operator.manifest import EvictResult
 from lora_operator.names import parse_duration
 from lora_operator.plan.artifact import is_by_hand
 
+CLOCKS: Final = timedelta(minutes=2)  # by which clocks may differ, as the Job has it
 _VIEW: Final = re.compile(r"artifacts/([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -58,8 +59,15 @@ def candidates(seen: EvictionObservation) -> list[ModelArtifact]:
         and artifact.status.unreferenced_since is not None
         and artifact.status.path is not None
         and view_name(artifact) not in seen.used
+        and not _is_spared(artifact, seen.fetching_since)
     ]
     return sorted(found, key=lambda a: (a.status.unreferenced_since or datetime.max, a.metadata.name))
+
+
+def _is_spared(artifact: ModelArtifact, since: datetime | None) -> bool:
+    """Whether the Job would leave its content, which is not older than a download that is under way."""
+    ready = find(artifact.status.conditions, Condition.READY)
+    return since is not None and ready is not None and ready.last_transition_time > since - CLOCKS
 
 
 def victims(seen: EvictionObservation, *, now: datetime) -> list[ModelArtifact]:
