@@ -35,7 +35,6 @@ POLL_UNSURE_SECONDS: Final = 15.0
 WAITS: Final = "waits, for nothing may go now"
 RETRY: Final = timedelta(minutes=10)  # after the first that could not; the double after each further one
 MAX_DOUBLED: Final = 3
-LEFT_OVER: Final = "artifacts are gone whose files are not"
 START: Final = timedelta(minutes=2)  # in which a Job has to start, for downloads wait for it
 JUST: Final = timedelta(minutes=2)  # in which pods let go of what nothing wants any more
 MAX_VIEWS: Final = 10_000  # whose names fit the Job's environment
@@ -62,9 +61,8 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
             return _ended(status, seen.job.result, now=now)
         return _awaited(status, seen.job, now=now)
     if seen.swept:
-        status = _update(status, left_over=True)
-    why = _why(seen, now)
-    if why is None:
+        return EvictionPlan(_update(status, left_over=True), requeue_after=0)
+    if _why(seen, now) is None:
         if status is None or not (status.running or status.waiting):
             return EvictionPlan(status)
         return EvictionPlan(_update(status, running=False, waiting=False, message=None), ended=status.running)
@@ -73,8 +71,6 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
         waiting = _update(status, running=False, waiting=True, message=f"{WAITS}: {cause}"[:1024])
         return EvictionPlan(waiting, requeue_after=POLL_UNSURE_SECONDS if seen.unsure else 2.0)
     remove = tuple(victims(seen, now=now))
-    if why == LEFT_OVER and seen.used - seen.known:  # pods still have what has no artifact, maybe just that
-        return EvictionPlan(status, requeue_after=POLL_UNSURE_SECONDS)
     if remove and not (status and status.left_over):  # whoever goes on after us has to know
         return EvictionPlan(_update(status, waiting=False, message=None, left_over=True), requeue_after=0)
     attempt = (status.attempt if status else 0) + 1
@@ -145,7 +141,7 @@ def _why(seen: EvictionObservation, now: datetime) -> str | None:
             return "too old"
     # There is no hurry, so it keeps no download waiting.
     due = status is not None and status.left_over and not _is_recent(status, now, RETRY) and seen.fetching_since is None
-    return LEFT_OVER if due else None
+    return "artifacts are gone whose files are not" if due else None
 
 
 def _pause(status: EvictionStatus) -> timedelta:

@@ -42,7 +42,6 @@ class EvictionObservation:
     used: frozenset[str]  # names of views that something uses, or may
     unsure: str | None  # why that can't be known just now
     job: EvictJob | None  # of the attempt after the last that is recorded
-    known: frozenset[str] = frozenset()  # names of the views of all artifacts over the claim
     beside: Sequence[ModelArtifact] = ()  # of other caches over the same claim, whose content stays
     fetching_since: datetime | None = None  # when the oldest download of the claim began that is under way
     unread: bool = False  # a download Job has ended whose result is not recorded yet

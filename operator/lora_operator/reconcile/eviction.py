@@ -116,7 +116,6 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
             a.metadata.name for a in artifacts if not registry.wanters(a.key) and not store.is_told(a.key)
         ),
         used=frozenset(),
-        known=views,
         unsure=None,
         job=job,
         fetching_since=_fetching_since(context, caches),
@@ -134,17 +133,19 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
 
 
 def _is_swept(context: Context, cache: ModelCache, views: frozenset[str]) -> bool:
-    """Whether somebody has deleted an artifact with content since the last look, and the status does not say so yet.
+    """Whether somebody has deleted an artifact whose content no pod has any more, and the status does not say so yet.
 
     Those that refreshes were for are deleted when they are superseded: their content is unused like other, and may be gone back to.
     """
-    contents, eviction, store = context.registry.contents, cache.status.eviction, context.store
-    before, present = contents.get(cache.key, {}), store.artifacts_of(cache.key)
-    gone = {view for key, view in before.items() if key not in store.artifacts} - views
-    if gone and cache.spec.eviction.policy != "Never" and not (eviction and eviction.left_over):
+    store, contents, eviction = context.store, context.registry.contents, cache.status.eviction
+    before = contents.get(cache.key, {})
+    gone = {key: view for key, view in before.items() if key not in store.artifacts and view not in views}
+    used, unsure = used_views(context, cache.metadata.namespace) if gone else (frozenset(), None)
+    held = {key: view for key, view in gone.items() if view in used or unsure is not None}
+    if len(held) < len(gone) and cache.spec.eviction.policy != "Never" and not (eviction and eviction.left_over):
         return True
-    lasting = (artifact for artifact in present if ANNOTATION_REFRESH not in artifact.metadata.annotations)
-    contents[cache.key] = {artifact.key: view for artifact in lasting if (view := view_name(artifact))}
+    lasting = (a for a in store.artifacts_of(cache.key) if ANNOTATION_REFRESH not in a.metadata.annotations)
+    contents[cache.key] = {a.key: view for a in lasting if (view := view_name(a))} | held
     return False
 
 
