@@ -74,6 +74,7 @@ class Condition(StrEnum):
     ADAPTERS_IN_SYNC = "AdaptersInSync"
     SINGLE_NODE = "SingleNode"
     SPACE_LOW = "SpaceLow"
+    EVICTION_HELD_UP = "EvictionHeldUp"
 
 
 CONDITION_DOCS: Final[dict[Condition, str]] = {
@@ -86,6 +87,7 @@ CONDITION_DOCS: Final[dict[Condition, str]] = {
     Condition.AVAILABLE: "At least one engine pod is ready and its gate was proven closed.",
     Condition.ADAPTERS_IN_SYNC: "Every ready pod acknowledged the current module list and serves what it says.",
     Condition.SPACE_LOW: "The volume, or the cache's capacity, is as full as spec.warnAtPercent says; there once a Job has looked.",
+    Condition.EVICTION_HELD_UP: "Content of the cache is to be removed, and can't be now, or could not be the last time; there once any was to be.",
     Condition.SINGLE_NODE: "Only one node can mount the cache's claim, so all its pods are kept on one node; the message names it.",
 }
 
@@ -199,6 +201,10 @@ class Reason(StrEnum):
     # SpaceLow of a cache, True and False
     NEARLY_FULL = "NearlyFull"
     ENOUGH_SPACE = "EnoughSpace"
+    # EvictionHeldUp of a cache, True (JobNotStarted as well) and False
+    EVICTION_WAITS = "EvictionWaits"
+    EVICTION_FAILED = "EvictionFailed"
+    NOT_HELD_UP = "NotHeldUp"
 
 
 _WAIT, _BACKOFF, _OUTSIDE, _NONE = Retry.WAIT, Retry.BACKOFF, Retry.OUTSIDE, Retry.NONE
@@ -379,4 +385,12 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.READ_WRITE_MANY: ReasonInfo("The claim asks for ReadWriteMany: pods on any node can mount it.", _WAIT),
     Reason.NEARLY_FULL: ReasonInfo("As little room is left as spec.warnAtPercent says.", _WAIT),
     Reason.ENOUGH_SPACE: ReasonInfo("There is more room than spec.warnAtPercent asks for.", _WAIT),
+    Reason.EVICTION_WAITS: ReasonInfo(
+        "It is not known for certain what is in use, so nothing is removed: a pod can't be asked, or an object can't be read.",
+        _WAIT,
+    ),
+    Reason.EVICTION_FAILED: ReasonInfo(
+        "Nothing could be removed the last time; the next time that is not asked for comes after a pause.", _BACKOFF
+    ),
+    Reason.NOT_HELD_UP: ReasonInfo("No removal of content waits or has failed.", _WAIT),
 }

@@ -636,6 +636,15 @@ def cache_cases() -> Iterator[Case]:
         "keepUnreferencedFor must be a duration like 30m or 72h",
         accepted=values("spec.eviction.keepUnreferencedFor", ["0s", "30m", "72h"]),
         refused=values("spec.eviction.keepUnreferencedFor", ["3d", "", "-1h", "72"]),
+        beside={"spec.eviction.policy": "LeastRecentlyUsed"},
+    )
+    age, policy = "spec.eviction.keepUnreferencedFor", "spec.eviction.policy"
+    yield from both(
+        kind,
+        "spec.eviction",
+        "keepUnreferencedFor is only for policy LeastRecentlyUsed: by policy Never nothing is removed unless you ask",
+        accepted=[{policy: "LeastRecentlyUsed", age: "72h"}, {policy: "LeastRecentlyUsed"}, {policy: "Never"}],
+        refused=[{policy: "Never", age: "72h"}, {age: "72h"}],
     )
     message = (
         "volumeClaimTemplate is immutable: to grow the volume, raise spec.resources.requests.storage of the claim itself, "

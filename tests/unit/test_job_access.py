@@ -175,6 +175,7 @@ def test_evictions_run_where_downloads_do_and_need_no_network() -> None:
         cache,
         EvictRequest(cache_root="/model-cache"),
         attempt=1,
+        requested=None,
         image="operator:1",
         image_pull_policy="Never",
         resources=RESOURCES,

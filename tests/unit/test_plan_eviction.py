@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,17 +13,19 @@ from lora_operator.api import ModelArtifact, ModelCache
 from lora_operator.api.source import Source
 from lora_operator.constants import ANNOTATION_EVICT
 from lora_operator.manifest import KEEP_BYTES, EvictResult, keep_mark
-from lora_operator.plan.eviction import (
-    EvictionObservation,
-    EvictJob,
-    encode_keep,
-    is_due,
-    plan_eviction,
-    read_result,
-    reclaimable_bytes,
-    views_in,
+from lora_operator.plan.cache import CacheObservation, plan_cache
+from lora_operator.plan.eviction import encode_keep, is_due, plan_eviction, read_result
+from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, views_in
+from tests.unit.builders import (
+    CREATED,
+    NOW,
+    make_artifact,
+    make_cache,
+    not_ready,
+    ready_artifact,
+    through_the_api,
+    told,
 )
-from tests.unit.builders import NOW, make_artifact, make_cache, not_ready, ready_artifact, through_the_api
 
 GIB = 1 << 30
 LRU: dict[str, Any] = {"eviction": {"policy": "LeastRecentlyUsed"}}
@@ -43,7 +46,7 @@ def unused(name: str, days: float, *, size: int = 1, path: str = "", **more: Any
     return ready_artifact(name, status=status, **more)
 
 
-def held_up(name: str = "new", *, needed: int = 1, at: datetime = NOW) -> ModelArtifact:
+def held_up(name: str = "new", *, needed: int = 1, at: datetime = NOW, **more: Any) -> ModelArtifact:
     """A wanted one that does not fit."""
     failure = {
         "attempt": 1,
@@ -52,7 +55,10 @@ def held_up(name: str = "new", *, needed: int = 1, at: datetime = NOW) -> ModelA
         "time": at.isoformat(),
         "neededBytes": needed * GIB,
     }
-    return make_artifact(name, status={"lastFailure": failure}, conditions=not_ready("InsufficientSpace"))
+    return make_artifact(name, status={"lastFailure": failure}, conditions=not_ready("InsufficientSpace"), **more)
+
+
+MARKED: dict[str, Any] = {"leftOver": True}  # written down before the first artifact is deleted
 
 
 def seen(*artifacts: ModelArtifact, of: ModelCache | None = None, **more: Any) -> EvictionObservation:
@@ -71,6 +77,10 @@ def seen(*artifacts: ModelArtifact, of: ModelCache | None = None, **more: Any) -
 def removed(observation: EvictionObservation) -> list[str] | None:
     """The names of what goes; None where nothing is begun."""
     plan = plan_eviction(observation, now=NOW)
+    if plan.start is None and plan.status is not None and plan.status.left_over:
+        marked = observation.cache.status.model_copy(update={"eviction": plan.status})
+        of = observation.cache.model_copy(update={"status": marked})
+        plan = plan_eviction(replace(observation, cache=of), now=NOW)
     return [a.metadata.name for a in plan.remove] if plan.start is not None else None
 
 
@@ -83,15 +93,53 @@ def test_what_was_wanted_longest_ago_goes_first_and_no_more_than_is_needed() -> 
     assert removed(seen(held_up())) == [], "what lies there without any artifact may be enough"
 
 
+def test_content_that_somebody_warms_by_hand_gets_room_too() -> None:
+    warm, unwanted = held_up("warm", by_hand=True), frozenset({"old", "warm", "left"})
+    assert removed(seen(unused("old", 9), warm, unwanted=unwanted)) == ["old"]
+    assert removed(seen(unused("old", 9), held_up("left"), unwanted=unwanted)) is None, "nothing wants it any more"
+
+
 def test_nothing_goes_without_a_reason_or_by_the_policy_never() -> None:
     contents = [unused("old", 99)]
     assert removed(seen(*contents)) is None
     assert removed(seen(*contents, held_up(), of=cache())) is None
-    assert removed(seen(*contents, of=cache(), swept=True)) is None
 
 
 def test_what_an_artifact_left_that_somebody_deleted_goes() -> None:
-    assert removed(seen(swept=True)) == []
+    plan = plan_eviction(seen(swept=True), now=NOW)
+    assert plan.status is not None
+    assert (plan.status.left_over, plan.requeue_after, plan.start) == (True, 0, None), "it is written down first"
+
+
+def test_that_artifacts_are_deleted_is_written_down_before_the_first_is() -> None:
+    plan = plan_eviction(seen(unused("old", 9), held_up()), now=NOW)
+    assert plan.status is not None
+    assert (plan.start, plan.remove, plan.requeue_after) == (None, (), 0)
+    assert (plan.status.left_over, plan.status.running) == (True, False)
+    plan = plan_eviction(seen(unused("old", 9), held_up(), of=cache(status=MARKED, **LRU)), now=NOW)
+    assert (plan.start, [a.metadata.name for a in plan.remove]) == (1, ["old"])
+
+
+@pytest.mark.parametrize("policy", [{}, LRU], ids=["Never", "LeastRecentlyUsed"])
+def test_what_deleted_artifacts_left_goes_in_the_end(policy: dict[str, Any]) -> None:
+    """The operator died, or the Job was refused or failed, or a download had the files."""
+    kept = unused("kept", 9)
+    assert removed(seen(kept, of=cache(status=MARKED, **policy))) == []
+    for result in (EvictResult(ok=False, message="no"), EvictResult(ok=True, busy=1)):
+        job = EvictJob("default-evict-1", result)
+        status = plan_eviction(seen(of=cache(status=MARKED, **policy), job=job), now=NOW).status
+        assert status is not None
+        later = seen(kept, of=cache(status=status.to_wire(), **policy))
+        assert not is_due(later, now=NOW + timedelta(minutes=9))
+        assert is_due(later, now=NOW + timedelta(minutes=10))
+    fine = EvictJob("default-evict-1", EvictResult(ok=True))
+    status = plan_eviction(seen(of=cache(status=MARKED, **policy), job=fine), now=NOW).status
+    assert status is not None
+    assert not status.left_over
+
+
+def test_what_deleted_artifacts_left_is_no_reason_to_keep_downloads_waiting() -> None:
+    assert not is_due(seen(of=cache(status=MARKED, **LRU), fetching_since=NOW), now=NOW)
 
 
 def test_content_that_is_too_old_goes_though_there_is_room() -> None:
@@ -104,14 +152,14 @@ def test_content_that_is_too_old_goes_though_there_is_room() -> None:
 @pytest.mark.parametrize("policy", [{}, LRU], ids=["Never", "LeastRecentlyUsed"])
 def test_all_that_is_unused_goes_when_it_is_asked_for_once(policy: dict[str, Any]) -> None:
     contents = [unused("young", 0.001), unused("old", 9)]
-    asked = cache(asked="now", **policy)
+    asked = cache(asked="now", status=MARKED, **policy)
     plan = plan_eviction(seen(*contents, of=asked), now=NOW)
     assert [a.metadata.name for a in plan.remove] == ["old", "young"]
     assert plan.status is not None
     assert (plan.status.requested, plan.status.running) == ("now", True)
     done = cache(asked="now", status={"requested": "now", "attempt": 1}, **policy)
     assert removed(seen(*contents, of=done)) is None
-    again = cache(asked="later", status={"requested": "now", "attempt": 1}, **policy)
+    again = cache(asked="later", status={"requested": "now", "attempt": 1, **MARKED}, **policy)
     assert plan_eviction(seen(*contents, of=again), now=NOW).start == 2
 
 
@@ -120,9 +168,9 @@ def test_what_may_be_in_use_stays() -> None:
     listed = unused("listed", 9)
     by_hand = unused("warm", 9, by_hand=True)
     wanted = ready_artifact("wanted")
-    told = unused("told", 9)
+    kept = unused("told", 9)
     free = unused("free", 9)
-    observation = seen(listed, by_hand, wanted, told, free, of=asked, used=frozenset({"listed"}))
+    observation = seen(listed, by_hand, wanted, kept, free, of=asked, used=frozenset({"listed"}))
     observation = EvictionObservation(
         **{**observation.__dict__, "unwanted": frozenset({"listed", "warm", "free"})}  # a status says that it is in use
     )
@@ -135,6 +183,7 @@ def test_what_is_not_known_for_certain_holds_up_everything_and_is_said() -> None
     assert (plan.start, plan.remove) == (None, ())
     assert plan.status is not None
     assert plan.status.message == "waits, for nothing may go now: pod serving/x may be serving"
+    assert plan.status.waiting
     assert plan.status.requested is None, "so it is not forgotten"
     plan = plan_eviction(seen(unused("old", 9), of=asked, unread=True), now=NOW)
     assert (plan.start, plan.requeue_after) == (None, 2.0)
@@ -142,8 +191,14 @@ def test_what_is_not_known_for_certain_holds_up_everything_and_is_said() -> None
 
 def test_downloads_that_are_under_way_are_reckoned_with() -> None:
     asked = cache(asked="now")
-    assert plan_eviction(seen(of=asked, fetching=1), now=NOW).careful
-    assert not plan_eviction(seen(of=asked), now=NOW).careful
+    assert plan_eviction(seen(of=asked, fetching_since=NOW), now=NOW).built == NOW
+    assert plan_eviction(seen(of=asked), now=NOW).built is None
+
+
+def test_content_that_the_job_would_leave_for_a_download_s_sake_keeps_its_artifact() -> None:
+    came = datetime.fromisoformat(CREATED)
+    for age, goes in ((timedelta(seconds=119), []), (timedelta(seconds=121), ["old"])):
+        assert removed(seen(unused("old", 9), held_up(), fetching_since=came + age)) == goes
 
 
 def test_content_of_two_artifacts_counts_once_and_only_when_both_go() -> None:
@@ -151,35 +206,105 @@ def test_content_of_two_artifacts_counts_once_and_only_when_both_go() -> None:
     assert removed(seen(*twins, held_up(needed=2))) == ["one", "two", "three"]
     wanted = ready_artifact("wanted", status={"path": "artifacts/same"})
     assert removed(seen(twins[0], wanted, unused("three", 7), held_up(needed=1))) == ["one", "three"]
+    beside = seen(twins[0], unused("three", 7), held_up(needed=1), beside=(wanted,))
+    assert removed(beside) == ["one", "three"], "another cache over the claim has it, too"
 
 
 def test_a_job_that_runs_is_awaited_and_its_end_recorded() -> None:
-    job = EvictJob("default-evict-1", False, None)
+    job = EvictJob("default-evict-1")
     plan = plan_eviction(seen(held_up(), job=job), now=NOW)
-    assert (plan.start, plan.delete_job, plan.requeue_after) == (None, None, 5.0)
+    assert (plan.start, plan.ended, plan.requeue_after) == (None, False, 5.0)
     result = EvictResult(ok=True, views=3, freed_bytes=5 * GIB)
-    plan = plan_eviction(seen(held_up(), job=EvictJob("default-evict-1", True, result)), now=NOW)
-    assert plan.delete_job == "default-evict-1"
+    plan = plan_eviction(seen(held_up(), job=EvictJob("default-evict-1", result)), now=NOW)
     assert plan.ended
     assert plan.status is not None
     assert through_the_api(plan.status).to_wire() == {
         "attempt": 1,
         "running": False,
+        "waiting": False,
+        "leftOver": False,
+        "failures": 0,
         "time": "2026-01-02T03:04:05Z",
         "views": 3,
         "freed": "5Gi",
     }
 
 
+def test_a_job_that_does_not_start_says_why_and_is_given_up_so_that_downloads_go_on() -> None:
+    trouble = "pod evict: 0/3 nodes are available"
+    pending = EvictJob("default-evict-1", since=NOW, trouble=trouble)
+    plan = plan_eviction(seen(held_up(), job=pending), now=NOW + timedelta(seconds=119))
+    assert plan.status is not None
+    assert (plan.status.running, plan.status.message, plan.ended) == (True, trouble, False)
+    plan = plan_eviction(seen(held_up(), job=pending), now=NOW + timedelta(seconds=120))
+    assert plan.status is not None
+    assert (plan.status.running, plan.status.attempt, plan.status.failures, plan.ended) == (False, 1, 1, True)
+    assert plan.status.message == (
+        f"Job default-evict-1 was given up, for downloads wait for it: it had not started after 120 s: {trouble}"
+    )
+    started = EvictJob("default-evict-1", since=NOW, started=True)
+    assert not plan_eviction(seen(held_up(), job=started), now=NOW + timedelta(minutes=9)).ended
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({}, ("False", "NotHeldUp")),
+        ({"running": True, "attempt": 1}, ("False", "NotHeldUp")),
+        ({"message": "2 sources were being downloaded from"}, ("False", "NotHeldUp")),
+        ({"waiting": True, "message": "pod x can't be asked"}, ("True", "EvictionWaits")),
+        ({"running": True, "message": "pod e: 0/3 nodes are available"}, ("True", "JobNotStarted")),
+        ({"failures": 2, "message": "no locks"}, ("True", "EvictionFailed")),
+        ({"failures": 2, "running": True}, ("True", "EvictionFailed")),
+    ],
+)
+def test_what_holds_up_an_eviction_is_a_condition(status: dict[str, Any], expected: tuple[str, str]) -> None:
+    of = cache(status=status or {"attempt": 0})
+    found, _ = plan_cache(CacheObservation(of, None, (), eviction=of.status.eviction), now=NOW)
+    condition = told(found.conditions)["EvictionHeldUp"]
+    assert condition[:2] == expected
+    assert status.get("message", "") in condition[2] or expected[0] == "False"
+
+
+def test_where_nothing_was_ever_to_be_removed_no_condition_speaks_of_it() -> None:
+    assert "EvictionHeldUp" not in told(plan_cache(CacheObservation(cache(), None, ()), now=NOW)[0].conditions)
+
+
 def test_one_that_could_not_is_not_tried_again_at_once() -> None:
     result = EvictResult(ok=False, message="nothing is evicted: no locks")
-    observation = seen(unused("old", 9), held_up(), job=EvictJob("default-evict-1", True, result))
+    observation = seen(unused("old", 9), held_up(), job=EvictJob("default-evict-1", result))
     status = plan_eviction(observation, now=NOW).status
     assert status is not None
     assert status.message == "nothing is evicted: no locks"
     later = seen(unused("old", 9), held_up(at=NOW + timedelta(minutes=5)), of=cache(status=status.to_wire(), **LRU))
     assert not is_due(later, now=NOW + timedelta(minutes=6))
     assert is_due(later, now=NOW + timedelta(minutes=11))
+    asked = seen(of=cache(status=status.to_wire(), asked="now", **LRU))
+    assert is_due(asked, now=NOW + timedelta(minutes=6))
+
+
+def test_the_more_often_it_could_not_the_later_it_is_tried_again() -> None:
+    result, status = EvictResult(ok=False, message="no locks"), None
+    for failures, minutes in ((1, 10), (2, 20), (3, 40), (4, 80), (5, 80)):
+        job = EvictJob(f"default-evict-{failures}", result)
+        status = plan_eviction(seen(of=cache(status=status, **LRU), job=job), now=NOW).status.to_wire()  # type: ignore[union-attr]
+        assert status["failures"] == failures
+        wants = seen(unused("old", 9), held_up(at=NOW + timedelta(minutes=1)), of=cache(status=status, **LRU))
+        assert not is_due(wants, now=NOW + timedelta(minutes=minutes - 1))
+        assert is_due(wants, now=NOW + timedelta(minutes=minutes))
+    fine = EvictJob("default-evict-6", EvictResult(ok=True))
+    ended = plan_eviction(seen(of=cache(status=status, **LRU), job=fine), now=NOW).status
+    assert ended is not None
+    assert (ended.failures, ended.message) == (0, None)
+
+
+def test_one_that_left_alone_what_downloads_had_is_no_failure() -> None:
+    job = EvictJob("default-evict-1", EvictResult(ok=True, busy=1))
+    status = plan_eviction(seen(job=job), now=NOW).status
+    assert status is not None
+    assert status.message == "1 sources were being downloaded from, so what is theirs stayed"
+    later = seen(unused("old", 9), held_up(at=NOW + timedelta(minutes=1)), of=cache(status=status.to_wire(), **LRU))
+    assert is_due(later, now=NOW + timedelta(minutes=1))
 
 
 def test_after_an_eviction_only_a_download_that_failed_since_needs_another() -> None:
@@ -247,6 +372,8 @@ def test_what_waits_goes_on_waiting_and_says_so_once() -> None:
     now = NOW + timedelta(minutes=1)
     first = plan_eviction(seen(*contents, of=cache(status=done, **LRU), unsure="x"), now=now).status
     assert first is not None
+    assert not first.left_over
     later = cache(status=through_the_api(first).to_wire(), **LRU)
     assert plan_eviction(seen(*contents, of=later, unsure="x"), now=now).status == first
+    later = cache(status=through_the_api(first).to_wire() | MARKED, **LRU)
     assert [a.metadata.name for a in plan_eviction(seen(*contents, of=later), now=now).remove] == ["old"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import pytest
+
 from lora_operator.api import ModelCache
-from lora_operator.constants import ANNOTATION_EVICT, Reason
+from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, Reason
+from lora_operator.errors import ForbiddenError
 from lora_operator.kube import Kube
 from lora_operator.manifest import (
     EVICT_REQUEST_ENV,
@@ -33,6 +37,7 @@ from tests.unit.builders import (
     CREATED,
     engine_pod,
     make_adapter,
+    make_artifact,
     make_cache,
     make_deployment,
     make_job,
@@ -55,14 +60,18 @@ class Api:
         self.statuses: list[Json] = []
         self.pods: list[Json] = []
         self.on_delete: Callable[[str], None] = lambda _: None
+        self.cache, self.version = make_cache(), 0
 
-    async def delete(self, _: Any, namespace: str, name: str, *, uid: str = "") -> None:
-        self.deleted.append(name)
+    async def delete(
+        self, _: Any, namespace: str, name: str, *, uid: str = "", propagation: str = "Background"
+    ) -> None:
+        self.deleted.append(name if propagation == "Background" else f"{name} {propagation}")
         self.on_delete(name)
 
     async def create(self, body: Json) -> Json:
         self.created.append(body)
-        return {**body, "metadata": body["metadata"] | {"uid": "uid-evict", "resourceVersion": "999"}}
+        self.version += 1
+        return {**body, "metadata": body["metadata"] | {"uid": "uid-evict", "resourceVersion": str(self.version)}}
 
     async def list(self, *_: Any, **__: Any) -> tuple[list[Json], str]:
         return self.pods, "1"
@@ -73,10 +82,11 @@ class Api:
 
     async def apply_status(self, _: Any, namespace: str, name: str, status: Json, **__: Any) -> Json:
         self.statuses.append(status)
-        cache = make_cache(status=status).model_dump(mode="json", by_alias=True, exclude_none=True)
+        cache = self.cache.model_dump(mode="json", by_alias=True, exclude_none=True)
+        self.version += 1
         return {
             **cache,
-            "metadata": cache["metadata"] | {"resourceVersion": str(1000 + len(self.statuses))},
+            "metadata": cache["metadata"] | {"resourceVersion": str(self.version)},
             "status": status,
         }
 
@@ -88,7 +98,7 @@ class World:
     """A fleet with one pod that serves an adapter, and an artifact `old` that nothing wants."""
 
     def __init__(self, *, asked: str | None = "now", pod: Json | None = None, **cache: Any) -> None:
-        self.api, self.version, self.woken = Api(), 0, list[Key]()
+        self.api, self.woken = Api(), list[Key]()
         self.context = Context(
             kube=cast(Kube, self.api),
             engines=cast(Engines, None),
@@ -101,6 +111,7 @@ class World:
         self.cache: ModelCache = made.model_copy(
             update={"metadata": made.metadata.model_copy(update={"annotations": annotations})}
         )
+        self.api.cache = self.cache
         self.put(Kind.MODEL_CACHE, self.cache)
         self.deployment, self.adapter = make_deployment(), make_adapter()
         self.put(Kind.VLLM_DEPLOYMENT, self.deployment)
@@ -130,11 +141,43 @@ class World:
         self.raw(kind, obj.model_dump(mode="json", by_alias=True, exclude_none=True))
 
     def raw(self, kind: Kind, body: Json) -> None:
-        self.version += 1
-        self.context.store.upsert(kind, {**body, "metadata": body["metadata"] | {"resourceVersion": str(self.version)}})
+        self.api.version += 1
+        version = {"resourceVersion": str(self.api.version)}
+        self.context.store.upsert(kind, {**body, "metadata": body["metadata"] | version})
+
+    async def until_the_job(self) -> None:
+        while not self.api.created:
+            await reconcile_cache(self.context, Key(Kind.MODEL_CACHE, *self.cache.key))
+
+    def end_job(self) -> None:
+        (job,) = self.api.created
+        ended = {"conditions": [{"type": "Complete", "status": "True"}]}
+        self.raw(Kind.JOB, {**job, "metadata": job["metadata"] | {"uid": "uid-evict"}, "status": ended})
+
+    def make_pod(self, status: Json | None, *, made: datetime, **spec: Any) -> None:
+        """The eviction's Job as it was made then, with its pod."""
+        (job,) = self.api.created
+        metadata = job["metadata"] | {"uid": "uid-evict", "creationTimestamp": made.isoformat()}
+        self.raw(Kind.JOB, {**job, "metadata": metadata, "spec": job["spec"] | spec})
+        owner = {"kind": "Job", "name": metadata["name"], "uid": "uid-evict", "controller": True}
+        if status is not None:
+            pod = {"name": "p", "namespace": "serving", "uid": "uid-p", "ownerReferences": [owner]}
+            self.raw(Kind.POD, {"metadata": pod, "spec": {}, "status": status})
+
+    async def reconcile(self) -> Json:
+        """What the cache's status says of evictions afterwards."""
+        await reconcile_cache(self.context, Key(Kind.MODEL_CACHE, *self.cache.key))
+        found: Json = self.api.statuses[-1]["eviction"]
+        return found
 
     async def look(self) -> Any:
-        return await reconcile_eviction(self.context, self.cache)
+        """Reconcile, and once more where that is to be at once: with what is written down before anything goes."""
+        found = await reconcile_eviction(self.context, self.cache)
+        if found.requeue_after == 0:
+            status = self.cache.status.model_copy(update={"eviction": found.status})
+            self.cache = self.cache.model_copy(update={"status": status})
+            found = await reconcile_eviction(self.context, self.cache)
+        return found
 
     def request(self) -> EvictRequest:
         (job,) = self.api.created
@@ -181,6 +224,38 @@ async def test_what_is_wanted_again_while_others_are_deleted_stays() -> None:
     await world.look()
     assert world.api.deleted == ["older"]
     assert world.kept("old-view", "older-view") == ["old-view"]
+
+
+async def test_content_that_is_wanted_while_its_artifact_s_deletion_is_on_its_way_stays() -> None:
+    world = World()
+
+    def somebody_comes(name: str) -> None:
+        want = ModelWant(world.deployment.metadata.uid, 1, ("serving", name), None)
+        world.context.registry.publish_model_want(world.deployment.key, want)
+
+    world.api.on_delete = somebody_comes
+    await world.look()
+    assert world.api.deleted == ["old"]
+    assert world.kept("old-view") == ["old-view"], "it was seen Ready, and pods may be told of it by now"
+
+
+async def test_two_caches_over_one_claim_are_not_evicted_from_at_once() -> None:
+    world = World()
+    asked = {ANNOTATION_EVICT: "now"}
+    second = make_cache("second", uid="uid-second")
+    second = second.model_copy(update={"metadata": second.metadata.model_copy(update={"annotations": asked})})
+    world.put(Kind.MODEL_CACHE, second)
+    others: list[Any] = []
+
+    def meanwhile(_: str) -> None:
+        with pytest.raises(StopIteration) as ended:  # it does not wait for anything
+            reconcile_eviction(world.context, second).send(None)
+        others.append(ended.value.value)
+
+    world.api.on_delete = meanwhile
+    await world.look()
+    assert len(world.api.created) == 1
+    assert (others[0].status, others[0].requeue_after) == (None, 5.0)
 
 
 async def test_one_that_is_told_to_be_in_use_stays() -> None:
@@ -241,9 +316,11 @@ async def test_a_download_whose_result_was_not_read_holds_everything_up() -> Non
 async def test_what_downloads_may_publish_meanwhile_is_reckoned_with() -> None:
     world = World()
     world.put(Kind.MODEL_ARTIFACT, ready_artifact("new", uid="uid-new", status={"finishedAttempt": 0}))
-    world.raw(Kind.JOB, make_job(artifact="new", owner_uid="uid-new"))
+    job = make_job(artifact="new", owner_uid="uid-new")
+    world.raw(Kind.JOB, {**job, "metadata": job["metadata"] | {"creationTimestamp": CREATED}})
     await world.look()
-    assert world.request().built is not None
+    began = datetime.fromisoformat(CREATED).timestamp()
+    assert world.request().built == began, "it may have ended long ago, and nobody has told yet"
 
 
 async def test_artifacts_of_another_cache_over_the_same_claim_are_kept() -> None:
@@ -255,6 +332,27 @@ async def test_artifacts_of_another_cache_over_the_same_claim_are_kept() -> None
     assert world.api.deleted == ["old"]
     assert world.kept("second-view") == ["second-view"]
     assert is_evicting(world.context, ("serving", "second"))
+
+
+async def test_what_other_caches_have_on_the_same_volume_can_t_be_reclaimed() -> None:
+    volume = {"totalBytes": 1 << 40, "freeBytes": 1 << 39, "usedBytes": 1 << 39, "time": CREATED}
+    world = World(asked=None, status={"claimName": "models", "volume": volume})
+    before = (await world.look()).reclaimable
+    world.put(Kind.MODEL_CACHE, make_cache("second", uid="uid-second"))
+    status = {"path": "artifacts/second-view", "sizeBytes": 1 << 38}
+    world.put(Kind.MODEL_ARTIFACT, ready_artifact("second", uid="uid-2", cache="second", status=status))
+    assert (await world.look()).reclaimable == before - (1 << 38)
+
+
+async def test_artifacts_whose_cache_is_away_are_kept_for_it_may_be_over_the_same_claim() -> None:
+    world = World()
+    content = {"path": "artifacts/away-view", "unreferencedSince": CREATED}
+    world.put(Kind.MODEL_ARTIFACT, ready_artifact("away", uid="uid-2", cache="second", status=content))
+    world.raw(Kind.JOB, make_job(artifact="away", owner_uid="uid-2"))
+    await world.look()
+    assert world.api.deleted == ["old"]
+    assert world.kept("away-view") == ["away-view"]
+    assert world.request().built is not None, "its downloads are reckoned with, too"
 
 
 async def test_pods_that_have_ended_use_nothing_and_those_that_have_not_begun_what_they_are_told() -> None:
@@ -270,11 +368,8 @@ async def test_pods_that_have_ended_use_nothing_and_those_that_have_not_begun_wh
 async def test_the_end_is_recorded_downloads_go_on_and_the_job_goes() -> None:
     world = World()
     key = Key(Kind.MODEL_CACHE, *world.cache.key)
-    await reconcile_cache(world.context, key)
-    (job,) = world.api.created
-    ended = {"conditions": [{"type": "Complete", "status": "True"}]}
-    world.version = 2000
-    world.raw(Kind.JOB, {**job, "metadata": job["metadata"] | {"uid": "uid-evict"}, "status": ended})
+    await world.until_the_job()
+    world.end_job()
     volume = VolumeState(total_bytes=10, free_bytes=5, used_bytes=4)
     message = EvictResult(ok=True, views=1, freed_bytes=1024, volume=volume).model_dump_json(by_alias=True)
     state = {"terminated": {"exitCode": 0, "message": message}}
@@ -288,6 +383,131 @@ async def test_the_end_is_recorded_downloads_go_on_and_the_job_goes() -> None:
     assert world.api.deleted == ["default-evict-1"]
     assert Key(Kind.MODEL_ARTIFACT, "serving", "sql") in world.woken
     assert not is_evicting(world.context, world.cache.key)
+
+
+UNSCHEDULABLE: Json = {
+    "phase": "Pending",
+    "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}],
+}
+RUNNING: Json = {
+    "phase": "Running",
+    "containerStatuses": [{"name": "evict", "state": {"running": {"startedAt": CREATED}}}],
+}
+
+
+async def test_a_job_that_can_t_start_goes_and_downloads_go_on() -> None:
+    world = World()
+    short = {"attempt": 1, "reason": "InsufficientSpace", "message": "full", "time": CREATED}
+    status = {"lastFailure": short, "unreferencedSince": CREATED}
+    world.put(Kind.MODEL_ARTIFACT, make_artifact("new", uid="uid-new", by_hand=True, status=status))
+    await world.until_the_job()
+    world.make_pod(UNSCHEDULABLE, made=datetime.now(UTC))
+    world.woken.clear()
+    assert (await world.reconcile())["message"] == "pod p: 0/3 nodes are available"
+    assert Key(Kind.MODEL_ARTIFACT, "serving", "new") in world.woken, "which says so, too"
+    world.make_pod(UNSCHEDULABLE, made=datetime.now(UTC) - timedelta(minutes=2))
+    world.api.deleted.clear()
+    told = await world.reconcile()
+    assert (told["running"], told["failures"], told["attempt"]) == (False, 1, 1)
+    assert world.api.deleted == ["default-evict-1 Foreground"], "downloads wait until its pod is gone"
+
+
+async def test_a_job_that_somebody_suspends_is_given_up_too() -> None:
+    world = World()
+    await world.until_the_job()
+    world.make_pod(None, made=datetime.now(UTC) - timedelta(minutes=2), suspend=True)
+    assert "Job default-evict-1 is suspended, and not by this operator" in (await world.reconcile())["message"]
+
+
+async def test_a_job_that_runs_is_left_to_its_deadline() -> None:
+    world = World()
+    await world.until_the_job()
+    world.make_pod(RUNNING, made=datetime.now(UTC) - timedelta(minutes=9))
+    assert (await world.reconcile())["running"]
+
+
+async def test_files_whose_artifacts_are_gone_are_not_forgotten_when_the_job_is_refused_or_the_operator_dies() -> None:
+    world = World()
+
+    async def refuse(_: Json) -> Json:
+        raise ForbiddenError("exceeded quota")
+
+    world.api.create = refuse  # type: ignore[method-assign,assignment]
+    while not world.api.deleted:
+        await reconcile_cache(world.context, Key(Kind.MODEL_CACHE, *world.cache.key))
+    told = world.api.statuses[-1]["eviction"]
+    assert (told["failures"], told["requested"], told["leftOver"]) == (1, "now", True)
+    assert told["message"] == "the Job was refused: exceeded quota"
+    again = World(status={"claimName": "models", "eviction": told | {"time": CREATED}})
+    again.context.store.remove(Kind.MODEL_ARTIFACT, "serving", "old")
+    await again.look()
+    assert again.kept(*ALL) == ["sql-view", "base-view", "retired-view", "orphan-view"]
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("Never", None), ("LeastRecentlyUsed", True)])
+async def test_content_whose_artifact_somebody_deletes_is_noted_where_it_is_to_go(
+    policy: str, expected: object
+) -> None:
+    world = World(asked=None, eviction={"policy": policy})
+    await world.look()
+    world.context.store.remove(Kind.MODEL_ARTIFACT, "serving", "old")
+    for _ in range(2):
+        status = (await reconcile_eviction(world.context, world.cache)).status
+        assert (status and status.left_over) == expected
+        world.cache = world.cache.model_copy(
+            update={"status": world.cache.status.model_copy(update={"eviction": status})}
+        )
+
+
+async def test_content_whose_artifact_somebody_deletes_goes_when_pods_let_go_of_it() -> None:
+    world = World(asked=None, eviction={"policy": "LeastRecentlyUsed"})
+    world.put(Kind.MODEL_ARTIFACT, ready_artifact("retired", uid="uid-r", status={"path": "artifacts/retired-view"}))
+    await world.look()
+    world.context.store.remove(Kind.MODEL_ARTIFACT, "serving", "retired")
+    for view in (world.context.registry.views[POD], make_view(error="no answer")):
+        world.context.registry.views[POD] = view
+        assert (await world.look()).status is None
+    world.context.registry.views[POD] = make_view(make_module(path="/model-cache/artifacts/sql-view"))
+    await world.look()
+    assert world.kept(*ALL) == ["sql-view", "base-view", "orphan-view", "old-view"]
+
+
+async def test_content_that_a_newer_one_took_the_place_of_is_no_reason_for_an_eviction() -> None:
+    world = World(asked=None, eviction={"policy": "LeastRecentlyUsed"})
+    refreshed = ready_artifact("refreshed", uid="uid-r", status={"path": "artifacts/refreshed-view"})
+    annotations = {"annotations": {ANNOTATION_REFRESH: "1"}}
+    metadata = refreshed.metadata.model_copy(update=annotations)
+    world.put(Kind.MODEL_ARTIFACT, refreshed.model_copy(update={"metadata": metadata}))
+    await world.look()
+    world.context.store.remove(Kind.MODEL_ARTIFACT, "serving", "refreshed")  # superseded
+    world.put(
+        Kind.MODEL_ARTIFACT, ready_artifact("sql", status={"path": "artifacts/newer-view"})
+    )  # its branch has moved
+    assert (await world.look()).status is None
+
+
+async def test_a_job_whose_end_was_recorded_before_the_operator_died_goes() -> None:
+    world = World()
+    await world.until_the_job()
+    world.end_job()
+    recorded = make_cache(status={"claimName": "models", "eviction": {"attempt": 1, "requested": "now"}})
+    world.put(Kind.MODEL_CACHE, recorded)
+    world.api.deleted.clear()
+    await reconcile_cache(world.context, Key(Kind.MODEL_CACHE, *world.cache.key))
+    assert world.api.deleted == ["default-evict-1"]
+
+
+async def test_what_was_asked_for_is_done_once_though_the_status_could_not_be_written() -> None:
+    world = World()
+    await world.until_the_job()
+    world.cache = world.context.store.caches[world.cache.key]
+    forgotten = world.cache.status.model_copy(update={"eviction": None})
+    world.put(Kind.MODEL_CACHE, world.cache.model_copy(update={"status": forgotten}))
+    world.end_job()
+    for _ in range(3):
+        await reconcile_cache(world.context, Key(Kind.MODEL_CACHE, *world.cache.key))
+    assert len(world.api.created) == 1
+    assert world.api.statuses[-1]["eviction"]["requested"] == "now"
 
 
 async def test_without_a_reason_nothing_is_even_looked_at() -> None:

@@ -12,6 +12,14 @@ DEFAULT_MAX_CONCURRENT: Final = 16
 _DURATION: Final = r"^([0-9]+(\.[0-9]+)?(h|m|s))+$"
 
 
+EVICTION_RULES: Final = cel(
+    (
+        "!has(self.keepUnreferencedFor) || self.policy == 'LeastRecentlyUsed'",
+        "keepUnreferencedFor is only for policy LeastRecentlyUsed: by policy Never nothing is removed unless you ask",
+    )
+)
+
+
 class EvictionSpec(ApiModel):
     """What becomes of content that nothing wants any more."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from lora_operator.api.access import JobTemplate, Network, WorkloadIdentity
-from lora_operator.api.bounds import DownloadSpec, EvictionSpec
+from lora_operator.api.bounds import EVICTION_RULES, DownloadSpec, EvictionSpec
 from lora_operator.api.common import (
     AGE,
     ApiModel,
@@ -107,11 +107,21 @@ class EvictionStatus(ApiModel):
     )
     attempt: int = Field(default=0, description="Number of the last Job, <cache>-evict-<attempt>.")
     running: bool = Field(default=False, description="Whether that Job is under way; downloads wait meanwhile.")
+    waiting: bool = Field(default=False, description="Whether one is due that can't begin; message says why.")
+    left_over: bool = Field(
+        default=False,
+        description="Whether content may still lie on the volume whose ModelArtifacts are deleted; a Job is made for it in the end.",
+    )
+    failures: int = Field(
+        default=0,
+        description="Removals in a row that could not be done. The next one that you don't ask for waits for 10 minutes, then for 20, 40 "
+        "and 80.",
+    )
     time: datetime | None = Field(default=None, description="When the last one ended.")
     views: int | None = Field(default=None, description="Contents that it removed.")
     freed: str | None = Field(default=None, description="Bytes that it freed; what other content shares stays.")
     message: str | None = Field(
-        default=None, max_length=1024, description="What it waits for, or why nothing could be removed."
+        default=None, max_length=1024, description="What it or its Job waits for, or why nothing could be removed."
     )
 
 
@@ -181,7 +191,9 @@ class ModelCacheSpec(ApiModel):
         description="How big one source's content may be; bigger content is TooLarge, before its first byte.",
     )
     eviction: EvictionSpec = Field(
-        default=EvictionSpec(), description="What becomes of content that nothing wants any more."
+        default=EvictionSpec(),
+        description="What becomes of content that nothing wants any more.",
+        json_schema_extra=EVICTION_RULES,
     )
     download: DownloadSpec = Field(default=DownloadSpec(), description="How the Jobs run.")
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 from lora_operator.api.cache import ModelCache
 from lora_operator.constants import (
     ANNOTATION_ATTEMPT,
+    ANNOTATION_EVICT,
     CACHE_MOUNT,
     COMPONENT_EVICT,
     EVICT_CONTAINER,
@@ -34,12 +35,13 @@ def build_evict_job(
     request: EvictRequest,
     *,
     attempt: int,
+    requested: str | None,
     image: str,
     image_pull_policy: str,
     resources: dict[str, Any],
     placement: Placement,
 ) -> dict[str, Any]:
-    """The Job of one eviction."""
+    """The Job of one eviction; `requested`: the value of the annotation that asked for it, or for an earlier one."""
     labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_COMPONENT: COMPONENT_EVICT}
     container = {
         "name": EVICT_CONTAINER,
@@ -81,7 +83,8 @@ def build_evict_job(
             "name": evict_job_name(cache.metadata.name, attempt),
             "namespace": cache.metadata.namespace,
             "labels": labels,
-            "annotations": {ANNOTATION_ATTEMPT: str(attempt)},
+            "annotations": {ANNOTATION_ATTEMPT: str(attempt)}
+            | ({ANNOTATION_EVICT: requested} if requested is not None else {}),
             "ownerReferences": [owner_reference(cache, "ModelCache")],
         },
         "spec": {

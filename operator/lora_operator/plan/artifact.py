@@ -18,7 +18,7 @@ from lora_operator.plan.fetch_job import JobView
 from lora_operator.plan.identity import role_refused
 from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.progress import describe, look_every, told
-from lora_operator.plan.room import MAX_FAILURE_SHOWN, has_new_room, queued, too_large
+from lora_operator.plan.room import MAX_FAILURE_SHOWN, has_new_room, queued, too_large, without_room
 from lora_operator.plan.wants import Credentials, wanted_name
 
 FIRST_BACKOFF_SECONDS = 10
@@ -137,7 +137,9 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
     renewed = renewed or has_new_room(status, seen.cache)
     if failure is not None and not renewed:
         # Written again, for something else (a cache that was away) may have been said in between.
-        waiting = _write(seen, _failed(failure, due=status.next_attempt_time), now=now)
+        waiting = _write(
+            seen, without_room(_failed(failure, due=status.next_attempt_time), failure, seen.cache), now=now
+        )
         if status.next_attempt_time is None:  # permanent
             return ArtifactPlan(waiting, delete_jobs=delete)
         wait = (status.next_attempt_time - now).total_seconds()

@@ -15,6 +15,7 @@ from lora_operator.constants import Condition, Reason
 from lora_operator.desired.claim import claim_labels
 from lora_operator.errors import ReasonError
 from lora_operator.names import format_size, parse_size
+from lora_operator.plan.eviction import held_up_verdict
 from lora_operator.plan.pods import controller
 
 POLL_SECONDS = {
@@ -54,6 +55,8 @@ def plan_cache(seen: CacheObservation, *, now: datetime) -> tuple[ModelCacheStat
     volume = _volume(seen, claim)
     if volume is not None:
         verdicts[Condition.SPACE_LOW] = space_verdict(cache, volume)
+    if seen.eviction is not None:
+        verdicts[Condition.EVICTION_HELD_UP] = held_up_verdict(seen.eviction)
     present = [a for a in seen.artifacts if is_true(a.status.conditions, Condition.READY)]
     status = ModelCacheStatus(
         conditions=merge(cache.status.conditions, verdicts, generation=cache.metadata.generation, now=now),

@@ -1,4 +1,4 @@
-"""What of a cache's content goes, and when: only what nothing wants, no pod lists and no request can use; oldest last use first.
+"""When content of a cache is removed, and what its Jobs' ends mean; what of it goes is told by `unused`.
 
 Unknown is not empty. Whatever is not known for certain (`unsure`) holds up every removal, and is said.
 """
@@ -6,8 +6,7 @@ Unknown is not empty. Whatever is not known for certain (`unsure`) holds up ever
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -15,44 +14,30 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from lora_operator.api.artifact import ModelArtifact
-from lora_operator.api.cache import EvictionStatus, ModelCache
-from lora_operator.conditions import is_true
-from lora_operator.constants import ANNOTATION_EVICT, Condition, Reason
+from lora_operator.api.cache import EvictionStatus
+from lora_operator.conditions import Verdict, failing, ok
+from lora_operator.constants import ANNOTATION_EVICT, Reason
 from lora_operator.manifest import EvictResult, keep_mark
-from lora_operator.names import format_size, parse_duration
-from lora_operator.plan.artifact import is_by_hand
+from lora_operator.names import format_size
+from lora_operator.plan.unused import (
+    EvictionObservation,
+    EvictJob,
+    candidates,
+    held_up,
+    is_asked_for,
+    is_expired,
+    victims,
+    view_name,
+)
 
 POLL_SECONDS: Final = 5.0
 POLL_UNSURE_SECONDS: Final = 15.0
 WAITS: Final = "waits, for nothing may go now"
-RETRY: Final = timedelta(minutes=10)  # after a Job that could not
+RETRY: Final = timedelta(minutes=10)  # after the first that could not; the double after each further one
+MAX_DOUBLED: Final = 3
+START: Final = timedelta(minutes=2)  # in which a Job has to start, for downloads wait for it
 JUST: Final = timedelta(minutes=2)  # in which pods let go of what nothing wants any more
 MAX_VIEWS: Final = 10_000  # whose names fit the Job's environment
-_VIEW: Final = re.compile(r"artifacts/([A-Za-z0-9][A-Za-z0-9._-]*)")
-
-
-@dataclass(frozen=True)
-class EvictJob:
-    """An eviction's Job, as far as it matters."""
-
-    name: str
-    finished: bool
-    result: EvictResult | None  # when finished; never None then
-
-
-@dataclass(frozen=True)
-class EvictionObservation:
-    """All that is known when an eviction is planned."""
-
-    cache: ModelCache
-    artifacts: Sequence[ModelArtifact]  # of the cache
-    unwanted: frozenset[str]  # names of those that nothing wants, and of which no status says that they are in use
-    used: frozenset[str]  # names of views that something uses, or may
-    unsure: str | None  # why that can't be known just now
-    job: EvictJob | None  # of the attempt after the last that is recorded
-    fetching: int = 0  # download Jobs of the claim that are under way
-    unread: bool = False  # a download Job has ended whose result is not recorded yet
-    swept: bool = False  # an artifact that had content was deleted
 
 
 @dataclass(frozen=True)
@@ -62,8 +47,7 @@ class EvictionPlan:
     status: EvictionStatus | None
     remove: tuple[ModelArtifact, ...] = ()  # objects to be deleted before the Job is made
     start: int | None = None  # attempt whose Job is to be made
-    careful: bool = False  # downloads are under way, which may publish what is not known here
-    delete_job: str | None = None
+    built: datetime | None = None  # since when downloads may have published what is not known here
     ended: bool = False  # downloads may go on
     requeue_after: float | None = None
 
@@ -71,30 +55,38 @@ class EvictionPlan:
 def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
     """Decide on one cache."""
     status = seen.cache.status.eviction
-    if seen.job is not None and seen.job.result is not None:
-        return _ended(seen, seen.job, seen.job.result, now=now)
     if seen.job is not None:
-        running = _update(status, running=True, message=None)
-        return EvictionPlan(running, requeue_after=POLL_SECONDS)
-    why = _why(seen, now)
-    if why is None:
-        if status is None or not (status.running or _waits(status)):
+        status = _update(status, requested=seen.job.requested or (status.requested if status else None))
+        if seen.job.result is not None:
+            return _ended(status, seen.job.result, now=now)
+        return _awaited(status, seen.job, now=now)
+    if seen.swept:
+        return EvictionPlan(_update(status, left_over=True), requeue_after=0)
+    if _why(seen, now) is None:
+        if status is None or not (status.running or status.waiting):
             return EvictionPlan(status)
-        return EvictionPlan(_update(status, running=False, message=None), ended=status.running)
+        return EvictionPlan(_update(status, running=False, waiting=False, message=None), ended=status.running)
     cause = seen.unsure or ("a download has just ended" if seen.unread else _still_served(seen, now))
     if cause is not None:
-        waiting = _update(status, running=False, message=f"{WAITS}: {cause}"[:1024])
+        waiting = _update(status, running=False, waiting=True, message=f"{WAITS}: {cause}"[:1024])
         return EvictionPlan(waiting, requeue_after=POLL_UNSURE_SECONDS if seen.unsure else 2.0)
     remove = tuple(victims(seen, now=now))
-    if not (remove or seen.swept or _held_up(seen) or _is_asked_for(seen)):
-        return EvictionPlan(status, requeue_after=POLL_UNSURE_SECONDS)  # what is too old is still in use
+    if remove and not (status and status.left_over):  # whoever goes on after us has to know
+        return EvictionPlan(_update(status, waiting=False, message=None, left_over=True), requeue_after=0)
     attempt = (status.attempt if status else 0) + 1
     requested = seen.cache.metadata.annotations.get(ANNOTATION_EVICT, status.requested if status else None)
     return EvictionPlan(
-        _update(status, running=True, message=None, requested=requested[:256] if requested else None),
+        _update(
+            status,
+            running=True,
+            waiting=False,
+            message=None,
+            left_over=True,
+            requested=requested[:256] if requested else None,
+        ),
         remove=remove,
         start=attempt,
-        careful=seen.fetching > 0,
+        built=seen.fetching_since,
         requeue_after=POLL_SECONDS,
     )
 
@@ -104,74 +96,21 @@ def is_due(seen: EvictionObservation, *, now: datetime) -> bool:
     return seen.job is None and _why(seen, now) is not None
 
 
-def candidates(seen: EvictionObservation) -> list[ModelArtifact]:
-    """What may go, by its last use."""
-    found = [
-        artifact
-        for artifact in seen.artifacts
-        if artifact.metadata.name in seen.unwanted
-        and not is_by_hand(artifact)
-        and artifact.status.unreferenced_since is not None
-        and artifact.status.path is not None
-        and view_name(artifact) not in seen.used
-    ]
-    return sorted(found, key=lambda a: (a.status.unreferenced_since or datetime.max, a.metadata.name))
-
-
-def victims(seen: EvictionObservation, *, now: datetime) -> list[ModelArtifact]:
-    """What goes now: all that may where it was asked for, else what is too old, and as much as downloads need."""
-    going = candidates(seen)
-    if _is_asked_for(seen):
-        return going
-    shared = {view_name(a) for a in seen.artifacts if a.metadata.name not in {c.metadata.name for c in going}}
-    needed = sum(
-        artifact.status.last_failure.needed_bytes or artifact.status.size_bytes or 1
-        for artifact in _held_up(seen)
-        if artifact.status.last_failure is not None
-    )
-    chosen: list[ModelArtifact] = []
-    for artifact in going:
-        if needed <= 0 and not _is_expired(artifact, seen.cache, now):
-            break
-        if artifact.spec.source.scheme.is_in_place and not _is_expired(artifact, seen.cache, now):
-            continue
-        chosen.append(artifact)
-        if view_name(artifact) not in shared:  # else another artifact keeps the files
-            needed -= _bytes_of(artifact)
-            shared.add(view_name(artifact))
-    return chosen
-
-
-def reclaimable_bytes(artifacts: Iterable[ModelArtifact], unwanted: frozenset[str], *, used: int) -> int:
-    """The sizes of contents that only unwanted artifacts have, or that none has any more; each counts once.
-
-    `used`: what lies on the volume, or 0 where it is not known or just growing.
-    """
-    artifacts = list(artifacts)
-    wanted = {a.status.path for a in artifacts if a.metadata.name not in unwanted or is_by_hand(a)}
-    sizes = {a.status.path: _bytes_of(a) for a in artifacts if a.status.path not in wanted}
-    needed = {a.status.path: _bytes_of(a) for a in artifacts if a.status.path in wanted}
-    return max(sum(size for path, size in sizes.items() if path is not None), used - sum(needed.values()))
+def held_up_verdict(status: EvictionStatus) -> Verdict:
+    """Whether content that is to go can't."""
+    if status.waiting:
+        return ok(Reason.EVICTION_WAITS, status.message or "")
+    if status.running and status.message is not None:
+        return ok(Reason.JOB_NOT_STARTED, status.message)
+    if status.failures:
+        times = "the last removal" if status.failures == 1 else f"each of the last {status.failures} removals"
+        return ok(Reason.EVICTION_FAILED, f"{times} failed: {status.message or 'the next one is under way'}")
+    return failing(Reason.NOT_HELD_UP, "no removal of content waits or has failed")
 
 
 def encode_keep(views: Iterable[str]) -> str:
     """The views that stay, for the Job."""
     return base64.b64encode(b"".join(sorted({keep_mark(view) for view in views}))).decode()
-
-
-def _bytes_of(artifact: ModelArtifact) -> int:
-    """What its content takes of the cache; nothing of what somebody put there and is used in place."""
-    return 0 if artifact.spec.source.scheme.is_in_place else artifact.status.size_bytes or 0
-
-
-def view_name(artifact: ModelArtifact) -> str:
-    """The name of an artifact's view; empty without content."""
-    return (artifact.status.path or "").rpartition("/")[2]
-
-
-def views_in(text: str) -> set[str]:
-    """The names of all views whose paths stand in a text: a pod's arguments, an engine's answer."""
-    return set(_VIEW.findall(text))
 
 
 def read_result(job: Mapping[str, Any], message: str | None) -> EvictResult | None:
@@ -190,52 +129,33 @@ def read_result(job: Mapping[str, Any], message: str | None) -> EvictResult | No
 
 def _why(seen: EvictionObservation, now: datetime) -> str | None:
     """What a removal is for, if there is to be one."""
-    if _is_asked_for(seen):
+    if is_asked_for(seen):
         return "asked for"
     status, cache = seen.cache.status.eviction, seen.cache
-    if cache.spec.eviction.policy == "Never":
+    if status is not None and _is_recent(status, now, _pause(status)):
         return None
-    if status is not None and status.message is not None and not _waits(status) and _is_recent(status, now):
-        return None  # it could not
-    if seen.swept:
-        return "an artifact is gone"
-    if _held_up(seen):
-        return "a download needs room"
-    return "too old" if any(_is_expired(artifact, cache, now) for artifact in candidates(seen)) else None
+    if cache.spec.eviction.policy != "Never":
+        if held_up(seen):
+            return "a download needs room"
+        if any(is_expired(artifact, cache, now) for artifact in candidates(seen)):
+            return "too old"
+    # There is no hurry, so it keeps no download waiting.
+    due = status is not None and status.left_over and not _is_recent(status, now, RETRY) and seen.fetching_since is None
+    return "artifacts are gone whose files are not" if due else None
 
 
-def _waits(status: EvictionStatus) -> bool:
-    return (status.message or "").startswith(WAITS)
+def _pause(status: EvictionStatus) -> timedelta:
+    """For how long nothing is tried after the last one, where nobody asks."""
+    return RETRY * 2 ** min(status.failures - 1, MAX_DOUBLED) if status.failures else timedelta(0)
 
 
-def _is_recent(status: EvictionStatus, now: datetime) -> bool:
-    return status.time is not None and now - status.time < RETRY
-
-
-def _is_asked_for(seen: EvictionObservation) -> bool:
-    value = seen.cache.metadata.annotations.get(ANNOTATION_EVICT)
-    status = seen.cache.status.eviction
-    return value is not None and (status is None or status.requested != value[:256])
-
-
-def _held_up(seen: EvictionObservation) -> list[ModelArtifact]:
-    """Wanted artifacts that the lack of room keeps away since the last eviction."""
-    status = seen.cache.status.eviction
-    last = status.time if status is not None else None
-    return [
-        artifact
-        for artifact in seen.artifacts
-        if (failure := artifact.status.last_failure) is not None
-        and failure.reason == Reason.INSUFFICIENT_SPACE
-        and not is_true(artifact.status.conditions, Condition.READY)
-        and artifact.metadata.name not in seen.unwanted
-        and (last is None or failure.time > last)
-    ]
+def _is_recent(status: EvictionStatus, now: datetime, longest: timedelta) -> bool:
+    return status.time is not None and now - status.time < longest
 
 
 def _still_served(seen: EvictionObservation, now: datetime) -> str | None:
     """What was asked for a moment ago, while pods give up what was just deleted, is not to miss just that."""
-    if not _is_asked_for(seen):
+    if not is_asked_for(seen):
         return None
     for artifact in seen.artifacts:
         since = artifact.status.unreferenced_since
@@ -245,31 +165,49 @@ def _still_served(seen: EvictionObservation, now: datetime) -> str | None:
     return None
 
 
-def _is_expired(artifact: ModelArtifact, cache: ModelCache, now: datetime) -> bool:
-    longest = parse_duration(cache.spec.eviction.keep_unreferenced_for)
-    since = artifact.status.unreferenced_since
-    if cache.spec.eviction.keep_unreferenced_for is None or since is None or cache.spec.eviction.policy == "Never":
-        return False
-    return (now - since).total_seconds() >= (longest or 0)
+def _awaited(status: EvictionStatus, job: EvictJob, *, now: datetime) -> EvictionPlan:
+    if job.started or job.since is None or now - job.since < START:
+        message = job.trouble[:1024] if job.trouble is not None else None
+        running = _update(status, running=True, waiting=False, message=message)
+        return EvictionPlan(running, requeue_after=POLL_SECONDS)
+    why = f"Job {job.name} was given up, for downloads wait for it: it had not started after {START.seconds} s"
+    why += f": {job.trouble}" if job.trouble is not None else ""
+    gone = could_not(_update(status, attempt=status.attempt + 1), why, now=now)
+    return EvictionPlan(gone, ended=True, requeue_after=0)
 
 
-def _ended(seen: EvictionObservation, job: EvictJob, result: EvictResult, *, now: datetime) -> EvictionPlan:
-    status = seen.cache.status.eviction
+def could_not(status: EvictionStatus | None, why: str, *, now: datetime) -> EvictionStatus:
+    """What is said when nothing could be removed."""
+    failures = (status.failures if status else 0) + 1
+    changes = {
+        "running": False,
+        "waiting": False,
+        "failures": failures,
+        "views": 0,
+        "freed": "0",
+        "message": why[:1024],
+    }
+    return _update(status, time=now.replace(microsecond=0), **changes)
+
+
+def _ended(status: EvictionStatus, result: EvictResult, *, now: datetime) -> EvictionPlan:
+    status = _update(status, attempt=status.attempt + 1)
     busy = f"{result.busy} sources were being downloaded from, so what is theirs stayed" if result.busy else None
-    return EvictionPlan(
-        _update(
+    if result.ok:
+        status = _update(
             status,
-            attempt=(status.attempt if status else 0) + 1,
             running=False,
+            waiting=False,
+            left_over=result.busy > 0,
+            failures=0,
             time=now.replace(microsecond=0),
             views=result.views,
             freed=format_size(result.freed_bytes),
-            message=busy if result.ok else result.message[:1024],
-        ),
-        delete_job=job.name,
-        ended=True,
-        requeue_after=0,
-    )
+            message=busy,
+        )
+    else:
+        status = could_not(status, result.message, now=now)
+    return EvictionPlan(status, ended=True, requeue_after=0)  # then the Job goes
 
 
 def _update(status: EvictionStatus | None, **changes: object) -> EvictionStatus:

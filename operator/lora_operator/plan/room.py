@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from lora_operator.api.artifact import Failure, ModelArtifact, ModelArtifactStatus
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.source import Source
-from lora_operator.conditions import Verdict, failing, reason_of
-from lora_operator.constants import Reason
+from lora_operator.conditions import Verdict, failing, find, reason_of
+from lora_operator.constants import Condition, Reason
 from lora_operator.names import parse_size
 from lora_operator.plan.turns import describe_ahead
 
@@ -20,7 +21,9 @@ MAX_FAILURE_SHOWN: Final = (
 def queued(artifact: ModelArtifact, cache: ModelCache | None, failure: Failure | None, *, ahead: int | None) -> Verdict:
     """What one that waits says, and what it failed with before; `ahead` is None while content is being removed."""
     where = f"ModelCache {artifact.metadata.namespace}/{artifact.spec.cache_ref.name}"
-    text = f"content that nothing uses is being removed from {where}, which comes first"
+    eviction = cache.status.eviction if cache else None
+    detail = f": {eviction.message}" if eviction is not None and eviction.message is not None else ""
+    text = f"content that nothing uses is being removed from {where}, which comes first{detail}"
     if ahead is not None:
         limit = cache.spec.download.max_concurrent if cache else 0
         one = ahead == 1
@@ -31,6 +34,15 @@ def queued(artifact: ModelArtifact, cache: ModelCache | None, failure: Failure |
     if failure is None:
         return failing(Reason.QUEUED, text)
     return failing(reason_of(failure.reason), f"{failure.message[:MAX_FAILURE_SHOWN]}; tried again in turn: {text}")
+
+
+def without_room(verdict: Verdict, failure: Failure, cache: ModelCache | None) -> Verdict:
+    """The verdict on one that failed, with what keeps the cache from making room for it."""
+    condition = find(cache.status.conditions, Condition.EVICTION_HELD_UP) if cache else None
+    if cache is None or condition is None or condition.status != "True" or failure.reason != Reason.INSUFFICIENT_SPACE:
+        return verdict
+    where = f"ModelCache {cache.metadata.namespace}/{cache.metadata.name}"
+    return replace(verdict, message=f"{verdict.message}; {where} can't make room: {condition.message}")
 
 
 def has_new_room(status: ModelArtifactStatus, cache: ModelCache | None) -> bool:

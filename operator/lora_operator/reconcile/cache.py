@@ -6,11 +6,11 @@ from lora_operator.api.cache import ModelCache
 from lora_operator.constants import LABEL_CACHE, Reason
 from lora_operator.desired.claim import build_claim, wanted_owners
 from lora_operator.errors import ForbiddenError, InvalidObjectError, NotFoundError, ReasonError
-from lora_operator.kube import CLAIMS, JOBS, MODEL_CACHES, STORAGE_CLASSES
+from lora_operator.kube import CLAIMS, MODEL_CACHES, STORAGE_CLASSES
 from lora_operator.names import label_value
 from lora_operator.plan.cache import CacheObservation, plan_cache, why_not_ours
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.eviction import reconcile_eviction
+from lora_operator.reconcile.eviction import reconcile_eviction, remove_recorded_jobs
 from lora_operator.reconcile.store import Body, Key, Kind
 
 
@@ -19,6 +19,7 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
     cache = context.store.caches.get((key.namespace, key.name))
     if cache is None:
         context.registry.volumes.pop((key.namespace, key.name), None)
+        context.registry.contents.pop((key.namespace, key.name), None)
         return None
     refused: ReasonError | None = None
     try:
@@ -38,9 +39,8 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
         volume=context.registry.volumes.get(cache.key),
     )
     status, again = plan_cache(observation, now=context.now())
-    written = await context.write_status(MODEL_CACHES, Kind.MODEL_CACHE, cache, status)
-    if written and eviction.delete_job is not None:
-        await context.kube.delete(JOBS, key.namespace, eviction.delete_job)
+    await context.write_status(MODEL_CACHES, Kind.MODEL_CACHE, cache, status)
+    await remove_recorded_jobs(context, key)
     return again if eviction.requeue_after is None else min(again, eviction.requeue_after)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Literal
 
 from lora_operator.api.cache import EvictionStatus, ModelCache, VolumeFigures
-from lora_operator.constants import CACHE_MOUNT
+from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, CACHE_MOUNT
 from lora_operator.desired.evict_job import build_evict_job, evict_job_name
 from lora_operator.desired.placement import job_placement
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError
@@ -14,24 +16,25 @@ from lora_operator.kube import JOBS, MODEL_ARTIFACTS, PODS
 from lora_operator.manifest import EvictRequest
 from lora_operator.plan.eviction import (
     MAX_VIEWS,
+    POLL_SECONDS,
     POLL_UNSURE_SECONDS,
-    EvictionObservation,
     EvictionPlan,
-    EvictJob,
+    could_not,
     encode_keep,
     is_due,
     plan_eviction,
     read_result,
-    reclaimable_bytes,
-    view_name,
 )
-from lora_operator.plan.fetch_job import view_job
+from lora_operator.plan.fetch_job import silent_object, view_job
 from lora_operator.plan.pods import controller
+from lora_operator.plan.trouble import parse_time
+from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, short_of_room, view_name
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Body, Key, Kind
+from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 from lora_operator.reconcile.usage import used_views
-from lora_operator.reconcile.waiting import caches_of, claim_of, has_ended, running_jobs
+from lora_operator.reconcile.waiting import caches_of, claim_of, has_ended, is_evicting
+from lora_operator.reconcile.warnings import last_warning
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,6 @@ class Eviction:
 
     status: EvictionStatus | None
     reclaimable: int
-    delete_job: str | None = None
     requeue_after: float | None = None
 
 
@@ -48,21 +50,43 @@ async def reconcile_eviction(context: Context, cache: ModelCache) -> Eviction:
     """Look at one cache, and begin or end a removal where one is due."""
     seen = await _observe(context, cache)
     volume = context.registry.volumes.get(cache.key) or cache.status.volume
-    used = volume.used_bytes if volume is not None and not seen.fetching else 0
-    reclaimable = reclaimable_bytes(seen.artifacts, seen.unwanted, used=used)
+    used = volume.used_bytes if volume is not None and seen.fetching_since is None else 0
+    reclaimable = reclaimable_bytes((*seen.artifacts, *seen.beside), seen.unwanted, used=used)
     plan = plan_eviction(seen, now=context.now())
     claim = claim_of(context, cache.key)
+    if plan.start is not None and is_evicting(context, cache.key):  # from another cache over the claim
+        plan = EvictionPlan(cache.status.eviction, requeue_after=POLL_SECONDS)
     if plan.start is not None:
         context.registry.evicting.add(claim)
         try:
             plan = await _start(context, cache, plan, plan.start)
         finally:
             context.registry.evicting.discard(claim)  # the Job is in the store by now
+    if plan.status is not None and plan.status.message != (cache.status.eviction or EvictionStatus()).message:
+        for artifact in short_of_room(seen):  # which say it, too
+            context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact.key), after=1.0)
     if plan.ended:
         for key in caches_of(context, claim):
             for artifact in context.store.artifacts_of(key):
                 context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact.key), after=1.0)  # the status is written first
-    return Eviction(plan.status, reclaimable, plan.delete_job, plan.requeue_after)
+    return Eviction(plan.status, reclaimable, plan.requeue_after)
+
+
+async def remove_recorded_jobs(context: Context, key: Key) -> None:
+    """Remove the Jobs whose ends stand in the cache's status, and those that it gives up: they count until their pods are gone."""
+    cache = context.store.caches.get((key.namespace, key.name))
+    if cache is None or cache.status.eviction is None:
+        return
+    for (namespace, name), job in list(context.store.jobs.items()):
+        owner, metadata = controller(job), job["metadata"]
+        ours = namespace == key.namespace and owner is not None and owner[2] == cache.metadata.uid
+        if (
+            ours
+            and not metadata.get("deletionTimestamp")
+            and view_job(job, ()).attempt <= cache.status.eviction.attempt
+        ):
+            how: Literal["Background", "Foreground"] = "Background" if has_ended(job) else "Foreground"
+            await context.kube.delete(JOBS, namespace, name, uid=metadata["uid"], propagation=how)
 
 
 async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
@@ -81,20 +105,20 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
     store, registry, namespace = context.store, context.registry, cache.metadata.namespace
     artifacts = store.artifacts_of(cache.key)
     caches = caches_of(context, claim_of(context, cache.key))
-    views = frozenset(view_name(a) for key in caches for a in store.artifacts_of(key)) - {""}
-    swept = bool(registry.contents.get(cache.key, frozenset()) - views)
-    if not swept:
-        registry.contents[cache.key] = views
+    beside = [artifact for key in caches if key != cache.key for artifact in store.artifacts_of(key)]
+    views = frozenset(view_name(a) for a in (*artifacts, *beside)) - {""}
+    swept = _is_swept(context, cache, views)
     seen = EvictionObservation(
         cache=cache,
         artifacts=artifacts,
+        beside=beside,
         unwanted=frozenset(
             a.metadata.name for a in artifacts if not registry.wanters(a.key) and not store.is_told(a.key)
         ),
         used=frozenset(),
         unsure=None,
         job=job,
-        fetching=sum(len(running_jobs(context, key)) + registry.turns.starting(key) for key in caches),
+        fetching_since=_fetching_since(context, caches),
         unread=any(
             _is_unread(context, body) for body in store.jobs.values() if body["metadata"]["namespace"] == namespace
         ),
@@ -106,6 +130,37 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
     if len(views | used) > MAX_VIEWS:
         unsure = unsure or f"there are more than {MAX_VIEWS} contents, more than one Job is told"
     return replace(seen, used=used, unsure=unsure)
+
+
+def _is_swept(context: Context, cache: ModelCache, views: frozenset[str]) -> bool:
+    """Whether somebody has deleted an artifact whose content no pod has any more, and the status does not say so yet.
+
+    Those that refreshes were for are deleted when they are superseded: their content is unused like other, and may be gone back to.
+    """
+    store, contents, eviction = context.store, context.registry.contents, cache.status.eviction
+    before = contents.get(cache.key, {})
+    gone = {key: view for key, view in before.items() if key not in store.artifacts and view not in views}
+    used, unsure = used_views(context, cache.metadata.namespace) if gone else (frozenset(), None)
+    held = {key: view for key, view in gone.items() if view in used or unsure is not None}
+    if len(held) < len(gone) and cache.spec.eviction.policy != "Never" and not (eviction and eviction.left_over):
+        return True
+    lasting = (a for a in store.artifacts_of(cache.key) if ANNOTATION_REFRESH not in a.metadata.annotations)
+    contents[cache.key] = {a.key: view for a in lasting if (view := view_name(a))} | held
+    return False
+
+
+def _fetching_since(context: Context, caches: Collection[ObjectKey]) -> datetime | None:
+    """When the oldest download began whose end is not known; one may have ended long ago on a node that is lost."""
+    store, now = context.store, context.now()
+    began = [now for key in caches if context.registry.turns.starting(key)]
+    for (namespace, _), job in store.jobs.items():
+        owner = controller(job)
+        if owner is None or owner[0] != "ModelArtifact" or has_ended(job):
+            continue
+        artifact = store.artifacts.get((namespace, owner[1]))
+        if artifact is not None and (namespace, artifact.spec.cache_ref.name) in caches:
+            began.append(parse_time(job["metadata"].get("creationTimestamp")) or now)
+    return min(began, default=None)
 
 
 def _is_unread(context: Context, job: Body) -> bool:
@@ -121,13 +176,22 @@ def _is_unread(context: Context, job: Body) -> bool:
 
 async def _look(context: Context, job: Body) -> EvictJob:
     metadata = job["metadata"]
+    found = EvictJob(
+        metadata["name"],
+        since=parse_time(metadata.get("creationTimestamp")),
+        requested=(metadata.get("annotations") or {}).get(ANNOTATION_EVICT),
+    )
+    known = list(context.store.pods.values())
     if not has_ended(job):
-        return EvictJob(metadata["name"], False, None)
+        silent = silent_object(job, known, now=context.now())
+        view = view_job(job, known, warning=await last_warning(context, silent) if silent is not None else None)
+        suspended = f"Job {view.name} is suspended, and not by this operator: resume it" if view.suspended else None
+        return replace(found, started=view.pod is not None, trouble=view.waiting[1] if view.waiting else suspended)
     selector = f"batch.kubernetes.io/job-name={metadata['name']}"
     pods, _ = await context.kube.list(PODS, namespace=metadata["namespace"], label_selector=selector)
-    known = [pod for pod in context.store.pods.values() if (controller(pod) or ("", "", ""))[2] == metadata["uid"]]
-    message = next((text for pod in (*pods, *known) if (text := _last_words(pod))), None)
-    return EvictJob(metadata["name"], True, read_result(job, message))
+    own = [pod for pod in known if (controller(pod) or ("", "", ""))[2] == metadata["uid"]]
+    message = next((text for pod in (*pods, *own) if (text := _last_words(pod))), None)
+    return replace(found, result=read_result(job, message))
 
 
 def _last_words(pod: Body) -> str | None:
@@ -139,7 +203,7 @@ def _last_words(pod: Body) -> str | None:
 async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attempt: int) -> EvictionPlan:
     """Delete the artifacts whose content goes, then make the Job that keeps what the others have by then."""
     registry, store = context.registry, context.store
-    claim, namespace, began = claim_of(context, cache.key), cache.metadata.namespace, time.time()
+    claim, namespace = claim_of(context, cache.key), cache.metadata.namespace
     for artifact in plan.remove:
         if registry.wanters(artifact.key) or store.is_told(artifact.key):
             continue  # somebody has come while we deleted others
@@ -151,12 +215,13 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
     if unsure is not None:
         return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
     views = {view_name(a) for key in caches_of(context, claim) for a in store.artifacts_of(key)} - {""}
-    registry.contents[cache.key] = frozenset(views)
+    # Who saw one Ready until just now may be telling pods of it.
+    views |= {view_name(a) for a in plan.remove if registry.wanters(a.key) or store.is_told(a.key)}
     request = EvictRequest(
         cache_root=CACHE_MOUNT,
         owner=cache.status.claim_uid,
         keep=encode_keep(views | used),
-        built=began if plan.careful else None,
+        built=plan.built.timestamp() if plan.built is not None else None,
     )
     beside = [d for d in store.deployments.values() if d.metadata.namespace == namespace]
     fleets = [d for d in beside if isinstance(found := cache_of(context, d), ModelCache) and found.key == cache.key]
@@ -165,6 +230,7 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
         cache,
         request,
         attempt=attempt,
+        requested=plan.status.requested if plan.status is not None else None,
         image=settings.operator_image,
         image_pull_policy=settings.operator_image_pull_policy,
         resources=dict(settings.job_resources),
@@ -182,8 +248,5 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
             await context.kube.delete(JOBS, namespace, job["metadata"]["name"])
         return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
     except (ForbiddenError, InvalidObjectError) as error:
-        status = (cache.status.eviction or EvictionStatus()).model_copy(
-            update={"running": False, "message": f"the Job was refused: {error}"[:1024], "time": context.now()}
-        )
-        return EvictionPlan(status, requeue_after=60.0)
+        return EvictionPlan(could_not(plan.status, f"the Job was refused: {error}", now=context.now()))
     return plan

@@ -64,7 +64,7 @@ class Registry:
         self.replica_set_owners: dict[str, str | None] = {}  # ReplicaSet UID → its Deployment's UID
         self.turns = Turns()
         self.evicting: set[ObjectKey] = set()  # claims for which an eviction's Job is being made
-        self.contents: dict[ObjectKey, frozenset[str]] = {}  # of caches: the views that artifacts had at the last look
+        self.contents: dict[ObjectKey, dict[ObjectKey, str]] = {}  # of caches: artifacts' views at the last look
         self.volumes: dict[
             ObjectKey, VolumeFigures
         ] = {}  # of caches, as Jobs told that ended since this operator started

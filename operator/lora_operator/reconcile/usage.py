@@ -7,9 +7,9 @@ import json
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import COMPONENT_ENGINE, LABEL_COMPONENT, MODULES_KEY
 from lora_operator.names import modules_config_map
-from lora_operator.plan.eviction import views_in
 from lora_operator.plan.modules import decode_from_config_map
 from lora_operator.plan.pods import running_container
+from lora_operator.plan.unused import views_in
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import OWN_KINDS, Body
 

@@ -43,8 +43,10 @@ def claim_of(context: Context, cache: ObjectKey) -> ObjectKey:
 
 
 def caches_of(context: Context, claim: ObjectKey) -> list[ObjectKey]:
-    """The caches over a claim."""
-    return [key for key in context.store.caches if claim_of(context, key) == claim]
+    """The caches over a claim, and those of its namespace that artifacts name and nobody knows: theirs may be this one."""
+    caches, namespace = context.store.caches, claim[0]
+    named = {(namespace, a.spec.cache_ref.name) for a in context.store.artifacts.values() if a.key[0] == namespace}
+    return [key for key in caches if claim_of(context, key) == claim] + sorted(named - caches.keys())
 
 
 def is_evicting(context: Context, cache: ObjectKey) -> bool:
