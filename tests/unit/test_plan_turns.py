@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import timedelta
 
 from hypothesis import given
@@ -54,6 +56,36 @@ def test_namespaces_take_turns_where_one_job_runs_at_a_time() -> None:
 def test_what_two_namespaces_want_is_done_once_at_the_earlier_turn() -> None:
     waiting = [ticket("a0", "team-a"), ticket("shared", "team-a", "team-b", at=1), ticket("b0", "team-b", at=2)]
     assert names(waiting) == ["a0", "shared", "b0"]
+
+
+def plainly(waiting: list[Ticket], running: list[tuple[str, ...]], last: Mapping[str, int]) -> list[Ticket]:
+    """The order by its definition, as slow as it may be."""
+    left, found = sorted(waiting), list[Ticket]()
+    served = Counter(namespace for of in running for namespace in of)
+    turn, count = dict(last), max(last.values(), default=0)
+    while left:
+        heads = {namespace: ticket for ticket in reversed(left) for namespace in ticket.namespaces}
+        chosen = heads[min(heads, key=lambda name: (served[name], turn.get(name, 0), heads[name], name))]
+        count += 1
+        served.update(chosen.namespaces)
+        turn |= dict.fromkeys(chosen.namespaces, count)
+        left.remove(chosen)
+        found.append(chosen)
+    return found
+
+
+@given(_waiting, _running, st.dictionaries(st.sampled_from(NAMESPACES), st.integers(1, 9)))
+def test_the_order_is_that_of_its_definition(
+    waiting: list[Ticket], running: list[tuple[str, ...]], last: dict[str, int]
+) -> None:
+    assert order(waiting, running, last) == plainly(waiting, running, last)
+
+
+def test_five_thousand_of_a_thousand_namespaces_hold_nobody_up() -> None:
+    crowd = [ticket(f"a{n:05}", f"team-{n % 1000:04}", at=n) for n in range(5000)]
+    began = time.process_time()
+    assert len(order(crowd, [("team-0000",)] * 16)) == 5000
+    assert time.process_time() - began < 0.3, "seconds of this process; three of them with a look at each namespace"
 
 
 @given(_waiting, _running)

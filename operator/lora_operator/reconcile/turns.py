@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from heapq import nsmallest
 
 from lora_operator.plan.turns import Ticket, order, places
 from lora_operator.reconcile.store import ObjectKey
@@ -85,7 +86,7 @@ class Turns:
         if queue.stale:
             queue.settle()
         waiting = [name for name in queue.tickets if name in queue.ahead]
-        return sorted(waiting, key=lambda name: (queue.ahead[name], queue.tickets[name]))[:count]
+        return nsmallest(count, waiting, key=lambda name: (queue.ahead[name], queue.tickets[name]))
 
     def heads(self, namespace: str) -> list[str]:
         """The artifact at the head of each of a namespace's queues."""
