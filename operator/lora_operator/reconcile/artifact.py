@@ -53,7 +53,7 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
     artifact = context.store.artifacts.get(place)
     if artifact is None:
         context.registry.announced.pop(place, None)
-        context.registry.turns.leave(place)
+        context.registry.turns.forget(place)
         for name in context.registry.turns.heads(key.namespace):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, key.namespace, name))
         context.enqueue_all(context.registry.wanters(place))

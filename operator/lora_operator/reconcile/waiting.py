@@ -18,16 +18,17 @@ from lora_operator.reconcile.turns import Running
 
 def take_turn(context: Context, seen: ArtifactObservation, plan: ArtifactPlan) -> ArtifactPlan:
     """The plan, or that the artifact waits, where it would start and it is not its turn. Awaits nothing: turns are taken one by one."""
-    artifact, turns = seen.artifact, context.registry.turns
+    artifact, turns, cache = seen.artifact, context.registry.turns, _cache_key(seen.artifact)
+    namespaces = wanting_namespaces(context, artifact)
+    turns.use(cache, artifact.metadata.name, namespaces if seen.wanted else ())
     if not plan.waits_for_turn:
         turns.leave(artifact.key)
         return plan
     now = context.now()
-    cache = _cache_key(artifact)
     if is_evicting(context, cache):
         return plan_artifact(replace(seen, evicting=True), now=now)
     since = artifact.status.next_attempt_time or artifact.metadata.creation_timestamp or now
-    ticket = Ticket(since, artifact.metadata.name, wanting_namespaces(context, artifact))
+    ticket = Ticket(since, artifact.metadata.name, namespaces, adapter=artifact.spec.type == "Adapter")
     limit = seen.cache.spec.download.max_concurrent if seen.cache else DEFAULT_MAX_CONCURRENT
     ahead = turns.ahead(cache, ticket, running_jobs(context, cache), limit=limit)
     if ahead:
