@@ -138,6 +138,7 @@ async def _observe(
         jobs=jobs,
         progress=await _progress(context, namespace, running) if running else None,
         running=len(store.jobs),
+        others_wait=context.registry.turns.waits(_cache_key(artifact)),
     )
 
 

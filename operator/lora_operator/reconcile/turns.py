@@ -100,6 +100,11 @@ class Turns:
         queue = self._queues.get(cache)
         return len(queue.starting) if queue is not None else 0
 
+    def waits(self, cache: ObjectKey) -> bool:
+        """Whether anybody waits for a place."""
+        queue = self._queues.get(cache)
+        return queue is not None and bool(queue.tickets.keys() - queue.busy.keys())
+
     def started(self, cache: ObjectKey, artifact: str) -> None:
         """Its Job exists by now, or can't be made."""
         queue = self._queues.get(cache)
