@@ -13,7 +13,7 @@ from lora_operator.api.source import Source
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request
 from lora_operator.desired.placement import Placement
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest
-from lora_operator.names import token_secret
+from lora_operator.names import MAX_SIZE, token_secret
 from tests.unit.builders import make_artifact, make_cache
 
 TOKEN = b"hf_thisIsTheToken"
@@ -359,3 +359,18 @@ def test_a_cache_bounds_its_jobs() -> None:
     )
     assert job["spec"]["activeDeadlineSeconds"] == 5400
     assert container_of(job)["resources"] == {"limits": {"memory": "1Gi"}}
+
+
+@pytest.mark.parametrize("size", [-1, "1e100", "1e99999999999999"])
+def test_sizes_that_were_stored_when_they_were_still_accepted_are_reckoned_with(size: int | str) -> None:
+    bounded = 0 if size == -1 else MAX_SIZE
+    archive = {"http": {"url": "https://models.test/a.tar", "sha256": "0" * 64, "maxSize": size}, "sizeHint": size}
+    source = Source.model_validate(archive)
+    artifact = make_artifact()
+    artifact = artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": source})})
+    cache = make_cache(maxArtifactSize=size, capacity=size, minFree=size)
+    request = build_request(artifact, cache, base_model_path=None, with_credentials=False)
+    assert request.http is not None
+    limits = request.limits
+    assert {limits.max_artifact_bytes, limits.capacity_bytes, limits.min_free_bytes, limits.hint_bytes} == {bounded}
+    assert request.http.max_bytes == bounded

@@ -77,6 +77,13 @@ def test_a_size_that_is_only_said_counts_until_the_content_is_there(volume: Any)
     fits(volume, 0, hint_bytes=150 * MIB)
 
 
+def test_what_would_have_to_go_can_be_told_however_much_it_is(volume: Any) -> None:
+    most = 2**63 - 1
+    with pytest.raises(bounds.NoRoomError) as caught:
+        bounds.require_room(volume.root, size=1, missing=1, limits=Limits(hint_bytes=most, min_free_bytes=most))
+    assert caught.value.needed == most
+
+
 def test_what_needs_nothing_fits_everywhere(volume: Any) -> None:
     volume.figures.f_bavail = 0
     fits(volume, 0, min_free_bytes=1, capacity_bytes=1)

@@ -16,6 +16,7 @@ from lora_operator.fetch import text
 from lora_operator.manifest import Limits, VolumeState
 
 _BLOBS: Final = "blobs"
+_MOST: Final = 2**63 - 1  # that an integer in a status can be
 
 
 class NoRoomError(ReasonError):
@@ -23,7 +24,7 @@ class NoRoomError(ReasonError):
 
     def __init__(self, message: str, needed: int) -> None:
         super().__init__(Reason.INSUFFICIENT_SPACE, message)
-        self.needed = max(1, needed)
+        self.needed = min(max(1, needed), _MOST)
 
 
 def with_need(error: ReasonError, root: Path, *, missing: int, limits: Limits) -> ReasonError:
