@@ -196,9 +196,10 @@ class Reason(StrEnum):
     # SingleNode of a cache, True and False
     READ_WRITE_ONCE = "ReadWriteOnce"
     READ_WRITE_MANY = "ReadWriteMany"
-    # SpaceLow of a cache, True and False
+    # SpaceLow of a cache, True, False and Unknown
     NEARLY_FULL = "NearlyFull"
     ENOUGH_SPACE = "EnoughSpace"
+    VOLUME_RESIZED = "VolumeResized"
 
 
 _WAIT, _BACKOFF, _OUTSIDE, _NONE = Retry.WAIT, Retry.BACKOFF, Retry.OUTSIDE, Retry.NONE
@@ -379,4 +380,7 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.READ_WRITE_MANY: ReasonInfo("The claim asks for ReadWriteMany: pods on any node can mount it.", _WAIT),
     Reason.NEARLY_FULL: ReasonInfo("As little room is left as spec.warnAtPercent says.", _WAIT),
     Reason.ENOUGH_SPACE: ReasonInfo("There is more room than spec.warnAtPercent asks for.", _WAIT),
+    Reason.VOLUME_RESIZED: ReasonInfo(
+        "The claim has another capacity than when a Job last looked at the volume.", _WAIT
+    ),
 }
