@@ -41,7 +41,7 @@ from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.registry import Announced
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
-from lora_operator.reconcile.waiting import note_ended_jobs, reserved_bytes, take_turn
+from lora_operator.reconcile.waiting import note_ended_jobs, take_turn
 from lora_operator.reconcile.warnings import last_warning
 
 LOG_LINES = 20
@@ -258,7 +258,6 @@ async def _create_job(
         base_model_path=base.status.path if base else None,
         with_credentials=with_credentials,
         workload_identity=workload_identity(artifact.spec.source, cache, with_credentials=with_credentials),
-        reserved_bytes=reserved_bytes(context, artifact),
     )
     placement = job_placement(cache, fleets_of(context, artifact))
     settings = context.settings

@@ -1,4 +1,4 @@
-"""What the artifacts of one cache share: turns to run a Job, room on the volume, and what Jobs told of it."""
+"""What the artifacts of one cache share: turns to run a Job, and what Jobs told of the volume."""
 
 from __future__ import annotations
 
@@ -73,13 +73,6 @@ def running_jobs(context: Context, cache: ObjectKey) -> Running:
     for artifact in _running(context, cache):
         found[artifact.metadata.name] = wanting_namespaces(context, artifact)
     return found
-
-
-def reserved_bytes(context: Context, artifact: ModelArtifact) -> int:
-    """What the other Jobs of its cache will still write, as far as they have told."""
-    others = (other for other in _running(context, _cache_key(artifact)) if other.key != artifact.key)
-    moving = (progress for other in others if (progress := other.status.progress) is not None)
-    return sum(max(0, p.bytes_total - p.bytes_done) for p in moving if p.phase == "Downloading")
 
 
 def note_ended_jobs(context: Context, seen: ArtifactObservation) -> None:
