@@ -68,6 +68,17 @@ def test_the_head_is_whose_turn_it_is_though_it_came_last() -> None:
     assert turns.ahead(CACHE, ticket("z", "team-b", at=9), {}, limit=1) == 0, "the other namespace had its turn"
 
 
+def test_who_is_next_is_found_by_what_still_runs() -> None:
+    turns = Turns()
+    running: Running = {"x": ("team-a",), "y": ("team-b",)}
+    for name, namespace, at in (("a0", "team-a", 0), ("c0", "team-c", 9)):
+        turns.ahead(CACHE, ticket(name, namespace, at=at), running, limit=2)
+    assert turns.next(CACHE, 1, running) == ["c0"]
+    del running["x"]
+    assert turns.next(CACHE, 1, running) == ["a0"], "its namespace has none now, and it waits longer"
+    assert turns.ahead(CACHE, ticket("a0"), running, limit=2) == 0
+
+
 def test_a_place_is_kept_for_a_namespace_that_has_none() -> None:
     turns = Turns()
     turns.use(CACHE, "warm", ("team-b",))

@@ -103,7 +103,7 @@ class Turns:
     def waits(self, cache: ObjectKey) -> bool:
         """Whether anybody waits for a place."""
         queue = self._queues.get(cache)
-        return queue is not None and bool(queue.tickets.keys() - queue.busy.keys())
+        return queue is not None and any(name not in queue.busy for name in queue.tickets)
 
     def started(self, cache: ObjectKey, artifact: str) -> None:
         """Its Job exists by now, or can't be made."""
@@ -117,11 +117,13 @@ class Turns:
             if namespace == artifact[0] and queue.tickets.pop(artifact[1], None) is not None:
                 queue.stale = True
 
-    def next(self, cache: ObjectKey, count: int) -> list[str]:
-        """The artifacts at the head, to be looked at when a Job has ended."""
+    def next(self, cache: ObjectKey, count: int, running: Running | None = None) -> list[str]:
+        """The artifacts at the head, to be looked at when a Job has ended; by what is `running` since, or as at the last look."""
         queue = self._queues.get(cache)
         if queue is None:
             return []
+        if running is not None and queue.busy != running | queue.starting:
+            queue.busy, queue.stale = running | queue.starting, True
         if queue.stale:
             queue.settle()
         waiting = [name for name in queue.tickets if name in queue.ahead]

@@ -84,7 +84,7 @@ def note_ended_jobs(context: Context, seen: ArtifactObservation) -> None:
     if not ended:
         return
     cache = _cache_key(artifact)
-    for name in context.registry.turns.next(cache, len(ended)):
+    for name in context.registry.turns.next(cache, len(ended), running_jobs(context, cache)):
         context.enqueue(Key(Kind.MODEL_ARTIFACT, artifact.metadata.namespace, name))
     told = [result.volume for result in ended if result.volume is not None]
     if told:
