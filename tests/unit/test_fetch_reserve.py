@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A volume with 100 MiB free."""
     (tmp_path / "artifacts").mkdir()
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=100, f_frsize=MIB, f_blocks=1024))
-    monkeypatch.setattr(reserve.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     return tmp_path
 
 
@@ -133,7 +134,7 @@ def test_one_that_was_only_asked_for_by_another_is_asked_for_again(root: Path, m
     folder.mkdir(parents=True)
     other = folder / "other"
     other.write_text(f"{60 * MIB:020d} asked   ")
-    monkeypatch.setattr(reserve.time, "sleep", lambda _: other.unlink())
+    monkeypatch.setattr(time, "sleep", lambda _: other.unlink())
     with room(root, "a", 60):
         assert [path.name for path in files(root)] == ["a"]
 

@@ -31,7 +31,7 @@ class Api:
         self.secrets: list[str] = []
         self.refuse: dict[str, KubeError] = {}
         self.version = 100
-        self.gone: Callable[[str], None] = lambda _: None
+        self.gone: Callable[[str], object] = lambda _: None
         self.conflict = False
 
     def stamped(self, body: Json, **more: Any) -> Json:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,7 @@ def ticket(name: str, *namespaces: str, at: int = 0, adapter: bool = True) -> Ti
     return Ticket(NOW + timedelta(seconds=at), name, namespaces, adapter)
 
 
-def place(of: Ticket) -> object:
+def place(of: Ticket) -> Any:
     return of.place
 
 
@@ -60,9 +61,7 @@ FREE: dict[str, tuple[int, list[tuple[str, ...]], list[Ticket], tuple[str, ...],
     "the last place is kept for who may come": (4, [A, A], [ticket("a0", *A), ticket("a1", *A)], ("team-b",), 1),
     "nobody else may come": (4, [A, A], [ticket("a0", *A), ticket("a1", *A)], ("team-a",), 2),
     "who has none takes it": (4, [A, A, A], [ticket("b0", *B)], ("team-b",), 1),
-    "who has none takes it, though another one that has wants the same": (
-        *(4, [A, A, A], [ticket("x", "team-a", "team-b")], ("team-b",), 1),
-    ),
+    "who has none takes it with another": (4, [A, A, A], [ticket("x", "team-a", "team-b")], ("team-b",), 1),
     "others have places already": (4, [A, A, B], [ticket("a0", *A)], ("team-b", "team-c"), 1),
     "others' Jobs are this one's too": (4, [A, ("team-a", "team-b"), A], [ticket("a0", *A)], ("team-c",), 0),
     "of two places half would lie idle": (2, [A], [ticket("a0", *A)], ("team-b",), 1),
