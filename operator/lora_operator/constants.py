@@ -198,13 +198,14 @@ class Reason(StrEnum):
     # SingleNode of a cache, True and False
     READ_WRITE_ONCE = "ReadWriteOnce"
     READ_WRITE_MANY = "ReadWriteMany"
-    # SpaceLow of a cache, True and False
+    # SpaceLow of a cache, True, False and Unknown
     NEARLY_FULL = "NearlyFull"
     ENOUGH_SPACE = "EnoughSpace"
     # EvictionHeldUp of a cache, True (JobNotStarted as well) and False
     EVICTION_WAITS = "EvictionWaits"
     EVICTION_FAILED = "EvictionFailed"
     NOT_HELD_UP = "NotHeldUp"
+    VOLUME_RESIZED = "VolumeResized"
 
 
 _WAIT, _BACKOFF, _OUTSIDE, _NONE = Retry.WAIT, Retry.BACKOFF, Retry.OUTSIDE, Retry.NONE
@@ -393,4 +394,7 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         "Nothing could be removed the last time; the next time that is not asked for comes after a pause.", _BACKOFF
     ),
     Reason.NOT_HELD_UP: ReasonInfo("No removal of content waits or has failed.", _WAIT),
+    Reason.VOLUME_RESIZED: ReasonInfo(
+        "The claim has another capacity than when a Job last looked at the volume.", _WAIT
+    ),
 }

@@ -141,7 +141,7 @@ class Limits(_Wire):
     max_artifact_bytes: int | None = None
     capacity_bytes: int | None = None  # of all content on the volume
     min_free_bytes: int = 0
-    reserved_bytes: int = 0  # what other Jobs that run will still write
+    holder: str = ""  # under which name its Job keeps room on the volume
     hint_bytes: int = 0  # how big the content is at least, by who wants it
 
 

@@ -26,7 +26,8 @@ FULL_COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
 _NOT_DNS: Final = re.compile(r"[^a-z0-9]+")
 SHORT_REVISION: Final = 8
 _SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0}
-_QUANTITY: Final = re.compile(r"^([0-9]+(?:\.[0-9]+)?)(?:([KMGTPE]i|[kMGTPE])|([eE][0-9]{1,2}))?$")
+_QUANTITY: Final = re.compile(r"^([0-9]+(?:\.[0-9]+)?)(?:([KMGTPE]i|[kMGTPE])|([eE][0-9]+))?$")
+MAX_SIZE: Final = 2**63 - 1  # bytes; what a quantity, and an integer in a status, can be
 _UNITS: Final = {"": 1} | {
     unit: base**power
     for base, units in ((1000, ("k", "M", "G", "T", "P", "E")), (1024, ("Ki", "Mi", "Gi", "Ti", "Pi", "Ei")))
@@ -136,15 +137,21 @@ def chat_config_map(deployment: str, template: str) -> str:
 
 
 def parse_size(quantity: int | str | None) -> int | None:
-    """Bytes of a quantity like 10Gi or 1.5e9, rounded up; None for None."""
+    """Bytes of a quantity like 10Gi or 1.5e9, rounded up, and MAX_SIZE at most; None for None.
+
+    Negative ones, and exponents of three digits, are refused today; objects that were stored before may have them.
+    """
     if quantity is None:
         return None
-    match = _QUANTITY.match(str(quantity))
+    if isinstance(quantity, int):
+        return min(max(quantity, 0), MAX_SIZE)
+    match = _QUANTITY.match(quantity)
     if match is None:
         raise ValueError(f"{quantity!r} is no size like 10Gi")
     number, unit, exponent = match.groups()
-    size: Decimal = Decimal(number) * _UNITS[unit or ""] * Decimal(10) ** int((exponent or "e0")[1:])
-    return math.ceil(size)
+    power = min(int((exponent or "e0")[1:]), 99)
+    size: Decimal = Decimal(number) * _UNITS[unit or ""] * Decimal(10) ** power
+    return min(math.ceil(size), MAX_SIZE)
 
 
 def parse_duration(text: str | None) -> float | None:

@@ -739,6 +739,20 @@ def test_the_api_server(case: Case, kubectl: Kubectl, request: pytest.FixtureReq
         assert (case.refused_at or "<nil>", case.message) in complaints, answer.error
 
 
+@pytest.mark.parametrize(
+    "path", ["ModelCache/spec.capacity", "ModelCache/spec.minFree", "LoRAAdapter/spec.source.sizeHint"]
+)
+def test_a_size_is_what_the_operator_can_reckon_with(path: str, kubectl: Kubectl) -> None:
+    kind, _, field = path.partition("/")
+    for good in (0, 2**62, "10Gi", "1.5e9", "1E99", "2E"):
+        answer = kubectl.apply(manifest(kind, {field: good}, namespace="default"), "--dry-run=server")
+        assert answer.ok, f"{good!r}: {answer.error}"
+    for bad in (-1, "-1", "1e100", "1e9999999", "10GiB", "ten", ""):
+        answer = kubectl.apply(manifest(kind, {field: bad}, namespace="default"), "--dry-run=server")
+        assert not answer.ok, f"{bad!r} is accepted"
+        assert f"{field}: Invalid value" in answer.error
+
+
 def test_every_rule_of_the_crds_has_an_accepted_and_a_refused_manifest() -> None:
     rules = {
         (info.kind, path, message)

@@ -118,7 +118,7 @@ FULL: dict[str, ApiModel] = {
         access_modes=("ReadWriteMany",),
         artifacts=12,
         size="3.2Gi",
-        volume=VolumeFigures(total_bytes=2**40, free_bytes=2**39, used_bytes=2**38, time=NOW),
+        volume=VolumeFigures(total_bytes=2**40, free_bytes=2**39, used_bytes=2**38, time=NOW, claim_capacity="1Ti"),
         used="256Gi",
         free="512Gi",
         reclaimable_bytes=2**37,

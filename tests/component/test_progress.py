@@ -135,6 +135,9 @@ async def test_progress_is_told_rarely_truly_and_not_at_all_while_nothing_moves(
         await asyncio.wait(watches)
 
     events = (await world.kube.list(EVENTS, namespace=world.serving))[0]
+    events.sort(
+        key=lambda event: int(event["metadata"]["resourceVersion"])
+    )  # they are listed by name, which has a hash
     told = [event["reason"] for event in events if event["involvedObject"]["name"] == name]
     assert told == ["Queued", "Downloading"]
 

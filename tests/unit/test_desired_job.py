@@ -13,10 +13,11 @@ from lora_operator.api.source import Source
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request
 from lora_operator.desired.placement import Placement
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest
-from lora_operator.names import token_secret
+from lora_operator.names import MAX_SIZE, short_hash, token_secret
 from tests.unit.builders import make_artifact, make_cache
 
 TOKEN = b"hf_thisIsTheToken"
+HOLDER = f"sql-0a1b2c3d4e-{short_hash('uid-claim')}"
 RESOURCES = {"requests": {"cpu": "100m"}, "limits": {"memory": "2Gi"}}
 SECRET = ("team-a", "hf", "token", "uid-secret")
 
@@ -66,7 +67,7 @@ def test_what_the_job_is_told() -> None:
         "pickledWeights": False,
         "offline": False,
         "withoutTokenizer": False,
-        "limits": {"minFreeBytes": 0, "reservedBytes": 0, "hintBytes": 0},
+        "limits": {"minFreeBytes": 0, "holder": HOLDER, "hintBytes": 0},
         "maxWorkers": 4,
         "owner": "uid-claim",
         "baseModelPath": "artifacts/base-1-abc",
@@ -86,7 +87,7 @@ def test_what_a_job_is_told_of_s3() -> None:
         "pickledWeights": False,
         "offline": False,
         "withoutTokenizer": False,
-        "limits": {"minFreeBytes": 0, "reservedBytes": 0, "hintBytes": 0},
+        "limits": {"minFreeBytes": 0, "holder": HOLDER, "hintBytes": 0},
         "maxWorkers": 4,
         "owner": "uid-claim",
         "path": "",
@@ -339,13 +340,13 @@ def test_a_cache_bounds_its_jobs() -> None:
     artifact = make_artifact()
     source = artifact.spec.source.model_copy(update={"size_hint": "7Gi"})
     artifact = artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": source})})
-    request = build_request(artifact, cache, base_model_path=None, with_credentials=False, reserved_bytes=5)
+    request = build_request(artifact, cache, base_model_path=None, with_credentials=False)
     assert request.max_workers == 8
     assert request.limits.model_dump() == {
         "max_artifact_bytes": 100 * 2**30,
         "capacity_bytes": 500 * 2**30,
         "min_free_bytes": 10 * 2**30,
-        "reserved_bytes": 5,
+        "holder": HOLDER,
         "hint_bytes": 7 * 2**30,
     }
     job = build_job(
@@ -360,3 +361,18 @@ def test_a_cache_bounds_its_jobs() -> None:
     )
     assert job["spec"]["activeDeadlineSeconds"] == 5400
     assert container_of(job)["resources"] == {"limits": {"memory": "1Gi"}}
+
+
+@pytest.mark.parametrize("size", [-1, "1e100", "1e99999999999999"])
+def test_sizes_that_were_stored_when_they_were_still_accepted_are_reckoned_with(size: int | str) -> None:
+    bounded = 0 if size == -1 else MAX_SIZE
+    archive = {"http": {"url": "https://models.test/a.tar", "sha256": "0" * 64, "maxSize": size}, "sizeHint": size}
+    source = Source.model_validate(archive)
+    artifact = make_artifact()
+    artifact = artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": source})})
+    cache = make_cache(maxArtifactSize=size, capacity=size, minFree=size)
+    request = build_request(artifact, cache, base_model_path=None, with_credentials=False)
+    assert request.http is not None
+    limits = request.limits
+    assert {limits.max_artifact_bytes, limits.capacity_bytes, limits.min_free_bytes, limits.hint_bytes} == {bounded}
+    assert request.http.max_bytes == bounded

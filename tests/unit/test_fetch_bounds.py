@@ -33,15 +33,21 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return SimpleNamespace(root=tmp_path, figures=figures)
 
 
-def refused(volume: Any, missing: int, *, size: int = 0, **limits: int) -> str:
+def require(volume: Any, missing: int, size: int, reserved: int, limits: Limits) -> None:
+    needed = bounds.to_write(size=(size or missing) * MIB, missing=missing * MIB, limits=limits)
+    if needed:
+        bounds.require_room(volume.root, needed=needed, limits=limits, reserved=reserved * MIB)
+
+
+def refused(volume: Any, missing: int, *, size: int = 0, reserved: int = 0, **limits: int) -> str:
     with pytest.raises(ReasonError) as caught:
-        bounds.require_room(volume.root, size=(size or missing) * MIB, missing=missing * MIB, limits=Limits(**limits))
+        require(volume, missing, size, reserved, Limits(**limits))
     assert caught.value.reason is Reason.INSUFFICIENT_SPACE
     return caught.value.message
 
 
-def fits(volume: Any, missing: int, *, size: int = 0, **limits: int) -> None:
-    bounds.require_room(volume.root, size=(size or missing) * MIB, missing=missing * MIB, limits=Limits(**limits))
+def fits(volume: Any, missing: int, *, size: int = 0, reserved: int = 0, **limits: int) -> None:
+    require(volume, missing, size, reserved, Limits(**limits))
 
 
 def test_the_volume_has_room_or_not(volume: Any) -> None:
@@ -57,9 +63,9 @@ def test_what_is_to_stay_free_stays_free(volume: Any) -> None:
 
 
 def test_what_other_jobs_will_write_counts_as_written(volume: Any) -> None:
-    fits(volume, 60, reserved_bytes=40 * MIB)
-    assert "other Jobs will write 40.0 MiB" in refused(volume, 61, reserved_bytes=40 * MIB)
-    assert "other Jobs will write 10.0 MiB" in refused(volume, 11, capacity_bytes=50 * MIB, reserved_bytes=10 * MIB)
+    fits(volume, 60, reserved=40)
+    assert "other Jobs will write 40.0 MiB" in refused(volume, 61, reserved=40)
+    assert "other Jobs will write 10.0 MiB" in refused(volume, 11, capacity_bytes=50 * MIB, reserved=10)
 
 
 def test_the_caches_capacity_is_of_content_alone(volume: Any) -> None:
@@ -75,6 +81,13 @@ def test_a_size_that_is_only_said_counts_until_the_content_is_there(volume: Any)
     assert "150.0 MiB are to be downloaded" in refused(volume, 1, hint_bytes=150 * MIB)
     fits(volume, 10, size=100, hint_bytes=150 * MIB)  # 90 are there: 60 at most are missing
     fits(volume, 0, hint_bytes=150 * MIB)
+
+
+def test_what_would_have_to_go_can_be_told_however_much_it_is(volume: Any) -> None:
+    most = 2**63 - 1
+    with pytest.raises(bounds.NoRoomError) as caught:
+        bounds.require_room(volume.root, needed=most, limits=Limits(min_free_bytes=most), reserved=most)
+    assert caught.value.needed == most
 
 
 def test_what_needs_nothing_fits_everywhere(volume: Any) -> None:

@@ -31,6 +31,13 @@ object_names = st.from_regex(
         ("1e3", 1000),
         ("2E", 2 * 10**18),
         ("0.1", 1),
+        ("1e99", names.MAX_SIZE),
+        ("1e100", names.MAX_SIZE),
+        ("1e9999999999999999999999999999", names.MAX_SIZE),
+        ("9" * 32, names.MAX_SIZE),
+        ("0e100", 0),
+        (-1, 0),
+        (10**40, names.MAX_SIZE),
     ],
 )
 def test_sizes_as_kubernetes_writes_them(quantity: int | str | None, size: int | None) -> None:

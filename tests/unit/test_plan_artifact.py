@@ -743,3 +743,17 @@ def test_what_its_user_says_is_too_big_needs_no_job() -> None:
     assert conditions["Ready"][1] == conditions["Stalled"][1] == "TooLarge"
     assert "source.sizeHint says 11Gi, and ModelCache serving/default takes 10Gi at most" in conditions["Ready"][2]
     assert plan_artifact(seen(artifact, cache=make_cache(maxArtifactSize="11Gi")), now=NOW).start == 1
+
+
+def test_a_job_that_does_not_start_gives_its_place_to_others_alone() -> None:
+    stuck = job(idle_since=NOW - timedelta(hours=1), waiting=(Reason.JOB_UNSCHEDULABLE, "pod x: no node"))
+    alone = plan_artifact(seen(jobs=(stuck,)), now=NOW)
+    assert (alone.delete_jobs, alone.status and ready_reason(alone.status.conditions)) == ((), "JobUnschedulable")
+    found = plan_artifact(seen(jobs=(stuck,), others_wait=True), now=NOW)
+    assert found.delete_jobs == (stuck.name,)
+    assert found.status is not None
+    assert (found.status.finished_attempt, found.status.failed_attempts) == (1, 1)
+    assert found.status.next_attempt_time == NOW + timedelta(seconds=10)
+    said = told(found.status.conditions)["Ready"]
+    assert said[1] == "JobUnschedulable"
+    assert "pod x: no node; ended after 15m, for other downloads wait for its place; attempt 1 failed" in said[2]

@@ -280,6 +280,8 @@ def test_whose_claim_of_that_name_it_is(metadata: dict[str, Any], reason: str | 
 
 VOLUME = VolumeFigures(total_bytes=100 * 2**30, free_bytes=20 * 2**30, used_bytes=50 * 2**30, time=NOW)
 
+NOTED = VOLUME.model_copy(update={"claim_capacity": "10Gi"})
+
 
 @pytest.mark.parametrize(
     ("spec", "expected"),
@@ -298,10 +300,33 @@ def test_a_nearly_full_volume_is_told(spec: dict[str, Any], expected: tuple[str,
     said = told(status.conditions)["SpaceLow"]
     assert said[:2] == expected[:2]
     assert said[2].startswith(expected[2])
-    assert (status.used, status.free, status.volume) == ("50Gi", "20Gi", VOLUME)
+    assert ", as of 2026-01-02 03:04:05Z; the next Job looks again" in said[2]
+    assert (status.used, status.free, status.volume) == ("50Gi", "20Gi", NOTED)
     later = cache.model_copy(update={"status": through_the_api(status)})
     again, _ = plan_cache(CacheObservation(later, claim("Bound"), ()), now=LATER)
-    assert again.volume == VOLUME, "what a Job told stays until another one tells more"
+    assert again.volume == NOTED, "what a Job told stays until another one tells more"
+
+
+def test_a_volume_that_was_enlarged_is_not_called_full_by_what_it_was() -> None:
+    cache = make_cache(warnAtPercent=80)
+    status, _ = plan_cache(CacheObservation(cache, claim("Bound"), (), volume=VOLUME), now=NOW)
+    assert told(status.conditions)["SpaceLow"][:2] == ("True", "NearlyFull")
+    cache = cache.model_copy(update={"status": through_the_api(status)})
+    grown = claim("Bound") | {"status": {"phase": "Bound", "capacity": {"storage": "20Gi"}}}
+    status, _ = plan_cache(CacheObservation(cache, grown, (), volume=VOLUME), now=LATER)
+    assert told(status.conditions)["SpaceLow"] == (
+        "Unknown",
+        "VolumeResized",
+        "PersistentVolumeClaim models has 20Gi, and had 10Gi when a Job last looked, as of 2026-01-02 03:04:05Z; the next Job "
+        "looks again",
+    )
+    bounded = cache.model_copy(update={"spec": cache.spec.model_copy(update={"capacity": "52Gi"})})
+    status, _ = plan_cache(CacheObservation(bounded, grown, ()), now=LATER)
+    assert told(status.conditions)["SpaceLow"][:2] == ("True", "NearlyFull"), "the cache's own bound is as it was"
+    cache = cache.model_copy(update={"status": through_the_api(status)})
+    looked = VOLUME.model_copy(update={"total_bytes": 200 * 2**30, "free_bytes": 120 * 2**30, "time": LATER})
+    status, _ = plan_cache(CacheObservation(cache, grown, (), volume=looked), now=LATER)
+    assert told(status.conditions)["SpaceLow"][:2] == ("False", "EnoughSpace")
 
 
 def test_nothing_is_said_of_room_before_a_job_has_looked() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
 from lora_operator.manifest import FetchResult
-from lora_operator.plan.fetch_job import silent_object, view_job
+from lora_operator.plan.fetch_job import given_up, silent_object, view_job
 from tests.unit.builders import COMMIT, NOW, job_pod, make_job
 
 GOOD = FetchResult(
@@ -211,6 +211,39 @@ def test_what_events_say_is_told() -> None:
     )
     unmounted = view_job(started(6, **make_job()), [started(6, **CREATING)], warning="FailedMount: no such volume")
     assert unmounted.waiting == ("JobNotStarted", "pod fetch-1-x: FailedMount: no such volume")
+
+
+IDLE: dict[str, tuple[float, dict[str, Any], list[dict[str, Any]], str | None, tuple[str, str] | None]] = {
+    "a node may yet be added": (899, make_job(), [job_pod(unscheduled="0/3 nodes")], None, None),
+    "no node came": (
+        *(900, make_job(), [job_pod(unscheduled="0/3 nodes")], None),
+        ("JobUnschedulable", "pod fetch-1-x: 0/3 nodes; ended after 15m, for other downloads wait for its place"),
+    ),
+    "it is not set up": (
+        *(900, make_job(), [CREATING], "FailedMount: no ConfigMap"),
+        (
+            "JobNotStarted",
+            "pod fetch-1-x: FailedMount: no ConfigMap; ended after 15m, for other downloads wait for its place",
+        ),
+    ),
+    "nothing says why": (
+        *(900, make_job(), [CREATING], None),
+        (
+            "JobNotStarted",
+            "the pod of Job sql-0a1b2c3d4e-1 does not start; ended after 15m, for other downloads wait for its place",
+        ),
+    ),
+    "it runs": (90000, make_job(), [job_pod({"running": {"startedAt": "x"}})], None, None),
+    "it was not let go": (90000, make_job(suspend=True), [], None, None),
+    "it is over": (90000, make_job(complete=True), [], None, None),
+}
+
+
+@pytest.mark.parametrize("case", IDLE)
+def test_a_job_that_does_not_start_is_given_up(case: str) -> None:
+    seconds, job, pods, warning, expected = IDLE[case]
+    found = given_up(view_job(started(seconds, **job), pods, warning=warning), now=NOW)
+    assert (found and (found.reason, found.message)) == expected
 
 
 def test_which_attempt_it_is_and_whose() -> None:

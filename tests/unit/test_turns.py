@@ -68,8 +68,33 @@ def test_the_head_is_whose_turn_it_is_though_it_came_last() -> None:
     assert turns.ahead(CACHE, ticket("z", "team-b", at=9), {}, limit=1) == 0, "the other namespace had its turn"
 
 
+def test_who_is_next_is_found_by_what_still_runs() -> None:
+    turns = Turns()
+    running: Running = {"x": ("team-a",), "y": ("team-b",)}
+    for name, namespace, at in (("a0", "team-a", 0), ("c0", "team-c", 9)):
+        turns.ahead(CACHE, ticket(name, namespace, at=at), running, limit=2)
+    assert turns.next(CACHE, 1, running) == ["c0"]
+    del running["x"]
+    assert turns.next(CACHE, 1, running) == ["a0"], "its namespace has none now, and it waits longer"
+    assert turns.ahead(CACHE, ticket("a0"), running, limit=2) == 0
+
+
+def test_a_place_is_kept_for_a_namespace_that_has_none() -> None:
+    turns = Turns()
+    turns.use(CACHE, "warm", ("team-b",))
+    busy: Running = {f"x{n}": ("team-a",) for n in range(3)}
+    assert turns.ahead(CACHE, ticket("a0"), busy, limit=4) == 1
+    assert turns.ahead(CACHE, ticket("a0"), busy, limit=4) == 1
+    assert turns.ahead(CACHE, ticket("b0", "team-b", at=9), busy, limit=4) == 0
+    turns.leave(("serving", "b0"))
+    turns.forget(("serving", "warm"))
+    assert turns.ahead(CACHE, ticket("a0"), busy, limit=4) == 0, "nobody else uses the cache"
+
+
 def test_a_thousand_that_come_at_once_cost_little() -> None:
     turns = Turns()
+    for n in range(100):
+        turns.use(CACHE, f"warm{n}", (f"team-{n}",))
     running: Running = {"x": ("team-0",)}
     began = time.process_time()
     for n in range(1000):
@@ -78,3 +103,13 @@ def test_a_thousand_that_come_at_once_cost_little() -> None:
     assert sorted(
         turns.ahead(CACHE, ticket(f"a{n}", f"team-{n % 100}", at=n), running, limit=1) for n in range(1000)
     ) == list(range(1, 1001))
+
+
+def test_a_thousand_that_may_not_take_the_last_place_cost_little() -> None:
+    turns = Turns()
+    turns.use(CACHE, "warm", ("team-b",))
+    running: Running = {f"x{n}": ("team-a",) for n in range(15)}
+    began = time.process_time()
+    for n in range(1000):
+        assert turns.ahead(CACHE, ticket(f"a{n}", at=n), running, limit=16)
+    assert time.process_time() - began < 1, "seconds of this process; an order each would take longer"

@@ -97,6 +97,7 @@ class VolumeFigures(ApiModel):
     free_bytes: int = Field(description="What the Jobs' user may still write.")
     used_bytes: int = Field(description="Content of this cache's sources, finished or not; every file once.")
     time: datetime = Field(description="When the Job ended.")
+    claim_capacity: str | None = Field(default=None, description="The claim's capacity then.")
 
 
 class EvictionStatus(ApiModel):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
 from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -12,12 +10,11 @@ from pydantic import ConfigDict, Field
 from lora_operator.api.common import ApiModel, LocalRef, cel
 from lora_operator.api.source_base import AllowPatterns, IgnorePatterns, SourceMember, several_keys
 from lora_operator.api.storage import Quantity
+from lora_operator.names import parse_size
 
 _HOST: Final = r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 _URL: Final = rf"^https?://{_HOST}/[A-Za-z0-9._~!'()*+,;:@%&=/-]*(\?[A-Za-z0-9._~!'()*+,;:@%&=/?-]*)?$"
 _PART: Final = "[A-Za-z0-9_][A-Za-z0-9._ @+=-]*"
-_UNITS: Final = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
-_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:([KMGTPE])i|([kMGTPE]?)|[eE]([0-9]+))")
 DEFAULT_MAX_SIZE: Final = "16Gi"
 
 # The whole list has to fit one environment variable of the Job: 128 KiB.
@@ -103,7 +100,7 @@ class HttpSource(SourceMember):
     @property
     def max_bytes(self) -> int:
         """`maxSize` in bytes."""
-        return bytes_of(self.max_size if self.max_size is not None else DEFAULT_MAX_SIZE)
+        return parse_size(self.max_size if self.max_size is not None else DEFAULT_MAX_SIZE) or 0
 
     def to_request(self) -> dict[str, Any]:
         return self.to_wire() | {"maxBytes": self.max_bytes}
@@ -121,13 +118,3 @@ class HttpCacheSpec(ApiModel):
         "be here too. What the cluster's own network serves is reachable from Jobs: name no server of it that tenants must not read.",
         max_length=32,
     )
-
-
-def bytes_of(quantity: int | str) -> int:
-    """A quantity, as the API server's schema let it through, in bytes."""
-    match = _SIZE.fullmatch(str(quantity))
-    if match is None:
-        return 0
-    number, binary, decimal, exponent = match.groups()
-    factor = 1024 ** " KMGTPE".index(binary) if binary else 10 ** (int(exponent) if exponent else _UNITS[decimal or ""])
-    return int(Decimal(number) * factor)

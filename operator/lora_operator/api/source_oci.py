@@ -8,8 +8,9 @@ from pydantic import Field
 
 from lora_operator.api.common import ApiModel, LocalRef, cel, matches
 from lora_operator.api.source_base import AllowPatterns, IgnorePatterns, SourceMember, several_keys
-from lora_operator.api.source_http import DEFAULT_MAX_SIZE, Origin, bytes_of
+from lora_operator.api.source_http import DEFAULT_MAX_SIZE, Origin
 from lora_operator.api.storage import Quantity
+from lora_operator.names import parse_size
 
 _PATH: Final = "[a-z0-9]+([._-]+[a-z0-9]+)*"
 _HOST: Final = "[A-Za-z0-9.-]+(:[0-9]{1,5})?"
@@ -74,7 +75,7 @@ class OciSource(SourceMember):
 
     def to_request(self) -> dict[str, Any]:
         size = self.max_size if self.max_size is not None else DEFAULT_MAX_SIZE
-        return self.to_wire() | {"maxBytes": bytes_of(size)}
+        return self.to_wire() | {"maxBytes": parse_size(size) or 0}
 
     def anonymous(self) -> Self:
         return self.model_copy(update={"credentials_secret_ref": None})

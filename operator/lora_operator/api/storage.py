@@ -11,14 +11,15 @@ from lora_operator.api.common import ApiModel, ObjectName, cel
 READ_WRITE_MANY = "ReadWriteMany"
 READ_WRITE_ONCE = "ReadWriteOnce"
 
-# A quantity, as the API server itself checks it once the claim is made.
+# A quantity, as far as one can be a size.
 Quantity = Annotated[
     int | str,
     WithJsonSchema(
         {
             "x-kubernetes-int-or-string": True,
+            "minimum": 0,
             "maxLength": 32,
-            "pattern": r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[kMGTPE]|[eE][0-9]+)?$",
+            "pattern": r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[kMGTPE]|[eE][0-9]{1,2})?$",
         }
     ),
 ]

@@ -21,7 +21,16 @@ from lora_operator.desired.access import with_access
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.desired.placement import Placement, keep_on_one_node
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, Limits
-from lora_operator.names import bounded, fetch_labels, job_name, parse_duration, parse_size, session_name, token_secret
+from lora_operator.names import (
+    bounded,
+    fetch_labels,
+    job_name,
+    parse_duration,
+    parse_size,
+    session_name,
+    short_hash,
+    token_secret,
+)
 from lora_operator.schemes import Scheme
 
 MAX_VIEW_NAME: Final = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
@@ -35,7 +44,6 @@ def build_request(
     base_model_path: str | None,
     with_credentials: bool,
     workload_identity: str | None = None,
-    reserved_bytes: int = 0,
     claim_uid: str = "",
 ) -> FetchRequest:
     """What the Job is told. `workload_identity`: the service account as which it may read the source; `claim_uid`: the source's."""
@@ -61,7 +69,7 @@ def build_request(
                 max_artifact_bytes=parse_size(cache.spec.max_artifact_size),
                 capacity_bytes=parse_size(cache.spec.capacity),
                 min_free_bytes=parse_size(cache.spec.min_free) or 0,
-                reserved_bytes=reserved_bytes,
+                holder=f"{bounded(artifact.metadata.name, MAX_VIEW_NAME)}-{short_hash(cache.status.claim_uid)}",
                 hint_bytes=parse_size(source.size_hint) or 0,
             ),
             "owner": cache.status.claim_uid,

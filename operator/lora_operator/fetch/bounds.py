@@ -16,6 +16,7 @@ from lora_operator.fetch import text
 from lora_operator.manifest import Limits, VolumeState
 
 _BLOBS: Final = "blobs"
+_MOST: Final = 2**63 - 1  # that an integer in a status can be
 
 
 class NoRoomError(ReasonError):
@@ -23,16 +24,16 @@ class NoRoomError(ReasonError):
 
     def __init__(self, message: str, needed: int) -> None:
         super().__init__(Reason.INSUFFICIENT_SPACE, message)
-        self.needed = max(1, needed)
+        self.needed = min(max(1, needed), _MOST)
 
 
-def with_need(error: ReasonError, root: Path, *, missing: int, limits: Limits) -> ReasonError:
+def with_need(error: ReasonError, root: Path, *, missing: int, limits: Limits, reserved: int) -> ReasonError:
     """A full volume's error with what it would take to go on; any other one as it is."""
     if error.reason is not Reason.INSUFFICIENT_SPACE or isinstance(error, NoRoomError):
         return error
     found = os.statvfs(root)
     free = found.f_bavail * found.f_frsize
-    return NoRoomError(error.message, missing + limits.reserved_bytes + limits.min_free_bytes - free)
+    return NoRoomError(error.message, missing + reserved + limits.min_free_bytes - free)
 
 
 def require_size(size: int, files: int, limits: Limits) -> None:
@@ -46,33 +47,34 @@ def require_size(size: int, files: int, limits: Limits) -> None:
         )
 
 
-def require_room(root: Path, *, size: int, missing: int, limits: Limits) -> None:
-    """Raises InsufficientSpace where `missing` bytes, of content of `size`, don't fit.
+def to_write(*, size: int, missing: int, limits: Limits) -> int:
+    """How many bytes are to be written where so many are missing of content of `size`, or of more by its user's own word."""
+    return max(missing, limits.hint_bytes - (size - missing)) if missing else 0
 
-    File systems that don't tell their size are believed to have room. Other Jobs' bytes count as written.
+
+def require_room(root: Path, *, needed: int, limits: Limits, reserved: int) -> None:
+    """Raises InsufficientSpace where `needed` bytes don't fit; the `reserved` ones, which other Jobs will write, count as written.
+
+    File systems that don't tell their size are believed to have room.
     """
-    if missing:
-        missing = max(missing, limits.hint_bytes - (size - missing))
-    if not missing:
-        return
-    wanted = f"{text.size(missing)} are to be downloaded"
-    others = f", other Jobs will write {text.size(limits.reserved_bytes)}" if limits.reserved_bytes else ""
+    wanted = f"{text.size(needed)} are to be downloaded"
+    others = f", other Jobs will write {text.size(reserved)}" if reserved else ""
     found = os.statvfs(root)
     free = found.f_bavail * found.f_frsize
-    if found.f_blocks and missing + limits.reserved_bytes + limits.min_free_bytes > free:
+    if found.f_blocks and needed + reserved + limits.min_free_bytes > free:
         kept = f" of which {text.size(limits.min_free_bytes)} stay free (spec.minFree)" if limits.min_free_bytes else ""
         raise NoRoomError(
             f"{wanted}, but the cache's volume has {text.size(free)} free{kept}{others}; free space on it or enlarge it",
-            missing + limits.reserved_bytes + limits.min_free_bytes - free,
+            needed + reserved + limits.min_free_bytes - free,
         )
     if limits.capacity_bytes is None:
         return
     used = used_bytes(root)
-    if used + missing + limits.reserved_bytes > limits.capacity_bytes:
+    if used + needed + reserved > limits.capacity_bytes:
         raise NoRoomError(
             f"{wanted}, but the cache holds {text.size(used)} of the {text.size(limits.capacity_bytes)} that it may "
             f"(spec.capacity){others}; remove content that is not used, or raise it",
-            used + missing + limits.reserved_bytes - limits.capacity_bytes,
+            used + needed + reserved - limits.capacity_bytes,
         )
 
 

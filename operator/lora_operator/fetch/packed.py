@@ -21,7 +21,7 @@ from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import bounds, leases, locks, text, unpack
+from lora_operator.fetch import bounds, leases, locks, reserve, text, unpack
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import Objects, ObjectStore, translated
 from lora_operator.fetch.persist import persist
@@ -68,11 +68,15 @@ class Packed:
         known = self._read_index()
         if known is not None:
             return known
-        missing = self.place.missing_bytes([self.archive])
-        bounds.require_room(self.root, size=self.archive.size, missing=missing, limits=self.limits)
         measure = measure_blobs(self.place.blobs, [self.archive])
-        reporter.enter("Downloading", total=self.archive.size, measure=measure)
-        try:
+        with reserve.room(
+            self.root,
+            size=self.archive.size,
+            missing=lambda: self.place.missing_bytes([self.archive]),
+            done=lambda: measure()[0],
+            limits=self.limits,
+        ):
+            reporter.enter("Downloading", total=self.archive.size, measure=measure)
             brought = self._brought(lambda: self._read_index() is None, moving=lambda: measure()[1])
             with translated(self.source), brought as archive:
                 if archive is None:
@@ -80,9 +84,6 @@ class Packed:
                 reporter.enter("Verifying", total=self.archive.size, measure=_position(archive))
                 found = unpack.entries(archive, limit=self.limit)
                 self._write_index(found)
-        except ReasonError as error:
-            missing = self.place.missing_bytes([self.archive])
-            raise bounds.with_need(error, self.root, missing=missing, limits=self.limits) from error
         return found
 
     def member(self, name: str, size: int) -> RemoteFile:

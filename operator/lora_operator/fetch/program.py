@@ -22,7 +22,19 @@ from pydantic import ValidationError
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import bounds, choose, content, environment, leases, outcome, publish, text, verify, volume
+from lora_operator.fetch import (
+    bounds,
+    choose,
+    content,
+    environment,
+    leases,
+    outcome,
+    publish,
+    reserve,
+    text,
+    verify,
+    volume,
+)
 from lora_operator.fetch.choose import RemoteFile, WantedFile
 from lora_operator.fetch.meter import Meter
 from lora_operator.fetch.progress import STALL_AFTER_S, Reporter, measure_blobs
@@ -59,7 +71,7 @@ def _run(request: FetchRequest) -> FetchResult:
     source = open_source(request)
 
     def on_stall(seconds: float) -> None:
-        _EXIT_NOW(outcome.finish(outcome.failure(source.stalled(seconds))))
+        _end_now(source.stalled(seconds))
 
     with Reporter(on_stall=on_stall, stall_after=_stall_after()) as reporter:
         log.info("asking for %s", source.title)
@@ -108,16 +120,19 @@ def _bring(
     files = list({file.remote.blob: file.remote for file in wanted}.values())
     missing = store.missing_bytes(files)
     log.info("%d files, %s; %s to download", len(wanted), text.size(_total(files)), text.size(missing))
-    bounds.require_room(root, size=_total(files), missing=missing, limits=request.limits)
 
     cached = {file.blob for file in files if store.has(file)}
     measure = measure_blobs(store.blobs, files)
-    reporter.enter("Downloading", total=_total(files), measure=measure)
     remotes = [file.remote for file in wanted]
-    try:
+    with reserve.room(
+        root,
+        size=_total(files),
+        missing=lambda: store.missing_bytes(files),
+        done=lambda: measure()[0],
+        limits=request.limits,
+    ):
+        reporter.enter("Downloading", total=_total(files), measure=measure)
         blobs = store.download(remotes, moving=lambda: measure()[1])
-    except ReasonError as error:
-        raise bounds.with_need(error, root, missing=store.missing_bytes(files), limits=request.limits) from error
 
     verdicts = _verify(store, remotes, blobs, reporter)
     spoilt = [file for file in remotes if verdicts[file.path].fault and file.blob in cached]
@@ -225,6 +240,11 @@ def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
         Reason.JOB_FAILED,
         "the Job was ended from outside (deadline, eviction or deletion); what was downloaded is kept",
     )
+    _end_now(error)
+
+
+def _end_now(error: ReasonError) -> NoReturn:
+    reserve.drop()
     _EXIT_NOW(outcome.finish(outcome.failure(error)))
 
 

@@ -14,7 +14,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.manifest import FetchProgress, FetchResult
 from lora_operator.names import format_size, short_revision
 from lora_operator.plan.allowed import source_refused
-from lora_operator.plan.fetch_job import JobView
+from lora_operator.plan.fetch_job import JobView, given_up
 from lora_operator.plan.identity import role_refused
 from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.progress import describe, look_every, told
@@ -51,6 +51,7 @@ class ArtifactObservation:
     running: int = 1  # Jobs of all artifacts
     evicting: bool = False  # content is being removed from the volume
     ahead: int = 0  # downloads in the same cache that start before it
+    others_wait: bool = False  # for a place in the same cache
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def _plan(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     current = next((job for job in own_jobs if job.attempt == finished_attempt + 1), None)
     if current is not None and current.result is not None:
         return _plan_finished(seen, current, current.result, now=now)
+    if current is not None and seen.others_wait and (late := given_up(current, now=now)) is not None:
+        return _plan_finished(seen, current, late, now=now)
     if current is not None:
         return _plan_running(seen, current, delete, now=now)
     if is_true(status.conditions, Condition.READY):

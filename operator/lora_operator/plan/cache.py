@@ -54,7 +54,7 @@ def plan_cache(seen: CacheObservation, *, now: datetime) -> tuple[ModelCacheStat
     verdicts[Condition.SINGLE_NODE] = _single_node(seen, ready)
     volume = _volume(seen, claim)
     if volume is not None:
-        verdicts[Condition.SPACE_LOW] = space_verdict(cache, volume)
+        verdicts[Condition.SPACE_LOW] = space_verdict(cache, volume, claim_capacity=_capacity(claim))
     if seen.eviction is not None:
         verdicts[Condition.EVICTION_HELD_UP] = held_up_verdict(seen.eviction)
     present = [a for a in seen.artifacts if is_true(a.status.conditions, Condition.READY)]
@@ -63,7 +63,7 @@ def plan_cache(seen: CacheObservation, *, now: datetime) -> tuple[ModelCacheStat
         observed_generation=cache.metadata.generation,
         claim_name=cache.claim_name,
         claim_uid=(claim.get("metadata") or {}).get("uid"),
-        capacity=((claim.get("status") or {}).get("capacity") or {}).get("storage"),
+        capacity=_capacity(claim),
         access_modes=_modes(claim) or None,
         artifacts=len(present),
         size=format_size(sum(a.status.size_bytes or 0 for a in present)),
@@ -78,19 +78,29 @@ def plan_cache(seen: CacheObservation, *, now: datetime) -> tuple[ModelCacheStat
 
 
 def _volume(seen: CacheObservation, claim: dict[str, Any]) -> VolumeFigures | None:
-    """The newest figures; those of another claim are nothing to go by."""
+    """The newest figures, with the capacity that the claim had when they came; those of another claim are nothing to go by."""
     status = seen.cache.status
     uid = (claim.get("metadata") or {}).get("uid")
     same = uid is None or status.claim_uid in (None, uid)
     known = [figures for figures in (status.volume if same else None, seen.volume) if figures is not None]
-    return max(known, key=lambda figures: figures.time, default=None)
+    newest = max(known, key=lambda figures: figures.time, default=None)
+    if newest is None or newest.claim_capacity is not None:
+        return newest
+    return newest.model_copy(update={"claim_capacity": _capacity(claim)})
 
 
-def space_verdict(cache: ModelCache, volume: VolumeFigures) -> Verdict:
+def _capacity(claim: dict[str, Any]) -> str | None:
+    capacity = (claim.get("status") or {}).get("capacity") or {}
+    return str(capacity["storage"]) if "storage" in capacity else None
+
+
+def space_verdict(cache: ModelCache, volume: VolumeFigures, *, claim_capacity: str | None) -> Verdict:
     """Whether the volume, or what the cache may hold of it, is as full as its owner wants to be warned of."""
     warn = cache.spec.warn_at_percent
     fullness = []
-    if volume.total_bytes:
+    resized = claim_capacity is not None and volume.claim_capacity not in (None, claim_capacity)
+    since = f", as of {volume.time:%Y-%m-%d %H:%M:%S}Z; the next Job looks again"
+    if volume.total_bytes and not resized:
         taken = volume.total_bytes - volume.free_bytes
         fullness.append(
             (
@@ -107,14 +117,18 @@ def space_verdict(cache: ModelCache, volume: VolumeFigures) -> Verdict:
             )
         )
     percent, text = max(fullness, default=(0, "the volume does not tell its size"))
-    if not fullness:
-        return failing(Reason.ENOUGH_SPACE, text)
-    if percent >= warn:
+    if fullness and percent >= warn:
         return ok(
             Reason.NEARLY_FULL,
-            f"{text} are taken, {percent}% (spec.warnAtPercent: {warn}): enlarge it, or remove content that nothing uses",
+            f"{text} are taken, {percent}% (spec.warnAtPercent: {warn}){since}: enlarge it, or remove content that nothing uses",
         )
-    return failing(Reason.ENOUGH_SPACE, f"{text} are taken, {percent}%")
+    if resized:
+        return Verdict(
+            None,
+            Reason.VOLUME_RESIZED,
+            f"PersistentVolumeClaim {cache.claim_name} has {claim_capacity}, and had {volume.claim_capacity} when a Job last looked{since}",
+        )
+    return failing(Reason.ENOUGH_SPACE, f"{text} are taken, {percent}%{since}" if fullness else text)
 
 
 def why_not_ours(cache: ModelCache, claim: dict[str, Any]) -> ReasonError | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -16,6 +16,9 @@ from lora_operator.plan.progress import format_seconds
 from lora_operator.plan.trouble import IMAGE_PROBLEMS, NO_PROBLEMS, SETUP_SECONDS, is_setting_up, parse_time
 
 _VIEW_PATH = re.compile(r"artifacts/[A-Za-z0-9][A-Za-z0-9._-]*")  # what a Job may publish, and engines be told to load
+
+_WORDS: Final = 1500  # of Kubernetes', so that what follows is not cut off
+START_SECONDS: Final = 900.0  # adding a node takes up to ten minutes, and making a volume some more
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class JobView:
     pod: str | None  # a pod whose log can be read
     waiting: tuple[Reason, str] | None  # why the pod has not started, where Kubernetes says so
     left_result: bool = False  # a container of it was seen to have ended
+    idle_since: datetime | None = None  # since when it could have started, and has not
 
 
 def silent_object(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, now: datetime) -> dict[str, Any] | None:
@@ -67,7 +71,17 @@ def view_job(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, warning: st
         pod=started[0]["metadata"]["name"] if started else None,
         left_result=any(_container_state(pod, "terminated") for pod in mine),
         waiting=None if finished or job["spec"].get("suspend") else _waiting(job, mine, warning),
+        idle_since=None if finished or started or job["spec"].get("suspend") else parse_time(status.get("startTime")),
     )
+
+
+def given_up(job: JobView, *, now: datetime) -> FetchResult | None:
+    """The failure of a Job that has not started for so long that its place goes to another one; None: it may yet start."""
+    if job.idle_since is None or (now - job.idle_since).total_seconds() < START_SECONDS:
+        return None
+    reason, words = job.waiting or (Reason.JOB_NOT_STARTED, f"the pod of Job {job.name} does not start")
+    ended = f"; ended after {format_seconds(START_SECONDS)}, for other downloads wait for its place"
+    return FetchResult(ok=False, reason=reason, message=words[:_WORDS] + ended)
 
 
 def _attempt(job: dict[str, Any]) -> int:

@@ -11,7 +11,7 @@ from lora_operator.api.source import Source
 from lora_operator.conditions import Verdict, failing, find, reason_of
 from lora_operator.constants import Condition, Reason
 from lora_operator.names import parse_size
-from lora_operator.plan.turns import describe_ahead
+from lora_operator.plan.turns import FEWEST_TO_KEEP_ONE, describe_ahead
 
 MAX_FAILURE_SHOWN: Final = (
     1900  # characters of a Job's message in a condition, so that what happens next is not cut off
@@ -27,9 +27,10 @@ def queued(artifact: ModelArtifact, cache: ModelCache | None, failure: Failure |
     if ahead is not None:
         limit = cache.spec.download.max_concurrent if cache else 0
         one = ahead == 1
+        kept = "; one namespace never has all, where others use the cache" if limit >= FEWEST_TO_KEEP_ONE else ""
         text = (
             f"{describe_ahead(ahead)} download{'' if one else 's'} {'is' if one else 'are'} ahead of it in {where}, which runs "
-            f"{limit} at once (spec.download.maxConcurrent)"
+            f"{limit} at once (spec.download.maxConcurrent{kept})"
         )
     if failure is None:
         return failing(Reason.QUEUED, text)

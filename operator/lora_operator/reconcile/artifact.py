@@ -41,7 +41,7 @@ from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.registry import Announced
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
-from lora_operator.reconcile.waiting import note_ended_jobs, reserved_bytes, take_turn
+from lora_operator.reconcile.waiting import note_ended_jobs, take_turn
 from lora_operator.reconcile.warnings import last_warning
 
 LOG_LINES = 20
@@ -53,7 +53,7 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
     artifact = context.store.artifacts.get(place)
     if artifact is None:
         context.registry.announced.pop(place, None)
-        context.registry.turns.leave(place)
+        context.registry.turns.forget(place)
         for name in context.registry.turns.heads(key.namespace):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, key.namespace, name))
         context.enqueue_all(context.registry.wanters(place))
@@ -65,18 +65,21 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
     if plan.delete_artifact and not context.registry.wanters(place):  # somebody may have come while we looked
         await context.kube.delete(MODEL_ARTIFACTS, *place, uid=artifact.metadata.uid)
         return None
-    status = plan.status
+    status, delete_jobs = plan.status, plan.delete_jobs
     if plan.start is not None:
         try:
             await _start(context, artifact, plan.start, credentials)
         except ReasonError as error:
             begun = artifact.model_copy(update={"status": plan.status or artifact.status})
             status = plan_failure(begun, error.reason, error.message, attempt=plan.start, now=context.now())
+            delete_jobs += _left_by(context, artifact, plan.start)
         finally:
             context.registry.turns.started(_cache_key(artifact), artifact.metadata.name)
-    if status is not None:
-        await context.write_status(MODEL_ARTIFACTS, Kind.MODEL_ARTIFACT, artifact, status)
-    for name in plan.delete_jobs:
+    if status not in (None, artifact.status):
+        assert status is not None  # noqa: S101  a narrowing for the type checker
+        if not await context.write_status(MODEL_ARTIFACTS, Kind.MODEL_ARTIFACT, artifact, status):
+            delete_jobs = ()  # what they led to is not written down
+    for name in delete_jobs:
         await context.kube.delete(JOBS, key.namespace, name)
     _announce(context, key)
     return plan.requeue_after
@@ -138,6 +141,7 @@ async def _observe(
         jobs=jobs,
         progress=await _progress(context, namespace, running) if running else None,
         running=len(store.jobs),
+        others_wait=context.registry.turns.waits(_cache_key(artifact)),
     )
 
 
@@ -193,15 +197,33 @@ async def _start(
         raise credentials
     values = await context.secret_values(credentials) if credentials else None
     job = await _create_job(context, artifact, attempt, with_credentials=values is not None)
-    if job is None or values is None:
+    if job is None:
         return
-    # Always: one of this name that was written before goes with the earlier Job that owned it.
-    await context.kube.apply(build_credentials_secret(artifact, job=job, values=values))
-    if job["spec"].get("suspend"):
-        patched = await context.kube.patch(
-            JOBS, artifact.metadata.namespace, job["metadata"]["name"], {"spec": {"suspend": False}}
-        )
-        context.take(Kind.JOB, patched)
+    namespace, name, suspended = artifact.metadata.namespace, job["metadata"]["name"], job["spec"].get("suspend")
+    if values is None:
+        if suspended:
+            raise ReasonError(
+                Reason.JOB_FAILED, f"Job {namespace}/{name} was made for credentials that are not used now"
+            )
+        return
+    try:
+        # Always: one of this name that was written before goes with the earlier Job that owned it.
+        await context.kube.apply(build_credentials_secret(artifact, job=job, values=values))
+        if suspended:
+            patched = await context.kube.patch(JOBS, namespace, name, {"spec": {"suspend": False}})
+            context.take(Kind.JOB, patched)
+    except (ForbiddenError, InvalidObjectError) as error:
+        raise ReasonError(
+            Reason.JOB_NOT_STARTED,
+            f"Job {namespace}/{name} can't be given its credentials: {error}; raise the namespace's quota for Secrets, or change "
+            "the policy that refuses it",
+        ) from error
+
+
+def _left_by(context: Context, artifact: ModelArtifact, attempt: int) -> tuple[str, ...]:
+    """The Job of an attempt that could not be let go, where it was made: suspended, it would never come to a deadline."""
+    views = (view_job(job, ()) for job in context.store.jobs_of_artifact(artifact.key))
+    return tuple(job.name for job in views if (job.attempt, job.owner_uid) == (attempt, artifact.metadata.uid))
 
 
 def fleets_of(context: Context, artifact: ModelArtifact) -> list[VLLMDeployment]:
@@ -248,7 +270,6 @@ async def _create_job(
         base_model_path=base.status.path if base else None,
         with_credentials=with_credentials,
         workload_identity=workload_identity(artifact.spec.source, cache, with_credentials=with_credentials),
-        reserved_bytes=reserved_bytes(context, artifact),
         claim_uid=await _claim_uid(context, artifact),
     )
     placement = job_placement(cache, fleets_of(context, artifact))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from heapq import nsmallest
 
-from lora_operator.plan.turns import Ticket, order, places
+from lora_operator.plan.turns import Ticket, free_places, keeps_back, order, places
 from lora_operator.reconcile.store import ObjectKey
 
 Running = dict[str, tuple[str, ...]]  # artifact → namespaces of who wants it
@@ -19,12 +21,21 @@ class _Queue:
     last: dict[str, int] = field(default_factory=dict)  # namespace → number of its last turn
     ahead: dict[str, int] = field(default_factory=dict)
     stale: bool = False  # `ahead` is of other tickets, or of other Jobs
+    used: Running = field(default_factory=dict)  # all content of the cache that somebody wants, there or not
+    users: Counter[str] = field(default_factory=Counter)  # namespace → how many of those
 
     def settle(self) -> None:
         """Find the places anew."""
         waiting = [ticket for name, ticket in self.tickets.items() if name not in self.busy]
-        self.ahead = dict(places(order(waiting, list(self.busy.values()), self.last), free=self.limit - len(self.busy)))
+        running = list(self.busy.values())
+        ordered = order(waiting, running, self.last)
+        self.ahead = dict(places(ordered, free=free_places(ordered, running, self.users, limit=self.limit)))
         self.stale = False
+
+    def is_full_for(self, ticket: Ticket) -> bool:
+        """Whether it can't start now, whoever else waits."""
+        kept = keeps_back(ticket.namespaces, self.busy.values(), self.users, limit=self.limit)
+        return len(self.busy) >= self.limit or kept
 
 
 class Turns:
@@ -36,7 +47,7 @@ class Turns:
     def ahead(self, cache: ObjectKey, ticket: Ticket, running: Running, *, limit: int) -> int:
         """How many are ahead of the ticket's artifact, which now waits if it did not; 0: it may start.
 
-        One that comes while all places are taken is told that all others are ahead of it, until the next look: a thousand that
+        One that comes while no place is free for it is told that all others are ahead of it, until the next look: a thousand that
         come at once cost no thousand orders.
         """
         queue, name = self._queues.setdefault(cache, _Queue()), ticket.artifact
@@ -45,11 +56,35 @@ class Turns:
         busy = running | queue.starting
         if new or (queue.busy, queue.limit) != (busy, limit):
             queue.busy, queue.limit, queue.stale = busy, limit, True
-        if new and len(busy) >= limit:
+        if new and queue.is_full_for(ticket):
             queue.ahead[name] = max(1, len(queue.tickets))
         elif queue.stale:
             queue.settle()
         return queue.ahead.get(name, 0)
+
+    def use(self, cache: ObjectKey, artifact: str, namespaces: tuple[str, ...]) -> None:
+        """Whose content in the cache the artifact is; nobody's: ()."""
+        queue = self._queues.setdefault(cache, _Queue())
+        before = queue.used.get(artifact, ())
+        if before == namespaces:
+            return
+        queue.used[artifact] = namespaces
+        touched = {*before, *namespaces}
+        known = touched & queue.users.keys()
+        queue.users.update(namespaces)
+        queue.users.subtract(before)
+        for namespace in touched:
+            if not queue.users[namespace]:
+                del queue.users[namespace]
+        queue.stale = queue.stale or known != touched & queue.users.keys()
+
+    def forget(self, artifact: ObjectKey) -> None:
+        """It is gone."""
+        self.leave(artifact)
+        for cache, queue in self._queues.items():
+            if cache[0] == artifact[0]:
+                self.use(cache, artifact[1], ())
+                queue.used.pop(artifact[1], None)
 
     def start(self, cache: ObjectKey, artifact: str) -> None:
         """Its Job is being created: it waits no longer, and takes a place."""
@@ -65,6 +100,11 @@ class Turns:
         queue = self._queues.get(cache)
         return len(queue.starting) if queue is not None else 0
 
+    def waits(self, cache: ObjectKey) -> bool:
+        """Whether anybody waits for a place."""
+        queue = self._queues.get(cache)
+        return queue is not None and any(name not in queue.busy for name in queue.tickets)
+
     def started(self, cache: ObjectKey, artifact: str) -> None:
         """Its Job exists by now, or can't be made."""
         queue = self._queues.get(cache)
@@ -77,15 +117,17 @@ class Turns:
             if namespace == artifact[0] and queue.tickets.pop(artifact[1], None) is not None:
                 queue.stale = True
 
-    def next(self, cache: ObjectKey, count: int) -> list[str]:
-        """The artifacts at the head, to be looked at when a Job has ended."""
+    def next(self, cache: ObjectKey, count: int, running: Running | None = None) -> list[str]:
+        """The artifacts at the head, to be looked at when a Job has ended; by what is `running` since, or as at the last look."""
         queue = self._queues.get(cache)
         if queue is None:
             return []
+        if running is not None and queue.busy != running | queue.starting:
+            queue.busy, queue.stale = running | queue.starting, True
         if queue.stale:
             queue.settle()
         waiting = [name for name in queue.tickets if name in queue.ahead]
-        return sorted(waiting, key=lambda name: (queue.ahead[name], queue.tickets[name]))[:count]
+        return nsmallest(count, waiting, key=lambda name: (queue.ahead[name], queue.tickets[name].place))
 
     def heads(self, namespace: str) -> list[str]:
         """The artifact at the head of each of a namespace's queues."""

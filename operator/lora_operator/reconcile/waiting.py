@@ -1,4 +1,4 @@
-"""What the artifacts of one cache share: turns to run a Job, room on the volume, and what Jobs told of it."""
+"""What the artifacts of one cache share: turns to run a Job, and what Jobs told of the volume."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from lora_operator.reconcile.turns import Running
 
 def take_turn(context: Context, seen: ArtifactObservation, plan: ArtifactPlan) -> ArtifactPlan:
     """The plan, or that the artifact waits, where it would start and it is not its turn. Awaits nothing: turns are taken one by one."""
-    artifact, turns = seen.artifact, context.registry.turns
+    artifact, turns, cache = seen.artifact, context.registry.turns, _cache_key(seen.artifact)
+    namespaces = wanting_namespaces(context, artifact)
+    turns.use(cache, artifact.metadata.name, namespaces if seen.wanted else ())
     if not plan.waits_for_turn:
         turns.leave(artifact.key)
         return plan
     now = context.now()
-    cache = _cache_key(artifact)
     if is_evicting(context, cache):
         return plan_artifact(replace(seen, evicting=True), now=now)
     since = artifact.status.next_attempt_time or artifact.metadata.creation_timestamp or now
-    ticket = Ticket(since, artifact.metadata.name, wanting_namespaces(context, artifact))
+    ticket = Ticket(since, artifact.metadata.name, namespaces, adapter=artifact.spec.type == "Adapter")
     limit = seen.cache.spec.download.max_concurrent if seen.cache else DEFAULT_MAX_CONCURRENT
     ahead = turns.ahead(cache, ticket, running_jobs(context, cache), limit=limit)
     if ahead:
@@ -76,13 +77,6 @@ def running_jobs(context: Context, cache: ObjectKey) -> Running:
     return found
 
 
-def reserved_bytes(context: Context, artifact: ModelArtifact) -> int:
-    """What the other Jobs of its cache will still write, as far as they have told."""
-    others = (other for other in _running(context, _cache_key(artifact)) if other.key != artifact.key)
-    moving = (progress for other in others if (progress := other.status.progress) is not None)
-    return sum(max(0, p.bytes_total - p.bytes_done) for p in moving if p.phase == "Downloading")
-
-
 def note_ended_jobs(context: Context, seen: ArtifactObservation) -> None:
     """A Job has ended: the next ones may start, and the cache learns what the Job told of the volume."""
     artifact = seen.artifact
@@ -92,7 +86,7 @@ def note_ended_jobs(context: Context, seen: ArtifactObservation) -> None:
     if not ended:
         return
     cache = _cache_key(artifact)
-    for name in context.registry.turns.next(cache, len(ended)):
+    for name in context.registry.turns.next(cache, len(ended), running_jobs(context, cache)):
         context.enqueue(Key(Kind.MODEL_ARTIFACT, artifact.metadata.namespace, name))
     told = [result.volume for result in ended if result.volume is not None]
     if told:
