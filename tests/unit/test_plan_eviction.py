@@ -125,7 +125,11 @@ def test_what_deleted_artifacts_left_goes_in_the_end(policy: dict[str, Any]) -> 
     """The operator died, or the Job was refused or failed, or a download had the files."""
     kept = unused("kept", 9)
     assert removed(seen(kept, of=cache(status=MARKED, **policy))) == []
-    for result in (EvictResult(ok=False, message="no"), EvictResult(ok=True, busy=1)):
+    for result in (
+        EvictResult(ok=False, message="no"),
+        EvictResult(ok=True, busy=1),
+        EvictResult(ok=True, left_bytes=1),
+    ):
         job = EvictJob("default-evict-1", result)
         status = plan_eviction(seen(of=cache(status=MARKED, **policy), job=job), now=NOW).status
         assert status is not None

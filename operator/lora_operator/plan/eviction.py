@@ -198,7 +198,7 @@ def _ended(status: EvictionStatus, result: EvictResult, *, now: datetime) -> Evi
             status,
             running=False,
             waiting=False,
-            left_over=result.busy > 0,
+            left_over=result.busy > 0 or result.left_bytes > 0,
             failures=0,
             time=now.replace(microsecond=0),
             views=result.views,
