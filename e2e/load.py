@@ -52,7 +52,8 @@ def clients(url: str, models: Sequence[str], number: int, *, pause: float = 0) -
     finally:
         for client in running:
             client.stop()
-    assert not [bad for client in running for bad in client.bad]
+    bad = [answer for client in running for answer in client.bad]
+    assert bad == []
     assert all(count > 0 for client in running for count in client.answered.values())
 
 
