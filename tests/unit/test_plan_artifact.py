@@ -19,8 +19,8 @@ from lora_operator.plan.artifact import (
     SecretVersion,
     plan_artifact,
     plan_failure,
-    wanters_credentials,
 )
+from lora_operator.plan.attempt import wanters_credentials
 from lora_operator.plan.fetch_job import JobView
 from lora_operator.plan.wants import build_artifact
 from tests.unit.builders import (

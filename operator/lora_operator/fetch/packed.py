@@ -59,9 +59,7 @@ class Packed:
     root: Path  # of the volume
     limits: Limits
     used: set[Path] = field(default_factory=set)  # where this process had the archive itself
-    verified: tuple[
-        int, ...
-    ] = ()  # by what the archive is known that this process has hashed, and nobody has touched since
+    verified: tuple[int, ...] = ()  # stamp of the archive that this process has hashed
 
     def names(self, reporter: Reporter) -> dict[str, int]:
         """The sizes of its files by name; brings the archive where that is not known yet. Raises ReasonError."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -13,13 +12,12 @@ from lora_operator.constants import ANNOTATION_REFRESH, LABEL_MANAGED_BY, MANAGE
 from lora_operator.errors import ReasonError
 from lora_operator.manifest import FetchProgress, FetchResult
 from lora_operator.names import format_size, short_revision
-from lora_operator.plan.allowed import source_refused
+from lora_operator.plan.attempt import held_up
 from lora_operator.plan.fetch_job import JobView, given_up
-from lora_operator.plan.identity import role_refused
 from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.progress import describe, look_every, told
-from lora_operator.plan.room import MAX_FAILURE_SHOWN, has_new_room, queued, too_large, without_room
-from lora_operator.plan.wants import Credentials, wanted_name
+from lora_operator.plan.room import MAX_FAILURE_SHOWN, has_new_room, queued, without_room
+from lora_operator.plan.wants import Credentials
 
 FIRST_BACKOFF_SECONDS = 10
 # By the class of the reason; one that is otherwise waited for (a Job found the volume not mounted) is no reason to give up.
@@ -120,7 +118,7 @@ def _plan_unwanted(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
 def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan:
     status = seen.artifact.status
     attempt = (status.finished_attempt or 0) + 1
-    waits = _waits_for(seen)
+    waits = held_up(seen.artifact, seen.cache, seen.base)
     if waits is not None:
         return ArtifactPlan(_write(seen, waits, now=now), delete_jobs=delete, requeue_after=30.0)
     if isinstance(seen.secret, ReasonError):
@@ -167,39 +165,6 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
         requeue_after=look_every(seen.running),
         waits_for_turn=True,
     )
-
-
-def _waits_for(seen: ArtifactObservation) -> Verdict | None:
-    spec, namespace = seen.artifact.spec, seen.artifact.metadata.namespace
-    if seen.cache is None:
-        return failing(Reason.CACHE_NOT_READY, f"ModelCache {namespace}/{spec.cache_ref.name} does not exist")
-    if not is_true(seen.cache.status.conditions, Condition.READY):
-        condition = find(seen.cache.status.conditions, Condition.READY)
-        detail = f": {condition.message}" if condition else ""
-        # A claim may be bound only when its first consumer is scheduled, and that is a Job's pod; and only a Job finds out
-        # that a volume can be written again.
-        if condition is None or condition.reason not in (Reason.CLAIM_PENDING, Reason.CACHE_NOT_WRITABLE):
-            return failing(Reason.CACHE_NOT_READY, f"ModelCache {namespace}/{spec.cache_ref.name} is not ready{detail}")
-    with_credentials = spec.credentials is not None or spec.source.secret is not None
-    refused = source_refused(spec.source, seen.cache, namespace=namespace) or role_refused(
-        spec.assume_role, spec.source, seen.cache, namespace=namespace, with_credentials=with_credentials
-    )
-    if refused is not None:
-        return failing(refused.reason, refused.message)
-    if seen.cache.access_modes is None:  # which nodes may mount it is not known
-        return failing(
-            Reason.CACHE_NOT_READY, f"the claim of ModelCache {namespace}/{spec.cache_ref.name} was not looked at yet"
-        )
-    if (refusal := too_large(spec.source, seen.cache)) is not None:
-        return refusal
-    if spec.base_model_ref is None:
-        return None
-    if seen.base is None or not is_true(seen.base.status.conditions, Condition.READY):
-        return failing(
-            Reason.QUEUED,
-            f"waits for the base model: ModelArtifact {namespace}/{spec.base_model_ref.name} is not Ready",
-        )
-    return None
 
 
 def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan:
@@ -351,30 +316,3 @@ def _update(status: ModelArtifactStatus, **changes: object) -> ModelArtifactStat
 
 def _what(artifact: ModelArtifact) -> str:
     return f"downloading {artifact.spec.source.member.asked}"
-
-
-def wanters_credentials(
-    artifact: ModelArtifact, cache: ModelCache | None, offered: Mapping[Credentials, object]
-) -> Credentials | ReasonError | None:
-    """Which Secret an attempt may use: one that a live, accepted wanter offers, or for a hand-made artifact one beside it.
-
-    Wanters know an artifact by its name alone, so what they offer goes only to one whose name is that of its own content.
-    """
-    if cache is not None and cache.spec.offline:
-        return None
-    secret = artifact.spec.source.secret
-    identity = artifact.spec.credentials
-    if identity is not None:
-        credentials = (identity.namespace, identity.name, identity.key, identity.uid)
-        if credentials in offered and cache is not None and artifact.metadata.name == _own_name(artifact, cache):
-            return credentials
-        return ReasonError(
-            Reason.CREDENTIALS_FORBIDDEN,
-            f"no accepted LoRAAdapter or VLLMDeployment of namespace {identity.namespace} asks for this content with Secret "
-            f"{identity.name}: credentials of another namespace come only through such an object",
-        )
-    return (artifact.metadata.namespace, *secret, "") if secret is not None else None
-
-
-def _own_name(artifact: ModelArtifact, cache: ModelCache) -> str:
-    return wanted_name(artifact.spec, cache, refresh=artifact.metadata.annotations.get(ANNOTATION_REFRESH))

@@ -30,8 +30,8 @@ from lora_operator.plan.artifact import (
     is_by_hand,
     plan_artifact,
     plan_failure,
-    wanters_credentials,
 )
+from lora_operator.plan.attempt import wanters_credentials
 from lora_operator.plan.fetch_job import JobView, silent_object, view_job
 from lora_operator.plan.identity import workload_identity
 from lora_operator.plan.pods import controller
