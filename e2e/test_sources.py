@@ -124,8 +124,7 @@ def from_azure(stack: Stack, adapters: Path) -> Iterator[Origin]:
         server.upload("models", "sql", adapters / "two")
         body = with_keys(account=AZURE_ACCOUNT, container="models", prefix="sql", endpoint=server.endpoint)
         keys = {"AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY}
-        # A private container says to strangers that it is not there.
-        yield Origin("two", {"azure": body}, {"allowedEndpoints": [server.endpoint]}, keys, "RepositoryNotFound")
+        yield Origin("two", {"azure": body}, {"allowedEndpoints": [server.endpoint]}, keys, "Unauthorized")
 
 
 @contextmanager
