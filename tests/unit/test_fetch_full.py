@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import subprocess
 import time
@@ -168,3 +169,29 @@ def test_a_volume_that_fills_says_how_much_too_and_downloads_hold_their_store(
     assert leases.own_stores(tmp_path) == [tmp_path / "hub" / "models--org--a"]
     with leases.exclusive(tmp_path, tmp_path / "hub" / "models--org--a") as is_free:
         assert is_free, "it is let go with the Job"
+
+
+@pytest.mark.parametrize("case", ["whole", "begun by another", "begun anew"])
+def test_what_one_process_writes_whole_is_hashed_meanwhile(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = FILES[0]
+    place = resume.Place(hub=tmp_path / "hub", repo="org/parts")
+
+    def http_get(_: str, target: Any, *, expected_size: int, resume_size: int, **__: Any) -> None:
+        if case == "begun anew":
+            target.write(b"y" * 100)
+            target.truncate(0)
+        target.write(b"x" * (expected_size - resume_size))
+
+    monkeypatch.setattr(
+        resume, "get_hf_file_metadata", lambda *_, **__: SimpleNamespace(etag=file.blob, size=file.size, location="")
+    )
+    monkeypatch.setattr(resume, "http_get", http_get)
+    if case == "begun by another":
+        place.blobs.mkdir(parents=True)
+        (place.blobs / f"{file.blob}.incomplete").write_bytes(b"x" * 1000)
+    resume.download_big(place, [file], commit="c" * 40, endpoint="http://hub.test", token=False, workers=1)
+    assert (place.blobs / file.blob).read_bytes() == b"x" * file.size
+    whole = {file.blob: hashlib.sha256(b"x" * file.size).hexdigest()}
+    assert place.arrived == ({} if case == "begun by another" else whole)

@@ -175,6 +175,24 @@ def test_verify(lfs: bool, tmp_path: Path) -> None:
     assert meter.read()[0] == 3 * len(content) - 1
 
 
+def test_what_was_hashed_while_it_arrived_is_not_read_again(tmp_path: Path) -> None:
+    right, other = b"right" * 1000, b"other" * 1000
+    path = tmp_path / "payload"
+    path.write_bytes(other)  # which nobody would know but by reading it
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in (("right", right), ("other", other))}
+
+    def verdict(arrived: str, *, lfs: bool = True) -> verify.Verdict:
+        return verify.verify({path: remote(right, lfs=lfs)}, count=meter.add, arrived={path: arrived})[path]
+
+    meter = Meter()
+    assert verdict(sums["right"]) == verify.Verdict(len(right), sums["right"])
+    assert "its sha256 is" in verdict(sums["other"]).fault
+    assert meter.read()[0] == 2 * len(right)
+    assert "git blob id" in verdict(sums["right"], lfs=False).fault, "of that no sum was taken"
+    path.write_bytes(right[:-1])
+    assert "bytes, the source declares" in verdict(sums["right"]).fault
+
+
 def test_the_digest_is_as_its_documentation_says_and_ignores_order() -> None:
     files = [ManifestFile(path="b", size=2, sha256="2" * 64), ManifestFile(path="a", size=1, sha256="1" * 64)]
     expected = hashlib.sha256(f"a\0001\000{'1' * 64}\nb\0002\000{'2' * 64}\n".encode()).hexdigest()

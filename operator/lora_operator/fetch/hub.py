@@ -36,6 +36,9 @@ class HubStore:
         leases.note_commit(self.place.hub.parent, self.place.storage, self.commit)
         return huggingface.download(self.hub, self.place, files, commit=self.commit, moving=moving)
 
+    def arrived(self, file: RemoteFile) -> str | None:
+        return self.place.arrived.get(file.blob)
+
     def expected(self, file: RemoteFile) -> RemoteFile:
         return file  # the Hub declares a checksum for every file
 

@@ -102,6 +102,9 @@ class LocalStore:
     def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
         return {file.path: self.blobs / file.path for file in files}
 
+    def arrived(self, file: RemoteFile) -> str | None:
+        return None
+
     def expected(self, file: RemoteFile) -> RemoteFile:
         return replace(file, sha256=None, git_oid="")  # nothing is declared but the size
 

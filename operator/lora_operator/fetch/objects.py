@@ -93,6 +93,9 @@ class ObjectStore:
             raise
         return {file.path: Path(os.path.realpath(self.place.blob(file))) for file in files}
 
+    def arrived(self, file: RemoteFile) -> str | None:
+        return self.place.arrived.get(file.blob)
+
     def expected(self, file: RemoteFile) -> RemoteFile:
         return replace(file, sha256=file.sha256 or self.place.recorded(file) or "")
 

@@ -116,6 +116,9 @@ class OfflineSource(PlainSource):
     def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
         return {file.path: self.paths[file.path] for file in files}
 
+    def arrived(self, file: RemoteFile) -> str | None:
+        return None
+
     def expected(self, file: RemoteFile) -> RemoteFile:
         return file
 

@@ -229,6 +229,9 @@ class PackedStore:
             archive.extract(members, moving=moving)
         return self.objects.download(files, moving=moving)
 
+    def arrived(self, file: RemoteFile) -> str | None:
+        return self.objects.arrived(file)
+
     def expected(self, file: RemoteFile) -> RemoteFile:
         return replace(file, sha256=file.sha256 or self.objects.place.recorded(file) or "")
 

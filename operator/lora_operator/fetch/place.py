@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +36,9 @@ class Place:
     """One bucket's, host's, claim's or the like's folder."""
 
     folder: Path
+    arrived: dict[str, str] = field(
+        default_factory=dict, compare=False
+    )  # sha256 of what this process finished, by name
 
     @classmethod
     def of(cls, root: Path, scheme: str, *, name: str, identity: tuple[str, ...]) -> Place:
@@ -92,9 +95,11 @@ class Place:
             partial.replace(self.blob(file))
         except FileNotFoundError as error:
             raise locks.Overtaken(str(partial)) from error
+        self.arrived[file.blob] = sha256
 
     def forget(self, file: RemoteFile) -> None:
         """Lets the payload count as absent; the next download takes its place."""
+        self.arrived.pop(file.blob, None)
         (self.folder / "sums" / file.blob).unlink(missing_ok=True)
 
     def discard_partial(self, files: Iterable[RemoteFile]) -> None:

@@ -157,7 +157,8 @@ def _verify(
     unique = {blobs[file.path]: store.expected(file) for file in files}
     log.info("verifying %d files", len(unique))
     reporter.enter("Verifying", total=_total(unique.values()), measure=meter.read)
-    verdicts = verify.verify(unique, count=meter.add)
+    arrived = {blobs[file.path]: sha256 for file in files if (sha256 := store.arrived(file)) is not None}
+    verdicts = verify.verify(unique, count=meter.add, arrived=arrived)
     return {file.path: verdicts[blobs[file.path]] for file in files}
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Final, Literal
@@ -44,6 +45,9 @@ class Place:
 
     hub: Path
     repo: str
+    arrived: dict[str, str] = field(
+        default_factory=dict, compare=False
+    )  # sha256 of what this process wrote whole, by ETag
 
     @property
     def storage(self) -> Path:
@@ -144,17 +148,34 @@ def discard_partial(place: Place, files: Iterable[RemoteFile]) -> None:
 
 
 class _Target(locks.Guarded):
-    """An unfinished file that takes nothing more once the volume was found full."""
+    """An unfinished file that takes nothing more once the volume was found full, and hashes what is appended from its beginning on."""
 
     def __init__(self, path: Path, file: FileIO, full: threading.Event) -> None:
         super().__init__(path, file)
         self._full = full
+        self._sha256, self._hashed = hashlib.sha256(), 0
+        self._from_its_beginning = self.size == 0
 
     def write(self, data: bytes) -> int:
         """As any one's."""
         if self._full.is_set():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().write(data)
+        written = super().write(data)
+        if self._from_its_beginning:
+            self._sha256.update(data)
+            self._hashed += written
+        return written
+
+    def truncate(self, size: int | None = None) -> int:
+        """As any one's."""
+        self._sha256, self._hashed = hashlib.sha256(), 0
+        self._from_its_beginning = size == 0
+        return super().truncate(size)
+
+    @property
+    def sha256(self) -> str | None:
+        """Hex, of all that is in it; None where others wrote a part of that."""
+        return self._sha256.hexdigest() if self._from_its_beginning and self._hashed == self.size else None
 
 
 def _download(
@@ -189,10 +210,13 @@ def _download(
             displayed_filename=file.path,
         )
         target.sync()
+        sha256 = target.sha256
     try:
         if partial.stat().st_size == file.size:
             partial.chmod(_MODE)
             partial.replace(place.blobs / file.blob)
+            if sha256 is not None:
+                place.arrived[file.blob] = sha256
     except FileNotFoundError as error:
         raise locks.Overtaken(str(partial)) from error
 

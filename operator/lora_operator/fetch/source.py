@@ -38,6 +38,9 @@ class Store(Protocol):
     def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
         """Brings `files` into their final place; returns each payload by the file's path. `moving` grows with what is written."""
 
+    def arrived(self, file: RemoteFile) -> str | None:
+        """The sha256 of all that this process wrote of the file, taken while it did; None where it did not write all of it."""
+
     def expected(self, file: RemoteFile) -> RemoteFile:
         """The file with the checksum that its payload must have."""
 

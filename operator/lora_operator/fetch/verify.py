@@ -1,7 +1,7 @@
 """Proves that files in the cache are what the source declares, in one pass over each and with bounded memory.
 
-A plain download is checked for its size only, and a cached file was not checked at all; so every file is hashed on every run. Files in
-LFS declare a sha256; the others have a git blob id: sha1 over "blob <size>\\0" and the content.
+A plain download is checked for its size only, and a cached file was not checked at all; so every file is hashed on every run, either
+while this process writes it, or here. Files in LFS declare a sha256; the others have a git blob id: sha1 over "blob <size>\\0" and the content.
 """
 
 from __future__ import annotations
@@ -31,10 +31,16 @@ class Verdict:
     fault: str = ""
 
 
-def verify(files: Mapping[Path, RemoteFile], *, count: Callable[[int], None]) -> dict[Path, Verdict]:
-    """Hashes every file. An unreadable or missing one gets a verdict with a fault, like a wrong one."""
+def verify(
+    files: Mapping[Path, RemoteFile], *, count: Callable[[int], None], arrived: Mapping[Path, str] | None = None
+) -> dict[Path, Verdict]:
+    """Hashes every file but those whose sha256 was taken as they `arrived`: a big one would be read once more, over some network.
+
+    An unreadable or missing one gets a verdict with a fault, like a wrong one.
+    """
+    known = arrived or {}
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="verify") as pool:
-        verdicts = pool.map(lambda item: _verify_one(*item, count=count), files.items())
+        verdicts = pool.map(lambda item: _verify_one(*item, count=count, arrived=known.get(item[0])), files.items())
         return dict(zip(files, verdicts, strict=True))
 
 
@@ -50,7 +56,7 @@ def digest(files: Iterable[ManifestFile]) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def _verify_one(path: Path, declared: RemoteFile, *, count: Callable[[int], None]) -> Verdict:
+def _verify_one(path: Path, declared: RemoteFile, *, count: Callable[[int], None], arrived: str | None) -> Verdict:
     sha256 = hashlib.sha256()
     size = 0
     try:
@@ -58,6 +64,9 @@ def _verify_one(path: Path, declared: RemoteFile, *, count: Callable[[int], None
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 return Verdict(0, "", "it is not a file")
+            if arrived is not None and (declared.sha256 is not None or not declared.git_oid):
+                count(found.st_size)
+                return Verdict(found.st_size, arrived, _fault(declared, found.st_size, arrived, ""))
             git = hashlib.sha1(b"blob %d\0" % found.st_size, usedforsecurity=False)
             while chunk := file.read(_CHUNK):
                 sha256.update(chunk)
