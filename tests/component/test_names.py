@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -29,13 +30,16 @@ class Tenant:
 
 
 async def pair(world: World) -> tuple[Tenant, Tenant]:
-    """Two tenants' adapters with one served name: the older and the younger."""
-    found = []
-    for namespace, name in ((world.team_a, "first"), (world.team_b, "second")):
-        made = (await world.adapter(name, namespace, servedName="sql"))["metadata"]
-        found.append(((made["creationTimestamp"], made["uid"]), Tenant(name, namespace, f"org/{name}")))
-    (_, older), (_, younger) = sorted(found, key=lambda one: one[0])
-    return older, younger
+    """Two tenants' adapters with one served name: the older, and one of another second."""
+    made = await world.adapter("first", world.team_a, servedName="sql")
+    created = datetime.fromisoformat(made["metadata"]["creationTimestamp"])
+
+    async def is_past() -> bool:
+        return datetime.now(UTC) >= created + timedelta(seconds=1)
+
+    await until(is_past, "the next second has begun")
+    await world.adapter("second", world.team_b, servedName="sql")
+    return Tenant("first", world.team_a, "org/first"), Tenant("second", world.team_b, "org/second")
 
 
 async def path_of(world: World, tenant: Tenant) -> str:
