@@ -57,6 +57,7 @@ class S3Request(_Wire):
     prefix: str = ""
     endpoint: str | None = None
     region: str | None = None
+    addressing_style: Literal["Path", "VirtualHost"] | None = None
     role: RoleRequest | None = None
     allow_patterns: tuple[str, ...] = ()
     ignore_patterns: tuple[str, ...] = ()

@@ -160,6 +160,14 @@ def s3_cases(kind: str, at: str, *, beside: dict[str, Any]) -> Iterator[Case]:
         refused=[s3(prefix=prefix) for prefix in ("/sql", "a//b", "a/../b", "./a")],
         beside=beside,
     )
+    yield from both(
+        kind,
+        f"{at}.s3",
+        "addressingStyle is for a service with an endpoint: AWS is asked as the bucket's name allows",
+        accepted=[s3(addressingStyle=style, endpoint="https://s3.test") for style in ("Path", "VirtualHost")],
+        refused=[s3(addressingStyle="Path")],
+        beside=beside,
+    )
     yield from role_cases(kind, f"{at}.s3.assumeRole", lambda role: s3(assumeRole=role), beside=beside)
 
 

@@ -74,9 +74,9 @@ class Sources:
         """The base model from the Hub there."""
         return self._start({"huggingFace": {"repo": "org/base", "endpoint": endpoint}})
 
-    def s3(self, endpoint: str) -> Job:
+    def s3(self, endpoint: str, **more: str) -> Job:
         """The base model from the bucket there."""
-        return self._start({"s3": {"bucket": "models", "prefix": "base", "endpoint": endpoint}}, KEYS)
+        return self._start({"s3": {"bucket": "models", "prefix": "base", "endpoint": endpoint, **more}}, KEYS)
 
     def gcs(self, endpoint: str) -> Job:
         """The base model from the bucket there, by obstore, which Azure's sources have too."""
@@ -168,6 +168,20 @@ def test_all_requests_go_through_the_proxy(
         for host in ("gcs", "files"):
             assert any(one.startswith(f"GET http://{host}.corp.test:") for one in proxy.asked), host
         assert any(one.startswith("HEAD http://gcs.corp.test:") for one in proxy.asked)
+
+
+def test_a_bucket_that_is_a_host(fetcher: Fetcher, content: Path) -> None:
+    with S3Server(domain="s3.corp.test") as server, Proxy() as proxy:
+        assert isinstance(proxy, Proxy)
+        server.add_account(*KEYS.values())
+        server.create_bucket("models", KEYS["AWS_ACCESS_KEY_ID"])
+        server.upload("models", "base", content / "base")
+        port = port_of(server.direct_url)
+        sources = Sources(fetcher, {"httpProxy": proxy.url})
+        job = sources.s3(f"http://s3.corp.test:{port}", addressingStyle="VirtualHost")
+        assert [file.path for file in fetcher.manifest(job.ok).files] == MODEL
+    assert proxy.asked
+    assert all(one.split(" ")[1].startswith(f"http://models.s3.corp.test:{port}/") for one in proxy.asked)
 
 
 def test_hosts_that_are_asked_without_the_proxy_and_a_proxy_that_is_not_there(

@@ -10,7 +10,7 @@ from lora_operator.api.source_buckets import AzureSource, GcsSource
 from lora_operator.api.source_http import HttpSource
 from lora_operator.api.source_huggingface import HuggingFaceSource
 from lora_operator.api.source_oci import OciSource
-from lora_operator.api.source_s3 import AssumeRole, S3Source
+from lora_operator.api.source_s3 import S3_RULES, AssumeRole, S3Source
 from lora_operator.api.source_volume import ClaimSource, LocalSource
 from lora_operator.api.storage import Quantity
 from lora_operator.schemes import BY_MEMBER, MEMBERS, SCHEMES, Scheme
@@ -24,7 +24,7 @@ class Source(ApiModel):
     """Exactly one kind of source, and a folder inside it."""
 
     hugging_face: HuggingFaceSource | None = Field(default=None, description=_of("huggingFace"))
-    s3: S3Source | None = Field(default=None, description=_of("s3"))
+    s3: S3Source | None = Field(default=None, description=_of("s3"), json_schema_extra=S3_RULES)
     http: HttpSource | None = Field(default=None, description=_of("http"))
     persistent_volume_claim: ClaimSource | None = Field(default=None, description=_of("persistentVolumeClaim"))
     local: LocalSource | None = Field(default=None, description=_of("local"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -51,6 +51,14 @@ class AssumeRole(ApiModel):
     )
 
 
+S3_RULES = cel(
+    (
+        "!has(self.addressingStyle) || has(self.endpoint)",
+        "addressingStyle is for a service with an endpoint: AWS is asked as the bucket's name allows",
+    )
+)
+
+
 class S3Source(SourceMember):
     """A folder of a bucket on AWS S3, or on a compatible service that the cache allows."""
 
@@ -81,6 +89,11 @@ class S3Source(SourceMember):
         min_length=1,
         max_length=64,
         pattern=r"^[a-z0-9-]+$",
+    )
+    addressing_style: Literal["Path", "VirtualHost"] | None = Field(
+        default=None,
+        description="How the endpoint's service wants buckets named: Path, https://s3.example.com/bucket, or VirtualHost, "
+        "https://bucket.s3.example.com; default: Path. AWS is asked by either, as the bucket's name allows.",
     )
     allow_patterns: AllowPatterns = ()
     ignore_patterns: IgnorePatterns = ()

@@ -7,12 +7,12 @@ listed, and the listing is taken again at the end, so content is of one listing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import boto3
 import botocore.session
@@ -45,6 +45,11 @@ _TRIES: Final = 3  # of one request, by the library; what breaks in mid-object i
 _MAX_LISTED: Final = 50_000
 # By a token of the service account, and by the agent that EKS runs for that; not by instance metadata, which is the node's.
 _IDENTITY_METHODS: Final = ("assume-role-with-web-identity", "container-role")
+_STYLES: Final[Mapping[str | None, Literal["path", "virtual", "auto"]]] = {
+    "Path": "path",
+    "VirtualHost": "virtual",
+    None: "auto",
+}
 _NO_SUMS: Final = (400, 403, 405, 416, 501)  # from services that don't know what was asked for
 
 
@@ -265,7 +270,7 @@ def build_client(request: S3Request, keys: S3Keys | None, subject: Subject) -> S
     own = Config(
         signature_version="s3v4" if mine else UNSIGNED,
         max_pool_connections=max(_PROBES, ranges.REQUESTS),
-        s3={"addressing_style": "path" if request.endpoint else "auto"},
+        s3={"addressing_style": _STYLES[request.addressing_style or ("Path" if request.endpoint else None)]},
     )
     return boto3.session.Session(botocore_session=core).client(
         "s3", region_name=region, endpoint_url=request.endpoint, config=config.merge(own)
