@@ -8,7 +8,9 @@ import pytest
 
 from lora_operator.constants import ANNOTATION_REFRESH
 from lora_operator.kube import Kube
+from lora_operator.plan.adapter import AdapterPlan
 from lora_operator.plan.modules import Decision
+from lora_operator.reconcile import adapter as adapter_module
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.registry import ModelWant
@@ -37,6 +39,7 @@ class World:
     def __init__(self) -> None:
         self.kube = Deletions()
         self.version = 0
+        self.bodies: list[Any] = []
         self.context = Context(
             kube=cast(Kube, self.kube),
             engines=cast(Engines, None),
@@ -55,12 +58,41 @@ class World:
         self.version += 1
         body = obj.model_dump(mode="json", by_alias=True, exclude_none=True)
         metadata = body["metadata"] | {"resourceVersion": str(self.version)}
-        self.context.store.upsert(kind, {**body, "metadata": metadata, "status": body["status"] | status})
+        self.bodies.append({**body, "metadata": metadata, "status": body["status"] | status})
+        self.context.store.upsert(kind, self.bodies[-1])
 
     async def deleted(self) -> list[str]:
         """What a look at the artifact deletes."""
         await reconcile_artifact(self.context, Key(Kind.MODEL_ARTIFACT, *OLD))
         return self.kube.names
+
+
+async def test_one_that_is_being_made_is_not_deleted_before_it_is_said_for_whom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The watch may tell of it before the API server has answered; a refresh leaves the adapter's generation as it was."""
+    world, adapter = World(), make_adapter()
+    world.put(Kind.LORA_ADAPTER, adapter)
+    world.put(Kind.VLLM_DEPLOYMENT, make_deployment())
+    body = world.context.store.artifacts[OLD].model_dump(mode="json", by_alias=True, exclude_none=True)
+    world.context.store.remove(Kind.MODEL_ARTIFACT, *OLD)
+    decision = Decision(uid=adapter.metadata.uid, generation=1, accepted=True, artifact=NEW, refreshing=OLD)
+
+    async def apply(_: Any) -> Any:
+        world.put(Kind.MODEL_ARTIFACT, ready_artifact(OLD[1], uid="another", annotations={ANNOTATION_REFRESH: "due=1"}))
+        assert await world.deleted() == []
+        return world.bodies[-1]
+
+    async def observe(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(world.kube, "apply", apply, raising=False)
+    monkeypatch.setattr(adapter_module, "_observe", observe)
+    monkeypatch.setattr(adapter_module, "plan_adapter", lambda *_, **__: AdapterPlan(decision, body, None))
+    await adapter_module.reconcile_adapter(world.context, Key(Kind.LORA_ADAPTER, *adapter.key))
+    assert list(world.context.registry.wanters(OLD)) == [Key(Kind.LORA_ADAPTER, *adapter.key)]
+    assert not world.context.registry.is_made_for(OLD)
+    assert await world.deleted() == []
 
 
 @pytest.mark.parametrize("told", ["modelArtifact", "tokenizerArtifact", "draftModelArtifact", "artifactRef"])

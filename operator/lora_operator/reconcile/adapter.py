@@ -19,7 +19,7 @@ from lora_operator.plan.modules import Decision, Module
 from lora_operator.plan.wants import Credentials, find_cache
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import observe_fleet
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key, Kind, ObjectKey
 
 UNREADABLE_SECONDS: Final = 30.0
 
@@ -38,15 +38,16 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
     try:
         seen = await _observe(context, adapter)
         plan = plan_adapter(seen, now=context.now())
-        if plan.artifact is not None:
-            cause = await _ensure_artifact(context, plan.artifact)
-            if cause is not None:
-                plan = plan_refused(seen, plan, cause, now=context.now())
+        with context.registry.making(_place(plan.artifact) if plan.artifact else None):
+            if plan.artifact is not None:
+                cause = await _ensure_artifact(context, plan.artifact)
+                if cause is not None:
+                    plan = plan_refused(seen, plan, cause, now=context.now())
+            _publish(context, adapter, plan.decision)
     except OperatorError:
         # The others' list must not wait for this one: until it can be looked at, its entry stays as it is.
         _publish(context, adapter, unknown(adapter))
         raise
-    _publish(context, adapter, plan.decision)
     if plan.status is not None:
         await context.write_status(LORA_ADAPTERS, Kind.LORA_ADAPTER, adapter, plan.status)
     return plan.requeue_after
@@ -62,10 +63,13 @@ def _publish(context: Context, adapter: LoRAAdapter, decision: Decision) -> None
         context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
 
 
+def _place(manifest: dict[str, Any]) -> ObjectKey:
+    return manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+
+
 async def _ensure_artifact(context: Context, manifest: dict[str, Any]) -> Verdict | None:
     """Create the wanted artifact where it is not there; what is there is never changed. Returns why there can't be one."""
-    metadata = manifest["metadata"]
-    key = Key(Kind.MODEL_ARTIFACT, metadata["namespace"], metadata["name"])
+    key = Key(Kind.MODEL_ARTIFACT, *_place(manifest))
     present = context.store.artifacts.get((key.namespace, key.name))
     if present is not None and present.spec.to_wire() != manifest["spec"]:
         return name_taken((key.namespace, key.name))

@@ -62,7 +62,8 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
     seen = await _observe(context, artifact, credentials)
     plan = take_turn(context, seen, plan_artifact(seen, now=context.now()))
     note_ended_jobs(context, seen)
-    if plan.delete_artifact and not context.registry.wanters(place):  # somebody may have come while we looked
+    came = context.registry.wanters(place) or context.registry.is_made_for(place)  # while we looked
+    if plan.delete_artifact and not came:
         await context.kube.delete(MODEL_ARTIFACTS, *place, uid=artifact.metadata.uid)
         return None
     status, delete_jobs = plan.status, plan.delete_jobs
@@ -124,7 +125,8 @@ async def _observe(
     jobs = tuple([await _view(context, job, pods) for job in store.jobs_of_artifact(artifact.key)])
     running = next((job for job in jobs if not job.finished and job.owner_uid == artifact.metadata.uid), None)
     wanted: bool | None = bool(context.registry.wanters(artifact.key)) or is_by_hand(artifact)
-    if not wanted and (store.is_told(artifact.key) or not context.registry.all_decided(store, namespace)):
+    doubtful = not wanted and (store.is_told(artifact.key) or context.registry.is_made_for(artifact.key))
+    if not wanted and (doubtful or not context.registry.all_decided(store, namespace)):
         wanted = None  # what a status says is in use is gone by after a restart, or where a decision is taken back
     base_ref = artifact.spec.base_model_ref
     secret: SecretVersion | ReasonError | None = credentials if isinstance(credentials, ReasonError) else None

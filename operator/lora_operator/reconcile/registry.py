@@ -5,6 +5,9 @@ All of it is found again after a restart; until then it is unknown, and nothing 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from lora_operator.api.cache import VolumeFigures
@@ -77,6 +80,7 @@ class Registry:
         self.warnings: dict[
             str, tuple[float, str | None]
         ] = {}  # an object's UID → when its Events were asked, and what they said
+        self._making: Counter[ObjectKey] = Counter()
         self.readiness: dict[ObjectKey, object] = {}  # of a deployment's pods, as its adapters were last told of it
 
     def decision(self, adapter: ObjectKey) -> Decision | None:
@@ -130,6 +134,22 @@ class Registry:
         self.silent.discard(pod)
         for known in (self.views, self.listed, self.misses, self.held_lists):
             known.pop(pod, None)
+
+    @contextmanager
+    def making(self, artifact: ObjectKey | None) -> Iterator[None]:
+        """Around the making of an artifact for a decision that is published once it is there: it is not unwanted meanwhile."""
+        if artifact is not None:
+            self._making[artifact] += 1
+        try:
+            yield
+        finally:
+            if artifact is not None:
+                self._making[artifact] -= 1
+                self._making += Counter()  # forgets those with none
+
+    def is_made_for(self, artifact: ObjectKey) -> bool:
+        """Whether somebody is about to say that it is wanted."""
+        return artifact in self._making
 
     def wanters(self, artifact: ObjectKey) -> dict[Key, Credentials | None]:
         """Who wants an artifact, with the credentials that each lends to it."""
