@@ -19,6 +19,8 @@ from e2e.test_isolation import engine_containers
 
 CLIENTS = 4
 REFRESH = "lora-operator.dev/refresh"
+# Told where engines take longer than a second to change over; the old content answers meanwhile.
+SWAPPING = ("Loading", "PartiallyLoaded")
 
 
 def adapter(name: str, *, repo: str, annotations: Json | None = None, **more: Any) -> Json:
@@ -135,7 +137,8 @@ def test_a_refresh_brings_what_a_branch_has_now_and_a_failing_one_costs_nothing(
         stack.apply(adapter("moving", repo="tiny/moving", annotations={REFRESH: "2"}))
 
         def refreshed() -> bool:
-            assert said()
+            ready = stack.condition("lora", "moving", TEAM_A)
+            assert ready["status"] == "True" or ready["reason"] in SWAPPING, f"a refresh must not cost more: {ready}"
             found = stack.get("lora", "moving", TEAM_A) or {}
             return bool(found["status"]["resolvedRevision"] == commit)
 
