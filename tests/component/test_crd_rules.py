@@ -684,10 +684,15 @@ def access_cases() -> Iterator[Case]:
         kind,
         "spec.s3",
         "s3Endpoint of stsEndpoints must be one of allowedEndpoints, character by character",
-        accepted=[{"spec.s3": {"allowedEndpoints": ["https://a.test", "https://s3.test"], "stsEndpoints": sts}}],
+        accepted=[
+            {"spec.s3": {"allowedEndpoints": ["https://a.test", "https://s3.test"], "stsEndpoints": sts}},
+            {"spec.s3": {"allowedEndpoints": ["https://a.test"]}},
+            {"spec.s3": {}},
+        ],
         refused=[
             {"spec.s3": {"allowedEndpoints": allowed, "stsEndpoints": sts}} for allowed in ([], ["https://s3.test:443"])
-        ],
+        ]
+        + [{"spec.s3": {"stsEndpoints": sts}}],
     )
     at = "spec.workloadIdentity"
     yield from both(

@@ -53,7 +53,8 @@ class S3CacheSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=cel(
             (
-                "self.stsEndpoints.all(sts, sts.s3Endpoint in self.allowedEndpoints)",
+                "!has(self.stsEndpoints) || self.stsEndpoints.all(sts, "
+                "has(self.allowedEndpoints) && sts.s3Endpoint in self.allowedEndpoints)",
                 "s3Endpoint of stsEndpoints must be one of allowedEndpoints, character by character",
             )
         )
