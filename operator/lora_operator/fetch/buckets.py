@@ -29,7 +29,7 @@ from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.http_client import new_transport
 from lora_operator.fetch.objects import CHUNK, ObjectStore, revision_of, translated
 from lora_operator.fetch.place import Place, blob_name
-from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.source import FilteredSource
 from lora_operator.fetch.sums import Declared
 from lora_operator.manifest import AzureRequest, FetchRequest, GcsRequest
 
@@ -46,7 +46,7 @@ _KEY_FIELDS: Final = ("type", "project_id", "client_email", "private_key", "priv
 
 
 @dataclass
-class BucketSource(PlainSource):
+class BucketSource(FilteredSource):
     """One folder of one bucket or container as one set of credentials, or nobody, sees it."""
 
     scheme: str
@@ -68,14 +68,6 @@ class BucketSource(PlainSource):
     @property
     def folder(self) -> str:
         return self.scheme
-
-    @property
-    def allow_patterns(self) -> Sequence[str]:
-        return self.request.allow_patterns
-
-    @property
-    def ignore_patterns(self) -> Sequence[str]:
-        return self.request.ignore_patterns
 
     @property
     def prefix(self) -> str:

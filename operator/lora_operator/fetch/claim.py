@@ -13,13 +13,13 @@ from lora_operator.fetch import text, volume
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import ObjectStore, revision_of, translated
 from lora_operator.fetch.place import Place
-from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.source import FilteredSource
 from lora_operator.fetch.tree import Tree
 from lora_operator.manifest import ClaimRequest, FetchRequest
 
 
 @dataclass
-class ClaimSource(PlainSource):
+class ClaimSource(FilteredSource):
     """One folder of one claim."""
 
     request: ClaimRequest
@@ -42,14 +42,6 @@ class ClaimSource(PlainSource):
     @property
     def folder(self) -> str:
         return "persistentVolumeClaim"
-
-    @property
-    def allow_patterns(self) -> Sequence[str]:
-        return self.request.allow_patterns
-
-    @property
-    def ignore_patterns(self) -> Sequence[str]:
-        return self.request.ignore_patterns
 
     def authorise(self) -> str:
         """That the claim may be named was the operator's to decide; that the Job's user may read it is the volume's."""

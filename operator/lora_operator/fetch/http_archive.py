@@ -17,12 +17,12 @@ from lora_operator.fetch.objects import ObjectStore, translated
 from lora_operator.fetch.packed import Packed, PackedStore, collecting
 from lora_operator.fetch.place import blob_name
 from lora_operator.fetch.progress import Reporter
-from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.source import FilteredSource
 from lora_operator.manifest import FetchRequest, HttpRequest
 
 
 @dataclass
-class HttpArchive(PlainSource):
+class HttpArchive(FilteredSource):
     """One archive by its address."""
 
     request: HttpRequest
@@ -52,14 +52,6 @@ class HttpArchive(PlainSource):
     @property
     def folder(self) -> str:
         return FOLDER
-
-    @property
-    def allow_patterns(self) -> Sequence[str]:
-        return self.request.allow_patterns
-
-    @property
-    def ignore_patterns(self) -> Sequence[str]:
-        return self.request.ignore_patterns
 
     def authorise(self) -> str:
         with translated(self):

@@ -20,7 +20,7 @@ from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.http_client import Client, Found, origin, translate, unreachable
 from lora_operator.fetch.objects import ObjectStore, translated
 from lora_operator.fetch.place import Place, blob_name
-from lora_operator.fetch.source import PlainSource, Source
+from lora_operator.fetch.source import FilteredSource, Source
 from lora_operator.manifest import FetchRequest, HttpRequest
 
 FOLDER: Final = "http"
@@ -34,7 +34,7 @@ def connect(request: HttpRequest, credentials: dict[str, str] | None) -> Client:
 
 
 @dataclass
-class HttpSource(PlainSource):
+class HttpSource(FilteredSource):
     """Files by their addresses."""
 
     request: HttpRequest
@@ -59,14 +59,6 @@ class HttpSource(PlainSource):
     @property
     def folder(self) -> str:
         return FOLDER
-
-    @property
-    def allow_patterns(self) -> Sequence[str]:
-        return self.request.allow_patterns
-
-    @property
-    def ignore_patterns(self) -> Sequence[str]:
-        return self.request.ignore_patterns
 
     @property
     def urls(self) -> dict[str, str]:

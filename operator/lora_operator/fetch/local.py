@@ -13,14 +13,14 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import volume
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import revision_of
-from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.source import FilteredSource
 from lora_operator.fetch.tree import Tree
 from lora_operator.manifest import FetchRequest, LocalRequest
 from lora_operator.schemes import RESERVED_FOLDERS
 
 
 @dataclass
-class LocalSource(PlainSource):
+class LocalSource(FilteredSource):
     """One folder."""
 
     request: LocalRequest
@@ -42,14 +42,6 @@ class LocalSource(PlainSource):
     @property
     def folder(self) -> str:
         return volume.ARTIFACTS
-
-    @property
-    def allow_patterns(self) -> Sequence[str]:
-        return self.request.allow_patterns
-
-    @property
-    def ignore_patterns(self) -> Sequence[str]:
-        return self.request.ignore_patterns
 
     def authorise(self) -> str:
         """That the path may be named was the operator's to decide; what sources brought is closed to every path."""

@@ -25,7 +25,7 @@ from lora_operator.fetch.oci_client import INDEXES, Registry, login_of
 from lora_operator.fetch.packed import Packed, PackedStore, collecting
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter
-from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.source import FilteredSource
 from lora_operator.manifest import FetchRequest, OciRequest
 
 FOLDER: Final = "oci"
@@ -54,7 +54,7 @@ class Layer:
 
 
 @dataclass
-class OciSource(PlainSource):
+class OciSource(FilteredSource):
     """One artifact or image."""
 
     request: OciRequest
@@ -91,14 +91,6 @@ class OciSource(PlainSource):
     @property
     def folder(self) -> str:
         return FOLDER
-
-    @property
-    def allow_patterns(self) -> Sequence[str]:
-        return self.request.allow_patterns
-
-    @property
-    def ignore_patterns(self) -> Sequence[str]:
-        return self.request.ignore_patterns
 
     def authorise(self) -> str:
         with translated(self):

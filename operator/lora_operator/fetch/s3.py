@@ -29,7 +29,7 @@ from lora_operator.fetch.objects import CHUNK, ObjectStore, revision_of, transla
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.s3_errors import Subject, changed, translate, unreachable
 from lora_operator.fetch.s3_sums import from_etag, from_head, from_parts, parts_of
-from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.source import FilteredSource
 from lora_operator.fetch.sts import AssumedRole, Fixed
 from lora_operator.fetch.sums import Declared
 from lora_operator.manifest import FetchRequest, S3Request
@@ -69,7 +69,7 @@ class S3Keys:
 
 
 @dataclass
-class S3Source(PlainSource):
+class S3Source(FilteredSource):
     """One folder of one bucket as one set of credentials, or nobody, sees it."""
 
     request: S3Request
@@ -99,14 +99,6 @@ class S3Source(PlainSource):
     @property
     def folder(self) -> str:
         return "s3"
-
-    @property
-    def allow_patterns(self) -> Sequence[str]:
-        return self.request.allow_patterns
-
-    @property
-    def ignore_patterns(self) -> Sequence[str]:
-        return self.request.ignore_patterns
 
     @property
     def prefix(self) -> str:

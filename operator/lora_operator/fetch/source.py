@@ -94,6 +94,16 @@ class Source(Protocol):
         """Why nothing has arrived for so long."""
 
 
+class Patterned(Protocol):
+    """A request that says which files are wanted."""
+
+    @property
+    def allow_patterns(self) -> Sequence[str]: ...
+
+    @property
+    def ignore_patterns(self) -> Sequence[str]: ...
+
+
 class PlainSource:
     """What a source has in common with most others."""
 
@@ -104,6 +114,20 @@ class PlainSource:
 
     def declared_of(self, file: RemoteFile) -> Declared | None:
         return None
+
+
+class FilteredSource(PlainSource):
+    """One whose own request says which files are wanted."""
+
+    request: Patterned
+
+    @property
+    def allow_patterns(self) -> Sequence[str]:
+        return self.request.allow_patterns
+
+    @property
+    def ignore_patterns(self) -> Sequence[str]:
+        return self.request.ignore_patterns
 
 
 def open_source(request: FetchRequest) -> Source:
