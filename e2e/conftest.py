@@ -19,9 +19,8 @@ from e2e.cluster import Cluster, ensure_cluster, paths, tools
 from e2e.cluster.steps import step
 from e2e.fixtures.hub import HubServer
 from e2e.given import GivenCluster, given
+from e2e.kept import pytest_runtest_makereport  # noqa: F401 - a hook
 from e2e.stack import (
-    OPERATOR_NAMESPACE,
-    RELEASE,
     Json,
     Stack,
     lora_adapter,
@@ -225,26 +224,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """On a failure, keep what an engineer would look at first, and say where."""
-    outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]
-    stack = getattr(item, "funcargs", {}).get("stack")
-    if not report.failed or stack is None:
-        return
-    folder = paths.cache_dir("e2e-failures") / item.name.replace("/", "_")[:80]
-    folder.mkdir(parents=True, exist_ok=True)
-    kubectl = stack.cluster.kubectl
-    (folder / "operator.log").write_text(
-        kubectl("logs", f"deployment/{RELEASE}", "-n", OPERATOR_NAMESPACE, "--tail=2000", check=False)
-    )
-    (folder / "objects.yaml").write_text(
-        kubectl("get", "lora,vllm,mart,mcache,jobs,pods,events", "-A", "-o", "yaml", check=False)
-    )
-    for pod in kubectl("get", "pods", "-n", SERVING, "-o", "name", check=False).split():
-        name = pod.rpartition("/")[2]
-        (folder / f"{name}.log").write_text(kubectl("logs", pod, "-n", SERVING, "--tail=1000", check=False))
-    report.sections.append(("what was kept", f"logs and objects of the cluster: {folder}"))
