@@ -18,6 +18,7 @@ from e2e.cluster import paths
 from e2e.engine_client import Json, request, token_ids
 from e2e.engine_process import SERVED, EngineProcess, engine_python
 from e2e.fixtures.hub import HubServer
+from e2e.fixtures.xet import XetServer
 from e2e.stack import Stack, lora_adapter, tiny_fixtures, vllm_deployment
 from lora_operator.api import VLLMDeployment
 from lora_operator.constants import CHAT_MOUNT
@@ -41,7 +42,16 @@ def deployment(**model: Any) -> Json:
     return manifest
 
 
-def test_pods_are_made_once_all_that_engines_read_is_there(stack: Stack, hub: HubServer, tiny: Path) -> None:
+@pytest.fixture(scope="module")
+def xet(stack: Stack) -> Iterator[XetServer]:
+    """The store of the draft model."""
+    with XetServer(host=stack.cluster.node_ip) as server:
+        yield server
+
+
+def test_pods_are_made_once_all_that_engines_read_is_there(
+    stack: Stack, hub: HubServer, xet: XetServer, tiny: Path
+) -> None:
     files = {path.name: path.read_bytes() for path in (tiny / "base").iterdir()}
     tokenizer = {name: content for name, content in files.items() if "token" in name}
     for repo, content in {
@@ -49,7 +59,7 @@ def test_pods_are_made_once_all_that_engines_read_is_there(stack: Stack, hub: Hu
         "tiny/tokenizer": {"model.safetensors": b"never downloaded", **tokenizer},
         "tiny/draft": {"modeling_draft.py": b"raise SystemExit", **files},
     }.items():
-        hub.create_repo(repo)
+        hub.create_repo(repo, xet=xet if repo == "tiny/draft" else None)
         hub.commit(repo, content)
     stack.make_serving_namespace(NAMESPACE)
     manifest = deployment(
@@ -82,6 +92,9 @@ def test_pods_are_made_once_all_that_engines_read_is_there(stack: Stack, hub: Hu
     model_path, tokenizer_path, draft_path = (f"/model-cache/{artifact['status']['path']}" for artifact in roles)
     assert not hub.downloads("tiny/tokenizer").get("model.safetensors")
     assert not hub.downloads("tiny/draft").get("modeling_draft.py")
+    # What the Hub offers by Xet, a Job brings by it.
+    assert not hub.downloads("tiny/draft").get("model.safetensors")
+    assert xet.sent > len(files["model.safetensors"]) / 2
 
     workload = stack.get("deployment", "vllm", NAMESPACE)
     assert workload is not None

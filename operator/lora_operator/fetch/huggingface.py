@@ -22,11 +22,12 @@ from huggingface_hub.hf_api import RepoFile
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import resume, text, transport
+from lora_operator.fetch import ranges, resume, text, transport
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
 from lora_operator.fetch.persist import persist
 from lora_operator.fetch.translate import Subject, translate
+from lora_operator.fetch.xet import Xet
 from lora_operator.manifest import HuggingFaceRequest
 
 log = logging.getLogger(__name__)
@@ -129,17 +130,11 @@ def download(
     Connections that break are taken up again, at once as long as `moving` (any number that grows with what is written) grows,
     else a few times. Raises ReasonError; what was downloaded stays for the next attempt, but on a full volume.
     """
-    for file in files:
-        if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
-            raise ReasonError(
-                Reason.JOB_FAILED,
-                f"{text.clean(file.path, limit=200)!r} has {text.size(file.size)}, and the Hub serves files above "
-                f"{text.size(constants.MAX_HTTP_DOWNLOAD_SIZE)} by its Xet protocol only, which is not supported; use smaller shards",
-            )
+    xet = Xet(hub.endpoint, hub.token, requests=max(1, ranges.at_once(hub.workers) // 2))
 
     def once() -> dict[str, Path]:
         with _translated(hub):
-            _download_once(hub, place, files, commit=commit)
+            _download_once(hub, xet, place, files, commit=commit)
         return {file.path: _blob(place, commit, file) for file in files}
 
     try:
@@ -172,8 +167,8 @@ def forget(place: resume.Place, commit: str, file: RemoteFile) -> None:
     pointer.unlink(missing_ok=True)
 
 
-def _download_once(hub: Hub, place: resume.Place, files: Sequence[RemoteFile], *, commit: str) -> None:
-    resume.download_big(place, files, commit=commit, endpoint=hub.endpoint, token=hub.token, workers=hub.workers)
+def _download_once(hub: Hub, xet: Xet, place: resume.Place, files: Sequence[RemoteFile], *, commit: str) -> None:
+    resume.download_big(place, files, commit=commit, xet=xet, workers=hub.workers)
     snapshot_download(
         hub.request.repo,
         revision=commit,

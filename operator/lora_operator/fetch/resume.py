@@ -1,8 +1,8 @@
 """Downloads big files so that an interrupted download goes on where it stopped, also in another process.
 
 huggingface_hub 2 writes each download to a file with a random name and drops it on failure; a Job that is evicted at 90 % of a shard
-would start that shard anew, and a killed one leaves its file for ever. So files from RESUMABLE_BYTES on are downloaded here, with the
-library's own request and resume code, into `blobs/<etag>.incomplete`, under the very lock that the library takes for that blob. What
+would start that shard anew, and a killed one leaves its file for ever. So files from RESUMABLE_BYTES on are downloaded here, by `xet`
+or with the library's own request and resume code, into `blobs/<etag>.incomplete`, under the very lock that the library takes for that blob. What
 an interrupted library download left is adopted or removed under that lock too. `snapshot_download` then finds the blob and links it.
 Nothing here vouches for content: `verify` does that, and a wrong blob goes.
 """
@@ -21,16 +21,19 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from huggingface_hub import file_download, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
 
-from lora_operator.fetch import locks
+from lora_operator.constants import Reason
+from lora_operator.errors import ReasonError
+from lora_operator.fetch import locks, text
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
 from lora_operator.fetch.volume import NO_SPACE
+from lora_operator.fetch.xet import Xet, beyond_http
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +90,13 @@ def download_big(
     files: Iterable[RemoteFile],
     *,
     commit: str,
-    endpoint: str,
-    token: str | Literal[False],
+    xet: Xet,
     workers: int,
 ) -> None:
-    """Downloads those of `files` that are big and absent; removes what dead downloads left of the others."""
+    """Downloads those of `files` that are big and absent; removes what dead downloads left of the others.
+
+    From the Hub that `xet` knows, with its token.
+    """
     place.blobs.mkdir(parents=True, exist_ok=True)
     for path in place.blobs.glob("tmp_*"):  # the library's, to learn the umask; one that was killed then leaves it
         locks.discard_old(path)
@@ -116,7 +121,7 @@ def download_big(
             # Who is overtaken finds the finished blob, or begins anew.
             while not (place.blobs / file.blob).exists():
                 try:
-                    _download(file, partial, place, full, commit=commit, endpoint=endpoint, token=token)
+                    _download(file, partial, place, full, commit=commit, xet=xet)
                     return
                 except locks.Overtaken:
                     continue
@@ -185,11 +190,12 @@ def _download(
     full: threading.Event,
     *,
     commit: str,
-    endpoint: str,
-    token: str | Literal[False],
+    xet: Xet,
 ) -> None:
-    url = hf_hub_url(place.repo, file.path, revision=commit, endpoint=endpoint)
-    found = get_hf_file_metadata(url, token=token, timeout=METADATA_TIMEOUT_S, endpoint=endpoint, retry_on_errors=True)
+    url = hf_hub_url(place.repo, file.path, revision=commit, endpoint=xet.endpoint)
+    found = get_hf_file_metadata(
+        url, token=xet.token, timeout=METADATA_TIMEOUT_S, endpoint=xet.endpoint, retry_on_errors=True
+    )
     if found.etag != file.blob or found.size != file.size:
         log.info("%s has an unusual ETag; it is left to huggingface_hub", file.path)
         return
@@ -200,15 +206,24 @@ def _download(
             target.truncate(0)
             have = 0
         log.info("downloading %s from byte %d of %d", file.path, have, file.size)
-        # `transport` keeps the token from any other host that the location may be on.
-        http_get(
-            found.location,
-            target.as_file(),
-            resume_size=have,
-            headers=build_hf_headers(token=token),
-            expected_size=file.size,
-            displayed_filename=file.path,
-        )
+        if found.xet_file_data is not None:
+            xet.receive(found.xet_file_data, target, start=have, size=file.size, name=file.path)
+        elif beyond_http(file.size):
+            raise ReasonError(
+                Reason.JOB_FAILED,
+                f"{text.clean(file.path, limit=200)!r} has {text.size(file.size)}, which is more than the Hub serves by plain "
+                "HTTP, and it does not offer the file by Xet; use smaller shards",
+            )
+        if target.size < file.size:
+            # `transport` keeps the token from any other host that the location may be on.
+            http_get(
+                found.location,
+                target.as_file(),
+                resume_size=target.size,
+                headers=build_hf_headers(token=xet.token),
+                expected_size=file.size,
+                displayed_filename=file.path,
+            )
         target.sync()
         sha256 = target.sha256
     try:
