@@ -13,11 +13,12 @@ import errno
 import fcntl
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import IO, BinaryIO, Final, cast
 
 from lora_operator.fetch.meter import GETTING_ON
 
@@ -34,12 +35,13 @@ class Overtaken(Exception):  # noqa: N818 - it is a finding
 
 def supported(folder: Path) -> bool:
     """Whether files in `folder` can be locked. Raises OSError where none can be made."""
-    probe = folder / f".tmp-lock-{_OWN}-{secrets.token_hex(4)}"
-    with probe.open("xb") as file:
-        try:
-            return flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        finally:
-            probe.unlink(missing_ok=True)
+    with _nameless(folder) as file:
+        return flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _nameless(folder: Path) -> IO[bytes]:
+    """A file that a kill leaves nothing of; on volumes that only know files by name, one that other downloads remove when it is old."""
+    return tempfile.TemporaryFile(dir=folder, prefix="tmp_")
 
 
 def own(partial: Path) -> Path:
@@ -108,12 +110,8 @@ def discard_old(path: Path) -> None:
 
 def _is_old(path: Path) -> bool:
     """By the volume's own clock."""
-    fresh = path.with_name(f".tmp-now-{_OWN}-{secrets.token_hex(4)}")
-    fresh.touch()
-    try:
-        return fresh.stat().st_mtime - path.stat().st_mtime > LEFT_AFTER_S
-    finally:
-        fresh.unlink(missing_ok=True)
+    with _nameless(path.parent) as fresh:
+        return os.fstat(fresh.fileno()).st_mtime - path.stat().st_mtime > LEFT_AFTER_S
 
 
 class Guarded:
