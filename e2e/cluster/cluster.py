@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -25,6 +26,7 @@ from e2e.cluster.steps import ToolingError, say, step
 from e2e.cluster.teardown import COMPONENTS, clear
 
 _PORT = 6443
+_ROOM_GIB = 4
 _ETCD_PORTS = (23790, 23800)
 
 
@@ -163,6 +165,9 @@ def ensure_cluster() -> Cluster:
     tools.apt_packages()
     kube, pause = tools.kube(), tools.pause_image()
     cluster = find_cluster()
+    room = shutil.disk_usage(paths.cache_root()).free >> 30
+    if room < _ROOM_GIB:  # on a full disk no new pod starts, and what fails says anything but that
+        raise ToolingError(f"{paths.cache_root()} has {room} GiB free; the cluster and its tests need {_ROOM_GIB}")
     with _lock():
         if cluster.dir.exists():
             fault = cluster.fault()
