@@ -17,6 +17,14 @@ from e2e.given import GivenCluster
 from e2e.stack import OPERATOR_NAMESPACE, RELEASE, Stack
 
 WARNINGS = 8  # as many of the newest events are shown, and lines of a log
+_ALWAYS = (
+    "MissingClusterDNS",
+    "Unhealthy",
+    "oom score",
+    "no relationship found",
+    "not found",
+    "NotFound",
+)  # seen on good days too
 _GOOD = {"Ready": "True", "MemoryPressure": "False", "DiskPressure": "False", "PIDPressure": "False"}
 
 
@@ -68,6 +76,7 @@ def health(cluster: Cluster) -> list[str]:
         return ["the API server does not answer"]
     found = [line for item in listed["items"] for line in _wrong(item)]
     events = [item for item in listed["items"] if item["kind"] == "Event" and item["type"] == "Warning"]
+    events = [item for item in events if item["reason"] not in _ALWAYS]
     events.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
     found += [f"{_named(one['involvedObject'])}: {one['reason']}: {one['message'][:300]}" for one in events[-WARNINGS:]]
     usage = shutil.disk_usage(paths.cache_root())
@@ -75,7 +84,8 @@ def health(cluster: Cluster) -> list[str]:
     found.append(f"free on the disk: {usage.free >> 20} MiB; {' '.join(memory.split())}")
     if not isinstance(cluster, GivenCluster):
         kubelet = cluster.daemon("kubelet").log.read_text(errors="replace").splitlines()
-        found += [f"kubelet: {line[:300]}" for line in kubelet if line.startswith("E")][-WARNINGS:]
+        errors = [line for line in kubelet if line.startswith("E") and not any(word in line for word in _ALWAYS)]
+        found += [f"kubelet: {line[:300]}" for line in errors[-WARNINGS:]]
     return found
 
 

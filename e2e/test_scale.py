@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from e2e.conftest import DEPLOYMENT, FLEET, SERVING, TEAM_A, TEAM_B, Fleet, start_watch
+from e2e.conftest import DEPLOYMENT, FLEET, REPLICAS, SERVING, TEAM_A, TEAM_B, Fleet, start_watch
 from e2e.engine_client import Json, Stream, tokens_for
 from e2e.load import Streams, answers_beside, ask, clients, service_url
 from e2e.stack import Stack, eventually, lora_adapter
@@ -19,9 +19,8 @@ from e2e.stack import Stack, eventually, lora_adapter
 ADAPTERS = {"up-one": ("tiny/one", TEAM_A), "up-two": ("tiny/two", TEAM_A), "up-three": ("tiny/three", TEAM_B)}
 MODELS = tuple(ADAPTERS)
 COST = "controller.kubernetes.io/pod-deletion-cost"
-STREAM_SECONDS = (
-    30  # longer than a pod takes to leave the Service (5 s), far shorter than its --shutdown-timeout (120 s)
-)
+# Longer than a pod takes to leave the Service (5 s), and on a busy machine still shorter than its --shutdown-timeout (120 s).
+STREAM_SECONDS = 15
 SHORT_SECONDS = 8  # of an engine alone; two on two cores take many times as long, and have those 120 s to end
 
 
@@ -62,6 +61,9 @@ def served(stack: Stack, fleet: Fleet) -> Iterator[None]:
     yield
     for name, (_, team) in ADAPTERS.items():
         stack.delete("lora", name, team)
+    if len(stack.engine_urls(SERVING, FLEET)) != REPLICAS:  # a failure here is to be none of the tests that follow
+        scale(stack, REPLICAS)
+        stack.wait_condition("vllm", FLEET, SERVING, timeout=480)
 
 
 def gone(stack: Stack, pod: str) -> bool:

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.command == "fetch":
         from lora_operator.fetch import program
 
-        return program.main()
+        program.main_then_exit()
     if chosen.command == "evict":
         from lora_operator.fetch import evict
 

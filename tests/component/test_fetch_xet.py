@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,10 +102,15 @@ def test_a_killed_download_goes_on_in_the_next_attempt(hub: HubServer, xet: XetS
     assert not fetcher.leaked()
 
 
-@pytest.mark.parametrize("fault", ["cut", "no content", "no listing", "gone", "expired", "no token"])
+FAULTS = ["cut", "no content", "no listing", "gone", "expired", "no token", "slow"]
+SILENCE = ["silent content", "silent listing", "silent Hub"]
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, *SILENCE])
 def test_plain_http_goes_on_where_xet_fails(
     fault: str, hub: HubServer, xet: XetServer, fetcher: Fetcher, content: Path, size: int
 ) -> None:
+    nobody = socket.create_server(("127.0.0.1", 0))
     match fault:
         case "cut":
             xet.cut_after(MIB)
@@ -118,7 +124,17 @@ def test_plain_http_goes_on_where_xet_fails(
             xet.lifetime = -10
         case "no token":
             hub.fail("org/big", "api/xet-read-token", status=403)
-    job = fetcher.run("org/big", type="BaseModel")
+        case "slow":
+            xet.throttle(MIB)
+        case "silent content":
+            xet.silence("/v1/fetch_term")
+        case "silent listing":
+            xet.silence("/v")
+        case "silent Hub":
+            hub._routes.origin = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    # Where nothing comes, and nothing is told, it is left before the Job is ended for it; and the Job's end waits for nobody.
+    with nobody:
+        job = fetcher.start("org/big", type="BaseModel", env={"LORA_OPERATOR_STALL_SECONDS": "8"}).wait(25)
     assert (fetcher.cache / job.ok.path / BIG).read_bytes() == (content / "big" / BIG).read_bytes()
     assert hub.downloads("org/big")[BIG] == 1
     assert job.stderr.count("plain HTTP goes on where Xet failed") == 1
@@ -133,7 +149,7 @@ def test_a_store_is_not_asked_with_less_than_the_hub(
         job = fetcher.run("org/big", type="BaseModel", want={"caBundle": str(authority)})
     assert job.ok
     assert xet.requests == []
-    assert "names a store that is not asked" in job.stderr
+    assert "a store that is not asked" in job.stderr
 
 
 def test_a_store_is_asked_in_the_network_of_the_cache(

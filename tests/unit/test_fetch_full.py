@@ -206,11 +206,14 @@ def test_what_one_process_writes_whole_is_hashed_meanwhile(
 def test_a_file_that_is_too_big_for_plain_http_comes_by_xet_or_not_at_all(
     offered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def store(**_: Any) -> None:
-        raise ConnectionError("nobody there")
+    class Panic(BaseException):
+        """As hf_xet's."""
+
+    def session() -> None:
+        raise Panic("nobody there")
 
     monkeypatch.setattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", 2 * MIB)
-    monkeypatch.setattr(xet, "refresh_xet_connection_info", store)
+    monkeypatch.setattr(xet, "get_session", session)
     monkeypatch.setattr(resume, "http_get", lambda *_, **__: pytest.fail("by plain HTTP"))
     (file,) = FILES[:1]
     offer = XetFileData("0" * 64, "http://hub.test/token") if offered else None

@@ -42,6 +42,8 @@ _AMBIENT: Final = (
     "AZURE_",
     "MSI_",
     "IDENTITY_",
+    "RUST_",
+    "TOKIO_",
 )
 # What the cloud's machinery tells a pod of its service account's identity. Of instance metadata nothing: that is the node's.
 _IDENTITY: Final = (
@@ -80,6 +82,7 @@ def prepare(request: FetchRequest, *, home: Path) -> None:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_DISABLE_XET": "1",  # the library's own use of it keeps none of the rules of `transport`; `xet` does
+            "RUST_LOG": "error",  # hf_xet writes a log of its own into the home
             "HF_HUB_DOWNLOAD_TIMEOUT": str(DOWNLOAD_TIMEOUT_S),
             "HF_HUB_ETAG_TIMEOUT": str(METADATA_TIMEOUT_S),
             # The client has no provider of credentials either; this is for whatever else would ask.

@@ -27,7 +27,7 @@ from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
 from lora_operator.fetch.persist import persist
 from lora_operator.fetch.translate import Subject, translate
-from lora_operator.fetch.xet import Xet
+from lora_operator.fetch.xet import Xet, beyond_http
 from lora_operator.manifest import HuggingFaceRequest
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def download(
     Connections that break are taken up again, at once as long as `moving` (any number that grows with what is written) grows,
     else a few times. Raises ReasonError; what was downloaded stays for the next attempt, but on a full volume.
     """
-    xet = Xet(hub.endpoint, hub.token, requests=max(1, ranges.at_once(hub.workers) // 2))
+    xet = _xet(hub)
 
     def once() -> dict[str, Path]:
         with _translated(hub):
@@ -146,8 +146,15 @@ def download(
 
 
 def download_again(hub: Hub, place: resume.Place, file: RemoteFile, *, commit: str) -> None:
-    """Replaces a wrong blob by a fresh download, in one step: who has the old one open keeps it, and no moment is without one."""
+    """Replaces a wrong blob by a fresh download, in one step: who has the old one open keeps it, and no moment is without one.
+
+    But of a file that plain HTTP can't bring: that one goes first.
+    """
     with _translated(hub):
+        if beyond_http(file.size):
+            forget(place, commit, file)
+            _download_once(hub, _xet(hub), place, [file], commit=commit)
+            return
         hf_hub_download(
             hub.request.repo,
             file.path,
@@ -165,6 +172,10 @@ def forget(place: resume.Place, commit: str, file: RemoteFile) -> None:
     if pointer.exists():
         _blob(place, commit, file).unlink()
     pointer.unlink(missing_ok=True)
+
+
+def _xet(hub: Hub) -> Xet:
+    return Xet(hub.endpoint, hub.token, requests=max(1, ranges.at_once(hub.workers) // 2))
 
 
 def _download_once(hub: Hub, xet: Xet, place: resume.Place, files: Sequence[RemoteFile], *, commit: str) -> None:

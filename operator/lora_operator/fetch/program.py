@@ -37,13 +37,12 @@ from lora_operator.fetch import (
 )
 from lora_operator.fetch.choose import RemoteFile, WantedFile
 from lora_operator.fetch.meter import Meter
-from lora_operator.fetch.progress import STALL_AFTER_S, Reporter, measure_blobs
+from lora_operator.fetch.progress import Reporter, measure_blobs, stall_after
 from lora_operator.fetch.source import Source, Store, open_source
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, FetchResult, Manifest, ManifestFile
 
 log = logging.getLogger(__name__)
 
-STALL_ENV: Final = "LORA_OPERATOR_STALL_SECONDS"
 _EXIT_NOW: Final = os._exit  # a blocked download thread must not keep an ended Job alive
 
 
@@ -59,12 +58,21 @@ def main() -> int:
             result = _run(request)
     except ReasonError as error:
         result = outcome.failure(error)
-    except Exception as error:
+    except BaseException as error:  # a library's panic, for instance
         print(text.redact(traceback.format_exc()), file=sys.stderr, flush=True)
         result = outcome.failure(error)
     if request is not None:
         result = result.model_copy(update={"volume": bounds.look(Path(request.cache_root))})
     return outcome.finish(result)
+
+
+def main_then_exit() -> NoReturn:
+    """The same, as a process."""
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _EXIT_NOW(status)
 
 
 def _run(request: FetchRequest) -> FetchResult:
@@ -73,7 +81,7 @@ def _run(request: FetchRequest) -> FetchResult:
     def on_stall(seconds: float) -> None:
         _end_now(source.stalled(seconds))
 
-    with Reporter(on_stall=on_stall, stall_after=_stall_after()) as reporter:
+    with Reporter(on_stall=on_stall, stall_after=stall_after()) as reporter:
         log.info("asking for %s", source.title)
         revision = source.authorise()
         log.info("%s is at revision %s", source.title, revision)
@@ -230,10 +238,6 @@ def _read_request() -> FetchRequest:
     if request.scheme is None:
         raise ReasonError(Reason.JOB_FAILED, f"{FETCH_REQUEST_ENV} is no fetch request: it has not exactly one source")
     return request
-
-
-def _stall_after() -> float:
-    return float(os.environ.get(STALL_ENV) or STALL_AFTER_S)
 
 
 def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -26,9 +26,15 @@ from lora_operator.manifest import FetchProgress
 Phase = Literal["Authorising", "Downloading", "Verifying", "Publishing"]
 
 STALL_AFTER_S: Final = 120.0
+STALL_ENV: Final = "LORA_OPERATOR_STALL_SECONDS"
 _LINE_EVERY_S: Final = 1.0
 _RATE_OVER_S: Final = 10.0
 _INCOMPLETE: Final = ".incomplete"
+
+
+def stall_after() -> float:
+    """After how many seconds without a byte a Job is ended."""
+    return float(os.environ.get(STALL_ENV) or STALL_AFTER_S)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final
 
 PART: Final = 8 << 20  # bytes of one request
@@ -28,36 +28,50 @@ def at_once(objects: int) -> int:
 
 
 @contextmanager
-def in_order(read: Read, start: int, end: int, *, requests: int) -> Iterator[Iterator[bytes]]:
+def in_order(
+    read: Read, start: int, end: int, *, requests: int, patience: float | None = None
+) -> Iterator[Iterator[bytes]]:
     """The bytes of an object from `start` to before `end`; `read` asks for a range by its first byte and the one behind its last.
 
-    At most so many `requests` are under way. The iterator raises what `read` raises, and OSError where a range's bytes are not as many as were asked for; what was handed out
-    before is right and without a gap. Requests that nobody needs any more end with their next bytes.
+    At most so many `requests` are under way. The iterator raises what `read` raises, OSError where a range's bytes are not as many as were asked for, and TimeoutError
+    when the next ones take longer than `patience` seconds; what was handed out before is right and without a gap. Requests that nobody needs any more end with their next bytes.
     """
     stop = threading.Event()
     pool = ThreadPoolExecutor(requests, thread_name_prefix="ranges")
     try:
-        yield _hand_out(pool, read, start, end, requests, stop)
+        yield _hand_out(pool, read, start, end, requests, stop, patience)
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _hand_out(
-    pool: ThreadPoolExecutor, read: Read, start: int, end: int, requests: int, stop: threading.Event
+    pool: ThreadPoolExecutor,
+    read: Read,
+    start: int,
+    end: int,
+    requests: int,
+    stop: threading.Event,
+    patience: float | None,
 ) -> Iterator[bytes]:
     parts: deque[_Part] = deque()
     for first in range(start, end, PART):
         if len(parts) == requests:
-            yield from _chunks(parts.popleft())
+            yield from _chunks(parts.popleft(), patience)
         parts.append(SimpleQueue())
         pool.submit(_fill, parts[-1], read, first, min(first + PART, end), stop)
     for part in parts:
-        yield from _chunks(part)
+        yield from _chunks(part, patience)
 
 
-def _chunks(part: _Part) -> Iterator[bytes]:
-    while (chunk := part.get()) is not None:
+def _chunks(part: _Part, patience: float | None) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = part.get(timeout=patience)
+        except Empty:
+            raise TimeoutError(f"nothing came for {patience:.0f} s") from None
+        if chunk is None:
+            return
         if isinstance(chunk, BaseException):
             raise chunk
         yield chunk
@@ -65,6 +79,8 @@ def _chunks(part: _Part) -> Iterator[bytes]:
 
 def _fill(part: _Part, read: Read, first: int, behind: int, stop: threading.Event) -> None:
     left = behind - first
+    if stop.is_set():
+        return
     try:
         with read(first, behind) as chunks:
             for chunk in chunks:

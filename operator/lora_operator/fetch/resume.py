@@ -73,8 +73,8 @@ def spare_library_locks(place: Place) -> None:
     It would make files there whose presence is the lock, and one that a killed Job leaves would stop all others for ever. Its
     locks save a second download, no more: what it downloads gets its name in one step from a file of the process's own.
     """
-    place.hub.mkdir(parents=True, exist_ok=True)
-    if not locks.supported(place.hub):
+    place.blobs.mkdir(parents=True, exist_ok=True)
+    if not locks.supported(place.blobs):
         log.warning("nothing can be locked on this volume: what two Jobs want at once is downloaded twice")
         setattr(file_download, "WeakFileLock", lambda *_, **__: contextlib.nullcontext())  # noqa: B010  not its to export
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,16 +19,21 @@ from urllib.parse import urlsplit
 
 from hf_xet import XetConfig, XetDownloadStreamGroup, XetFileInfo, XetSession  # type: ignore[import-untyped]
 from huggingface_hub import constants
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
-from huggingface_hub.utils._xet import XetConnectionInfo, XetFileData, refresh_xet_connection_info
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]  # exported lazily
+from huggingface_hub.utils._xet import XetConnectionInfo, XetFileData, parse_xet_connection_info_from_headers
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import ranges, text
-from lora_operator.fetch.environment import DOWNLOAD_TIMEOUT_S
+from lora_operator.fetch.environment import METADATA_TIMEOUT_S
+from lora_operator.fetch.progress import stall_after
 
 log = logging.getLogger(__name__)
 
+# Of what a Job may do without a byte. A range that has not come by then is left to plain HTTP, which shows every byte, before the Job is
+# ended as one that gets nowhere; hf_xet's own time-outs end nothing sooner, for it tries several times.
+_PATIENCE: Final = 3 / 8
+_NEARLY_EXPIRED_S: Final = 60
 _MIB: Final = 1 << 20
 # Of hf_xet 1.8. Its own buffers may take gigabytes, and its patience six minutes.
 _SETTINGS: Final = {
@@ -43,7 +49,7 @@ _SETTINGS: Final = {
     "client.retry_base_delay": "1s",
     "client.retry_max_duration": "30s",
     "client.connect_timeout": "10s",
-    "client.read_timeout": f"{DOWNLOAD_TIMEOUT_S}s",
+    "client.read_timeout": "30s",
 }
 _WAYS: Final = (("http", "http"), ("http", "https"), ("https", "https"))  # of the Hub, and of the store
 
@@ -75,38 +81,50 @@ class Xet:
         if self._failed and not beyond_http(size):
             return
         try:
-            with ranges.in_order(self._reader(offer, size), start, size, requests=self.requests) as data:
+            with _failing():
+                self._ask(offer)  # once, before several threads would
+            read, patience = self._reader(offer, size), stall_after() * _PATIENCE
+            with ranges.in_order(read, start, size, requests=self.requests, patience=patience) as data:
                 for piece in _told_apart(data):
                     target.write(piece)
         except _Broken as error:
-            why = text.clean(str(error), limit=300)
+            with self._lock:
+                self._failed, store, self._store = True, self._store, None
+            why = text.clean(f"{store.endpoint if store else self.endpoint}: {error}", limit=300)
             if beyond_http(size):
                 raise ReasonError(
                     Reason.SOURCE_UNREACHABLE,
                     f"{text.clean(name, limit=200)!r} has {text.size(size)}, which the Hub serves by Xet alone, and that failed: {why}",
                 ) from error
-            self._failed = True
             log.warning("plain HTTP goes on where Xet failed: %s", why)
 
     def _reader(self, offer: XetFileData, size: int) -> ranges.Read:
         @contextmanager
         def read(first: int, behind: int) -> Iterator[Iterator[bytes]]:
-            stream = self._group(offer).download_stream(XetFileInfo(offer.file_hash, size), start=first, end=behind)
+            with _failing():
+                group = self._ask(offer)
+                stream = group.download_stream(XetFileInfo(offer.file_hash, size), start=first, end=behind)
             try:
-                yield stream
+                yield _told_apart(stream)
             finally:
                 stream.cancel()
 
         return read
 
-    def _group(self, offer: XetFileData) -> XetDownloadStreamGroup:
-        """A way to the store with a token that has not expired."""
-        store = refresh_xet_connection_info(file_data=offer, headers=build_hf_headers(token=self.token))
+    def _ask(self, offer: XetFileData) -> XetDownloadStreamGroup:
+        """The way to the store that the Hub names, with a token that lasts; the Hub is asked once, and again when that runs out."""
         with self._lock:
-            if self._store != store:
+            if self._store is None or self._store.expiration_unix_epoch < time.time() + _NEARLY_EXPIRED_S:
+                headers = build_hf_headers(token=self.token)
+                timeout = min(METADATA_TIMEOUT_S, stall_after() * _PATIENCE)
+                answer = get_session().get(offer.refresh_route, headers=headers, timeout=timeout)
+                hf_raise_for_status(answer)
+                store = parse_xet_connection_info_from_headers(answer.headers)
+                if store is None:
+                    raise ValueError("the Hub's answer names no store")
                 text.protect(store.access_token)
                 if (urlsplit(self.endpoint).scheme, urlsplit(store.endpoint).scheme) not in _WAYS:
-                    raise ValueError(f"{self.endpoint} names a store that is not asked: {store.endpoint}")
+                    raise ValueError(f"a store that is not asked: {store.endpoint}")
                 if self._session is None:
                     self._session = XetSession(XetConfig().with_config(_SETTINGS))
                 self._open = self._session.new_download_stream_group(
@@ -127,13 +145,22 @@ class _Broken(Exception):  # noqa: N818 - what it is about is the transfer
     """Whatever a transfer failed with."""
 
 
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Around what fails in ways of its own: hf_xet's panics are no Exception."""
+    try:
+        yield
+    except (_Broken, GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise _Broken(f"{type(error).__name__}: {error}") from error
+
+
 def _told_apart(stream: Iterator[bytes]) -> Iterator[bytes]:
     """The stream, whose errors are told from those of who takes it."""
     while True:
-        try:
-            data = next(stream)
-        except StopIteration:
+        with _failing():
+            data = next(stream, None)
+        if data is None:
             return
-        except Exception as error:
-            raise _Broken(f"{type(error).__name__}: {error}") from error
         yield data
