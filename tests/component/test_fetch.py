@@ -643,9 +643,12 @@ def test_progress_lines_are_json_and_few(hub: HubServer, ready: Fetcher) -> None
 
 def test_the_operator_is_not_loaded_by_the_fetcher(fetcher: Fetcher, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys, atexit\n"
-        "atexit.register(lambda: print(sorted(m for m in sys.modules if m.split('.')[0] in ('kopf', 'kubernetes', 'aiohttp')),"
-        " file=sys.stderr))\n"
+        "import os, sys\n"
+        "end = os._exit\n"
+        "def tell(status):\n"
+        "    print(sorted(m for m in sys.modules if m.split('.')[0] in ('kopf', 'kubernetes', 'aiohttp')), file=sys.stderr, flush=True)\n"
+        "    end(status)\n"
+        "os._exit = tell\n"
     )
     from tests.component.fetch_support import ROOT
 
