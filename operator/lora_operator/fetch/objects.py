@@ -100,7 +100,7 @@ class ObjectStore:
         return replace(file, sha256=file.sha256 or self.place.recorded(file) or "")
 
     def download_again(self, file: RemoteFile) -> None:
-        self._download_one(file, threading.Event(), again=True)
+        self._download_one(file, threading.Event(), self.place.unfinished(), again=True)
 
     def forget(self, file: RemoteFile) -> None:
         self.place.forget(file)
@@ -109,9 +109,10 @@ class ObjectStore:
         self.source.confirm()
 
     def _download_once(self, files: Sequence[RemoteFile]) -> None:
-        stop = threading.Event()
+        stop, begun = threading.Event(), self.place.unfinished()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="download") as pool:
-            futures = [pool.submit(self._download_one, file, stop) for file in files if not self.place.has(file)]
+            wanted = [file for file in files if not self.place.has(file)]
+            futures = [pool.submit(self._download_one, file, stop, begun) for file in wanted]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -119,9 +120,11 @@ class ObjectStore:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _download_one(self, file: RemoteFile, stop: threading.Event, *, again: bool = False) -> None:
+    def _download_one(
+        self, file: RemoteFile, stop: threading.Event, begun: Sequence[Path], *, again: bool = False
+    ) -> None:
         with translated(self.source):
-            self.place.discard_older(file)
+            self.place.discard_older(file, begun)
             while True:
                 with contextlib.suppress(locks.Overtaken), locks.claimed(self.place.partial(file)) as (path, target):
                     if self.place.has(file) and not again:  # another Job was first

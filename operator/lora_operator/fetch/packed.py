@@ -120,7 +120,7 @@ class Packed:
         With `is_last` it goes at the end.
         """
         store = ObjectStore(self.source, self.place)
-        self.place.discard_older(self.archive)
+        self.place.discard_older(self.archive, self.place.unfinished())
         while True:
             with locks.claimed(self.place.partial(self.archive)) as (path, target):
                 self.used.add(path)

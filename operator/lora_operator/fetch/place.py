@@ -108,11 +108,15 @@ class Place:
             locks.own(self.partial(file)).unlink(missing_ok=True)
             locks.discard_left(self.partial(file))
 
-    def discard_older(self, file: RemoteFile) -> None:
+    def unfinished(self) -> list[Path]:
+        """What all downloads have begun; read once, for there may be thousands of objects."""
+        return list(self.blobs.glob("*.incomplete"))
+
+    def discard_older(self, file: RemoteFile, begun: Iterable[Path]) -> None:
         """Removes what downloads of the object left unfinished and nobody goes on with: of other versions, or by other processes."""
-        current = self.partial(file)
-        for path in self.blobs.glob(f"{file.blob.partition('-')[0]}-*.incomplete"):
-            if path not in (current, locks.own(current)):
+        current, mine = self.partial(file), f"{file.blob.partition('-')[0]}-"
+        for path in begun:
+            if path.name.startswith(mine) and path not in (current, locks.own(current)):
                 locks.discard_left(path)
 
 
