@@ -100,6 +100,8 @@ def job(number: int, repo: str, endpoint: str) -> Json:
         "HF_HUB_CACHE": f"/cache/by-hand/{number}",
         "HF_HOME": "/tmp",
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",  # it would wait ten seconds for an answer from outside
+        "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     container: Json = {
         "name": "download",
