@@ -12,7 +12,7 @@ import pytest
 
 from e2e.cluster import ControlPlane
 from lora_operator.constants import FETCH_CONTAINER, Reason
-from lora_operator.kube import EVENTS, JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, PODS
+from lora_operator.kube import EVENTS, JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, PODS
 from lora_operator.manifest import FetchProgress
 from tests.component.reconcile_support import (
     NEVER,
@@ -95,6 +95,9 @@ async def test_progress_is_told_rarely_truly_and_not_at_all_while_nothing_moves(
     world.outcomes["org/sql"] = NEVER
     async with running_operator(control_plane):
         await world.make_fleet()
+        await world.wait_for(
+            MODEL_CACHES, "default", world.serving, "Ready", "True"
+        )  # else it is what is waited for first
         await world.adapter("sql", world.team_a)
         job = await job_of(world, "org/sql")
         name = job["metadata"]["ownerReferences"][0]["name"]
@@ -146,6 +149,9 @@ async def test_start_end_and_failure_are_events(control_plane: ControlPlane, wor
     world.outcomes["org/bad"] = failure(Reason.REPOSITORY_NOT_FOUND, "no such thing")
     async with running_operator(control_plane):
         await world.make_fleet()
+        await world.wait_for(
+            MODEL_CACHES, "default", world.serving, "Ready", "True"
+        )  # else it is what is waited for first
         await world.adapter("good", world.team_a)
         await world.adapter("bad", world.team_a)
         await world.refused("bad", world.team_a, "RepositoryNotFound")
