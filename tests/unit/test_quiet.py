@@ -17,7 +17,15 @@ from lora_operator.reconcile.context import GATHER_SECONDS, PASSING_SECONDS, Con
 from lora_operator.reconcile.pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import Engines, KitState, LoadedModule, ModuleFailure, ServedModel, WaitingModule
+from lora_operator.vllm import (
+    Engines,
+    KitState,
+    LoadedModule,
+    ModuleFailure,
+    RetiredModule,
+    ServedModel,
+    WaitingModule,
+)
 from tests.unit.builders import Conditions, engine_pod, make_deployment, make_module, make_workload, not_ready, ready
 
 FLEET = Key(Kind.VLLM_DEPLOYMENT, "serving", "llama")
@@ -244,6 +252,21 @@ async def test_a_pod_that_may_fail_to_load_one_at_its_first_request_is_asked_at_
     await looks.look()
     asked, _ = await looks.look()
     assert asked == ["state", "models"]
+
+
+async def test_a_pod_is_asked_soon_again_for_content_that_requests_may_still_use() -> None:
+    looks = Looks()
+    retired = RetiredModule(internal_name="gone", path="/model-cache/artifacts/gone-view", running=True)
+    looks.engine.state_now = replace(looks.engine.state_now, retired=(retired,))
+    _, again = await looks.look()
+    assert again is not None
+    assert again <= 5, "who waits for the room waits for this look"
+    looks.engine.state_now = replace(looks.engine.state_now, retired=())
+    asked, again = await looks.look()
+    assert asked == ["state", "models"], "the engine's own list told nothing of it before either"
+    assert looks.context.registry.views[("serving", "llama-0")].retired == ()
+    assert again is not None
+    assert again >= POLL_IDLE * 0.8
 
 
 async def test_a_list_of_the_same_generation_that_tells_this_pod_something_else_is_pushed() -> None:

@@ -29,6 +29,7 @@ from lora_operator.vllm import MINIMUM_VERSIONS, KitState, ServedModel, parse_ve
 SETTLE_SECONDS: Final = 2.0  # how long a kit may hold the answer to a new list back while it loads
 POLL_STARTING: Final = 1.0
 POLL_UNSETTLED: Final = 0.5
+POLL_RETIRED: Final = 3.0  # until no request uses what a pod has given up: its room may be waited for
 POLL_FAILING: Final = 3.0
 POLL_IDLE: Final = 40.0  # one request per look, so three pods cost less than 0.1 requests a second
 POLL_FAILING_LONGEST: Final = 30.0
@@ -133,7 +134,7 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
     _publish(context, deployment, engine.pod, view)
     told = modules is not None and _holds(state, modules)
     if state.settled and (told or rolls or state.update_strategy == ROLLOUT):
-        return _idle()
+        return POLL_RETIRED if state.retired else _idle()
     return POLL_UNSETTLED if modules is not None or rolls else POLL_STARTING
 
 
@@ -144,11 +145,12 @@ def _idle() -> float:
 async def _is_as_before(context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None) -> bool:
     """Whether a pod that had nothing left to do lists the same as then: so its kit need not be asked. One request.
 
-    What is loaded on the first request may fail then, of which no list of the engine tells.
+    What is loaded on the first request may fail then, and requests may use content that is listed no more: no list of the engine
+    tells of either.
     """
     if known is None or modules is None or not _holds(known, modules):
         return False
-    if not known.settled or known.error is not None or known.failures or known.waiting:
+    if not known.settled or known.error is not None or known.failures or known.waiting or known.retired:
         return False
     before = context.registry.listed.get(engine.pod)
     return before is not None and await context.engines.models(engine.url, engine.token) == before
