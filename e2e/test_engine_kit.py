@@ -250,6 +250,7 @@ CLOSED = {
     ("POST", "/v1/load_lora_adapter"),
     ("POST", "/v1/unload_lora_adapter"),
     ("POST", "/adapters"),
+    ("POST", "/invocations"),
     ("DELETE", "/adapters/one"),
     ("POST", "//v1/load_lora_adapter"),
     ("POST", "/v1/load_lora_adapter/"),
@@ -296,7 +297,6 @@ def test_clients_reach_inference_and_nothing_else(kit: Kit) -> None:
         "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
         "/v1/responses": {"input": "x", "max_output_tokens": 1},
         "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
-        "/invocations": {"prompt": "x", "max_tokens": 1},
         "/tokenize": {"prompt": "x"},
         "/detokenize": {"tokens": [1]},
     }

@@ -6,9 +6,10 @@ import asyncio
 import importlib
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ class Pod:
         self.module = importlib.import_module("lora_operator.engine_kit.kit")
         self.keeper = importlib.import_module("lora_operator.engine_kit.keeper")
         self.root = root
+        self._resolvers = resolvers
         self.engine = HonestEngine(resolvers)
         self.generation = 0
         for name, value in settings_env(root).items():
@@ -34,8 +36,12 @@ class Pod:
     def adapter(self, name: str) -> str:
         return good_adapter(self.root / "model-cache" / name)
 
+    def restart(self) -> None:
+        """Another process of the container; the pod's folders stay."""
+        self.engine = HonestEngine(self._resolvers)
+
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self, *, answer: str = "lifespan.startup.complete") -> AsyncIterator[None]:
         """Between the server's start-up and its shutdown."""
         self.kit = self.module.Kit(self.engine)
         received: asyncio.Queue[Json] = asyncio.Queue()
@@ -43,19 +49,36 @@ class Pod:
         scope = {"type": "lifespan", "app": self.engine}
         task = asyncio.create_task(self.kit(scope, received.get, sent.put))
         await received.put({"type": "lifespan.startup"})
-        assert (await sent.get())["type"] == "lifespan.startup.complete"
+        assert (await sent.get())["type"] == answer
         try:
             yield
         finally:
             await received.put({"type": "lifespan.shutdown"})
             await task
 
-    async def call(self, method: str, path: str, body: Any = None, *, token: str | None = None, **scope: Any) -> Any:
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        **scope: Any,
+    ) -> Any:
         """Status and JSON of one request."""
         path, _, query = path.partition("?")
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = [(b"X-LoRA-Operator-Token".lower(), token.encode())] if token is not None else []
-        full: Json = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "headers": headers}
+        sent_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        if token is not None:
+            sent_headers.append((b"x-lora-operator-token", token.encode()))
+        full: Json = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "headers": sent_headers,
+        }
         full |= {"query_string": query.encode(), "app": self.engine} | scope
         sent: list[Json] = []
 

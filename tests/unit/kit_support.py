@@ -77,9 +77,14 @@ class HonestEngine:
     """
 
     def __init__(self, resolvers: dict[str, Any]) -> None:
-        self.state = SimpleNamespace(openai_serving_models=SimpleNamespace(lora_requests={}))
+        locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        models = SimpleNamespace(lora_requests={}, lora_resolver_lock=locks)
+        self.state = SimpleNamespace(openai_serving_models=models, args=SimpleNamespace())
         self.refuses: set[str] = set()  # paths
         self.added: list[tuple[str, int, str]] = []  # internal name, id, path of what was loaded with success
+        self.hangs: set[str] = set()  # paths whose load never ends
+        self.kills: set[str] = set()  # paths whose load ends the engine
+        self.health = 200
         self.slow = 0.0
         self.takes: Callable[[], float] = lambda: 0.0  # seconds that a completion runs
         self.running: Counter[tuple[str, int, str]] = Counter()  # internal name, id and path of completions
@@ -88,7 +93,6 @@ class HonestEngine:
         self.calls: list[tuple[str, str]] = []
         self._resolvers = resolvers
         self._ids = 0
-        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
     def registry(self) -> dict[str, Any]:
@@ -106,6 +110,13 @@ class HonestEngine:
 
     async def add_lora(self, request: Any) -> None:
         await asyncio.sleep(self.slow)
+        if self.health != 200:
+            raise RuntimeError("EngineCore encountered an issue.")
+        if request.lora_path in self.hangs:
+            await asyncio.Event().wait()
+        if request.lora_path in self.kills:
+            self.health = 503
+            raise RuntimeError("EngineCore encountered an issue.")
         if request.lora_path in self.refuses:
             raise RuntimeError(f"Worker failed with error 'no {request.lora_path}', please check the stack trace")
         self.added.append((request.lora_name, request.lora_int_id, request.lora_path))
@@ -114,7 +125,7 @@ class HonestEngine:
         """The status of a client's request for a model."""
         if name in SERVED_NAMES or name in self.registry:
             return 200
-        async with self._locks[name]:
+        async with self.state.openai_serving_models.lora_resolver_lock[name]:
             if name in self.registry:
                 return 200
             int_id = self.next_id()
@@ -149,7 +160,7 @@ class HonestEngine:
         return 200, {"model": request.lora_name, "path": request.lora_path}
 
     async def _load(self, name: str, path: str) -> tuple[int, Any]:
-        async with self._locks[name]:
+        async with self.state.openai_serving_models.lora_resolver_lock[name]:
             request = LoRARequest(name, self.next_id(), path)
             try:
                 await self.add_lora(request)
@@ -159,7 +170,7 @@ class HonestEngine:
         return 200, "ok"
 
     async def _unload(self, name: str) -> tuple[int, Any]:
-        async with self._locks[name]:
+        async with self.state.openai_serving_models.lora_resolver_lock[name]:
             return (200, "ok") if self.registry.pop(name, None) else (404, {"error": {"message": "not found"}})
 
     def _models(self) -> Any:
@@ -178,6 +189,8 @@ class HonestEngine:
         raw = b""
         while True:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError("the client has gone")
             raw += message.get("body", b"")
             if not message.get("more_body"):
                 break
@@ -201,5 +214,7 @@ class HonestEngine:
                 return 200, self._models()
             case "/version":
                 return 200, {"version": self.version}
+            case "/health":
+                return self.health, {}
             case _:
                 return 200, {}

@@ -11,7 +11,7 @@ from lora_operator.api.deployment import VLLMDeploymentSpec
 from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH
 from lora_operator.desired.children import build_chat_config_map
 from lora_operator.desired.deployment import build_deployment, template_hash
-from lora_operator.desired.engine import Auxiliary, StaticModules
+from lora_operator.desired.engine import READY_PATH, Auxiliary, StaticModules
 from lora_operator.names import engine_labels, gate_secret
 from tests.unit.builders import make_cache, make_deployment
 
@@ -50,9 +50,21 @@ def test_shared_memory_is_memory() -> None:
     assert MOUNTS["shm"] == {"name": "shm", "mountPath": "/dev/shm"}
 
 
-@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
-def test_every_probe_asks_health(probe: str) -> None:
-    assert ENGINE[probe]["httpGet"] == {"path": "/health", "port": "http"}
+@pytest.mark.parametrize(
+    ("probe", "path"),
+    [("startupProbe", "/health"), ("livenessProbe", "/health"), ("readinessProbe", READY_PATH)],
+)
+def test_probes_ask_what_the_kit_answers(probe: str, path: str) -> None:
+    assert ENGINE[probe]["httpGet"] == {"path": path, "port": "http"}
+
+
+def test_an_engine_that_answers_nothing_is_not_given_the_time_to_finish() -> None:
+    grace = ENGINE["livenessProbe"]["terminationGracePeriodSeconds"]
+    assert ENGINE["lifecycle"]["preStop"]["sleep"]["seconds"] < grace <= 30
+
+
+def test_the_largest_request_is_what_the_spec_says() -> None:
+    assert {"name": "LORA_OPERATOR_MAX_REQUEST_BYTES", "value": str(64 << 20)} in ENGINE["env"]
 
 
 def test_the_start_may_take_long() -> None:

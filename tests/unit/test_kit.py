@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,17 +46,6 @@ async def test_static_entries_are_taken_over_with_their_ids(pod: Pod) -> None:
         assert (await pod.put({"sql": one}))["loaded"][0]["internalName"] == "sql"
         assert len(pod.engine.added) == 2
         pod.assert_names_are_unique()
-
-
-async def test_what_was_being_loaded_when_the_engine_died_is_left_alone_for_a_while(pod: Pod) -> None:
-    one, two = pod.adapter("one"), pod.adapter("two")
-    (pod.root / "state" / "modules.json").write_text(json.dumps(pod.body({"killer": one, "good": two})))
-    (pod.root / "state" / "loading.json").write_text(json.dumps({"name": "killer", "path": one}))
-    async with pod.running():
-        assert set(pod.engine.registry) == {"good"}
-        assert "ended while it loaded" in (await pod.state())["failures"][0]["message"]
-        assert set((await pod.put({"killer": two}))["loaded"][0]["name"]) == set("killer")
-    assert not (pod.root / "state" / "loading.json").exists()
 
 
 async def test_a_broken_state_folder_does_not_keep_the_server_from_starting(
@@ -320,6 +310,31 @@ async def test_the_plain_name_returns_when_the_last_request_of_old_content_has_e
             assert (await pod.call("POST", "/v1/completions", {"model": "sql"}))[1] == {"model": "sql", "path": path}
         assert await pod.ask("sql@abcdef01.2") == 200, "a name that clients were shown is answered while its content is"
         pod.assert_ids_are_unique()
+
+
+@pytest.mark.parametrize("told", ["vllm_config", "args", "nothing"])
+async def test_where_media_are_cached_by_name_no_name_goes_over_to_other_content(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    """With tower or connector LoRA vLLM keeps what one content made of an image under the name alone."""
+    monkeypatch.setattr(pod.keeper, "PASS_SECONDS", 0.01)
+    monkeypatch.setattr("lora_operator.engine_kit.ledger.QUIET_SECONDS", 0.0)
+    flag = SimpleNamespace(enable_tower_connector_lora=True)
+    pod.engine.state.vllm_config = SimpleNamespace(lora_config=flag if told == "vllm_config" else None)
+    pod.engine.state.args = {"args": flag, "nothing": None, "vllm_config": SimpleNamespace()}[told]
+    one, two = pod.adapter("one"), pod.adapter("two")
+    async with pod.running():
+        await pod.put({"sql": one})
+        await pod.put({"sql": two})
+
+        async def settled() -> bool:
+            state = await pod.state()
+            return state["settled"] and not state["retired"] and not pod.kit._keeper.names.are_moving
+
+        await pod.eventually(settled)
+        assert (await pod.state())["loaded"][0]["internalName"] == "sql@abcdef01.2"
+        await pod.put({"sql": one})
+        assert (await pod.state())["loaded"][0]["internalName"] == "sql", "what had the name first keeps it"
 
 
 async def test_without_the_registry_public_routes_do_the_work(without_registry: Pod) -> None:

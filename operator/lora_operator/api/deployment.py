@@ -21,11 +21,13 @@ from lora_operator.api.common import (
     reason_column,
 )
 from lora_operator.api.model import ModelSpec
+from lora_operator.api.storage import Quantity
 from lora_operator.constants import DEFAULT_ENGINE_PORT
 
 # Flags that follow from other fields of the spec, or that would open or break what the operator runs (no gate on a gRPC
 # frontend; probes and the operator speak plain HTTP). vLLM takes _ for -, any unambiguous beginning of a flag, and
 # --flag.key for a part of a JSON value (vllm/utils/argparse_utils.py), so the rule refuses those as well, and -qawq for -q awq.
+DEFAULT_REQUEST_SIZE = "64Mi"
 RESERVED_FLAGS = (
     "--model",
     "--served-model-name",
@@ -195,7 +197,13 @@ class EngineSpec(ApiModel):
     resources: FreeForm | None = Field(default=None, description="Resources of the container, as in a pod.")
     port: int = Field(default=DEFAULT_ENGINE_PORT, ge=1, le=65535, description="Port of the engine and of the Service.")
     api_key_secret_ref: SecretKeyRef | None = Field(
-        default=None, description="API key that clients must send; the operator never reads it."
+        default=None,
+        description="API key that clients must send as `Authorization: Bearer <key>` with every request for inference; the operator never reads it.",
+    )
+    max_request_size: Quantity = Field(
+        default=DEFAULT_REQUEST_SIZE,
+        description="Largest body of a client's request; larger ones get 413. The engine's one API server holds a body in memory, and "
+        "answers nobody else while it parses it: raise this for large images or audio only.",
     )
 
 

@@ -21,10 +21,12 @@ from lora_operator.constants import (
 )
 from lora_operator.desired.common import CONTAINER_SECURITY, owner_reference
 from lora_operator.desired.engine import (
+    DEAD_GRACE_SECONDS,
     GRACE_SECONDS,
     HOME_MOUNT,
     NO_AUXILIARY,
     PRE_STOP_SECONDS,
+    READY_PATH,
     Auxiliary,
     StaticModules,
     build_argv,
@@ -155,9 +157,11 @@ def _template(
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         # The engine may load a large model for an hour; then a dead one may not exit by itself, and a busy one must not be killed.
-        "startupProbe": _probe(period=2, timeout=5, failures=1800),
-        "livenessProbe": _probe(period=10, timeout=10, failures=6),
-        "readinessProbe": _probe(period=2, timeout=5, failures=3),
+        # One that is killed for its silence has nothing to finish: its grace period is short.
+        "startupProbe": _probe("/health", period=2, timeout=5, failures=1800),
+        "livenessProbe": _probe("/health", period=10, timeout=10, failures=6)
+        | {"terminationGracePeriodSeconds": DEAD_GRACE_SECONDS},
+        "readinessProbe": _probe(READY_PATH, period=2, timeout=5, failures=3),
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         "volumeMounts": [
             {"name": "model-cache", "mountPath": CACHE_MOUNT, "readOnly": True},
@@ -221,9 +225,9 @@ def _mount_chat_template(deployment: VLLMDeployment, pod: dict[str, Any]) -> Non
         pod["containers"][0]["volumeMounts"].append(mount)
 
 
-def _probe(*, period: int, timeout: int, failures: int) -> dict[str, Any]:
+def _probe(path: str, *, period: int, timeout: int, failures: int) -> dict[str, Any]:
     return {
-        "httpGet": {"path": "/health", "port": "http"},
+        "httpGet": {"path": path, "port": "http"},
         "periodSeconds": period,
         "timeoutSeconds": timeout,
         "failureThreshold": failures,

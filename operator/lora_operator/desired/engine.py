@@ -24,12 +24,14 @@ from lora_operator.constants import (
 )
 from lora_operator.desired.common import literal
 from lora_operator.errors import ReasonError
-from lora_operator.names import short_hash
+from lora_operator.names import parse_size, short_hash
 
 HOME_MOUNT: Final = "/var/lib/vllm"
 # A pod is taken out of the Service's endpoints while preStop sleeps; then vLLM gets SIGTERM and finishes what runs.
 PRE_STOP_SECONDS: Final = 5
 SHUTDOWN_SECONDS: Final = 120
+DEAD_GRACE_SECONDS: Final = PRE_STOP_SECONDS + 10
+READY_PATH: Final = "/lora-operator/ready"  # the kit's; /health says less (engine_kit/kit.py)
 GRACE_SECONDS: Final = PRE_STOP_SECONDS + SHUTDOWN_SECONDS + 25
 
 
@@ -133,6 +135,7 @@ def build_env(
         "LORA_OPERATOR_KIT": kit,
         "LORA_OPERATOR_MAX_CPU_LORAS": str(spec.lora.max_cpu_loras),
         "LORA_OPERATOR_MAX_LORA_RANK": str(spec.lora.max_lora_rank),
+        "LORA_OPERATOR_MAX_REQUEST_BYTES": str(parse_size(spec.engine.max_request_size)),
         "LORA_OPERATOR_MODEL_PATH": model_path,
         "LORA_OPERATOR_SERVED_NAMES": json.dumps(list(spec.model.served_names)),
         "LORA_OPERATOR_STATE": KIT_STATE_MOUNT,

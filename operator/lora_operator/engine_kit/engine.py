@@ -15,8 +15,10 @@ import json
 import logging
 import re
 import secrets
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol
+from weakref import WeakValueDictionary
 
 from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry  # type: ignore[import-not-found]
@@ -31,7 +33,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LOAD_SECONDS: Final = 300.0
 SCRATCH: Final = "@lora-operator-"  # prefix of names that only the kit uses, for moments; no adapter may have an @
 _ANSWER_BYTES: Final = 8 << 20
 _CAUSE: Final = re.compile(r"Worker failed with error '(.*)', please check the stack trace", re.DOTALL)
@@ -104,6 +105,39 @@ def find_registry(app: Any) -> dict[str, Any] | None:
     return found if type(found) is dict else None
 
 
+class _Locks(WeakValueDictionary[str, asyncio.Lock]):
+    """A lock per name for as long as somebody has it or waits for it."""
+
+    def __getitem__(self, name: str) -> asyncio.Lock:
+        lock = self.get(name)
+        if lock is None:
+            lock = self[name] = asyncio.Lock()
+        return lock
+
+
+def forget_unknown_names(app: Any) -> None:
+    """Let vLLM keep no name that clients ask for: it has a lock for each, and never forgets one (vLLM 0.10 to 0.33).
+
+    Where this version has no such dictionary nothing is changed. Before the first request, so no lock is held.
+    """
+    models: Any = getattr(getattr(app, "state", None), "openai_serving_models", None)
+    if type(getattr(models, "lora_resolver_lock", None)) is defaultdict:
+        models.lora_resolver_lock = _Locks()
+
+
+def caches_media_by_name(app: Any) -> bool:
+    """Whether the engine keeps what adapters made of images under the adapter's name alone: then no other content may have that name.
+
+    So with --enable-tower-connector-lora (`InputProcessor._get_mm_identifier` of vLLM 0.26 to 0.33). Of an engine that does not tell its
+    settings the worse is assumed.
+    """
+    state = getattr(app, "state", None)
+    for settings in (getattr(getattr(state, "vllm_config", None), "lora_config", None), getattr(state, "args", None)):
+        if settings is not None:
+            return bool(getattr(settings, "enable_tower_connector_lora", False))
+    return True
+
+
 class Caller:
     """Requests to the engine's own routes, without a socket."""
 
@@ -112,8 +146,10 @@ class Caller:
         self._app = app
         self._api_key = api_key
 
-    async def call(self, method: str, path: str, body: object = None, *, seconds: float = 30.0) -> tuple[int, Any]:
-        """Status and parsed JSON of an answer (None where it is no JSON); raises TimeoutError."""
+    async def call(
+        self, method: str, path: str, body: object = None, *, seconds: float | None = 30.0
+    ) -> tuple[int, Any]:
+        """Status and parsed JSON of an answer (None where it is no JSON); raises TimeoutError after `seconds` (None: never)."""
         content = b"" if body is None else json.dumps(body).encode()
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
         headers.append((b"content-length", str(len(content)).encode()))
@@ -158,11 +194,18 @@ class Caller:
         except ValueError:
             return status, None
 
+    async def is_alive(self) -> bool:
+        """Whether the engine says of itself that it works."""
+        try:
+            return (await self.call("GET", "/health"))[0] == 200
+        except Exception:
+            return False
+
     async def diagnose(self, path: str) -> str | None:
         """Why the engine does not load an adapter, in its own words; None when it does load it this time."""
         name = f"{SCRATCH}diagnosis-{secrets.token_hex(8)}"
         body = {"lora_name": name, "lora_path": path}
-        status, answer = await self.call("POST", "/v1/load_lora_adapter", body, seconds=LOAD_SECONDS)
+        status, answer = await self.call("POST", "/v1/load_lora_adapter", body, seconds=None)
         if status == 200:
             await self.call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
             return None
@@ -215,7 +258,7 @@ class RegistryServed:
         key = f"{SCRATCH}prime-{secrets.token_hex(16)}"
         self._offer = (key, request)
         try:
-            await self._caller.call("POST", "/tokenize", {"model": key, "prompt": "x"}, seconds=LOAD_SECONDS)
+            await self._caller.call("POST", "/tokenize", {"model": key, "prompt": "x"}, seconds=None)
         finally:
             self._offer = None
             found = self._registry.pop(key, None)
@@ -265,9 +308,7 @@ class RoutesServed:
         await self.remove(name)
         self._offer = (name, request)
         try:
-            status, _ = await self._caller.call(
-                "POST", "/tokenize", {"model": name, "prompt": "x"}, seconds=LOAD_SECONDS
-            )
+            status, _ = await self._caller.call("POST", "/tokenize", {"model": name, "prompt": "x"}, seconds=None)
         finally:
             self._offer = None
         if status == 200:

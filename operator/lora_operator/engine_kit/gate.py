@@ -15,6 +15,7 @@ from typing import Any, Final
 
 TOKEN_HEADER: Final = b"x-lora-operator-token"
 API_PREFIX: Final = "/lora-operator/v1/"
+READY_PATH: Final = "/lora-operator/ready"
 ERROR_TYPE: Final = "lora_operator_gate"
 _TOKEN_BYTES: Final = 4096
 
@@ -22,7 +23,19 @@ _READ: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _INFER: Final = frozenset({"POST", "OPTIONS"})
 OPEN_ROUTES: Final[Mapping[str, frozenset[str]]] = {
     **dict.fromkeys(
-        ("/health", "/load", "/version", "/metrics", "/v1/models", "/openapi.json", "/docs", "/redoc", "/tokenizer_info"), _READ
+        (
+            READY_PATH,
+            "/health",
+            "/load",
+            "/version",
+            "/metrics",
+            "/v1/models",
+            "/openapi.json",
+            "/docs",
+            "/redoc",
+            "/tokenizer_info",
+        ),
+        _READ,
     ),
     "/ping": _READ | _INFER,
     **dict.fromkeys(
@@ -41,7 +54,6 @@ OPEN_ROUTES: Final[Mapping[str, frozenset[str]]] = {
             "/v1/responses/render",
             "/v1/systemone",
             "/inference/v1/generate",
-            "/invocations",
             "/tokenize",
             "/detokenize",
             "/generative_scoring",
@@ -60,6 +72,12 @@ OPEN_ROUTES: Final[Mapping[str, frozenset[str]]] = {
         _INFER,
     ),
 }  # fmt: skip
+# /invocations is not among them: vLLM answers it with the base model whatever adapter the body names, unless a header chooses one.
+
+# Where no API key is asked for: what probes and monitoring read, and the description of the routes.
+KEYLESS: Final = frozenset(
+    {READY_PATH, "/health", "/ping", "/load", "/version", "/metrics", "/openapi.json", "/docs", "/redoc"}
+)
 
 
 class Verdict(Enum):

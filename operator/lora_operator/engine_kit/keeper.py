@@ -21,17 +21,8 @@ from .engine import Caller, Served, log, make_request
 from .inbox import Inbox
 from .launcher import check_module, read_base
 from .ledger import Generation
-from .modules import (
-    LOADING_FILE,
-    REFUSED_FILE,
-    Module,
-    ModuleList,
-    Settings,
-    read_loading,
-    read_refused,
-    write_loading,
-    write_refused,
-)
+from .loads import BLAME, UNANSWERED, UNREADY_SECONDS, Loads
+from .modules import REFUSED_FILE, Module, ModuleList, Settings, read_refused, write_refused
 from .names import Names
 from .text import clean
 
@@ -51,6 +42,7 @@ class Keeper:
         self.inbox = Inbox(settings, self._list_changed)
         self.names = Names(settings, served, oldest_request)
         self.ledger = self.names.ledger
+        self.loads = Loads(settings.state_dir)
         self.served = served
         self._settings = settings
         self._caller = caller
@@ -106,12 +98,7 @@ class Keeper:
         """Before the engine takes requests: find the newest list and load all of it."""
         await self.inbox.start()
         await self.names.adopt()
-        note = self._settings.state_dir / LOADING_FILE
-        suspect = read_loading(note)
-        write_loading(note, None)
-        module = self.inbox.wanted(suspect[0]) if suspect is not None else None
-        if module is not None and (module.name, module.path) == suspect and module.name not in self.ledger.current:
-            self.ledger.quarantine(module, time.monotonic())
+        self.loads.recover()
         await self._pass()
 
     async def run(self) -> None:
@@ -146,6 +133,7 @@ class Keeper:
         keys = {(module.name, module.path) for module in modules.modules}
         self._asked &= modules.by_name.keys()
         self.ledger.keep_failures(keys)
+        await asyncio.to_thread(self.loads.keep_suspects, {path for _, path in keys})
         await self._write_refused({key: cause for key, cause in self._refused.items() if key in keys})
         await self._drop_vanished()
         for module in modules.modules:
@@ -179,6 +167,10 @@ class Keeper:
         key = (module.name, module.path)
         number = self.inbox.modules.generation if self.inbox.modules is not None else 0
         known = self.ledger.recall(module, number)
+        if known is None and self.loads.blames(module.path):
+            self.ledger.quarantine(module, BLAME)
+            log.error("lora-operator: %s is not served: %s", module.name, BLAME)
+            return
         if problem is None and known is None and self._closed:
             why = "updateStrategy: Rollout" if self._settings.rolls else "vLLM older than 0.26"
             problem = f"it was not loaded when the engine started, and is not while it runs ({why})"
@@ -209,17 +201,34 @@ class Keeper:
             await self.served.remove(module.name)
 
     async def _load_new(self, module: Module, request: Any) -> str | None:
-        """Make the engine load content for the first time; why it did not, or None."""
-        note = self._settings.state_dir / LOADING_FILE
-        write_loading(note, (module.name, module.path))
+        """Make the engine load content for the first time; why it did not, or None. Waits for its answer, however long that takes."""
+        if not await self._caller.is_alive():
+            return "the engine has ended"  # by something else than this adapter
+        self.loads.begin(module, note=not self.ledger.has_loaded_path(module.path))
+        late = asyncio.get_running_loop().call_later(
+            UNREADY_SECONDS, log.error, "lora-operator: %s: %s", module.name, UNANSWERED
+        )
+        blameless = False
+        try:
+            cause = await self._ask_engine(module, request)
+            blameless = cause is None or await self._caller.is_alive()
+            return cause
+        except asyncio.CancelledError:
+            blameless = (
+                self.loads.unanswered() < UNREADY_SECONDS
+            )  # the server is shut down in a load that goes as it should
+            raise
+        finally:
+            late.cancel()
+            self.loads.end(blameless=blameless)
+
+    async def _ask_engine(self, module: Module, request: Any) -> str | None:
         try:
             if await self.served.load(module.name, request):
                 return None
             return await self._caller.diagnose(module.path) or "the engine did not load it, but did when asked again"
-        except Exception as error:  # an engine that dies, or hangs
+        except Exception as error:
             return clean(f"{type(error).__name__}: {error}")
-        finally:
-            write_loading(note, None)
 
     async def _drop_foreign(self, modules: tuple[Module, ...]) -> None:
         """Where a name went to another object whose content can't be loaded, what the last one left must not answer for it."""

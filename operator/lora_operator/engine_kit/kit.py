@@ -16,6 +16,7 @@ import time
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from .clients import declares_more, has_key, pass_bounded
 from .engine import (
     RESOLVER,
     App,
@@ -26,18 +27,27 @@ from .engine import (
     RoutesServed,
     Scope,
     Send,
+    caches_media_by_name,
     find_registry,
+    forget_unknown_names,
     keys_have_paths,
     loads_while_running,
     log,
 )
-from .gate import API_PREFIX, ERROR_TYPE, Verdict, judge, read_token, route_path, without_token
+from .gate import API_PREFIX, ERROR_TYPE, READY_PATH, Verdict, judge, read_token, route_path, without_token
 from .keeper import Keeper
+from .loads import DEAD_SECONDS, UNANSWERED, UNREADY_SECONDS
 from .modules import LIST_BYTES, MARKER_FILE, Settings, tell_list
 from .text import clean
 
 MAX_WAIT: Final = 30.0
 BODY_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 1.0  # how often a start looks whether the engine still answers
+_PROBES: Final = frozenset({READY_PATH, "/health", "/ping"})
+
+
+class StuckError(Exception):
+    """The engine does not answer a load while it starts: only another process helps."""
 
 
 class Kit:
@@ -68,7 +78,10 @@ class Kit:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_after_start(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                await self._start(scope.get("app"))
+                try:
+                    await self._start(scope.get("app"))
+                except StuckError as error:
+                    message = {"type": "lifespan.startup.failed", "message": str(error)}
             await send(message)
 
         try:
@@ -88,9 +101,12 @@ class Kit:
             self._keeper = keeper = Keeper(self._settings, served, caller, oldest_request=self._oldest_request)
             RESOLVER.answer = keeper.resolve
             self._version = await _version(caller)
-            keeper.names.keys_have_paths = keys_have_paths(self._version)
+            keeper.names.keys_have_paths = keys_have_paths(self._version) and not caches_media_by_name(app)
             keeper.loads_while_running = loads_while_running(self._version)
-            await keeper.start()
+            forget_unknown_names(app)
+            await _start_watched(keeper)
+        except StuckError:
+            raise
         except Exception:
             log.exception("lora-operator: loading the listed adapters failed; it goes on in the background")
         finally:
@@ -106,26 +122,46 @@ class Kit:
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         verdict = judge(scope, lambda: read_token(self._settings.token_file))
+        path = route_path(scope)
         if verdict is Verdict.UNKNOWN:
             await _refuse(send, 401, "this path is not open to clients; it needs the deployment's gate token")
         elif verdict is Verdict.REFUSED:
             await _refuse(send, 403, "the gate token is wrong")
-        elif verdict is Verdict.TRUSTED and route_path(scope).startswith(API_PREFIX):
+        elif verdict is Verdict.TRUSTED and path.startswith(API_PREFIX):
             await self._api(scope, receive, send)
         elif verdict is Verdict.TRUSTED:
             headers = without_token(scope["headers"], api_key=self._settings.api_key)
             await self._pass(dict(scope, headers=headers), receive, send)
+        elif path in _PROBES:
+            await self._probe(scope, receive, send)
+        elif not has_key(scope, self._settings.api_key):
+            await _refuse(send, 401, "the API key is missing or wrong: send it as `Authorization: Bearer <key>`")
         else:
             await self._pass(scope, receive, send)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = self._settings.max_request_bytes
         self._count += 1
         number = self._count
         self._requests[number] = time.monotonic()
         try:
-            await self._app(scope, receive, send)
+            if declares_more(scope, limit) or not await pass_bounded(self._app, scope, receive, send, limit=limit):
+                await _refuse(
+                    send,
+                    413,
+                    f"a request may have {limit} bytes (the VLLMDeployment's spec.engine.maxRequestSize)",
+                    close=True,
+                )
         finally:
             del self._requests[number]
+
+    async def _probe(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The engine's own health, but for an engine that has not answered a load for long: vLLM says that it is well."""
+        unanswered = 0.0 if self._keeper is None else self._keeper.loads.unanswered()
+        if unanswered > (UNREADY_SECONDS if route_path(scope) == READY_PATH else DEAD_SECONDS):
+            await _refuse(send, 503, f"the engine has not answered for {unanswered:.0f} s while loading an adapter")
+        else:
+            await self._app(dict(scope, path="/health", raw_path=b"/health", root_path=""), receive, send)
 
     # The operator's API
 
@@ -163,6 +199,9 @@ class Kit:
         modules = keeper.inbox.modules
         bad = [(one.name, one.path, "checks", message) for one, message in (modules.problems if modules else ())]
         failed = [(name, path, one.stage, one.message) for (name, path), one in keeper.ledger.failures.items()]
+        stuck = keeper.loads.module if keeper.loads.unanswered() > UNREADY_SECONDS else None
+        if stuck is not None:
+            failed.append((stuck.name, stuck.path, "engine", UNANSWERED))
         return {
             "kit": self._settings.kit,
             "vllmVersion": self._version,
@@ -186,6 +225,17 @@ class Kit:
             "atomicSwap": keeper.served.atomic,
             "updateStrategy": self._settings.update_strategy,
         }
+
+
+async def _start_watched(keeper: Keeper) -> None:
+    """Load what is listed; raises StuckError where the engine does not answer. No probe can see that before the server listens."""
+    start = asyncio.create_task(keeper.start())
+    while not (await asyncio.wait({start}, timeout=_LOOK_SECONDS))[0]:
+        if keeper.loads.unanswered() > DEAD_SECONDS:
+            start.cancel()
+            await asyncio.wait({start})
+            raise StuckError(f"lora-operator: {UNANSWERED}")
+    await start
 
 
 async def _version(caller: Caller) -> str:
@@ -228,12 +278,14 @@ def _error(status: int, message: str) -> dict[str, Any]:
     return {"message": clean(message), "type": ERROR_TYPE, "code": status}
 
 
-async def _refuse(send: Send, status: int, message: str) -> None:
-    await _answer(send, status, {"error": _error(status, message)})
+async def _refuse(send: Send, status: int, message: str, *, close: bool = False) -> None:
+    await _answer(send, status, {"error": _error(status, message)}, close=close)
 
 
-async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
+async def _answer(send: Send, status: int, body: dict[str, Any], *, close: bool = False) -> None:
     content = json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    if close:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from .checks import AdapterProblem, BaseModel, check_adapter, read_base_model
+from .loads import BLAME, read_suspects
 from .modules import (
     MARKER_FILE,
     REFUSED_FILE,
@@ -79,12 +80,14 @@ def plan_start(settings: Settings) -> Plan:
         plan.note = "the last start with static entries did not get up: none this time, the kit loads them"
         return plan
     refused = read_refused(settings.state_dir / REFUSED_FILE)
+    suspects = read_suspects(settings.state_dir)
     base = read_base(settings)
     room = _ARGUMENT_BYTES
     for module in modules.modules:
         if module.lazy:
             continue
-        problem = refused.get((module.name, module.path)) or check_module(module, settings=settings, base=base)
+        problem = BLAME if module.path in suspects else refused.get((module.name, module.path))
+        problem = problem or check_module(module, settings=settings, base=base)
         if problem is not None:
             plan.dropped.append((module, clean(problem)))
         elif len(plan.static) < settings.max_cpu_loras and len(argument := build_argument(module)) < room:

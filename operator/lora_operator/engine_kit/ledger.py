@@ -10,6 +10,7 @@ ever loaded is forgotten. Times are monotonic seconds, given by the caller.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -19,7 +20,6 @@ from .text import clean
 DRAIN_SECONDS: Final = 30.0  # after that, a request that the metrics do not show is no user of retired content
 QUIET_SECONDS: Final = 1.0  # how long nothing may be seen of retired content before nothing is left of it
 _BACKOFF: Final = {"checks": (1.0, 60.0), "engine": (5.0, 600.0)}  # first and longest wait before the next try
-QUARANTINE_SECONDS: Final = _BACKOFF["engine"][1]
 
 Key = tuple[str, str]  # public name and path
 
@@ -66,6 +66,7 @@ class Ledger:
         self.retired: dict[str, Retired] = {}  # by internal name, until no request can use it
         self.failures: dict[Key, Failure] = {}
         self._contents: dict[Key, Generation] = {}
+        self._paths: set[str] = set()  # of contents that this process has loaded, under whatever name
         self._internals: dict[str, Generation] = {}  # what has, or had last, an internal name
         self._aliases: dict[str, set[str]] = {}  # all internal names of a public name
         self._touched: dict[str, float] = {}  # by public name: when a request could last have come by other content
@@ -84,6 +85,10 @@ class Ledger:
         """Whether this process has loaded this content, so that it can be put back without a load."""
         found = self._contents.get((module.name, module.path))
         return found is not None and found.int_id is not None
+
+    def has_loaded_path(self, path: str) -> bool:
+        """Whether this process has loaded this content, under whatever name."""
+        return path in self._paths
 
     def by_internal(self, internal: str) -> Generation | None:
         """The content that has, or had, an internal name."""
@@ -116,6 +121,7 @@ class Ledger:
     def remember(self, generation: Generation) -> None:
         """Content was loaded, or got another internal name; its id stays its own for ever."""
         self._contents[generation.key] = generation
+        self._paths.add(generation.path)
         self._internals[generation.internal] = generation
         self._aliases.setdefault(generation.name, set()).add(generation.internal)
 
@@ -157,10 +163,9 @@ class Ledger:
         failure = self.failures[key] = Failure(stage, clean(message), tries, now + wait)
         return failure
 
-    def quarantine(self, module: Module, now: float) -> None:
-        """An adapter was being loaded when the last process ended: leave it alone for a while, it may have been the cause."""
-        message = f"the last engine's process ended while it loaded this adapter; this one leaves it out, for {QUARANTINE_SECONDS:.0f} s at least"
-        self.failures[module.name, module.path] = Failure("engine", message, 1, now + QUARANTINE_SECONDS)
+    def quarantine(self, module: Module, message: str) -> None:
+        """An adapter is not tried again for as long as it is in the list as it is."""
+        self.failures[module.name, module.path] = Failure("engine", clean(message), 1, math.inf)
 
     def must_wait(self, module: Module, now: float) -> bool:
         """Whether it failed so lately that it is not tried yet."""

@@ -7,7 +7,6 @@ these files may stop an engine.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -23,12 +22,12 @@ from .tensors import FileProblem, parse_json
 from .text import clean, quoted
 
 LIST_BYTES: Final = 32 << 20
+REQUEST_BYTES: Final = 64 << 20
 MAX_MODULES: Final = 100_000
 LIST_FILE: Final = "modules.json"  # what was acknowledged last
 ROLLOUT: Final = "Rollout"  # the updateStrategy with which the list is in the container's arguments, and never changes
 MARKER_FILE: Final = "starting.json"  # there while an engine that got static entries is not up
 REFUSED_FILE: Final = "refused.json"  # what the engine refused, by name and path
-LOADING_FILE: Final = "loading.json"  # there while the engine loads one adapter
 REPORT_FILE: Final = "launcher.json"  # what the launcher passed and dropped
 _MAX_NAME: Final = 512
 _MAX_PATH: Final = 4096
@@ -189,6 +188,7 @@ class Settings:
     api_key: str | None
     update_strategy: str
     list_generation: int  # of the list in the arguments
+    max_request_bytes: int  # of a client's body
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
@@ -198,6 +198,7 @@ class Settings:
             names = json.loads(env.get("LORA_OPERATOR_SERVED_NAMES", "[]"))
         except ValueError:
             names = None
+        most = _number(env.get("LORA_OPERATOR_MAX_REQUEST_BYTES"), digits=19)
         return cls(
             modules_file=Path(env.get("LORA_OPERATOR_MODULES") or "/etc/lora-operator/modules/modules.json.gz"),
             state_dir=Path(env.get("LORA_OPERATOR_STATE") or "/var/lib/lora-operator"),
@@ -211,6 +212,7 @@ class Settings:
             api_key=env.get("VLLM_API_KEY") or None,
             update_strategy=env.get("LORA_OPERATOR_UPDATE_STRATEGY") or "HotLoad",
             list_generation=_number(env.get("LORA_OPERATOR_LIST_GENERATION"), digits=16) or 0,
+            max_request_bytes=REQUEST_BYTES if most is None else most,
         )
 
     @property
@@ -261,24 +263,6 @@ def write_report(path: Path, content: Any) -> None:
         write_file(path, json.dumps(content, sort_keys=True).encode())
     except (OSError, ValueError):
         return
-
-
-def write_loading(path: Path, key: tuple[str, str] | None) -> None:
-    """Note which adapter, by name and path, the engine is about to load; None: it is done."""
-    with contextlib.suppress(OSError):
-        if key is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_file(path, json.dumps({"name": key[0], "path": key[1]}).encode(), durable=False)
-
-
-def read_loading(path: Path) -> tuple[str, str] | None:
-    """The adapter that was being loaded when the last engine process ended, if one was."""
-    try:
-        entry = json.loads(path.read_bytes())
-        return str(entry["name"]), str(entry["path"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
 
 
 def read_refused(path: Path) -> dict[tuple[str, str], str]:

@@ -1,0 +1,106 @@
+"""The load that the engine works on, and contents whose load it never answered: memory that outlives the container.
+
+An engine that a load ends, or that never answers one (a pattern that takes it for ever, a volume that hangs), must not meet the same
+content at every start. So what is being loaded is noted before the engine is asked; where the note is still there at the next start,
+its content is left out by launcher and kit until no entry of the list has it any more. The notes lie in the pod's emptyDir: a new
+pod tries once for itself. Times are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Set
+from pathlib import Path
+from typing import Final
+
+from .modules import Module, write_file, write_report
+
+LOADING_FILE: Final = "loading.json"  # there while the engine loads one adapter
+SUSPECTS_FILE: Final = "suspects.json"  # contents whose load an engine did not outlive or answer
+UNREADY_SECONDS: Final = 60.0  # a load without an answer for so long: requests wait behind it, and no more should come
+DEAD_SECONDS: Final = 300.0  # and for so long: only another process helps
+BLAME: Final = (
+    "the engine ended while it loaded this adapter, or never answered: this pod leaves it out until its content changes; if the adapter"
+    " is right, delete the pod, and the next one tries it again"
+)
+UNANSWERED: Final = (
+    f"the engine has not answered for more than {UNREADY_SECONDS:.0f} s while loading this adapter: the pod is not ready, and is"
+    f" restarted without the adapter after {DEAD_SECONDS:.0f} s"
+)
+
+
+class Loads:
+    """What one engine process loads now, and what is left out for what happened to an earlier one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.module: Module | None = None
+        self._folder = folder
+        self._since = 0.0
+        self._suspects: dict[str, str] = {}  # path to the name that it was loaded under
+
+    def recover(self) -> None:
+        """At the start of a process: what the last one was loading when it ended is left out from now on."""
+        self._suspects = read_suspects(self._folder)
+        self._keep()
+        self._forget_note()
+
+    def begin(self, module: Module, *, note: bool) -> None:
+        """The engine is about to be asked to load; without a `note` for content that this process has loaded under another name."""
+        self.module, self._since = module, time.monotonic()
+        if not note:
+            return
+        with contextlib.suppress(OSError):
+            entry = {"name": module.name, "path": module.path}
+            write_file(self._folder / LOADING_FILE, json.dumps(entry).encode(), durable=False)
+
+    def end(self, *, blameless: bool) -> None:
+        """The engine answered, or nobody waits any more; with `blameless` false its content is left out from now on."""
+        module, self.module = self.module, None
+        if module is not None and not blameless:
+            self._suspects[module.path] = module.name
+            self._keep()
+        self._forget_note()
+
+    def unanswered(self) -> float:
+        """For how many seconds the engine has not answered a load; 0 when there is none."""
+        return 0.0 if self.module is None else time.monotonic() - self._since
+
+    def blames(self, path: str) -> bool:
+        """Whether content is left out."""
+        return path in self._suspects
+
+    def keep_suspects(self, paths: Set[str]) -> None:
+        """Forget what no entry of the list has any more. Blocks for a moment when something is forgotten."""
+        if not self._suspects.keys() <= paths:
+            self._suspects = {path: name for path, name in self._suspects.items() if path in paths}
+            self._keep()
+
+    def _keep(self) -> None:
+        suspects = [{"name": name, "path": path} for path, name in self._suspects.items()]
+        write_report(self._folder / SUSPECTS_FILE, {"version": 1, "suspects": suspects})
+
+    def _forget_note(self) -> None:
+        with contextlib.suppress(OSError):
+            (self._folder / LOADING_FILE).unlink(missing_ok=True)
+
+
+def read_loading(path: Path) -> tuple[str, str] | None:
+    """Name and path of the adapter that was being loaded when the last engine process ended, if one was."""
+    try:
+        entry = json.loads(path.read_bytes())
+        return str(entry["name"]), str(entry["path"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def read_suspects(folder: Path) -> dict[str, str]:
+    """Contents to leave out, path to name, with what the last process was loading when it ended."""
+    loading = read_loading(folder / LOADING_FILE)
+    found = {} if loading is None else {loading[1]: loading[0]}
+    try:
+        entries = json.loads((folder / SUSPECTS_FILE).read_bytes())["suspects"]
+        return {str(one["path"]): str(one["name"]) for one in entries} | found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return found
