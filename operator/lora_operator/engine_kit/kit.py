@@ -35,6 +35,7 @@ from .gate import API_PREFIX, ERROR_TYPE, Verdict, judge, read_token, route_path
 from .keeper import Keeper
 from .modules import LIST_BYTES, MARKER_FILE, Settings, tell_list
 from .text import clean
+from .versions import parse_version
 
 MAX_WAIT: Final = 30.0
 BODY_SECONDS: Final = 30.0
@@ -90,6 +91,7 @@ class Kit:
             self._version = await _version(caller)
             keeper.names.keys_have_paths = keys_have_paths(self._version)
             keeper.loads_while_running = loads_while_running(self._version)
+            keeper.engine = parse_version(self._version)
             await keeper.start()
         except Exception:
             log.exception("lora-operator: loading the listed adapters failed; it goes on in the background")
