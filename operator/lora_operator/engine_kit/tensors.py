@@ -220,7 +220,7 @@ def require_readable(file: BinaryIO) -> None:
     try:
         with safe_open(f"/proc/self/fd/{file.fileno()}", framework="numpy"):
             pass
-    except ImportError:
+    except (ImportError, FileNotFoundError):  # the latter only where there is no /proc
         pass
     except (SafetensorError, ValueError, OSError) as error:
         raise FileProblem(
