@@ -120,7 +120,7 @@ def test_a_fresh_pod_needs_at_most_one_restart_and_serves_the_rest_from_the_firs
     found = failures(state)
     assert set(found) == {"refused", "truncated", SERVED[0], "outside"}
     assert found["refused"][0] == "engine"
-    assert "missing )" in found["refused"][1]
+    assert "target modules in" in found["refused"][1]
     assert found["truncated"][0] == "checks"
     assert "cut off" in found["truncated"][1]
     assert "base model" in found[SERVED[0]][1]

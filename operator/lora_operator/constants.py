@@ -322,7 +322,9 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.SCALED_TO_ZERO: ReasonInfo("The deployment is scaled to zero replicas.", _WAIT),
     Reason.LOADING: ReasonInfo("No ready pod serves the adapter yet.", _WAIT),
     Reason.PARTIALLY_LOADED: ReasonInfo("Some of the ready pods serve the adapter.", _WAIT),
-    Reason.ENGINE_REFUSED: ReasonInfo("An engine refused the adapter; the message has the engine's words.", _BACKOFF),
+    Reason.ENGINE_REFUSED: ReasonInfo(
+        "An engine, or the checks before it in its pod, refused the adapter; the message has their words.", _BACKOFF
+    ),
     Reason.ENGINE_UNREACHABLE: ReasonInfo("A ready pod's engine does not answer the operator.", _BACKOFF),
     Reason.MODEL_NOT_READY: ReasonInfo("No pod is made before the base model is in the cache.", _WAIT),
     Reason.UNSCHEDULABLE: ReasonInfo("No node can run an engine pod.", _WAIT, warns=True),

@@ -234,6 +234,26 @@ async def test_an_engine_that_answers_wrongly_while_it_loads_loads_at_its_start_
         assert set(pod.engine.registry) == {"one"}
 
 
+@pytest.mark.parametrize(
+    ("version", "served"), [("0.31.0", False), ("0.32.0", True), ("0.1.dev12+gabcdef", True), ("", True)]
+)
+async def test_an_engine_that_ignores_patterns_is_given_no_adapter_that_needs_them(
+    pod: Pod, version: str, served: bool
+) -> None:
+    pod.engine.version = version
+    path = pod.adapter("a")
+    config = Path(path) / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"alpha_pattern": {"q_proj": 8}}))
+    async with pod.running():
+        state = await pod.put({"scaled": path, "plain": pod.adapter("b")})
+        assert ("scaled" in pod.engine.registry, "plain" in pod.engine.registry) == (served, True)
+        failures = {one["name"]: (one["stage"], one["message"]) for one in state["failures"]}
+        assert set(failures) == (set() if served else {"scaled"})
+        for stage, message in failures.values():
+            assert stage == "checks"
+            assert "needs vLLM 0.32 or newer; this engine is 0.31: it would apply rank 1 and scale 1" in message
+
+
 async def test_no_list_is_taken_where_it_is_in_the_arguments(rolling: Pod) -> None:
     (rolling.root / "state" / "modules.json").write_text(json.dumps(rolling.body({}, generation=7)))
     async with rolling.running():

@@ -348,6 +348,8 @@ VERSION_FILES = {
     "__version__ = version = '0.10.2'\n__version_tuple__ = (0, 10, 2)\n": (0, 10),
     'version: str\n__version__: str\n__version__ = "0.32.0+cpu"\n': (0, 32),
     "__version__ = 'dev'\n": None,
+    "__version__ = version = '0.1.dev12+gabcdef'\n": None,  # a clone without tags
+    "__version__ = version = '0.0.0'\n": None,
     "": None,
 }
 
@@ -363,3 +365,19 @@ def test_the_engines_version_is_read_without_importing_it(
     assert engine_version() is None, "without the file"
     (tmp_path / "vllm" / "_version.py").write_text(text)
     assert engine_version() == VERSION_FILES[text]
+
+
+def test_an_engine_that_ignores_patterns_is_not_started_with_adapters_that_need_them(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled = pod.adapter("scaled")
+    config = json.loads((Path(scaled) / "adapter_config.json").read_text())
+    (Path(scaled) / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {"q_proj": 8}}))
+    pod.list(1, {"plain": pod.adapter("plain"), "scaled": scaled})
+    for version, passed in (((0, 31), ["plain"]), ((0, 32), ["plain", "scaled"]), (None, ["plain", "scaled"])):
+        monkeypatch.setattr("lora_operator.engine_kit.launcher.engine_version", lambda found=version: found)
+        assert names(prepare(pod.settings)) == passed
+        dropped = {one["name"]: one["message"] for one in pod.report()["dropped"]}
+        assert set(dropped) == {"plain", "scaled"} - set(passed)
+        assert all("needs vLLM 0.32 or newer; this engine is 0.31" in message for message in dropped.values())
+        (pod.state / "starting.json").unlink()

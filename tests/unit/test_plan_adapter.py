@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lora_operator.api import LoRAAdapter, ModelArtifact
-from lora_operator.conditions import failing
-from lora_operator.constants import Reason
+from lora_operator.conditions import failing, find
+from lora_operator.constants import Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.adapter import AdapterPlan, plan_adapter, plan_refused
 from lora_operator.plan.adapter_content import AdapterObservation
@@ -673,6 +673,18 @@ def test_what_it_has_stays_wanted_while_its_cache_is_away() -> None:
     assert plan.status is not None
     assert told(plan.status.conditions)["Ready"][1] == "CacheNotReady"
     assert plan.status.artifact_ref == HAD.status.artifact_ref
+
+
+def test_what_the_checks_in_a_pod_say_is_told_as_it_is() -> None:
+    """An engine's version is known in its pod alone, so it is the first place where it can be judged."""
+    says = "it needs vLLM 0.32 or newer; this engine is 0.31"
+    plan = plan_adapter(seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(failures={"sql": says})))), now=NOW)
+    assert plan.status is not None
+    loaded = find(plan.status.conditions, Condition.LOADED)
+    assert loaded is not None
+    assert (loaded.status, loaded.reason) == ("False", Reason.ENGINE_REFUSED)
+    assert loaded.message == f"0 of 1 ready pods serve it; a: {says}"
+    assert [(one.pod, one.message) for one in plan.status.failures or ()] == [("a", says)]
 
 
 def test_failures_are_bounded() -> None:

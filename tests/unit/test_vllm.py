@@ -260,6 +260,8 @@ async def test_nothing_at_the_address_is_told_without_the_token(engines: Engines
         ("0.11.2+cpu", (0, 11, 2), False),
         ("1.0.0", (1, 0, 0), True),
         ("dev", None, None),
+        ("0.1.dev12+gabcdef", None, None),  # a clone without tags
+        ("0.0.0", None, None),
         ("", None, None),
     ],
 )

@@ -6,25 +6,15 @@ some quantised weights): so this answers "fits", "does not fit", or "can't be to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
-from .problems import AdapterProblem, Kind
-from .tensors import FLOATS, MODEL_HEADER_BYTES, FileProblem, Tensor, kind_of, open_regular, parse_json, read_header
-from .text import quoted
+from .limits import Limits, Shape
 
-INDEX: Final = "model.safetensors.index.json"
-SINGLE: Final = "model.safetensors"
-PICKLED_INDEX: Final = "pytorch_model.bin.index.json"
-_INDEX_BYTES: Final = 100_000_000
-_MISTRAL: Final = (
-    "consolidated"  # files of Mistral's own format, in which modules have other names than in engines and adapters
-)
-
-# A checkpoint's fused module and what adapters may call its parts; engines fuse and split both ways.
+# A checkpoint's fused module and what other checkpoints have in its place. Engines fuse many of them, but take adapters in the
+# checkpoint's spelling alone (packed_modules_mapping of vLLM 0.32's classes) ...
 _PARTS: Final = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
@@ -33,8 +23,25 @@ _PARTS: Final = {
     "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"),
     "in_proj_ba": ("in_proj_b", "in_proj_a"),
 }
-# Engines know these whether or not the checkpoint has them (tied embeddings, classification heads, fused experts).
-_ALWAYS: Final = frozenset({"embed_tokens", "lm_head", "score", "classifier", "experts"})
+# ... but for these, which take parts where the checkpoint is fused.
+_SPLITTING: Final = frozenset({"GlmForCausalLM", "Glm4ForCausalLM"})
+# Engines know these whether or not the checkpoint has them (tied embeddings, fused experts).
+_ALWAYS: Final = frozenset({"embed_tokens", "lm_head", "experts"})
+VOCABULARY: Final = frozenset({"embed_tokens", "lm_head"})
+# Classes of vLLM 0.32 with LoRA but without embedding_modules, so that they take none of VOCABULARY.
+_PLAIN_VOCABULARY: Final = (
+    "Qwen2 Qwen2Moe Qwen3Next Gemma Gemma2 Gemma3 Gemma4 Mistral Glm4 Glm4Moe GptOss OPT Deepseek DeepseekV2 DeepseekV3 InternLM2"
+    " MiniMaxM2 Olmoe MiMo"
+)
+HEADS: Final = frozenset({"score", "classifier"})
+_GENERATIVE: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+# What vLLM's mappers put before, into or out of names where one model wraps another, and what Transformers calls the model inside of
+# one with a head: names with these may be the engine's though the checkpoint's are without.
+_WRAPPERS: Final = (
+    "model language_model language text_model transformer llm thinker talker vlm backbone decoder encoder text_decoder text_encoder"
+    " base_model bert roberta xlm_roberta distilbert electra deberta gpt_neox rwkv visual vision_model vision_tower vision_encoder vpm"
+    " audio_tower audio_encoder multi_modal_projector mm_projector connector merger aligner layers h blocks"
+)
 
 
 class Fit(Enum):
@@ -54,10 +61,6 @@ class Width:
     outputs: int | None = None
 
 
-# Of a linear module: (outputs, inputs); None for a side, or the whole, that the files don't tell.
-Shape = tuple[int | None, int | None]
-
-
 @dataclass(frozen=True)
 class BaseModel:
     """The modules of a base model."""
@@ -65,109 +68,108 @@ class BaseModel:
     modules: Mapping[str, Shape | None]
     kinds: frozenset[str]  # last components of module names, with what engines may call them instead
     templates: frozenset[str]  # module names with # for every number
+    components: frozenset[str]  # of all module names
+    experts: frozenset[str]  # what stands before `.experts` in module names
+    architectures: tuple[str, ...]  # of config.json; empty where that does not tell
+    vocabulary: Shape | None  # the shape that all embeddings and heads have, for ties are not stored twice
+    limits: Limits
 
     @classmethod
-    def of(cls, modules: Mapping[str, Shape | None]) -> BaseModel:
-        """A model of these modules."""
-        kinds = {name.rpartition(".")[2] for name in modules}
-        for fused, parts in _PARTS.items():
-            if fused in kinds:
-                kinds.update(parts)
-            elif kinds.issuperset(parts):
-                kinds.add(fused)
-        return cls(modules, frozenset(kinds | _ALWAYS), frozenset(map(_template, modules)))
+    def of(
+        cls,
+        modules: Mapping[str, Shape | None],
+        *,
+        architectures: tuple[str, ...] = (),
+        stacks: Sequence[tuple[int, ...]] = (),
+        flat: Collection[str] = (),
+    ) -> BaseModel:
+        """A model of these modules; `stacks` are shapes of tensors that hold experts' matrices, `flat` modules without a matrix."""
+        kinds = {name.rpartition(".")[2] for name in modules} | _ALWAYS
+        if _SPLITTING.intersection(architectures):
+            kinds.update(part for fused, parts in _PARTS.items() if fused in kinds for part in parts)
+        if not is_generative(architectures):
+            kinds |= HEADS
+        return cls(
+            modules,
+            frozenset(kinds),
+            frozenset(map(_template, modules)),
+            frozenset(part for name in modules for part in name.split(".")),
+            frozenset(block for name in modules if (block := experts_block(name)) is not None),
+            architectures,
+            _shared({shape for name, shape in modules.items() if shape and name.rpartition(".")[2] in VOCABULARY}),
+            Limits.of(modules, stacks, flat),
+        )
 
     def fit(self, module: str) -> tuple[Fit, Width]:
         """Whether the model has `module` (a name without adapter prefixes), and how wide it is."""
-        if not self.modules or ".experts" in f".{module}":
+        if not self.modules or experts_block(module) is not None:
             return Fit.UNKNOWN, Width()  # experts are stored fused, split and stacked: only the engine knows
         parent, _, kind = module.rpartition(".")
+        if kind in VOCABULARY:
+            shape = self.modules.get(module) or self.vocabulary
+            known = Width(shape[1], shape[0]) if shape else Width()
+            return (Fit.PRESENT if module in self.modules else self._elsewhere(module)), known
         if module in self.modules:
             shape = self.modules[module]
-            known = shape is not None and kind not in _ALWAYS
-            return Fit.PRESENT, Width(shape[1], shape[0]) if shape and known else Width()
-        if kind not in self.kinds:
+            return Fit.PRESENT, Width(shape[1], shape[0]) if shape else Width()
+        if kind not in self.kinds or self.spelling(module):
             return Fit.NO_SUCH_KIND, Width()
         for fused, parts in _PARTS.items():
             if kind in parts and f"{parent}.{fused}" in self.modules:
                 shape = self.modules[f"{parent}.{fused}"]
                 return Fit.PRESENT, Width(inputs=shape[1] if shape else None)
+        return self._elsewhere(module), Width()
+
+    def _elsewhere(self, module: str) -> Fit:
         # A name of the same scheme without a module, or one trained without the head's wrapper, is dropped silently.
         misplaced = _template(module) in self.templates or f"model.{module}" in self.modules
-        return (Fit.NOT_HERE if misplaced else Fit.UNKNOWN), Width()
+        return Fit.NOT_HERE if misplaced else Fit.UNKNOWN
+
+    @property
+    def adapts_vocabulary(self) -> bool:
+        """Whether vLLM 0.32 takes adapters of embeddings and the head; newer versions may take more."""
+        plain = {f"{name}ForCausalLM" for name in _PLAIN_VOCABULARY.split()}
+        return not plain.intersection(self.architectures)
+
+    def spelling(self, module: str) -> tuple[str, ...]:
+        """The kinds that adapters must have in this module's place, where the checkpoint has it fused, or in parts."""
+        parent, _, kind = module.rpartition(".")
+        if module in self.modules or _SPLITTING.intersection(self.architectures):
+            return ()
+        for fused, parts in _PARTS.items():
+            wanted = parts if kind == fused else (fused,) if kind in parts else ()
+            here = all(f"{parent}.{one}" in self.modules for one in wanted)
+            if wanted and (here or (kind not in self.kinds and self.kinds.issuperset(wanted))):
+                return wanted
+        return ()
+
+    def strangers(self, module: str) -> tuple[str, ...]:
+        """Components of a name that neither the model nor any wrapper of models has, without which it is one of the model's."""
+        block = experts_block(module)  # what experts are called inside of it is the engine's affair
+        parts = (module if block is None else block).split(".")
+        known_parts = self.components.union(_WRAPPERS.split())
+        strange = tuple(part for part in parts if not part.isdigit() and part not in known_parts)
+        if not strange or not self.modules:
+            return ()
+        plain = ".".join(part for part in parts if part not in strange)
+        known = plain in self.experts if block is not None else self.fit(plain)[0] is Fit.PRESENT
+        return strange if known else ()
+
+
+def experts_block(module: str) -> str | None:
+    """What stands before `.experts` in a module's name; None where that does not stand in it."""
+    block, found, _ = f".{module}".partition(".experts")
+    return block[1:] if found else None
+
+
+def is_generative(architectures: tuple[str, ...]) -> bool:
+    """Whether a model is known to have no classification head; of an unknown one the better is assumed."""
+    return bool(architectures) and all(name.endswith(_GENERATIVE) for name in architectures)
+
+
+def _shared(shapes: set[Shape]) -> Shape | None:
+    return shapes.pop() if len(shapes) == 1 else None
 
 
 def _template(name: str) -> str:
     return ".".join("#" if part.isdigit() else part for part in name.split("."))
-
-
-def read_base_model(path: Path | str, *, root: Path | None = None) -> BaseModel:
-    """The modules of the model in the folder `path`, from headers and the index; no tensor is read.
-
-    A model without safetensors files has no modules, and everything fits it: what pickles hold is known only by running
-    them. Raises AdapterProblem when a file is missing, damaged, cut off, or leads out of `root`.
-    """
-    folder = Path(path)
-    found: dict[str, dict[str, Tensor]] = {}
-    for name in _files(folder, root):
-        try:
-            with open_regular(folder / name, root=root) as file:
-                tensors, _ = read_header(file, limit=MODEL_HEADER_BYTES, known_types_only=False)
-        except FileProblem as problem:
-            raise AdapterProblem(Kind.INVALID, f"{quoted(name)} {problem}") from None
-        if name.startswith(_MISTRAL):
-            continue
-        for key, tensor in tensors.items():
-            module, _, parameter = key.rpartition(".")
-            if module:
-                found.setdefault(module, {})[parameter] = tensor
-    return BaseModel.of({module: _shape(parameters) for module, parameters in found.items()})
-
-
-def _shape(parameters: Mapping[str, Tensor]) -> Shape | None:
-    weight, packed, scales = (parameters.get(name) for name in ("weight", "qweight", "scales"))
-    if weight is not None:
-        plain = len(weight.shape) == 2 and weight.dtype in FLOATS
-        return (weight.shape[0], weight.shape[1]) if plain else None
-    if packed is not None and scales is not None and len(packed.shape) == len(scales.shape) == 2:
-        outputs = scales.shape[1]  # one scale per group of inputs and output
-        if packed.shape[1] < outputs:
-            return outputs, packed.shape[0]  # AWQ: several outputs to a word
-        groups = parameters.get("g_idx")  # GPTQ: several inputs to a word, and each input's group
-        return outputs, groups.shape[0] if groups is not None and len(groups.shape) == 1 else None
-    packed = parameters.get("weight_packed")  # compressed-tensors: several inputs to a word
-    return (packed.shape[0], None) if packed is not None and len(packed.shape) == 2 else None
-
-
-def _files(folder: Path, root: Path | None) -> list[str]:
-    """Names of the model's safetensors files. Of a model in pickles only their index is looked at, whether all are there."""
-    if kind_of(folder / INDEX):
-        return _listed(folder, INDEX, root)
-    if kind_of(folder / SINGLE):
-        return [SINGLE]
-    try:
-        files = sorted(file.name for file in folder.glob("*.safetensors"))
-    except OSError:
-        return []
-    if not files and kind_of(folder / PICKLED_INDEX):
-        for name in _listed(folder, PICKLED_INDEX, root):
-            if not kind_of(folder / name):
-                raise AdapterProblem(Kind.INVALID, f"{quoted(name)} is missing, and {PICKLED_INDEX} names it")
-    return files
-
-
-def _listed(folder: Path, index: str, root: Path | None) -> list[str]:
-    """The files that an index names."""
-    try:
-        with open_regular(folder / index, root=root) as file:
-            content = parse_json(file.read(_INDEX_BYTES))
-    except FileProblem as problem:
-        raise AdapterProblem(Kind.INVALID, f"{index} {problem}") from None
-    weights = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
-        raise AdapterProblem(Kind.INVALID, f"{index} has no weight_map of file names")
-    names = sorted(set(weights.values()))
-    for name in names:
-        if name != Path(name).name or name in ("", ".", ".."):
-            raise AdapterProblem(Kind.INVALID, f"{index} names {quoted(name)}, which is no plain file name")
-    return names

@@ -24,6 +24,7 @@ from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry  # type: ignore[import-not-found]
 
 from .text import clean
+from .versions import parse_version
 
 log = logging.getLogger("vllm.lora_operator_kit")
 
@@ -43,7 +44,7 @@ def keys_have_paths(version: str) -> bool:
 
     Name only in 0.11.1 to 0.30, name and path from 0.31.0 on (engine-facts.md 13). Of an unknown version the worse is assumed.
     """
-    parsed = _parse_version(version)
+    parsed = parse_version(version)
     return parsed is not None and parsed >= (0, 31)
 
 
@@ -52,13 +53,8 @@ def loads_while_running(version: str) -> bool:
 
     Of an unknown version (a build of one's own) the better is assumed, as by the operator.
     """
-    parsed = _parse_version(version)
+    parsed = parse_version(version)
     return parsed is None or parsed >= (0, 26)
-
-
-def _parse_version(version: str) -> tuple[int, int] | None:
-    found = re.match(r"v?(\d{1,6})\.(\d{1,6})(?!\d)", version)
-    return (int(found[1]), int(found[2])) if found is not None else None
 
 
 class PinnedRequest(LoRARequest):  # type: ignore[misc]

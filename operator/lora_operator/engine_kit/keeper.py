@@ -25,6 +25,7 @@ from .loads import BLAME, UNANSWERED, UNREADY_SECONDS, Loads
 from .modules import REFUSED_FILE, Module, ModuleList, Settings, read_refused, write_refused
 from .names import Names
 from .text import clean
+from .versions import Version
 
 PASS_SECONDS: Final = 3.0  # between looks at the registry and the mounted list when nothing happens
 DRAINING_SECONDS: Final = 0.5  # and while old content may be in use, or a plain name waits to come back
@@ -50,6 +51,7 @@ class Keeper:
         self._asked: set[str] = set()  # Lazy names that somebody asked for
         self._settled: ModuleList | None = None
         self.loads_while_running = True
+        self.engine: Version | None = None  # not known, so far
         self._closed = (
             False  # all was tried once, and nothing may be loaded while requests run (updateStrategy Rollout)
         )
@@ -288,7 +290,7 @@ class Keeper:
     def _check(self, module: Module) -> str | None:
         if not self._base_read:
             self._base, self._base_read = read_base(self._settings), True
-        return check_module(module, settings=self._settings, base=self._base)
+        return check_module(module, settings=self._settings, base=self._base, engine=self.engine)
 
     def _hand(self, asked: str, generation: Generation) -> Any:
         self._wake.set()

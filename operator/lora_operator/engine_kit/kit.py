@@ -39,6 +39,7 @@ from .keeper import Keeper
 from .loads import DEAD_SECONDS, UNANSWERED, UNREADY_SECONDS
 from .modules import LIST_BYTES, MARKER_FILE, Settings, tell_list
 from .text import clean
+from .versions import parse_version
 
 MAX_WAIT: Final = 30.0
 BODY_SECONDS: Final = 30.0
@@ -103,6 +104,7 @@ class Kit:
             self._version = await _version(caller)
             keeper.names.keys_have_paths = keys_have_paths(self._version) and not caches_media_by_name(app)
             keeper.loads_while_running = loads_while_running(self._version)
+            keeper.engine = parse_version(self._version)
             forget_unknown_names(app)
             await _start_watched(keeper)
         except StuckError:

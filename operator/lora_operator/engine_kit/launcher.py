@@ -37,11 +37,12 @@ from .modules import (
 )
 from .tensors import is_inside, kind_of
 from .text import clean
+from .versions import Version, parse_version
 
 FLAG: Final = "--lora-modules"
 # Flags that the operator sets and older engines don't know, with the first version that does (engine-facts.md 13).
 _NEWER_FLAGS: Final = {"--shutdown-timeout": (0, 18)}
-_VERSION: Final = re.compile(r"""^__version__\b[^'"\n]*['"]v?(\d{1,6})\.(\d{1,6})""", re.MULTILINE)
+_VERSION: Final = re.compile(r"""^__version__\b[^'"\n]*['"]([^'"\n]{1,80})""", re.MULTILINE)
 _ARGUMENT_BYTES: Final = 1 << 19  # of all entries; the kernel's limit is about 2 MiB with the environment
 
 
@@ -81,13 +82,13 @@ def plan_start(settings: Settings) -> Plan:
         return plan
     refused = read_refused(settings.state_dir / REFUSED_FILE)
     suspects = read_suspects(settings.state_dir)
-    base = read_base(settings)
+    base, engine = read_base(settings), engine_version()
     room = _ARGUMENT_BYTES
     for module in modules.modules:
         if module.lazy:
             continue
         problem = BLAME if module.path in suspects else refused.get((module.name, module.path))
-        problem = problem or check_module(module, settings=settings, base=base)
+        problem = problem or check_module(module, settings=settings, base=base, engine=engine)
         if problem is not None:
             plan.dropped.append((module, clean(problem)))
         elif len(plan.static) < settings.max_cpu_loras and len(argument := build_argument(module)) < room:
@@ -98,12 +99,12 @@ def plan_start(settings: Settings) -> Plan:
     return plan
 
 
-def check_module(module: Module, *, settings: Settings, base: BaseModel | None) -> str | None:
+def check_module(module: Module, *, settings: Settings, base: BaseModel | None, engine: Version | None) -> str | None:
     """Why an entry of the list can't be served; None when nothing speaks against it."""
     if not is_inside(Path(os.path.realpath(module.path)), settings.cache_root):
         return "the path leads out of the cache"
     try:
-        check_adapter(module.path, base=base, max_rank=settings.max_lora_rank, root=settings.cache_root)
+        check_adapter(module.path, base=base, max_rank=settings.max_lora_rank, root=settings.cache_root, engine=engine)
     except AdapterProblem as problem:
         return problem.message
     except OSError as error:
@@ -159,7 +160,7 @@ def keep_given(settings: Settings, given: Sequence[str]) -> None:
     write_file(settings.list_file, json.dumps(body).encode())
 
 
-def without_newer_flags(command: Sequence[str], version: tuple[int, int] | None) -> list[str]:
+def without_newer_flags(command: Sequence[str], version: Version | None) -> list[str]:
     """The command without flags (of one value each) that an engine of this version would refuse to start with."""
     kept = list(command)
     for flag, since in _NEWER_FLAGS.items():
@@ -169,7 +170,7 @@ def without_newer_flags(command: Sequence[str], version: tuple[int, int] | None)
     return kept
 
 
-def engine_version() -> tuple[int, int] | None:
+def engine_version() -> Version | None:
     """The version of the vLLM that this Python would import, without importing it; None where it can't be told."""
     try:
         spec = importlib.util.find_spec("vllm")
@@ -178,7 +179,7 @@ def engine_version() -> tuple[int, int] | None:
         found = _VERSION.search(Path(spec.origin).with_name("_version.py").read_text())
     except (ImportError, OSError, ValueError):
         return None
-    return None if found is None else (int(found[1]), int(found[2]))
+    return None if found is None else parse_version(found[1])
 
 
 def prepare(settings: Settings, given: Sequence[str] = ()) -> list[str]:

@@ -1,8 +1,9 @@
-"""Reads safetensors files as untrusted bytes: the header alone, and, where asked, whether all values are finite.
+"""Reads the headers of safetensors files as untrusted bytes.
 
 A safetensors file is eight bytes of header length, a JSON header that names each tensor's type, shape and place, and the
-tensors' bytes without gaps. Everything is checked as the safetensors library does (a file that this accepts, the engine can
-read), and nothing is read before its size is known to be sane.
+tensors' bytes without gaps. Everything is checked as the safetensors library does and stricter, and nothing is read before its
+size is known to be sane. Where the library is there (in engines and download Jobs), it is asked as well: what it reads is what
+the engine can read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from .text import clean, quoted
 
 ADAPTER_HEADER_BYTES: Final = 16 << 20
 MODEL_HEADER_BYTES: Final = 100_000_000  # what the safetensors library allows
-_CHUNK: Final = 8 << 20
 _MAX_DIMENSIONS: Final = 16
 
 _BITS: Final = {
@@ -32,6 +32,8 @@ _BITS: Final = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
+_METADATA: Final = "__metadata__"
+_FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"})
 
 
@@ -79,10 +81,16 @@ def is_inside(real: Path, root: Path) -> bool:
     return real.is_relative_to(os.path.realpath(root))
 
 
-def parse_json(raw: bytes) -> Any:
-    """JSON of UTF-8 bytes; raises FileProblem for what is no JSON, repeats a key, or nests too deeply."""
+def parse_json(raw: bytes, *, sizes_only: bool = False) -> Any:
+    """JSON of UTF-8 bytes; raises FileProblem for what is no JSON, repeats a key, or nests too deeply.
+
+    With `sizes_only`, for all numbers but whole ones from 0 on, too: the library's parser takes -0 for a fraction.
+    """
+    hooks: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _no_constant}
+    if sizes_only:
+        hooks |= {"parse_int": _size, "parse_float": _no_size}
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(raw.decode("utf-8"), **hooks)
     except UnicodeDecodeError:
         raise FileProblem("is not UTF-8 text") from None
     except ValueError as error:
@@ -104,6 +112,14 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number")
 
 
+def _size(text: str) -> int:
+    return _no_size(text) if text.startswith("-") else int(text)
+
+
+def _no_size(text: str) -> Any:
+    raise ValueError(f"{clean(text, limit=30)} is no whole number from 0 on")
+
+
 def read_header(file: BinaryIO, *, limit: int, known_types_only: bool = True) -> tuple[dict[str, Tensor], int]:
     """The tensors of a safetensors file and the offset of their bytes.
 
@@ -122,22 +138,41 @@ def read_header(file: BinaryIO, *, limit: int, known_types_only: bool = True) ->
     if len(raw) != length or not raw.startswith(b"{"):
         raise FileProblem("has a damaged header; download or export it again")
     try:
-        header = parse_json(raw)
+        header = parse_json(raw, sizes_only=True)
     except FileProblem as problem:
         raise FileProblem(f"has a damaged header, which {problem}") from None
     if not isinstance(header, dict):
         raise FileProblem("has a header that is no JSON object")
-    tensors = {name: _tensor(name, entry, known_types_only) for name, entry in header.items() if name != "__metadata__"}
+    _check_metadata(header.pop(_METADATA, None))
+    tensors = {name: _tensor(name, entry, known_types_only) for name, entry in header.items()}
     _check_places(tensors, size - 8 - length)
     return tensors, 8 + length
 
 
+def _check_metadata(metadata: Any) -> None:
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict) or not all(_is_text(key) and _is_text(text) for key, text in metadata.items()):
+        raise FileProblem(f"has a header whose {_METADATA} holds something else than texts; export it again")
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is text that UTF-8 can hold: JSON's escapes allow for halves of characters, the library does not."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _tensor(name: str, entry: Any, known_types_only: bool) -> Tensor:
-    if not isinstance(entry, Mapping):
+    if not isinstance(entry, Mapping) or entry.keys() != _FIELDS or not _is_text(name):
         raise FileProblem(f"describes the tensor {quoted(name)} wrongly")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if (
-        not isinstance(dtype, str)
+        not _is_text(dtype)
         or not (isinstance(shape, list) and len(shape) <= _MAX_DIMENSIONS and all(map(_is_count, shape)))
         or not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_count, offsets)))
     ):
@@ -149,6 +184,8 @@ def _tensor(name: str, entry: Any, known_types_only: bool) -> Tensor:
     else:
         for side in shape:
             bits *= side
+            if bits >= 1 << 63:  # also where a later side is 0: the library multiplies with 64 bits
+                raise FileProblem(f"describes the tensor {quoted(name)} as larger than any file")
         if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
             raise FileProblem(f"gives the tensor {quoted(name)} another number of bytes than its shape needs")
     return Tensor(dtype, tuple(shape), offsets[0], offsets[1])
@@ -171,48 +208,21 @@ def _check_places(tensors: Mapping[str, Tensor], size: int) -> None:
         raise FileProblem(f"has {size - position} bytes too many at its end")
 
 
-# Where a floating-point value is not finite: (bytes per value, bits of its highest byte that are all set, and of the next one).
-_SPECIAL: Final = {
-    "F64": (8, 0x7F, 0xF0),
-    "F32": (4, 0x7F, 0x80),
-    "BF16": (2, 0x7F, 0x80),
-    "F16": (2, 0x7C, None),
-    "F8_E5M2": (1, 0x7C, None),
-    "F8_E4M3": (1, 0x7F, None),
-}
+def require_readable(file: BinaryIO) -> None:
+    """Raises FileProblem when the safetensors library, where it is installed, can't read the file's header.
 
-
-def first_not_finite(file: BinaryIO, tensors: Mapping[str, Tensor], body: int) -> str | None:
-    """The name of a tensor that holds NaN or infinity, or None; `body` is the offset that read_header gave.
-
-    Reads the whole file (about a second per GiB, without making a Python object per value).
+    It maps the file, reads the header, and only then looks for a framework to make tensors with, whose absence is no complaint.
     """
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
-        special = _SPECIAL.get(tensor.dtype)
-        if special is None:
-            continue
-        file.seek(body + tensor.start)
-        left = tensor.end - tensor.start
-        while left:
-            chunk = file.read(min(left, _CHUNK))
-            if not chunk:
-                raise FileProblem("became shorter while it was read")
-            left -= len(chunk)
-            if _has_special(chunk, *special):
-                return name
-    return None
-
-
-_MARKS: Final = {
-    mask: bytes(1 if value & mask == mask else 0 for value in range(256)) for mask in (0x7F, 0x7C, 0x80, 0xF0)
-}
-
-
-def _has_special(chunk: bytes, width: int, high: int, low: int | None) -> bool:
-    marked = chunk[width - 1 :: width].translate(_MARKS[high])
-    if b"\x01" not in marked:
-        return False
-    if low is None:
-        return True
-    also = chunk[width - 2 :: width].translate(_MARKS[low])
-    return bool(int.from_bytes(marked, "little") & int.from_bytes(also, "little"))
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        return
+    try:
+        with safe_open(f"/proc/self/fd/{file.fileno()}", framework="numpy"):
+            pass
+    except (ImportError, FileNotFoundError):  # the latter only where there is no /proc
+        pass
+    except (SafetensorError, ValueError, OSError) as error:
+        raise FileProblem(
+            f"can't be read by the safetensors library: {clean(error, limit=200)}; export it again"
+        ) from None
