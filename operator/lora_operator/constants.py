@@ -249,7 +249,8 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     ),
     Reason.NOT_ACCEPTED: ReasonInfo("Nothing is downloaded before the adapter is accepted, nor loaded.", _WAIT),
     Reason.QUEUED: ReasonInfo(
-        "The download waits: for the base model's artifact, for its turn among the cache's Jobs, or for its Job's pod to start.",
+        "The download waits: for the base model's artifact, for its turn among the cache's Jobs, for its Job's pod to start, or for "
+        "its ModelArtifact, which a quota or policy refuses.",
         _WAIT,
     ),
     Reason.DOWNLOADING: ReasonInfo("A Job is downloading; the message has bytes and percentage.", _WAIT),
@@ -339,7 +340,10 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         warns=True,
     ),
     Reason.PODS_REFUSED: ReasonInfo(
-        "Quota or admission refuses the engine pods, or their Deployment.", _WAIT, warns=True
+        "Quota or admission refuses the engine pods, their Deployment or another object of the fleet; the message names it. What does "
+        "not need it goes on.",
+        _WAIT,
+        warns=True,
     ),
     Reason.GATE_MISSING: ReasonInfo("A pod's engine answers without the operator's gate.", _WAIT, stalled=True),
     Reason.ENGINE_TOO_OLD: ReasonInfo(

@@ -62,6 +62,58 @@ async def test_an_artifact_whose_name_is_taken_holds_up_no_other_adapter(
         await world.wait_listed({})
 
 
+async def fill_quota(world: World, kubectl: Kubectl) -> None:
+    """A quota for ModelArtifacts, of which two are there, is full."""
+    what = "count/modelartifacts.lora-operator.dev"
+    kubectl("create", "quota", "full", f"--hard={what}=2", "-n", world.serving)
+    status = f'{{"status": {{"hard": {{"{what}": "2"}}, "used": {{"{what}": "2"}}}}}}'
+    kubectl("patch", "quota", "full", "-n", world.serving, "--subresource=status", "--type=merge", f"-p={status}")
+
+    async def refuses() -> bool:
+        try:
+            await world.kube.create(manifest("ModelArtifact", name="probe", namespace=world.serving))
+        except ForbiddenError:
+            return True
+        await world.kube.delete(MODEL_ARTIFACTS, world.serving, "probe")
+        return False
+
+    await until(refuses, "the quota refuses artifacts")
+
+
+async def test_a_quota_that_refuses_the_base_model_s_artifact_holds_up_nothing_else(
+    world: World, control_plane: ControlPlane, kubectl: Kubectl
+) -> None:
+    await world.make_fleet()
+    async with running_operator(control_plane):
+        for namespace in (world.team_a, world.team_b):
+            await world.adapter("sql", namespace, repo="org/sql", servedName=f"sql-{namespace}")
+        [engine] = await world.run_pods()
+        await world.ready("sql", world.team_a)
+        await world.ready("sql", world.team_b)
+        ready = await world.wait_for(VLLM_DEPLOYMENTS, "llama", world.serving, "Ready", "True")
+        await fill_quota(world, kubectl)
+        change = {"replicas": 3, "model": {"source": {"huggingFace": {"revision": "v2"}}}}
+        await world.kube.patch(VLLM_DEPLOYMENTS, world.serving, "llama", {"spec": change})
+        await world.delete_adapter("sql", world.team_a)
+        await world.wait_listed({f"sql-{world.team_b}": f"{world.team_b}/sql"})
+
+        async def gone() -> bool:
+            return (await engine.ask(f"sql-{world.team_a}"))[0] == 404
+
+        await until(gone, "an engine answers a deleted adapter no more")
+        told = await world.wait_for(VLLM_DEPLOYMENTS, "llama", world.serving, "ModelReady", "False", "Queued")
+        message = next(c["message"] for c in told["conditions"] if c["type"] == "ModelReady")
+        assert "its ModelArtifact can't be made: apply ModelArtifact " in message
+        assert "exceeded quota: full" in message
+        assert told["modelArtifact"] == ready["modelArtifact"], "it goes on being served"
+        workload = await world.kube.get(DEPLOYMENTS, world.serving, "llama")
+        assert workload["spec"]["replicas"] == 3
+        await world.ready("sql", world.team_b)
+        kubectl("delete", "quota", "full", "-n", world.serving)
+        told = await world.wait_for(VLLM_DEPLOYMENTS, "llama", world.serving, "ModelReady", "True")
+        assert told["modelArtifact"] != ready["modelArtifact"]
+
+
 async def test_a_quota_that_refuses_one_artifact_holds_up_no_other_adapter(
     world: World, control_plane: ControlPlane, kubectl: Kubectl
 ) -> None:
@@ -70,20 +122,7 @@ async def test_a_quota_that_refuses_one_artifact_holds_up_no_other_adapter(
         await world.adapter("sql", world.team_a)
         await world.run_pods()
         await world.ready("sql", world.team_a)
-        what = "count/modelartifacts.lora-operator.dev"
-        kubectl("create", "quota", "full", f"--hard={what}=2", "-n", world.serving)
-        status = f'{{"status": {{"hard": {{"{what}": "2"}}, "used": {{"{what}": "2"}}}}}}'
-        kubectl("patch", "quota", "full", "-n", world.serving, "--subresource=status", "--type=merge", f"-p={status}")
-
-        async def refuses() -> bool:
-            try:
-                await world.kube.create(manifest("ModelArtifact", name="probe", namespace=world.serving))
-            except ForbiddenError:
-                return True
-            await world.kube.delete(MODEL_ARTIFACTS, world.serving, "probe")
-            return False
-
-        await until(refuses, "the quota refuses artifacts")
+        await fill_quota(world, kubectl)
         await world.adapter("more", world.team_a)
         told = await world.refused("more", world.team_a, "Queued")
         message = next(c["message"] for c in told["conditions"] if c["type"] == "Ready")

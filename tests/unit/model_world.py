@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import random
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
@@ -146,6 +146,10 @@ class Kube:
         if self._world.api_down:
             raise UnavailableError("the API server is away")
 
+    def _ask(self, verb: str, obj: Json) -> None:
+        if (error := self._world.refused(verb, obj)) is not None:
+            raise error
+
     async def get(self, rt: ResourceType, namespace: str, name: str) -> Json:
         """As Kube's."""
         self._up()
@@ -183,6 +187,7 @@ class Kube:
     async def apply(self, obj: Json) -> Json:
         """As Kube's, for one who owns all the fields but the status."""
         self._up()
+        self._ask("apply", obj)
         return self._world.write_of_operator(obj)
 
     async def patch(self, rt: ResourceType, namespace: str, name: str, patch: Json) -> Json:
@@ -202,6 +207,7 @@ class Kube:
     async def delete(self, rt: ResourceType, namespace: str, name: str, *, uid: str | None = None) -> None:
         """As Kube's."""
         self._up()
+        self._ask("delete", {"kind": rt.kind, "metadata": {"namespace": namespace, "name": name}})
         self._world.remove((rt.kind, namespace, name), by_operator=True)
         self._world.step()
 
@@ -222,6 +228,7 @@ class World:
         self.addresses: dict[str, str] = {}  # address to pod
         self.bad_repos: set[str] = set()
         self.api_down = self.secrets_forbidden = False
+        self.refused: Callable[[str, Json], KubeError | None] = lambda _verb, _obj: None  # what is not accepted
         self.unlisted = False  # the operator has started, and can't list a kind
         self.steps_left: int | None = None  # until the operator dies: its writes, and its questions to engines
         self.time = 0.0
