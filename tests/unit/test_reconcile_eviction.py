@@ -11,8 +11,9 @@ from typing import Any, cast
 import pytest
 
 from lora_operator.api import ModelCache
+from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, Reason
-from lora_operator.errors import ForbiddenError
+from lora_operator.errors import ForbiddenError, UnavailableError
 from lora_operator.kube import Kube
 from lora_operator.manifest import (
     EVICT_REQUEST_ENV,
@@ -383,6 +384,42 @@ async def test_the_end_is_recorded_downloads_go_on_and_the_job_goes() -> None:
     assert world.api.deleted == ["default-evict-1"]
     assert Key(Kind.MODEL_ARTIFACT, "serving", "sql") in world.woken
     assert not is_evicting(world.context, world.cache.key)
+
+
+async def test_an_artifact_that_can_t_be_deleted_is_told_and_keeps_nothing_else_from_being_told() -> None:
+    world = World()
+
+    def refuses(_: str) -> None:
+        raise ForbiddenError("delete ModelArtifact serving/old: denied by a policy (403)")
+
+    world.api.on_delete = refuses
+    await world.reconcile()
+    world.put(
+        Kind.MODEL_CACHE,
+        world.cache.model_copy(update={"status": ModelCacheStatus.model_validate(world.api.statuses[-1])}),
+    )
+    told = await world.reconcile()
+    assert (told["running"], told["failures"], told["leftOver"]) == (False, 1, True)
+    assert told["message"] == "its object can't be deleted: delete ModelArtifact serving/old: denied by a policy (403)"
+
+
+@pytest.mark.parametrize("what", ["delete", "create", "list"])
+async def test_a_removal_that_fails_keeps_the_cache_s_own_status_from_nothing(what: str, monkeypatch: Any) -> None:
+    world = World(status={"claimName": "models", "eviction": {"leftOver": True}})
+    if what == "list":
+        await world.until_the_job()
+        world.end_job()
+        world.put(Kind.MODEL_CACHE, world.cache)
+        world.api.statuses.clear()
+
+    async def away(*_: Any, **__: Any) -> None:
+        raise UnavailableError(f"{what}: no answer (500)")
+
+    monkeypatch.setattr(world.api, what, away)
+    with pytest.raises(UnavailableError):
+        await reconcile_cache(world.context, Key(Kind.MODEL_CACHE, *world.cache.key))
+    (status,) = world.api.statuses
+    assert {c["type"]: c["status"] for c in status["conditions"]}["Ready"] == "True"
 
 
 UNSCHEDULABLE: Json = {

@@ -12,13 +12,17 @@ from lora_operator.names import kit_config_map
 from tests.unit.model_world import LLAMA, SERVING, Json, World
 from tests.unit.test_converging import (
     ADAPTERS,
+    adapter,
     apply,
+    cache,
     check_converged,
     check_idempotent,
+    claim,
     delete,
     deployment,
     heal,
     listed,
+    namespace,
     secret,
     start,
     told,
@@ -281,3 +285,18 @@ def test_an_adapter_s_secret_that_is_gone_after_the_download_takes_nothing_from_
     world.skip(60)
     reason = told(world.objects["LoRAAdapter", *ADAPTERS[3]])["Ready"]["reason"]
     assert reason in ("CredentialsNotFound", "CredentialsForbidden"), "that is other content"
+
+
+# Deletions
+
+
+def test_content_is_announced_though_its_job_can_t_be_deleted() -> None:
+    world = World(10)
+    error = ForbiddenError("delete Job serving/x: denied by a policy (403)")
+    world.refused = lambda verb, obj: error if verb == "delete" and obj["kind"] == "Job" else None
+    for body in (claim(), cache(), deployment(), namespace("team-a", True), namespace(SERVING, True)):
+        apply(body)(world)
+    apply(adapter(ADAPTERS[0], "a", "org/one", secret=False))(world)
+    world.skip(30)
+    assert told(world.objects["LoRAAdapter", *ADAPTERS[0]])["Ready"]["status"] == "True"
+    assert any(place[0] == "Job" for place in world.objects), "else nothing is shown"

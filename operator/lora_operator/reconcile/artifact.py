@@ -80,9 +80,9 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
         assert status is not None  # noqa: S101  a narrowing for the type checker
         if not await context.write_status(MODEL_ARTIFACTS, Kind.MODEL_ARTIFACT, artifact, status):
             delete_jobs = ()  # what they led to is not written down
+    _announce(context, key)  # whatever becomes of the Jobs
     for name in delete_jobs:
         await context.kube.delete(JOBS, key.namespace, name)
-    _announce(context, key)
     return plan.requeue_after
 
 

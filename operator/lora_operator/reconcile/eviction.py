@@ -207,7 +207,10 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
     for artifact in plan.remove:
         if registry.wanters(artifact.key) or store.is_told(artifact.key):
             continue  # somebody has come while we deleted others
-        await context.kube.delete(MODEL_ARTIFACTS, *artifact.key, uid=artifact.metadata.uid)
+        try:
+            await context.kube.delete(MODEL_ARTIFACTS, *artifact.key, uid=artifact.metadata.uid)
+        except (ForbiddenError, InvalidObjectError) as error:
+            return EvictionPlan(could_not(plan.status, f"its object can't be deleted: {error}", now=context.now()))
         change = store.remove(Kind.MODEL_ARTIFACT, *artifact.key, uid=artifact.metadata.uid)
         if change is not None:  # whoever wants it from now on makes it anew
             context.enqueue(change.key)
