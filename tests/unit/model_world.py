@@ -227,6 +227,7 @@ class World:
         self.engines: dict[str, Engine] = {}  # by pod
         self.addresses: dict[str, str] = {}  # address to pod
         self.bad_repos: set[str] = set()
+        self.lost_nodes: set[str] = set()  # repositories: the nodes of their Jobs are lost
         self.api_down = self.secrets_forbidden = False
         self.refused: Callable[[str, Json], KubeError | None] = lambda _verb, _obj: None  # what is not accepted
         self.unlisted = False  # the operator has started, and can't list a kind
@@ -454,6 +455,9 @@ class World:
         text = next(entry["value"] for entry in container["env"] if entry["name"] == "LORA_OPERATOR_FETCH")
         request = FetchRequest.model_validate_json(text)
         assert request.hugging_face is not None
+        if request.hugging_face.repo in self.lost_nodes:
+            self._lose(job)
+            return
         ok = request.hugging_face.repo not in self.bad_repos
         path = f"artifacts/{request.artifact}-{COMMIT}"
         result = (
@@ -464,6 +468,16 @@ class World:
         if ok:
             self.published.add(path)
         ended = {"terminated": {"exitCode": 0 if ok else 1, "message": result.model_dump_json(by_alias=True)}}
+        self._write_job_pod(job, ended)
+        self.write(job | {"status": {"conditions": [{"type": "Complete" if ok else "Failed", "status": "True"}]}})
+
+    def _lose(self, job: Json) -> None:
+        """Its node is lost a moment after it has begun: the pod is deleted, and nobody confirms that it has ended."""
+        self._write_job_pod(job, {"running": {}}, deletionTimestamp=self._stamp())
+        target = {"type": "FailureTarget", "status": "True", "reason": "BackoffLimitExceeded"}
+        self.write(job | {"status": {"startTime": self._stamp(), "conditions": [target]}})
+
+    def _write_job_pod(self, job: Json, state: Json, **metadata: Any) -> None:
         self.write(
             {
                 "apiVersion": "v1",
@@ -473,11 +487,11 @@ class World:
                     "namespace": SERVING,
                     "labels": job["spec"]["template"]["metadata"]["labels"],
                     "ownerReferences": [_owner("Job", job)],
+                    **metadata,
                 },
-                "status": {"containerStatuses": [{"name": FETCH_CONTAINER, "state": ended}]},
+                "status": {"containerStatuses": [{"name": FETCH_CONTAINER, "state": state}]},
             }
         )
-        self.write(job | {"status": {"conditions": [{"type": "Complete" if ok else "Failed", "status": "True"}]}})
 
     def _roll_out(self, workload: Json) -> None:
         wanted = workload["spec"].get("replicas", 1)

@@ -37,6 +37,7 @@ from lora_operator.vllm import Engines, ServedModel
 from tests.unit.builders import (
     CREATED,
     engine_pod,
+    job_pod,
     make_adapter,
     make_artifact,
     make_cache,
@@ -461,6 +462,52 @@ async def test_a_job_that_runs_is_left_to_its_deadline() -> None:
     await world.until_the_job()
     world.make_pod(RUNNING, made=datetime.now(UTC) - timedelta(minutes=9))
     assert (await world.reconcile())["running"]
+
+
+async def test_a_removal_whose_node_is_lost_ends_and_the_next_one_takes_nothing_that_came_after_it() -> None:
+    world = World()
+    await world.until_the_job()
+    made = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=9)
+    world.make_pod(RUNNING, made=made)
+    target = {"conditions": [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]}
+    world.raw(Kind.JOB, world.context.store.jobs["serving", "default-evict-1"] | {"status": target})
+    pod = world.context.store.pods["serving", "p"]
+    for seconds in (50, 61):
+        deleted = {"deletionTimestamp": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()}
+        world.raw(Kind.POD, pod | {"metadata": pod["metadata"] | deleted})
+        world.api.deleted.clear()
+        world.woken.clear()
+        told = await world.reconcile()
+        assert told["running"] is (seconds == 50), "a slow node is none that is lost"
+        assert is_evicting(world.context, world.cache.key) is (seconds == 50)
+    assert (told["failures"], told["attempt"], told["leftOver"]) == (1, 1, True)
+    assert told["message"].startswith("the node of Job default-evict-1 was lost: its pod was to be gone at ")
+    assert datetime.fromisoformat(told["lostSince"]) == made
+    assert world.api.deleted == ["default-evict-1"]
+    assert Key(Kind.MODEL_ARTIFACT, "serving", "sql") in world.woken, "downloads go on"
+
+    again = World(asked="again", status={"claimName": "models", "eviction": told})
+    fresh = {"path": "artifacts/fresh-view", "unreferencedSince": CREATED}
+    body = ready_artifact("fresh", uid="uid-f", status=fresh).model_dump(mode="json", by_alias=True, exclude_none=True)
+    body["status"]["conditions"][0]["lastTransitionTime"] = datetime.now(UTC).isoformat()
+    again.raw(Kind.MODEL_ARTIFACT, body)
+    await again.look()
+    assert again.api.deleted == ["old"], "who comes after the lost one keeps what is his"
+    assert again.request().built == made.timestamp()
+    (job,) = again.api.created
+    assert job["metadata"]["name"] == "default-evict-2"
+
+
+async def test_a_download_whose_node_is_lost_holds_up_no_removal() -> None:
+    world = World()
+    world.put(Kind.MODEL_ARTIFACT, ready_artifact("new", uid="uid-new", status={"finishedAttempt": 1}))
+    job = make_job(artifact="new", owner_uid="uid-new")
+    target = {"conditions": [{"type": "FailureTarget", "status": "True"}]}
+    world.raw(Kind.JOB, job | {"metadata": job["metadata"] | {"creationTimestamp": CREATED}, "status": target})
+    pod = job_pod({"running": {}})
+    world.raw(Kind.POD, pod | {"metadata": pod["metadata"] | {"uid": "uid-p", "deletionTimestamp": CREATED}})
+    await world.look()
+    assert world.request().built is None, "payloads go, too"
 
 
 async def test_files_whose_artifacts_are_gone_are_not_forgotten_when_the_job_is_refused_or_the_operator_dies() -> None:

@@ -300,3 +300,29 @@ def test_content_is_announced_though_its_job_can_t_be_deleted() -> None:
     world.skip(30)
     assert told(world.objects["LoRAAdapter", *ADAPTERS[0]])["Ready"]["status"] == "True"
     assert any(place[0] == "Job" for place in world.objects), "else nothing is shown"
+
+
+# Nodes that are lost
+
+
+def test_a_download_whose_node_is_lost_is_tried_again() -> None:
+    world = start(11)
+    world.lost_nodes.add("org/new")
+    apply(adapter(ADAPTERS[1], "new", "org/new", secret=False))(world)
+    world.skip(59)
+    artifact = next(
+        body
+        for place, body in world.objects.items()
+        if place[0] == "ModelArtifact" and body["spec"]["source"]["huggingFace"]["repo"] == "org/new"
+    )
+    name = artifact["metadata"]["name"]
+    assert "lastFailure" not in artifact["status"], "a slow node is none that is lost"
+    world.skip(10)
+    artifact = world.objects["ModelArtifact", SERVING, name]
+    assert artifact["status"]["lastFailure"]["reason"] == "JobFailed"
+    assert artifact["status"]["lastFailure"]["message"].startswith("the Job's node was lost: ")
+    assert ("Job", SERVING, f"{name}-1") not in world.objects, "its place is free"
+    world.lost_nodes.clear()
+    world.skip(180)
+    assert told(world.objects["LoRAAdapter", *ADAPTERS[1]])["Ready"]["status"] == "True"
+    check_idempotent(world)
