@@ -190,6 +190,7 @@ class Reason(StrEnum):
     NO_ATOMIC_SWAP = "NoAtomicSwap"
     ORPHANS_LOADED = "OrphansLoaded"
     ARGUMENTS_TOO_LONG = "ArgumentsTooLong"
+    LIST_TOO_LONG = "ListTooLong"
     # Ready of a cache
     CLAIM_PENDING = "ClaimPending"
     CLAIM_NOT_FOUND = "ClaimNotFound"
@@ -340,8 +341,7 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         warns=True,
     ),
     Reason.PODS_REFUSED: ReasonInfo(
-        "Quota or admission refuses the engine pods, their Deployment or another object of the fleet; the message names it. What does "
-        "not need it goes on.",
+        "Quota or admission refuses the engine pods, their Deployment, or another object of the fleet.",
         _WAIT,
         warns=True,
     ),
@@ -369,6 +369,12 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     ),
     Reason.ARGUMENTS_TOO_LONG: ReasonInfo(
         "With updateStrategy Rollout: no room for the adapter in the pods' arguments.", _WAIT, stalled=True
+    ),
+    Reason.LIST_TOO_LONG: ReasonInfo(
+        "No room for the adapter in the list that pods are told: a ConfigMap takes 1 MiB. Of the namespaces that have most adapters the "
+        "youngest give way.",
+        _WAIT,
+        stalled=True,
     ),
     Reason.CLAIM_PENDING: ReasonInfo(
         "The claim exists but is not bound. Where its class waits for the first consumer that is in order: a download Job's pod "

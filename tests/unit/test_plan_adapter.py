@@ -317,7 +317,7 @@ CASES: dict[str, Case] = {
         None,
     ),
     "the pods' arguments have no room for it": (
-        seen(None, GOOD, deployment=ROLLING, left_out=True),
+        seen(None, GOOD, deployment=ROLLING, left_out=Reason.ARGUMENTS_TOO_LONG),
         loads("ArgumentsTooLong", NO_ROOM) | {"Stalled": ("True", "ArgumentsTooLong", NO_ROOM)},
         "served",
         None,
@@ -418,7 +418,7 @@ CASES: dict[str, Case] = {
         loads(
             "NoReadyPods",
             "0 of 2 pods of VLLMDeployment serving/llama are ready: PodsRefused: quota or admission refuses the engine pods, "
-            "or their Deployment; its status has the details",
+            "their Deployment, or another object of the fleet; its status has the details",
         ),
         "served",
         None,

@@ -34,7 +34,9 @@ class AdapterObservation:
     artifacts: Mapping[tuple[str, str], ModelArtifact]
     fleet: Fleet | None  # None while nothing is known of the pods
     url: str | None
-    left_out: bool = False  # the pods' arguments have no room for it (updateStrategy Rollout)
+    left_out: Reason | None = (
+        None  # there is no room for it: in the list, or (updateStrategy Rollout) the pods' arguments
+    )
     name_held: bool = False  # by an adapter that exists and can't be read
     name_holder: str | None = None  # the UID of who is listed under the name, where somebody else wants it too
     not_made: Verdict | None = None  # why the wanted artifact could not be made just now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
@@ -21,17 +22,17 @@ from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
 from lora_operator.names import kit_config_map
 from lora_operator.plan.claims import Candidate, settle_claims
 from lora_operator.plan.deployment import DeploymentObservation, plan_deployment, replicas_wanted
-from lora_operator.plan.modules import ModuleList, encode_for_config_map, names_passed_on, plan_list
+from lora_operator.plan.modules import ModuleList, encode_for_config_map, names_passed_on
 from lora_operator.plan.pods import is_controlled_by, running_container
 from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.disruption import keep_budget
 from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods, tell_adapters
 from lora_operator.reconcile.kits import remove_old_kits
-from lora_operator.reconcile.lists import held_list, stored_list
+from lora_operator.reconcile.lists import held_list, next_list, stored_list
 from lora_operator.reconcile.model import BLOCKED_SECONDS, Model, want_model
 from lora_operator.reconcile.replicas import keep_replicas
-from lora_operator.reconcile.rollout import Rollout, as_rolled, fit_arguments, look_at_rollout
+from lora_operator.reconcile.rollout import Rollout, as_rolled, look_at_rollout
 from lora_operator.reconcile.store import Key, Kind
 from lora_operator.reconcile.warnings import SILENT_SECONDS, warnings_of
 
@@ -70,7 +71,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             fleet=fleet,
             modules=told,
             waits_for=waits_for,
-            left_out=len(context.registry.left_out.get(place, ())),
+            left_out=Counter(context.registry.left_out.get(place, {}).values()),
             auxiliary=model.contents[1:],
             warnings=warnings,
             refresh=model.refresh,
@@ -157,13 +158,7 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
     decisions = settle_claims(
         candidates, deployment=deployment, previous=previous, unreadable=unreadable_adapters(context)
     )
-    updated = plan_list(
-        previous,
-        fit_arguments(context, deployment, previous, decisions),
-        deployment=f"{deployment.metadata.namespace}/{deployment.metadata.name}",
-        above=registry.held.get(deployment.key, 0),
-        all_eager=deployment.spec.lora.update_strategy == ROLLOUT,
-    )
+    updated = next_list(context, deployment, previous, decisions)
     registry.lists[deployment.key] = updated
     for passed in names_passed_on(previous, updated):
         context.enqueue(Key(Kind.LORA_ADAPTER, *passed))
