@@ -190,6 +190,7 @@ class Reason(StrEnum):
     NO_ATOMIC_SWAP = "NoAtomicSwap"
     ORPHANS_LOADED = "OrphansLoaded"
     ARGUMENTS_TOO_LONG = "ArgumentsTooLong"
+    LIST_TOO_LONG = "ListTooLong"
     # Ready of a cache
     CLAIM_PENDING = "ClaimPending"
     CLAIM_NOT_FOUND = "ClaimNotFound"
@@ -249,7 +250,8 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     ),
     Reason.NOT_ACCEPTED: ReasonInfo("Nothing is downloaded before the adapter is accepted, nor loaded.", _WAIT),
     Reason.QUEUED: ReasonInfo(
-        "The download waits: for the base model's artifact, for its turn among the cache's Jobs, or for its Job's pod to start.",
+        "The download waits: for the base model's artifact, for its turn among the cache's Jobs, for its Job's pod to start, or for "
+        "its ModelArtifact, which a quota or policy refuses.",
         _WAIT,
     ),
     Reason.DOWNLOADING: ReasonInfo("A Job is downloading; the message has bytes and percentage.", _WAIT),
@@ -341,7 +343,9 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         warns=True,
     ),
     Reason.PODS_REFUSED: ReasonInfo(
-        "Quota or admission refuses the engine pods, or their Deployment.", _WAIT, warns=True
+        "Quota or admission refuses the engine pods, their Deployment, or another object of the fleet.",
+        _WAIT,
+        warns=True,
     ),
     Reason.GATE_MISSING: ReasonInfo("A pod's engine answers without the operator's gate.", _WAIT, stalled=True),
     Reason.ENGINE_TOO_OLD: ReasonInfo(
@@ -367,6 +371,12 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     ),
     Reason.ARGUMENTS_TOO_LONG: ReasonInfo(
         "With updateStrategy Rollout: no room for the adapter in the pods' arguments.", _WAIT, stalled=True
+    ),
+    Reason.LIST_TOO_LONG: ReasonInfo(
+        "No room for the adapter in the list that pods are told: a ConfigMap takes 1 MiB. Of the namespaces that have most adapters the "
+        "youngest give way.",
+        _WAIT,
+        stalled=True,
     ),
     Reason.CLAIM_PENDING: ReasonInfo(
         "The claim exists but is not bound. Where its class waits for the first consumer that is in order: a download Job's pod "

@@ -17,12 +17,18 @@ import pytest
 from e2e.cluster import ControlPlane
 from e2e.fixtures.hub import HubServer
 from e2e.fixtures.s3 import S3Server
-from lora_operator.kube import JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES
+from lora_operator.api import VLLMDeployment
+from lora_operator.desired.children import build_modules_config_map
+from lora_operator.errors import InvalidObjectError
+from lora_operator.kube import JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS
 from lora_operator.manifest import FetchResult, VolumeState
+from lora_operator.plan.list_room import give_way
+from lora_operator.plan.modules import decode_from_config_map, encode_for_config_map
 from tests.component.fetch_support import Fetcher, Job, make_base, until
 from tests.component.manifests import manifest
 from tests.component.reconcile_support import COMMIT, NEVER, Json, World, running_operator
 from tests.component.reconcile_support import until as until_it
+from tests.unit.test_list_room import crowd, without
 
 MIB = 1 << 20
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")
@@ -270,3 +276,17 @@ async def test_what_a_job_tells_of_the_volume_is_the_caches(control_plane: Contr
         await world.adapter("sql", world.team_a)
         status = await world.wait_for(MODEL_CACHES, "default", world.serving, "SpaceLow", "True", "NearlyFull")
         assert (status["used"], status["free"]) == ("128Ki", "1Gi")
+
+
+async def test_a_list_of_all_is_refused_and_what_there_is_room_for_is_not(world: World) -> None:
+    """Adapters of one source with the longest names, as one tenant may make them."""
+    await world.make_deployment()
+    body = await world.kube.get(VLLM_DEPLOYMENTS, world.serving, "llama")
+    deployment = VLLMDeployment.model_validate(body)
+    modules = crowd(4000)
+    everybody = without(modules, frozenset())
+    with pytest.warns(ResourceWarning), pytest.raises(InvalidObjectError, match="may not be more than 1048576 bytes"):
+        await world.kube.apply(build_modules_config_map(deployment, encode_for_config_map(everybody)))
+    fitting = without(modules, give_way(everybody, {}))
+    made = await world.kube.apply(build_modules_config_map(deployment, encode_for_config_map(fitting)))
+    assert decode_from_config_map(made["binaryData"]["modules.json.gz"]) == fitting

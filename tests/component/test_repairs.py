@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,14 +19,16 @@ from lora_operator.kube import (
     LORA_ADAPTERS,
     MODEL_ARTIFACTS,
     NAMESPACES,
+    PODS,
     SECRETS,
     SERVICES,
     VLLM_DEPLOYMENTS,
     ResourceType,
 )
+from lora_operator.plan import jobs as plan_jobs
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
-from tests.component.reconcile_support import NEVER, World, asking, failure, running_operator, until
+from tests.component.reconcile_support import NEVER, World, asking, failure, owner, running_operator, until
 
 Json = dict[str, Any]
 
@@ -62,6 +65,58 @@ async def test_an_artifact_whose_name_is_taken_holds_up_no_other_adapter(
         await world.wait_listed({})
 
 
+async def fill_quota(world: World, kubectl: Kubectl) -> None:
+    """A quota for ModelArtifacts, of which two are there, is full."""
+    what = "count/modelartifacts.lora-operator.dev"
+    kubectl("create", "quota", "full", f"--hard={what}=2", "-n", world.serving)
+    status = f'{{"status": {{"hard": {{"{what}": "2"}}, "used": {{"{what}": "2"}}}}}}'
+    kubectl("patch", "quota", "full", "-n", world.serving, "--subresource=status", "--type=merge", f"-p={status}")
+
+    async def refuses() -> bool:
+        try:
+            await world.kube.create(manifest("ModelArtifact", name="probe", namespace=world.serving))
+        except ForbiddenError:
+            return True
+        await world.kube.delete(MODEL_ARTIFACTS, world.serving, "probe")
+        return False
+
+    await until(refuses, "the quota refuses artifacts")
+
+
+async def test_a_quota_that_refuses_the_base_model_s_artifact_holds_up_nothing_else(
+    world: World, control_plane: ControlPlane, kubectl: Kubectl
+) -> None:
+    await world.make_fleet()
+    async with running_operator(control_plane):
+        for namespace in (world.team_a, world.team_b):
+            await world.adapter("sql", namespace, repo="org/sql", servedName=f"sql-{namespace}")
+        [engine] = await world.run_pods()
+        await world.ready("sql", world.team_a)
+        await world.ready("sql", world.team_b)
+        ready = await world.wait_for(VLLM_DEPLOYMENTS, "llama", world.serving, "Ready", "True")
+        await fill_quota(world, kubectl)
+        change = {"replicas": 3, "model": {"source": {"huggingFace": {"revision": "v2"}}}}
+        await world.kube.patch(VLLM_DEPLOYMENTS, world.serving, "llama", {"spec": change})
+        await world.delete_adapter("sql", world.team_a)
+        await world.wait_listed({f"sql-{world.team_b}": f"{world.team_b}/sql"})
+
+        async def gone() -> bool:
+            return (await engine.ask(f"sql-{world.team_a}"))[0] == 404
+
+        await until(gone, "an engine answers a deleted adapter no more")
+        told = await world.wait_for(VLLM_DEPLOYMENTS, "llama", world.serving, "ModelReady", "False", "Queued")
+        message = next(c["message"] for c in told["conditions"] if c["type"] == "ModelReady")
+        assert "its ModelArtifact can't be made: apply ModelArtifact " in message
+        assert "exceeded quota: full" in message
+        assert told["modelArtifact"] == ready["modelArtifact"], "it goes on being served"
+        workload = await world.kube.get(DEPLOYMENTS, world.serving, "llama")
+        assert workload["spec"]["replicas"] == 3
+        await world.ready("sql", world.team_b)
+        kubectl("delete", "quota", "full", "-n", world.serving)
+        told = await world.wait_for(VLLM_DEPLOYMENTS, "llama", world.serving, "ModelReady", "True")
+        assert told["modelArtifact"] != ready["modelArtifact"]
+
+
 async def test_a_quota_that_refuses_one_artifact_holds_up_no_other_adapter(
     world: World, control_plane: ControlPlane, kubectl: Kubectl
 ) -> None:
@@ -70,20 +125,7 @@ async def test_a_quota_that_refuses_one_artifact_holds_up_no_other_adapter(
         await world.adapter("sql", world.team_a)
         await world.run_pods()
         await world.ready("sql", world.team_a)
-        what = "count/modelartifacts.lora-operator.dev"
-        kubectl("create", "quota", "full", f"--hard={what}=2", "-n", world.serving)
-        status = f'{{"status": {{"hard": {{"{what}": "2"}}, "used": {{"{what}": "2"}}}}}}'
-        kubectl("patch", "quota", "full", "-n", world.serving, "--subresource=status", "--type=merge", f"-p={status}")
-
-        async def refuses() -> bool:
-            try:
-                await world.kube.create(manifest("ModelArtifact", name="probe", namespace=world.serving))
-            except ForbiddenError:
-                return True
-            await world.kube.delete(MODEL_ARTIFACTS, world.serving, "probe")
-            return False
-
-        await until(refuses, "the quota refuses artifacts")
+        await fill_quota(world, kubectl)
         await world.adapter("more", world.team_a)
         told = await world.refused("more", world.team_a, "Queued")
         message = next(c["message"] for c in told["conditions"] if c["type"] == "Ready")
@@ -413,3 +455,58 @@ async def test_a_container_that_restarts_with_the_operator_down_serves_what_was_
             return (await engine.ask("sql"))[0] == 200
 
         await until(answers, "what was unloaded behind the operator's back is loaded again")
+
+
+async def test_a_download_whose_node_is_lost_is_tried_again(
+    world: World, control_plane: ControlPlane, kubectl: Kubectl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes says Failed only when the pod is gone, and nobody confirms the end of one on a lost node: a finalizer plays that."""
+    monkeypatch.setattr(plan_jobs, "LOST", timedelta(seconds=1))
+    await world.make_fleet()
+    world.outcomes["org/sql"] = NEVER
+    async with running_operator(control_plane):
+        await world.adapter("sql", world.team_a)
+
+        async def made() -> Json | None:
+            found = (await world.kube.list(JOBS, namespace=world.serving))[0]
+            return next((job for job in found if job["metadata"]["name"].startswith("sql-")), None)
+
+        job = await until(made, "the download's Job is made")
+        name, template = job["metadata"]["name"], job["spec"]["template"]
+        pod: Json = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": "lost",
+                "namespace": world.serving,
+                "labels": template["metadata"]["labels"] | {"batch.kubernetes.io/job-name": name},
+                "ownerReferences": [owner("batch/v1", "Job", job)],
+                "finalizers": ["batch.kubernetes.io/job-tracking"],
+            },
+            "spec": {"restartPolicy": "Never", "nodeName": "lost", "containers": [{"name": "fetch", "image": "x"}]},
+        }
+        await world.kube.apply(pod)
+        await world.kube.apply_status(PODS, world.serving, "lost", {"phase": "Running"})
+        at = "2026-01-01T00:00:00Z"
+        target = {"type": "FailureTarget", "status": "True", "reason": "BackoffLimitExceeded", "lastTransitionTime": at}
+        await world.kube.apply_status(
+            JOBS, world.serving, name, {"startTime": at, "conditions": [target], "terminating": 1}
+        )
+        kubectl("delete", "pod", "lost", "-n", world.serving, "--wait=false", "--grace-period=1")
+        artifact = name.rpartition("-")[0]
+
+        async def failed() -> Json | None:
+            status = (await world.kube.get(MODEL_ARTIFACTS, world.serving, artifact)).get("status") or {}
+            return status.get("lastFailure")
+
+        told = await until(failed, "the lost node is told")
+        assert told["reason"] == "JobFailed"
+        assert told["message"].startswith("the Job's node was lost: ")
+
+        async def gone() -> bool:
+            return await world.find(JOBS, world.serving, name) is None
+
+        await until(gone, "its Job is deleted")
+        del world.outcomes["org/sql"]
+        await world.wait_for(MODEL_ARTIFACTS, artifact, world.serving, "Ready", "True")
+    kubectl("patch", "pod", "lost", "-n", world.serving, "--type=merge", '-p={"metadata": {"finalizers": null}}')

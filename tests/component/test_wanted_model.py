@@ -90,13 +90,26 @@ async def test_what_is_in_the_cache_is_used_on_when_its_secret_goes(
     names = [content.artifact_name for content in wanted.contents]
     status = dict(zip(("modelArtifact", "tokenizerArtifact", "draftModelArtifact"), names, strict=True))
     known = deployment(kubectl, namespace, observedGeneration=1, **status)
-    assert known.metadata.generation == 1
     kept = await want_model(context, known)
     assert (kept.is_ready, kept.is_blocked) == (True, False)
     assert kept.auxiliary.tokenizer == "/model-cache/artifacts/tokenizer"
     assert kept.auxiliary.draft_model == "/model-cache/artifacts/draftModel"
-    changed = deployment(kubectl, namespace, observedGeneration=0, **status)
-    assert (await want_model(context, changed)).is_blocked, "a status of an older spec says nothing of this one"
+    kubectl("scale", "vllm/example", "-n", namespace, "--replicas=3")
+    body = kubectl.read("vllm/example", "-n", namespace)
+    assert body["metadata"]["generation"] > 1
+    scaled = VLLMDeployment.model_validate(body | {"status": {"observedGeneration": 1, **status}})
+    assert await want_model(context, scaled) == kept, "how many pods there are is nothing to it"
+    kubectl(
+        "patch",
+        "vllm/example",
+        "-n",
+        namespace,
+        "--type=merge",
+        '-p={"spec": {"model": {"tokenizer": {"source": {"path": "other"}}}}}',
+    )
+    body = kubectl.read("vllm/example", "-n", namespace)
+    changed = VLLMDeployment.model_validate(body | {"status": status})
+    assert (await want_model(context, changed)).is_blocked, "that is other content"
 
 
 async def test_an_artifact_of_that_name_with_another_spec_is_not_taken(

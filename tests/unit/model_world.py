@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import random
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
@@ -146,6 +146,10 @@ class Kube:
         if self._world.api_down:
             raise UnavailableError("the API server is away")
 
+    def _ask(self, verb: str, obj: Json) -> None:
+        if (error := self._world.refused(verb, obj)) is not None:
+            raise error
+
     async def get(self, rt: ResourceType, namespace: str, name: str) -> Json:
         """As Kube's."""
         self._up()
@@ -183,6 +187,7 @@ class Kube:
     async def apply(self, obj: Json) -> Json:
         """As Kube's, for one who owns all the fields but the status."""
         self._up()
+        self._ask("apply", obj)
         return self._world.write_of_operator(obj)
 
     async def patch(self, rt: ResourceType, namespace: str, name: str, patch: Json) -> Json:
@@ -202,6 +207,7 @@ class Kube:
     async def delete(self, rt: ResourceType, namespace: str, name: str, *, uid: str | None = None) -> None:
         """As Kube's."""
         self._up()
+        self._ask("delete", {"kind": rt.kind, "metadata": {"namespace": namespace, "name": name}})
         self._world.remove((rt.kind, namespace, name), by_operator=True)
         self._world.step()
 
@@ -221,7 +227,9 @@ class World:
         self.engines: dict[str, Engine] = {}  # by pod
         self.addresses: dict[str, str] = {}  # address to pod
         self.bad_repos: set[str] = set()
+        self.lost_nodes: set[str] = set()  # repositories: the nodes of their Jobs are lost
         self.api_down = self.secrets_forbidden = False
+        self.refused: Callable[[str, Json], KubeError | None] = lambda _verb, _obj: None  # what is not accepted
         self.unlisted = False  # the operator has started, and can't list a kind
         self.steps_left: int | None = None  # until the operator dies: its writes, and its questions to engines
         self.time = 0.0
@@ -447,6 +455,9 @@ class World:
         text = next(entry["value"] for entry in container["env"] if entry["name"] == "LORA_OPERATOR_FETCH")
         request = FetchRequest.model_validate_json(text)
         assert request.hugging_face is not None
+        if request.hugging_face.repo in self.lost_nodes:
+            self._lose(job)
+            return
         ok = request.hugging_face.repo not in self.bad_repos
         path = f"artifacts/{request.artifact}-{COMMIT}"
         result = (
@@ -457,6 +468,16 @@ class World:
         if ok:
             self.published.add(path)
         ended = {"terminated": {"exitCode": 0 if ok else 1, "message": result.model_dump_json(by_alias=True)}}
+        self._write_job_pod(job, ended)
+        self.write(job | {"status": {"conditions": [{"type": "Complete" if ok else "Failed", "status": "True"}]}})
+
+    def _lose(self, job: Json) -> None:
+        """Its node is lost a moment after it has begun: the pod is deleted, and nobody confirms that it has ended."""
+        self._write_job_pod(job, {"running": {}}, deletionTimestamp=self._stamp())
+        target = {"type": "FailureTarget", "status": "True", "reason": "BackoffLimitExceeded"}
+        self.write(job | {"status": {"startTime": self._stamp(), "conditions": [target]}})
+
+    def _write_job_pod(self, job: Json, state: Json, **metadata: Any) -> None:
         self.write(
             {
                 "apiVersion": "v1",
@@ -466,11 +487,11 @@ class World:
                     "namespace": SERVING,
                     "labels": job["spec"]["template"]["metadata"]["labels"],
                     "ownerReferences": [_owner("Job", job)],
+                    **metadata,
                 },
-                "status": {"containerStatuses": [{"name": FETCH_CONTAINER, "state": ended}]},
+                "status": {"containerStatuses": [{"name": FETCH_CONTAINER, "state": state}]},
             }
         )
-        self.write(job | {"status": {"conditions": [{"type": "Complete" if ok else "Failed", "status": "True"}]}})
 
     def _roll_out(self, workload: Json) -> None:
         wanted = workload["spec"].get("replicas", 1)

@@ -317,7 +317,7 @@ CASES: dict[str, Case] = {
         None,
     ),
     "the pods' arguments have no room for it": (
-        seen(None, GOOD, deployment=ROLLING, left_out=True),
+        seen(None, GOOD, deployment=ROLLING, left_out=Reason.ARGUMENTS_TOO_LONG),
         loads("ArgumentsTooLong", NO_ROOM) | {"Stalled": ("True", "ArgumentsTooLong", NO_ROOM)},
         "served",
         None,
@@ -418,7 +418,7 @@ CASES: dict[str, Case] = {
         loads(
             "NoReadyPods",
             "0 of 2 pods of VLLMDeployment serving/llama are ready: PodsRefused: quota or admission refuses the engine pods, "
-            "or their Deployment; its status has the details",
+            "their Deployment, or another object of the fleet; its status has the details",
         ),
         "served",
         None,
@@ -622,9 +622,16 @@ def test_content_that_was_authorised_stays_when_its_secret_goes() -> None:
     assert plan.artifact["spec"] == PRIVATE_GOOD.spec.to_wire()
 
 
+def test_content_that_was_authorised_stays_when_its_secret_goes_and_something_else_of_the_spec_changes() -> None:
+    changed = HAD.model_copy(update={"metadata": HAD.metadata.model_copy(update={"generation": 2})})
+    plan = plan_adapter(seen(changed, PRIVATE_GOOD, credentials=NO_SECRET), now=LATER)
+    assert plan.decision.module is not None
+    assert plan.decision.artifact == PRIVATE_GOOD.key
+
+
 CHANGED: dict[str, AdapterObservation] = {
     "the spec asks for something else since": seen(
-        HAD.model_copy(update={"metadata": HAD.metadata.model_copy(update={"generation": 2})}),
+        make_adapter(repo="org/another", secret="hf").model_copy(update={"status": HAD.status}),
         PRIVATE_GOOD,
         credentials=NO_SECRET,
     ),

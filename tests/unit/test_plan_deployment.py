@@ -74,7 +74,8 @@ ROLLING = make_deployment(lora={"updateStrategy": "Rollout"})
 def rolling(view: Any, *, waits_for: str | None = None, left_out: int = 0, **more: Any) -> DeploymentObservation:
     """One pod with its adapters in its arguments."""
     view = replace(view, update_strategy="Rollout", **more)
-    return one(view, deployment=ROLLING, waits_for=waits_for, left_out=left_out)
+    without = {Reason.ARGUMENTS_TOO_LONG: left_out} if left_out else {}
+    return one(view, deployment=ROLLING, waits_for=waits_for, left_out=without)
 
 
 def no_pod(**more: Any) -> DeploymentObservation:

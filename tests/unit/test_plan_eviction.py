@@ -381,3 +381,17 @@ def test_what_waits_goes_on_waiting_and_says_so_once() -> None:
     assert plan_eviction(seen(*contents, of=later, unsure="x"), now=now).status == first
     later = cache(status=through_the_api(first).to_wire() | MARKED, **LRU)
     assert [a.metadata.name for a in plan_eviction(seen(*contents, of=later), now=now).remove] == ["old"]
+
+
+def test_one_whose_node_was_lost_is_reckoned_with_until_another_one_has_ended_well() -> None:
+    made = NOW - timedelta(minutes=20)
+    lost = EvictJob("j", result=EvictResult(ok=False, message="lost"), since=made, lost=True)
+    status = plan_eviction(seen(job=lost), now=NOW).status
+    assert status is not None
+    assert status.lost_since == made
+    for result, since in ((EvictResult(ok=False, message="no"), made), (EvictResult(ok=True), None)):
+        after = seen(job=EvictJob("k", result=result, since=NOW), of=cache(status=status.to_wire(), **LRU))
+        assert after.built == made
+        found = plan_eviction(after, now=NOW).status
+        assert found is not None
+        assert found.lost_since == since

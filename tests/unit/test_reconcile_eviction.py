@@ -11,8 +11,9 @@ from typing import Any, cast
 import pytest
 
 from lora_operator.api import ModelCache
+from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, Reason
-from lora_operator.errors import ForbiddenError
+from lora_operator.errors import ForbiddenError, UnavailableError
 from lora_operator.kube import Kube
 from lora_operator.manifest import (
     EVICT_REQUEST_ENV,
@@ -36,6 +37,7 @@ from lora_operator.vllm import Engines, ServedModel
 from tests.unit.builders import (
     CREATED,
     engine_pod,
+    job_pod,
     make_adapter,
     make_artifact,
     make_cache,
@@ -385,6 +387,42 @@ async def test_the_end_is_recorded_downloads_go_on_and_the_job_goes() -> None:
     assert not is_evicting(world.context, world.cache.key)
 
 
+async def test_an_artifact_that_can_t_be_deleted_is_told_and_keeps_nothing_else_from_being_told() -> None:
+    world = World()
+
+    def refuses(_: str) -> None:
+        raise ForbiddenError("delete ModelArtifact serving/old: denied by a policy (403)")
+
+    world.api.on_delete = refuses
+    await world.reconcile()
+    world.put(
+        Kind.MODEL_CACHE,
+        world.cache.model_copy(update={"status": ModelCacheStatus.model_validate(world.api.statuses[-1])}),
+    )
+    told = await world.reconcile()
+    assert (told["running"], told["failures"], told["leftOver"]) == (False, 1, True)
+    assert told["message"] == "its object can't be deleted: delete ModelArtifact serving/old: denied by a policy (403)"
+
+
+@pytest.mark.parametrize("what", ["delete", "create", "list"])
+async def test_a_removal_that_fails_keeps_the_cache_s_own_status_from_nothing(what: str, monkeypatch: Any) -> None:
+    world = World(status={"claimName": "models", "eviction": {"leftOver": True}})
+    if what == "list":
+        await world.until_the_job()
+        world.end_job()
+        world.put(Kind.MODEL_CACHE, world.cache)
+        world.api.statuses.clear()
+
+    async def away(*_: Any, **__: Any) -> None:
+        raise UnavailableError(f"{what}: no answer (500)")
+
+    monkeypatch.setattr(world.api, what, away)
+    with pytest.raises(UnavailableError):
+        await reconcile_cache(world.context, Key(Kind.MODEL_CACHE, *world.cache.key))
+    (status,) = world.api.statuses
+    assert {c["type"]: c["status"] for c in status["conditions"]}["Ready"] == "True"
+
+
 UNSCHEDULABLE: Json = {
     "phase": "Pending",
     "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}],
@@ -424,6 +462,52 @@ async def test_a_job_that_runs_is_left_to_its_deadline() -> None:
     await world.until_the_job()
     world.make_pod(RUNNING, made=datetime.now(UTC) - timedelta(minutes=9))
     assert (await world.reconcile())["running"]
+
+
+async def test_a_removal_whose_node_is_lost_ends_and_the_next_one_takes_nothing_that_came_after_it() -> None:
+    world = World()
+    await world.until_the_job()
+    made = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=9)
+    world.make_pod(RUNNING, made=made)
+    target = {"conditions": [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]}
+    world.raw(Kind.JOB, world.context.store.jobs["serving", "default-evict-1"] | {"status": target})
+    pod = world.context.store.pods["serving", "p"]
+    for seconds in (50, 61):
+        deleted = {"deletionTimestamp": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()}
+        world.raw(Kind.POD, pod | {"metadata": pod["metadata"] | deleted})
+        world.api.deleted.clear()
+        world.woken.clear()
+        told = await world.reconcile()
+        assert told["running"] is (seconds == 50), "a slow node is none that is lost"
+        assert is_evicting(world.context, world.cache.key) is (seconds == 50)
+    assert (told["failures"], told["attempt"], told["leftOver"]) == (1, 1, True)
+    assert told["message"].startswith("the node of Job default-evict-1 was lost: its pod was to be gone at ")
+    assert datetime.fromisoformat(told["lostSince"]) == made
+    assert world.api.deleted == ["default-evict-1"]
+    assert Key(Kind.MODEL_ARTIFACT, "serving", "sql") in world.woken, "downloads go on"
+
+    again = World(asked="again", status={"claimName": "models", "eviction": told})
+    fresh = {"path": "artifacts/fresh-view", "unreferencedSince": CREATED}
+    body = ready_artifact("fresh", uid="uid-f", status=fresh).model_dump(mode="json", by_alias=True, exclude_none=True)
+    body["status"]["conditions"][0]["lastTransitionTime"] = datetime.now(UTC).isoformat()
+    again.raw(Kind.MODEL_ARTIFACT, body)
+    await again.look()
+    assert again.api.deleted == ["old"], "who comes after the lost one keeps what is his"
+    assert again.request().built == made.timestamp()
+    (job,) = again.api.created
+    assert job["metadata"]["name"] == "default-evict-2"
+
+
+async def test_a_download_whose_node_is_lost_holds_up_no_removal() -> None:
+    world = World()
+    world.put(Kind.MODEL_ARTIFACT, ready_artifact("new", uid="uid-new", status={"finishedAttempt": 1}))
+    job = make_job(artifact="new", owner_uid="uid-new")
+    target = {"conditions": [{"type": "FailureTarget", "status": "True"}]}
+    world.raw(Kind.JOB, job | {"metadata": job["metadata"] | {"creationTimestamp": CREATED}, "status": target})
+    pod = job_pod({"running": {}})
+    world.raw(Kind.POD, pod | {"metadata": pod["metadata"] | {"uid": "uid-p", "deletionTimestamp": CREATED}})
+    await world.look()
+    assert world.request().built is None, "payloads go, too"
 
 
 async def test_files_whose_artifacts_are_gone_are_not_forgotten_when_the_job_is_refused_or_the_operator_dies() -> None:

@@ -119,6 +119,11 @@ class EvictionStatus(ApiModel):
         description="Removals in a row that could not be done. The next one that you don't ask for waits for 10 minutes, then for 20, 40 "
         "and 80.",
     )
+    lost_since: datetime | None = Field(
+        default=None,
+        description="When the last Job was made, where its node was lost before it told its end. The next one leaves what is newer, and "
+        "frees no room yet.",
+    )
     time: datetime | None = Field(default=None, description="When the last one ended.")
     views: int | None = Field(default=None, description="Contents that it removed.")
     freed: str | None = Field(default=None, description="Bytes that it freed; what other content shares stays.")

@@ -34,7 +34,9 @@ class AdapterObservation:
     artifacts: Mapping[tuple[str, str], ModelArtifact]
     fleet: Fleet | None  # None while nothing is known of the pods
     url: str | None
-    left_out: bool = False  # the pods' arguments have no room for it (updateStrategy Rollout)
+    left_out: Reason | None = (
+        None  # there is no room for it: in the list, or (updateStrategy Rollout) the pods' arguments
+    )
     name_held: bool = False  # by an adapter that exists and can't be read
     name_holder: str | None = None  # the UID of who is listed under the name, where somebody else wants it too
     not_made: Verdict | None = None  # why the wanted artifact could not be made just now
@@ -210,12 +212,13 @@ def _kept(seen: AdapterObservation) -> tuple[str, str] | None:
 
 
 def _authorised(seen: AdapterObservation) -> ModelArtifact | None:
-    """The Ready artifact that the adapter's present spec led to before."""
-    status = seen.adapter.status
-    if status.artifact_ref is None or status.observed_generation != seen.adapter.metadata.generation:
+    """The Ready artifact that the adapter has, where its present spec asks for that content, with whatever credentials."""
+    ref, source = seen.adapter.status.artifact_ref, seen.adapter.spec.source
+    artifact = seen.artifacts.get((ref.namespace, ref.name)) if ref is not None else None
+    if artifact is None or not is_true(artifact.status.conditions, Condition.READY):
         return None
-    artifact = seen.artifacts.get((status.artifact_ref.namespace, status.artifact_ref.name))
-    return artifact if artifact is not None and is_true(artifact.status.conditions, Condition.READY) else None
+    is_same = artifact.spec.source.to_wire() == source.anonymous().to_wire()
+    return artifact if is_same and artifact.spec.assume_role in (None, source.role) else None
 
 
 def _fits(artifact: ModelArtifact, seen: AdapterObservation) -> bool:

@@ -13,6 +13,7 @@ from lora_operator.constants import REASONS, ROLLOUT, Condition, Reason
 from lora_operator.plan.adapter_content import AdapterContent, AdapterObservation
 from lora_operator.plan.admission import public_name
 from lora_operator.plan.fleet import AdapterLoad, Fleet
+from lora_operator.plan.list_room import MAX_PACKED_BYTES
 from lora_operator.plan.modules import Module
 from lora_operator.plan.progress import mirrored
 from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
@@ -32,11 +33,18 @@ def loaded_verdict(
 ) -> tuple[Verdict, AdapterLoad]:
     """Of an adapter that is on the list: what the pods say of it."""
     load = fleet.load_of(module)
-    return (_left_out(deployment) if seen.left_out else _loaded(fleet, load, deployment)), load
+    left_out = _left_out(deployment, seen.left_out) if seen.left_out is not None else None
+    return left_out or _loaded(fleet, load, deployment), load
 
 
-def _left_out(deployment: VLLMDeployment) -> Verdict:
+def _left_out(deployment: VLLMDeployment, reason: Reason) -> Verdict:
     where = f"VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}"
+    if reason is Reason.LIST_TOO_LONG:
+        return failing(
+            reason,
+            f"the list of {where} has no room for it ({MAX_PACKED_BYTES >> 10} KiB, packed, for all adapters; of the namespaces that "
+            "have most the youngest give way): delete adapters that nobody needs, give them shorter names, or name another deployment",
+        )
     return failing(
         Reason.ARGUMENTS_TOO_LONG,
         f"the pods' arguments of {where} have no room for it ({MAX_ARGUMENT_BYTES >> 10} KiB for all adapters): name another deployment, or have "

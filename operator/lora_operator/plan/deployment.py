@@ -24,6 +24,7 @@ from lora_operator.constants import CACHE_MOUNT, ROLLOUT, Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.names import engine_selector
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves, too_old_message, waits
+from lora_operator.plan.list_room import MAX_PACKED_BYTES
 from lora_operator.plan.modules import ModuleList
 from lora_operator.plan.placement import is_lazy_on
 from lora_operator.plan.pods import is_controlled_by
@@ -62,7 +63,9 @@ class DeploymentObservation:
     modules: ModuleList | None
     auxiliary: Sequence[Content] = ()  # tokenizer and draft model, where the spec has them
     waits_for: str | None = None  # with updateStrategy Rollout: what its roll-out of the list waits for
-    left_out: int = 0  # with updateStrategy Rollout: adapters that the arguments have no room for
+    left_out: Mapping[Reason, int] = field(
+        default_factory=dict
+    )  # how many adapters there is no room for, by the reason
     warnings: Mapping[str, str] = field(default_factory=dict)  # what Events say of a pod that is not set up, by its UID
     refresh: str | None = None  # the value of the refresh annotation that the artifacts are from
     refresh_note: str = ""  # what becomes of the refresh that is not done yet
@@ -236,17 +239,27 @@ def _in_sync(seen: DeploymentObservation, ready: list[FleetPod], missing: Mappin
                 "while an adapter changes its revision, a few requests for it may get 404",
             )
     if seen.left_out:
-        return failing(
-            Reason.ARGUMENTS_TOO_LONG,
-            f"{seen.left_out} adapters don't fit into the pods' arguments ({MAX_ARGUMENT_BYTES >> 10} KiB): use spec.lora.updateStrategy: HotLoad, "
-            "or serve some of them by another VLLMDeployment",
-        )
+        return _left_out(seen.left_out)
     if refused:
         return ok(
             Reason.IN_SYNC,
             f"list {seen.modules.generation}; not served: {', '.join(sorted(refused)[:5])} (see their status)",
         )
     return ok(Reason.IN_SYNC, f"list {seen.modules.generation} with {len(wanted)} adapters")
+
+
+def _left_out(counts: Mapping[Reason, int]) -> Verdict:
+    if arguments := counts.get(Reason.ARGUMENTS_TOO_LONG):
+        return failing(
+            Reason.ARGUMENTS_TOO_LONG,
+            f"{arguments} adapters don't fit into the pods' arguments ({MAX_ARGUMENT_BYTES >> 10} KiB): use "
+            "spec.lora.updateStrategy: HotLoad, or serve some of them by another VLLMDeployment",
+        )
+    return failing(
+        Reason.LIST_TOO_LONG,
+        f"{counts[Reason.LIST_TOO_LONG]} adapters don't fit into the list that pods are told ({MAX_PACKED_BYTES >> 10} KiB, packed), the "
+        "youngest of the namespaces that have most: delete some, give them shorter names, or serve some of them by another VLLMDeployment",
+    )
 
 
 def _unwanted(view: PodView, seen: DeploymentObservation) -> list[str]:

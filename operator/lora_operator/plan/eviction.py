@@ -6,7 +6,7 @@ Unknown is not empty. Whatever is not known for certain (`unsure`) holds up ever
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -19,6 +19,7 @@ from lora_operator.conditions import Verdict, failing, ok
 from lora_operator.constants import ANNOTATION_EVICT, Reason
 from lora_operator.manifest import EvictResult, keep_mark
 from lora_operator.names import format_size
+from lora_operator.plan.jobs import true_conditions
 from lora_operator.plan.unused import (
     EvictionObservation,
     EvictJob,
@@ -58,7 +59,7 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
     if seen.job is not None:
         status = _update(status, requested=seen.job.requested or (status.requested if status else None))
         if seen.job.result is not None:
-            return _ended(status, seen.job.result, now=now)
+            return _ended(status, seen.job, seen.job.result, now=now)
         return _awaited(status, seen.job, now=now)
     if seen.swept:
         return EvictionPlan(_update(status, left_over=True), requeue_after=0)
@@ -86,7 +87,7 @@ def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
         ),
         remove=remove,
         start=attempt,
-        built=seen.fetching_since,
+        built=seen.built,
         requeue_after=POLL_SECONDS,
     )
 
@@ -113,14 +114,17 @@ def encode_keep(views: Iterable[str]) -> str:
     return base64.b64encode(b"".join(sorted({keep_mark(view) for view in views}))).decode()
 
 
-def read_result(job: Mapping[str, Any], message: str | None) -> EvictResult | None:
-    """How an eviction's Job ended, by its pod's last words; None while it runs."""
-    conditions = {c["type"]: c for c in (job.get("status") or {}).get("conditions") or () if c.get("status") == "True"}
-    if not {"Complete", "Failed"} & conditions.keys():
+def read_result(job: dict[str, Any], message: str | None, *, lost: datetime | None = None) -> EvictResult | None:
+    """How an eviction's Job ended, by its pod's last words; None while it runs. `lost`: as jobs.lost_since has it."""
+    conditions = true_conditions(job)
+    if not {"Complete", "Failed"} & conditions.keys() and lost is None:
         return None
     try:
         return EvictResult.model_validate_json(message or "")
     except ValidationError:
+        if lost is not None:
+            gone = f"its pod was to be gone at {lost:%H:%M:%S}Z, and nothing tells that it is"
+            return EvictResult(ok=False, message=f"the node of Job {job['metadata']['name']} was lost: {gone}")
         why = (conditions.get("Failed") or {}).get("reason", "no result")
         return EvictResult(
             ok=False, message=f"the Job ended without a result: {why} {' '.join((message or '').split())[-300:]}"
@@ -190,8 +194,10 @@ def could_not(status: EvictionStatus | None, why: str, *, now: datetime) -> Evic
     return _update(status, time=now.replace(microsecond=0), **changes)
 
 
-def _ended(status: EvictionStatus, result: EvictResult, *, now: datetime) -> EvictionPlan:
-    status = _update(status, attempt=status.attempt + 1)
+def _ended(status: EvictionStatus, job: EvictJob, result: EvictResult, *, now: datetime) -> EvictionPlan:
+    # What it removes yet, if it does, is nothing that came after it; and so the next one goes by it, too.
+    since = (job.since if job.lost else None) or (None if result.ok else status.lost_since)
+    status = _update(status, attempt=status.attempt + 1, lost_since=since)
     busy = f"{result.busy} sources were being downloaded from, so what is theirs stayed" if result.busy else None
     if result.ok:
         status = _update(

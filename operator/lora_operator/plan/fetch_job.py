@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from lora_operator.constants import ANNOTATION_ATTEMPT, Reason
 from lora_operator.manifest import FetchResult
+from lora_operator.plan.jobs import has_ended, lost_since, true_conditions
 from lora_operator.plan.progress import format_seconds
 from lora_operator.plan.trouble import IMAGE_PROBLEMS, NO_PROBLEMS, SETUP_SECONDS, is_setting_up, parse_time
 
@@ -51,14 +52,16 @@ def silent_object(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, now: d
     return job
 
 
-def view_job(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, warning: str | None = None) -> JobView:
-    """What the Job and its pods say; `warning`: what Events say of its `silent_object`."""
+def view_job(
+    job: dict[str, Any], pods: Iterable[dict[str, Any]], *, warning: str | None = None, now: datetime | None = None
+) -> JobView:
+    """What the Job and its pods say; `warning`: what Events say of its `silent_object`. Without a time no node is lost."""
     metadata, status = job["metadata"], job.get("status") or {}
-    conditions = {c["type"]: c for c in status.get("conditions") or () if c.get("status") == "True"}
-    failed, complete = conditions.get("Failed"), conditions.get("Complete")
+    conditions = true_conditions(job)
+    failed = conditions.get("Failed") or conditions.get("FailureTarget")
     mine = [pod for pod in pods if _owner_uid(pod) == metadata["uid"]]
     container = next((state for pod in mine if (state := _container_status(pod))), None)
-    finished = failed is not None or complete is not None
+    finished, lost = has_ended(job, mine, now=now), lost_since(job, mine, now=now)
     started = [pod for pod in mine if _container_state(pod, "running") or _container_state(pod, "terminated")]
     return JobView(
         name=metadata["name"],
@@ -67,7 +70,9 @@ def view_job(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, warning: st
         owner_uid=_owner_uid(job) or "",
         suspended=bool(job["spec"].get("suspend")),
         finished=finished,
-        result=_result(container, failed, deadline=job["spec"].get("activeDeadlineSeconds")) if finished else None,
+        result=_result(container, failed, deadline=job["spec"].get("activeDeadlineSeconds"), lost=lost)
+        if finished
+        else None,
         pod=started[0]["metadata"]["name"] if started else None,
         left_result=any(_container_state(pod, "terminated") for pod in mine),
         waiting=None if finished or job["spec"].get("suspend") else _waiting(job, mine, warning),
@@ -103,9 +108,14 @@ def _container_state(pod: dict[str, Any], state: str) -> dict[str, Any] | None:
     return ((container or {}).get("state") or {}).get(state)
 
 
-def _result(container: dict[str, Any] | None, failed: dict[str, Any] | None, *, deadline: int | None) -> FetchResult:
+def _result(
+    container: dict[str, Any] | None, failed: dict[str, Any] | None, *, deadline: int | None, lost: datetime | None
+) -> FetchResult:
     terminated = ((container or {}).get("state") or {}).get("terminated") or {}
     message = terminated.get("message") or ""
+    if lost is not None and not terminated:
+        words = f"the Job's node was lost: its pod was to be gone at {lost:%H:%M:%S}Z, and nothing tells that it is"
+        return FetchResult(ok=False, reason=Reason.JOB_FAILED, message=words)
     try:
         result = FetchResult.model_validate_json(message)
     except ValidationError:

@@ -68,6 +68,11 @@ class ModuleList:
         return encode(self)
 
     @cached_property
+    def packed(self) -> bytes:
+        """The list as its ConfigMap holds it: reproducible gzip of what kits read."""
+        return gzip.compress(self.encoded, mtime=0)
+
+    @cached_property
     def digest(self) -> str:
         """sha256 of the list as engines' kits read it, by which a pod tells which one it holds."""
         return hashlib.sha256(self.encoded).hexdigest()
@@ -151,27 +156,37 @@ def encode(modules: ModuleList) -> bytes:
         "version": LIST_VERSION,
         "deployment": modules.deployment,
         "generation": modules.generation,
-        "modules": [
-            {
-                "name": module.name,
-                "path": module.path,
-                "baseModelName": module.base_model_name,
-                "revision": module.revision,
-                "adapter": module.adapter,
-                "uid": module.uid,
-                # Who is to preload is told pod by pod; a pod that nobody has told anything yet begins without.
-                **({"loadPolicy": "Lazy"} if module.lazy or module.preload else {}),
-                **({"preload": module.preload} if module.preload else {}),
-            }
-            for module in modules.modules
-        ],
+        "modules": [_entry(module) for module in modules.modules],
     }
+    return _dump(body)
+
+
+def encode_module(module: Module) -> bytes:
+    """One entry as it stands in the list."""
+    return _dump(_entry(module))
+
+
+def _entry(module: Module) -> dict[str, Any]:
+    return {
+        "name": module.name,
+        "path": module.path,
+        "baseModelName": module.base_model_name,
+        "revision": module.revision,
+        "adapter": module.adapter,
+        "uid": module.uid,
+        # Who is to preload is told pod by pod; a pod that nobody has told anything yet begins without.
+        **({"loadPolicy": "Lazy"} if module.lazy or module.preload else {}),
+        **({"preload": module.preload} if module.preload else {}),
+    }
+
+
+def _dump(body: dict[str, Any]) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
 
 def encode_for_config_map(modules: ModuleList) -> str:
-    """The list as a ConfigMap's binaryData holds it: base64 of reproducible gzip of the JSON."""
-    return base64.b64encode(gzip.compress(encode(modules), mtime=0)).decode()
+    """The list as a ConfigMap's binaryData holds it, in base64."""
+    return base64.b64encode(modules.packed).decode()
 
 
 def decode_from_config_map(data: str) -> ModuleList | None:

@@ -30,6 +30,7 @@ class EvictJob:
     started: bool = False
     trouble: str | None = None  # why it has not started, where that is known
     requested: str | None = None  # the annotation's value that it sees to, or that was seen to before
+    lost: bool = False  # finished because its node is lost: it may yet be at work
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class EvictionObservation:
     unread: bool = False  # a download Job has ended whose result is not recorded yet
     swept: bool = False  # an artifact that had content was deleted
 
+    @property
+    def built(self) -> datetime | None:
+        """Since when content may have come of which not all is known: what is newer stays, and all payloads do."""
+        status = self.cache.status.eviction
+        since = (self.fetching_since, status.lost_since if status is not None else None)
+        return min((one for one in since if one is not None), default=None)
+
 
 def candidates(seen: EvictionObservation) -> list[ModelArtifact]:
     """What may go, by its last use."""
@@ -58,13 +66,13 @@ def candidates(seen: EvictionObservation) -> list[ModelArtifact]:
         and artifact.status.unreferenced_since is not None
         and artifact.status.path is not None
         and view_name(artifact) not in seen.used
-        and not _is_spared(artifact, seen.fetching_since)
+        and not _is_spared(artifact, seen.built)
     ]
     return sorted(found, key=lambda a: (a.status.unreferenced_since or datetime.max, a.metadata.name))
 
 
 def _is_spared(artifact: ModelArtifact, since: datetime | None) -> bool:
-    """Whether the Job would leave its content, which is not older than a download that is under way."""
+    """Whether the Job would leave its content, which is not older than what it is told."""
     ready = find(artifact.status.conditions, Condition.READY)
     return since is not None and ready is not None and ready.last_transition_time > since - CLOCKS
 

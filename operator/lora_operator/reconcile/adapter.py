@@ -105,7 +105,7 @@ async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation
         artifacts=store.artifacts,
         fleet=observe_fleet(context, deployment) if deployment else None,
         url=service_url(deployment) if deployment and admitted else None,
-        left_out=adapter.metadata.uid in context.registry.left_out.get(adapter.deployment_key, ()),
+        left_out=context.registry.left_out.get(adapter.deployment_key, {}).get(adapter.metadata.uid),
         name_held=entry is not None and entry.adapter in unreadable,
         name_holder=entry.uid if entry is not None else None,
     )

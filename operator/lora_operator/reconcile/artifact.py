@@ -80,9 +80,9 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
         assert status is not None  # noqa: S101  a narrowing for the type checker
         if not await context.write_status(MODEL_ARTIFACTS, Kind.MODEL_ARTIFACT, artifact, status):
             delete_jobs = ()  # what they led to is not written down
+    _announce(context, key)  # whatever becomes of the Jobs
     for name in delete_jobs:
         await context.kube.delete(JOBS, key.namespace, name)
-    _announce(context, key)
     return plan.requeue_after
 
 
@@ -149,13 +149,15 @@ async def _observe(
 
 async def _view(context: Context, job: Body, known: list[Body]) -> JobView:
     pods = await _pods_of(context, job, known)
-    silent = silent_object(job, pods, now=context.now())
-    return view_job(job, pods, warning=await last_warning(context, silent) if silent is not None else None)
+    now = context.now()
+    silent = silent_object(job, pods, now=now)
+    warning = await last_warning(context, silent) if silent is not None else None
+    return view_job(job, pods, warning=warning, now=now)
 
 
 async def _pods_of(context: Context, job: Body, known: list[Body]) -> list[Body]:
     """A Job's pods; asked for where the Job has ended and none of them is known to have: its watch may be ahead of the pods'."""
-    view = view_job(job, known)
+    view = view_job(job, known, now=context.now())
     if not view.finished or view.left_result:
         return known
     selector = f"batch.kubernetes.io/job-name={job['metadata']['name']}"

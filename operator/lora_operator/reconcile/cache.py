@@ -5,12 +5,12 @@ from __future__ import annotations
 from lora_operator.api.cache import ModelCache
 from lora_operator.constants import LABEL_CACHE, Reason
 from lora_operator.desired.claim import build_claim, wanted_owners
-from lora_operator.errors import ForbiddenError, InvalidObjectError, NotFoundError, ReasonError
+from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, NotFoundError, ReasonError
 from lora_operator.kube import CLAIMS, MODEL_CACHES, STORAGE_CLASSES
 from lora_operator.names import label_value
 from lora_operator.plan.cache import CacheObservation, plan_cache, why_not_ours
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.eviction import reconcile_eviction, remove_recorded_jobs
+from lora_operator.reconcile.eviction import Eviction, reconcile_eviction, remove_recorded_jobs
 from lora_operator.reconcile.store import Body, Key, Kind
 
 
@@ -26,7 +26,11 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
         claim = await _claim(context, cache)
     except ReasonError as error:
         claim, refused = None, error
-    eviction = await reconcile_eviction(context, cache)
+    failed: KubeError | None = None
+    try:
+        eviction = await reconcile_eviction(context, cache)
+    except KubeError as error:  # what is true of the cache itself is said all the same
+        failed, eviction = error, Eviction(cache.status.eviction, cache.status.reclaimable_bytes or 0)
     observation = CacheObservation(
         cache=cache,
         claim=claim,
@@ -40,6 +44,8 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
     )
     status, again = plan_cache(observation, now=context.now())
     await context.write_status(MODEL_CACHES, Kind.MODEL_CACHE, cache, status)
+    if failed is not None:
+        raise failed
     await remove_recorded_jobs(context, key)
     return again if eviction.requeue_after is None else min(again, eviction.requeue_after)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Awaitable, Mapping
+from typing import Any
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, ROLLOUT, Reason
@@ -16,26 +17,24 @@ from lora_operator.desired.children import (
     gate_token,
 )
 from lora_operator.desired.deployment import build_deployment, template_hash
-from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, ReasonError, UnavailableError
+from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
 from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
 from lora_operator.names import kit_config_map
 from lora_operator.plan.claims import Candidate, settle_claims
 from lora_operator.plan.deployment import DeploymentObservation, plan_deployment, replicas_wanted
-from lora_operator.plan.modules import ModuleList, encode_for_config_map, names_passed_on, plan_list
+from lora_operator.plan.modules import ModuleList, encode_for_config_map, names_passed_on
 from lora_operator.plan.pods import is_controlled_by, running_container
 from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.disruption import keep_budget
 from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods, tell_adapters
 from lora_operator.reconcile.kits import remove_old_kits
-from lora_operator.reconcile.lists import held_list, stored_list
-from lora_operator.reconcile.model import Model, want_model
+from lora_operator.reconcile.lists import held_list, next_list, stored_list
+from lora_operator.reconcile.model import BLOCKED_SECONDS, Model, want_model
 from lora_operator.reconcile.replicas import keep_replicas
-from lora_operator.reconcile.rollout import Rollout, as_rolled, fit_arguments, look_at_rollout
+from lora_operator.reconcile.rollout import Rollout, as_rolled, look_at_rollout
 from lora_operator.reconcile.store import Key, Kind
 from lora_operator.reconcile.warnings import SILENT_SECONDS, warnings_of
-
-REFUSED_SECONDS: Final = 10.0
 
 
 async def reconcile_deployment(context: Context, key: Key) -> float | None:
@@ -72,7 +71,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             fleet=fleet,
             modules=told,
             waits_for=waits_for,
-            left_out=len(context.registry.left_out.get(place, ())),
+            left_out=Counter(context.registry.left_out.get(place, {}).values()),
             auxiliary=model.contents[1:],
             warnings=warnings,
             refresh=model.refresh,
@@ -85,7 +84,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         tell_adapters(context, deployment, fleet, status)
     await remove_old_kits(context, deployment)
     await keep_budget(context, deployment)
-    again = 60.0 if not model.is_blocked and template_error is None else REFUSED_SECONDS
+    again = 60.0 if not model.is_blocked and template_error is None else BLOCKED_SECONDS
     if silent:
         again = min(again, SILENT_SECONDS)
     return min(again, rollout.plan.look_again) if rollout and rollout.plan.look_again is not None else again
@@ -94,23 +93,30 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
 async def _apply(
     context: Context, deployment: VLLMDeployment, model: Model, modules: ModuleList | None, rollout: Rollout | None
 ) -> ReasonError | None:
-    """Make what the deployment owns; returns why that can't be."""
-    if modules is None or model.cache is None:
-        return None
-    if not model.is_ready and deployment.key not in context.store.workloads:
-        return None
+    """Make what the deployment owns; returns why not all of that can be. What is refused holds up only what needs it."""
+    listed = served = engines = None
+    made = model.is_ready or deployment.key in context.store.workloads
+    if modules is not None and model.cache is not None and made:
+        listed = await _refusal(_apply_list(context, deployment, modules))
+        service = context.store.services.get(deployment.key)
+        served = await _refusal(context.apply_child(build_service(deployment), service))
+        engines = await _refusal(_apply_engines(context, deployment, model, rollout))
+    scaled = await _refusal(_scale(context, deployment))
+    return engines or scaled or served or listed
+
+
+async def _refusal(work: Awaitable[object]) -> ReasonError | None:
+    """Why one of the objects can't be made or changed; None where it was."""
     try:
-        await _apply_list(context, deployment, modules)
-        await _apply_children(context, deployment, model, rollout)
+        await work
     except ReasonError as error:
         return error
-    except ForbiddenError as error:
+    except (ForbiddenError, InvalidObjectError) as error:
         return ReasonError(Reason.PODS_REFUSED, f"{error}; change what refuses it: quota, policy or right")
-    except UnavailableError as error:
-        # An admission webhook is down; or the API server is, and then the status can't be written either.
-        return ReasonError(Reason.PROGRESSING, f"{error}; tried again every {REFUSED_SECONDS:.0f} s")
-    except (InvalidObjectError, ConflictError) as error:
-        return ReasonError(Reason.POD_TEMPLATE_INVALID, f"{error}; change spec.podTemplate or spec.engine")
+    except KubeError as error:
+        # An admission webhook is down, or somebody wrote at the same time; or the API server is away, and then the status can't
+        # be written either.
+        return ReasonError(Reason.PROGRESSING, f"{error}; tried again every {BLOCKED_SECONDS:.0f} s")
     return None
 
 
@@ -152,13 +158,7 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
     decisions = settle_claims(
         candidates, deployment=deployment, previous=previous, unreadable=unreadable_adapters(context)
     )
-    updated = plan_list(
-        previous,
-        fit_arguments(context, deployment, previous, decisions),
-        deployment=f"{deployment.metadata.namespace}/{deployment.metadata.name}",
-        above=registry.held.get(deployment.key, 0),
-        all_eager=deployment.spec.lora.update_strategy == ROLLOUT,
-    )
+    updated = next_list(context, deployment, previous, decisions)
     registry.lists[deployment.key] = updated
     for passed in names_passed_on(previous, updated):
         context.enqueue(Key(Kind.LORA_ADAPTER, *passed))
@@ -182,11 +182,10 @@ async def _apply_list(context: Context, deployment: VLLMDeployment, modules: Mod
     await context.apply_child(manifest, live)
 
 
-async def _apply_children(context: Context, deployment: VLLMDeployment, model: Model, rollout: Rollout | None) -> None:
+async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Model, rollout: Rollout | None) -> None:
+    """The engines' Deployment, with what its pods need."""
     store, place = context.store, deployment.key
     assert model.cache is not None  # noqa: S101  checked by the caller; a narrowing for the type checker
-    service = build_service(deployment)
-    await context.apply_child(service, store.services.get(place))
     token = gate_token(await context.master_key(), deployment)
     await context.ensure_secret(build_gate_secret(deployment, token), doubtful=_lacks_a_pod(context, deployment))
     model_path = model.path("model")
@@ -197,8 +196,6 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: M
         await context.apply_child(chat, store.config_maps.get((place[0], chat["metadata"]["name"])))
     live = store.workloads.get(place)
     if model.cache.access_modes is None:  # unknown: whether the pods belong on one node
-        if live is not None and is_controlled_by(live, deployment.metadata.uid):
-            await _scale(context, deployment, live)
         where = f"{place[0]}/{model.cache.metadata.name}"
         raise ReasonError(Reason.CACHE_NOT_READY, f"the claim of ModelCache {where} can't be looked at: see its status")
     wanted = template_hash(deployment, model.cache, model_path=model_path, auxiliary=model.auxiliary)
@@ -210,7 +207,6 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: M
         and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != context.kit)
     ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
         await _keep_kit(context, deployment, live)
-        await _scale(context, deployment, live)
         return
     if live is None and rollout and not rollout.plan.roll:
         return
@@ -227,11 +223,18 @@ async def _apply_children(context: Context, deployment: VLLMDeployment, model: M
         static=rollout.static if rollout else None,
     )
     await context.refuse_foreign(manifest, live)
-    context.note_child(await context.kube.apply(manifest))
+    try:
+        context.note_child(await context.kube.apply(manifest))
+    except InvalidObjectError as error:
+        raise ReasonError(Reason.POD_TEMPLATE_INVALID, f"{error}; change spec.podTemplate or spec.engine") from error
 
 
-async def _scale(context: Context, deployment: VLLMDeployment, live: Mapping[str, Any]) -> None:
-    replicas = replicas_wanted(deployment, dict(live))
+async def _scale(context: Context, deployment: VLLMDeployment) -> None:
+    """As many pods as are asked for, where the Deployment is ours and was not made anew with that number: that needs no model."""
+    live = context.store.workloads.get(deployment.key)
+    if live is None or not is_controlled_by(live, deployment.metadata.uid):
+        return
+    replicas = replicas_wanted(deployment, live)
     if live["spec"].get("replicas") != replicas:
         patched = await context.kube.patch(DEPLOYMENTS, *deployment.key, {"spec": {"replicas": replicas}})
         context.note_child(patched)

@@ -26,6 +26,7 @@ from lora_operator.plan.eviction import (
     read_result,
 )
 from lora_operator.plan.fetch_job import silent_object, view_job
+from lora_operator.plan.jobs import lost_since
 from lora_operator.plan.pods import controller
 from lora_operator.plan.trouble import parse_time
 from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, short_of_room, view_name
@@ -85,7 +86,7 @@ async def remove_recorded_jobs(context: Context, key: Key) -> None:
             and not metadata.get("deletionTimestamp")
             and view_job(job, ()).attempt <= cache.status.eviction.attempt
         ):
-            how: Literal["Background", "Foreground"] = "Background" if has_ended(job) else "Foreground"
+            how: Literal["Background", "Foreground"] = "Background" if has_ended(context, job) else "Foreground"
             await context.kube.delete(JOBS, namespace, name, uid=metadata["uid"], propagation=how)
 
 
@@ -155,7 +156,7 @@ def _fetching_since(context: Context, caches: Collection[ObjectKey]) -> datetime
     began = [now for key in caches if context.registry.turns.starting(key)]
     for (namespace, _), job in store.jobs.items():
         owner = controller(job)
-        if owner is None or owner[0] != "ModelArtifact" or has_ended(job):
+        if owner is None or owner[0] != "ModelArtifact" or has_ended(context, job):
             continue
         artifact = store.artifacts.get((namespace, owner[1]))
         if artifact is not None and (namespace, artifact.spec.cache_ref.name) in caches:
@@ -166,7 +167,7 @@ def _fetching_since(context: Context, caches: Collection[ObjectKey]) -> datetime
 def _is_unread(context: Context, job: Body) -> bool:
     """Whether a download's Job has ended, and what it published may not be in its artifact's status yet."""
     owner = controller(job)
-    if owner is None or owner[0] != "ModelArtifact" or not has_ended(job):
+    if owner is None or owner[0] != "ModelArtifact" or not has_ended(context, job):
         return False
     artifact = context.store.artifacts.get((job["metadata"]["namespace"], owner[1]))
     if artifact is None or artifact.metadata.uid != owner[2]:
@@ -182,7 +183,8 @@ async def _look(context: Context, job: Body) -> EvictJob:
         requested=(metadata.get("annotations") or {}).get(ANNOTATION_EVICT),
     )
     known = list(context.store.pods.values())
-    if not has_ended(job):
+    lost = lost_since(job, known, now=context.now())
+    if not has_ended(context, job):
         silent = silent_object(job, known, now=context.now())
         view = view_job(job, known, warning=await last_warning(context, silent) if silent is not None else None)
         suspended = f"Job {view.name} is suspended, and not by this operator: resume it" if view.suspended else None
@@ -191,7 +193,7 @@ async def _look(context: Context, job: Body) -> EvictJob:
     pods, _ = await context.kube.list(PODS, namespace=metadata["namespace"], label_selector=selector)
     own = [pod for pod in known if (controller(pod) or ("", "", ""))[2] == metadata["uid"]]
     message = next((text for pod in (*pods, *own) if (text := _last_words(pod))), None)
-    return replace(found, result=read_result(job, message))
+    return replace(found, result=read_result(job, message, lost=lost), lost=lost is not None)
 
 
 def _last_words(pod: Body) -> str | None:
@@ -207,7 +209,10 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
     for artifact in plan.remove:
         if registry.wanters(artifact.key) or store.is_told(artifact.key):
             continue  # somebody has come while we deleted others
-        await context.kube.delete(MODEL_ARTIFACTS, *artifact.key, uid=artifact.metadata.uid)
+        try:
+            await context.kube.delete(MODEL_ARTIFACTS, *artifact.key, uid=artifact.metadata.uid)
+        except (ForbiddenError, InvalidObjectError) as error:
+            return EvictionPlan(could_not(plan.status, f"its object can't be deleted: {error}", now=context.now()))
         change = store.remove(Kind.MODEL_ARTIFACT, *artifact.key, uid=artifact.metadata.uid)
         if change is not None:  # whoever wants it from now on makes it anew
             context.enqueue(change.key)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
@@ -11,7 +11,7 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.api.source import Source
 from lora_operator.constants import CACHE_MOUNT, Reason
 from lora_operator.desired.engine import Auxiliary
-from lora_operator.errors import ForbiddenError, InvalidObjectError, ReasonError
+from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
 from lora_operator.plan.allowed import source_refused
 from lora_operator.plan.deployment import Content, describe_refresh, model_is_ready
 from lora_operator.plan.pin import refused_by_pin
@@ -21,6 +21,8 @@ from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.registry import ModelWant
 from lora_operator.reconcile.store import Key, Kind, ObjectKey
+
+BLOCKED_SECONDS: Final = 10.0  # until it is looked again whether what can't be wanted, or made, can be by now
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,16 @@ class Model:
 
 @dataclass(frozen=True)
 class _Want:
-    """One content with its artifact's key, and its manifest unless something stands against making it."""
+    """One content with its artifact's key, and its manifest unless something stands against wanting it."""
 
     role: Role
     source: Source
     key: ObjectKey | None
     credentials: Credentials | None = None
     manifest: dict[str, Any] | None = None
-    blocked: ReasonError | None = None
+    blocked: ReasonError | None = None  # why it can't be wanted; with a manifest: why it can't be made
+    in_use: ObjectKey | None = None  # another one that is there, and stays wanted until this one is made
+    is_same: bool = True  # without a manifest: whether the artifact at the key is of the present spec
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,12 @@ async def want_model(context: Context, deployment: VLLMDeployment) -> Model:
     found = [await _find(context, deployment, cache, want) for want in model_wants(deployment.spec.model)]
     choice = _choose(context, deployment, found)
     _publish(context, deployment, choice)
+    serving = [await _make(context, want, again=f"{BLOCKED_SECONDS:.0f} s") for want in choice.serving]
+    refreshing = [await _make(context, want, again="minute") for want in choice.refreshing]
+    _publish(context, deployment, choice)  # with what was made now
     known = cache if isinstance(cache, ModelCache) else None
-    contents = [await _ensure(context, want, cache_known=known is not None) for want in choice.serving]
-    coming = [await _bring(context, want) for want in choice.refreshing]
+    contents = [_content(context, want, cache_known=known is not None) for want in serving]
+    coming = [_coming(context, want) for want in refreshing]
     return Model(known, tuple(contents), choice.epoch.requested, describe_refresh(coming))
 
 
@@ -148,23 +155,54 @@ def _pinned_out(want: _Want, artifact: ModelArtifact | None) -> ReasonError | No
 
 
 def _want(context: Context, deployment: VLLMDeployment, found: _Found, epoch: Epoch) -> _Want:
+    role, source = found.want.role, found.want.source
+    recorded = _recorded(context, deployment, role)
     if found.blocked is not None or found.cache is None:
-        recorded = _recorded(context, deployment, found.want.role)
-        return _Want(found.want.role, found.want.source, recorded, blocked=found.blocked)
-    manifest = build_artifact(
-        cache=found.cache,
+        is_same = recorded is not None and _leads_to(found, recorded)
+        kept = recorded.key if recorded is not None and (is_same or model_is_ready(recorded)) else None
+        return _Want(role, source, kept, blocked=found.blocked, is_same=is_same)
+    manifest = _build(found, found.cache, found.credentials, refresh=epoch.text)
+    key = (manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+    in_use = recorded.key if recorded is not None and model_is_ready(recorded) and recorded.key != key else None
+    return _Want(role, source, key, found.credentials, manifest, in_use=in_use)
+
+
+def _build(found: _Found, cache: ModelCache, credentials: Credentials | None, *, refresh: str | None) -> dict[str, Any]:
+    return build_artifact(
+        cache=cache,
         source=found.want.source,
         base_artifact=None,
-        credentials=found.credentials,
+        credentials=credentials,
         details=found.want.details,
-        refresh=epoch.text,
+        refresh=refresh,
     )
-    key = (manifest["metadata"]["namespace"], manifest["metadata"]["name"])
-    return _Want(found.want.role, found.want.source, key, found.credentials, manifest)
 
 
-async def _ensure(context: Context, want: _Want, *, cache_known: bool) -> Content:
-    artifact = context.store.artifacts.get(want.key) if want.key else None
+def _leads_to(found: _Found, artifact: ModelArtifact) -> bool:
+    """Whether the present spec asks for what the artifact has, whoever's credentials it came with; not known without a cache."""
+    if found.cache is None:
+        return True
+    wanted: dict[str, Any] = _build(found, found.cache, None, refresh=None)["spec"]
+    return artifact.spec.model_copy(update={"credentials": None}).to_wire() == wanted
+
+
+async def _make(context: Context, want: _Want, *, again: str) -> _Want:
+    """Make sure that the artifact exists; the want comes back with what stands against that, which holds up nothing else."""
+    if want.manifest is None or want.key is None or want.key in context.store.artifacts:
+        return want
+    try:
+        context.take(Kind.MODEL_ARTIFACT, await context.kube.apply(want.manifest))
+    except KubeError as error:
+        refused = isinstance(error, ForbiddenError | InvalidObjectError)
+        hint = "; change what refuses it: quota, policy or right" if refused else ""
+        cause = f"its ModelArtifact can't be made: {error}{hint}; tried again every {again}"
+        return replace(want, blocked=ReasonError(Reason.QUEUED, cause))
+    context.enqueue(Key(Kind.MODEL_ARTIFACT, *want.key))
+    return want
+
+
+def _content(context: Context, want: _Want, *, cache_known: bool) -> Content:
+    artifact = context.store.artifacts.get(want.key) if want.key and want.is_same else None
     name = want.key[1] if want.key else None
     refused = _pinned_out(want, artifact)
     if refused is not None:
@@ -173,56 +211,53 @@ async def _ensure(context: Context, want: _Want, *, cache_known: bool) -> Conten
         forbidden = want.blocked is not None and want.blocked.reason is Reason.SOURCE_NOT_ALLOWED
         usable = model_is_ready(artifact) and cache_known and not forbidden  # it was authorised when it was fetched
         return Content(want.role, name, artifact, None if usable else want.blocked)
-    if artifact is None:
-        context.take(Kind.MODEL_ARTIFACT, await context.kube.apply(want.manifest))
-        context.enqueue(Key(Kind.MODEL_ARTIFACT, *want.key))
-        artifact = context.store.artifacts.get(want.key)
+    kept = (want.in_use or want.key)[1]
+    if want.blocked is not None:
+        return Content(want.role, kept, None, want.blocked)
     if _is_foreign(artifact, want):
         taken = f"ModelArtifact {want.key[0]}/{want.key[1]} exists with another spec: delete it"
-        return Content(want.role, name, None, ReasonError(Reason.NAME_TAKEN, taken))
+        return Content(want.role, kept, None, ReasonError(Reason.NAME_TAKEN, taken))
     return Content(want.role, name, artifact, None)
 
 
-async def _bring(context: Context, want: _Want) -> Content:
-    """The same for what a refresh brings: whatever stands against it holds up nothing else."""
+def _coming(context: Context, want: _Want) -> Content:
+    """The same for what a refresh brings: what is in use has no part in it."""
     if want.blocked is not None:
         return Content(want.role, None, None, want.blocked)
-    try:
-        return await _ensure(context, want, cache_known=True)
-    except (ForbiddenError, InvalidObjectError) as error:
-        cause = ReasonError(Reason.QUEUED, f"its ModelArtifact can't be made: {error}; tried again every minute")
-        return Content(want.role, None, None, cause)
+    return _content(context, replace(want, in_use=None), cache_known=True)
 
 
 def _is_foreign(artifact: ModelArtifact | None, want: _Want) -> bool:
     return artifact is not None and want.manifest is not None and artifact.spec.to_wire() != want.manifest["spec"]
 
 
-def _recorded(context: Context, deployment: VLLMDeployment, role: Role) -> ObjectKey | None:
-    """The artifact in use, where the Secret or cache that it came through is gone but the spec is the same."""
+def _recorded(context: Context, deployment: VLLMDeployment, role: Role) -> ModelArtifact | None:
+    """The artifact that is in use by what the status says, of whatever spec."""
     status = deployment.status
     names: dict[Role, str | None] = {
         "model": status.model_artifact,
         "tokenizer": status.tokenizer_artifact,
         "draftModel": status.draft_model_artifact,
     }
-    name = names[role]
-    if name is None or status.observed_generation != deployment.metadata.generation:
-        return None
-    key = (deployment.metadata.namespace, name)
-    return key if key in context.store.artifacts else None
+    return context.store.artifacts.get((deployment.metadata.namespace, names[role] or ""))
 
 
 def _publish(context: Context, deployment: VLLMDeployment, choice: _Choice) -> None:
-    """Say what is wanted, before an artifact is made: one without a wanter would be deleted."""
-    base, *others = choice.serving
+    """Say what is wanted, before an artifact is made: one without a wanter would be deleted.
+
+    What can't be made takes no place: until it is there, what is in use stays wanted, and adapters are for that.
+    """
+    lent = [_stands_in(context, want) for want in choice.serving]
+    (base, credentials), *others = lent
+    coming = [(want.key, want.credentials) for want in choice.serving if want.manifest is not None]
     want = ModelWant(
         deployment.metadata.uid,
         deployment.metadata.generation,
-        base.key,
-        base.credentials,
-        auxiliary=_lent(others),
-        refreshing=_lent(choice.refreshing),
+        base,
+        credentials,
+        auxiliary=_known(others),
+        refreshing=_known([one for one in coming if one not in lent])
+        + _known([(want.key, want.credentials) for want in choice.refreshing]),
     )
     changed = context.registry.publish_model_want(deployment.key, want)
     if changed is None:
@@ -233,5 +268,15 @@ def _publish(context: Context, deployment: VLLMDeployment, choice: _Choice) -> N
         context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
 
 
-def _lent(wants: list[_Want]) -> tuple[tuple[ObjectKey, Credentials | None], ...]:
-    return tuple((want.key, want.credentials) for want in wants if want.key is not None)
+def _stands_in(context: Context, want: _Want) -> tuple[ObjectKey | None, Credentials | None]:
+    """The artifact that is wanted now, with what is lent to it: the one in use where that of the present spec is not there."""
+    artifact = context.store.artifacts.get(want.key) if want.key else None
+    if want.in_use is not None and (artifact is None or _is_foreign(artifact, want)):
+        return want.in_use, None
+    return want.key, want.credentials
+
+
+def _known(
+    lent: list[tuple[ObjectKey | None, Credentials | None]],
+) -> tuple[tuple[ObjectKey, Credentials | None], ...]:
+    return tuple((key, credentials) for key, credentials in lent if key is not None)

@@ -6,13 +6,14 @@ All of it is found again after a restart; until then it is unknown, and nothing 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from lora_operator.api.cache import VolumeFigures
+from lora_operator.constants import Reason
 from lora_operator.plan.fleet import PodView
-from lora_operator.plan.modules import Decision, ModuleList
+from lora_operator.plan.modules import Decision, Module, ModuleList
 from lora_operator.plan.rollout import Unrolled
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.store import Key, Kind, ObjectKey, Store
@@ -76,7 +77,10 @@ class Registry:
             ObjectKey, tuple[frozenset[str], float]
         ] = {}  # old kits, and when they were looked at
         self.unrolled: dict[ObjectKey, Unrolled] = {}  # lists of deployments whose pods' arguments don't hold them yet
-        self.left_out: dict[ObjectKey, frozenset[str]] = {}  # UIDs of adapters that don't fit into pods' arguments
+        self.left_out: dict[ObjectKey, Mapping[str, Reason]] = {}  # adapters that there is no room for, by UID
+        self.crowds: dict[
+            ObjectKey, tuple[tuple[Module, ...], frozenset[str]]
+        ] = {}  # of lists without room for all: all, and the UIDs of those that gave way
         self.warnings: dict[
             str, tuple[float, str | None]
         ] = {}  # an object's UID → when its Events were asked, and what they said
@@ -125,6 +129,7 @@ class Registry:
         self.readiness.pop(deployment, None)
         self.unrolled.pop(deployment, None)
         self.left_out.pop(deployment, None)
+        self.crowds.pop(deployment, None)
         old = self._model_wants.pop(deployment, None)
         return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), old, None)
 

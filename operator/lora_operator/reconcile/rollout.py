@@ -11,21 +11,19 @@ from dataclasses import dataclass, replace
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import ANNOTATION_ARGUMENTS, ROLLOUT
 from lora_operator.desired.engine import StaticModules
-from lora_operator.plan.modules import Decision, ModuleList
+from lora_operator.plan.modules import ModuleList
 from lora_operator.plan.rollout import (
     Rolled,
     RolloutPlan,
     build_static,
     is_coming,
     is_rolling,
-    leave_out,
     parse_rolled,
     plan_rollout,
 )
 from lora_operator.plan.trouble import find_trouble
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import all_own_pods
-from lora_operator.reconcile.store import Key, Kind
 
 
 @dataclass(frozen=True)
@@ -70,22 +68,6 @@ def as_rolled(
     if rolled is None or rolled.digest != rollout.static.digest:
         return modules, rollout.plan.waits_for
     return replace(modules, generation=rolled.generation), None
-
-
-def fit_arguments(
-    context: Context, deployment: VLLMDeployment, previous: ModuleList | None, decisions: list[Decision]
-) -> list[Decision]:
-    """The decisions without those that the pods' arguments have no room for, whose adapters are told."""
-    left_out: frozenset[str] = frozenset()
-    if deployment.spec.lora.update_strategy == ROLLOUT:
-        present = {module.uid: module for module in previous.modules} if previous else {}
-        decisions, left_out = leave_out(decisions, present)
-    before = context.registry.left_out.get(deployment.key, frozenset())
-    context.registry.left_out[deployment.key] = left_out
-    for adapter in context.store.adapters_of(deployment.key) if before != left_out else ():
-        if adapter.metadata.uid in before ^ left_out:
-            context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
-    return decisions
 
 
 def _is_rolling(context: Context, deployment: VLLMDeployment) -> bool:

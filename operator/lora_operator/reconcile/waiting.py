@@ -8,6 +8,7 @@ from typing import Any
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.bounds import DEFAULT_MAX_CONCURRENT
 from lora_operator.api.cache import VolumeFigures
+from lora_operator.plan import jobs
 from lora_operator.plan.artifact import ArtifactObservation, ArtifactPlan, plan_artifact
 from lora_operator.plan.pods import controller
 from lora_operator.plan.turns import Ticket
@@ -57,7 +58,7 @@ def is_evicting(context: Context, cache: ObjectKey) -> bool:
         return True
     for (namespace, _), job in context.store.jobs.items():
         owner = controller(job)
-        ours = namespace == cache[0] and owner is not None and owner[0] == "ModelCache" and not has_ended(job)
+        ours = namespace == cache[0] and owner is not None and owner[0] == "ModelCache" and not has_ended(context, job)
         if ours and owner is not None and claim_of(context, (namespace, owner[1])) == claim:
             return True
     return False
@@ -104,7 +105,7 @@ def _running(context: Context, cache: ObjectKey) -> list[ModelArtifact]:
     store, found = context.store, []
     for (namespace, _), job in store.jobs.items():
         owner = controller(job)
-        if namespace != cache[0] or owner is None or owner[0] != "ModelArtifact" or has_ended(job):
+        if namespace != cache[0] or owner is None or owner[0] != "ModelArtifact" or has_ended(context, job):
             continue
         artifact = store.artifacts.get((namespace, owner[1]))
         if artifact is not None and artifact.spec.cache_ref.name == cache[1]:
@@ -112,10 +113,9 @@ def _running(context: Context, cache: ObjectKey) -> list[ModelArtifact]:
     return found
 
 
-def has_ended(job: dict[str, Any]) -> bool:
-    """Whether a Job is over."""
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    return any(c.get("status") == "True" and c.get("type") in ("Complete", "Failed") for c in conditions)
+def has_ended(context: Context, job: dict[str, Any]) -> bool:
+    """Whether a Job is over, as far as its pods are known."""
+    return jobs.has_ended(job, context.store.pods.values(), now=context.now())
 
 
 def _cache_key(artifact: ModelArtifact) -> ObjectKey:
