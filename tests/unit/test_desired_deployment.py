@@ -10,9 +10,9 @@ from lora_operator.api import ModelCache, VLLMDeployment
 from lora_operator.api.deployment import VLLMDeploymentSpec
 from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH
 from lora_operator.desired.children import build_chat_config_map
-from lora_operator.desired.deployment import build_deployment, template_hash
+from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
 from lora_operator.desired.engine import Auxiliary, StaticModules
-from lora_operator.names import engine_labels, gate_secret
+from lora_operator.names import engine_labels
 from tests.unit.builders import make_cache, make_deployment
 
 PATH = "/model-cache/artifacts/base-1-abc"
@@ -21,7 +21,13 @@ FILES = ("__init__.py", "kit.py")
 
 def build(deployment: VLLMDeployment | None = None, cache: ModelCache | None = None, kit: str = "k1") -> dict[str, Any]:
     return build_deployment(
-        deployment or make_deployment(), cache or make_cache(), model_path=PATH, replicas=2, kit=kit, kit_files=FILES
+        deployment or make_deployment(),
+        cache or make_cache(),
+        model_path=PATH,
+        replicas=2,
+        gate="llama-gate-1-2",
+        kit=kit,
+        kit_files=FILES,
     )
 
 
@@ -132,7 +138,8 @@ def test_a_chat_template_is_mounted_from_its_config_map() -> None:
 
 def test_a_pod_starts_without_a_list_but_not_without_the_gates_token() -> None:
     assert VOLUMES["modules"]["configMap"] == {"name": "llama-modules", "optional": True}
-    assert VOLUMES["gate"]["secret"] == {"secretName": gate_secret("llama", "uid-llama"), "defaultMode": 0o444}
+    assert VOLUMES["gate"]["secret"] == {"secretName": "llama-gate-1-2", "defaultMode": 0o444}
+    assert mounted_gate(build()) == "llama-gate-1-2"
     assert MOUNTS["gate"]["readOnly"]
 
 
@@ -330,7 +337,7 @@ def test_adapters_in_the_arguments_are_in_no_hash_but_in_an_annotation() -> None
     deployment = make_deployment(lora={"updateStrategy": "Rollout"})
     static = StaticModules(7, ("{}",))
     manifest = build_deployment(
-        deployment, make_cache(), model_path=PATH, replicas=1, kit="k1", kit_files=FILES, static=static
+        deployment, make_cache(), model_path=PATH, replicas=1, gate="g", kit="k1", kit_files=FILES, static=static
     )
     assert manifest["metadata"]["annotations"] == {
         ANNOTATION_TEMPLATE_HASH: template_hash(deployment, make_cache(), model_path=PATH),

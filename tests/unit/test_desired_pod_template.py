@@ -222,7 +222,7 @@ def test_no_template_whatever_ends_a_reconcile(theirs: dict[str, Any]) -> None:
     deployment = make_deployment(podTemplate=theirs, engine={"resources": {"limits": theirs}})
     try:
         result = build_deployment(
-            deployment, make_cache(), model_path="/model-cache/x", replicas=1, kit="k", kit_files=("kit.py",)
+            deployment, make_cache(), model_path="/model-cache/x", replicas=1, gate="g", kit="k", kit_files=("kit.py",)
         )
     except ReasonError as error:
         refused, labels = error.reason == "PodTemplateInvalid", {}
