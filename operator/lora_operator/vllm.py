@@ -37,9 +37,13 @@ _ResultT = TypeVar("_ResultT")
 
 
 def parse_version(text: str) -> tuple[int, ...] | None:
-    """'0.32.0', 'v0.26.1rc2', '0.11.2+cpu' as numbers; None for what is no release version ('dev')."""
+    """'0.32.0', 'v0.26.1rc2', '0.11.2+cpu' as numbers; None for what is no release version ('dev').
+
+    Nor are 0.0 and 0.1: a build of a clone without tags calls itself so, however new it is.
+    """
     match = _VERSION.match(text.strip())
-    return None if match is None else tuple(int(part) for part in match.groups() if part is not None)
+    version = () if match is None else tuple(int(part) for part in match.groups() if part is not None)
+    return version if version[:2] > (0, 1) else None
 
 
 def _cut(value: Any) -> Any:

@@ -16,7 +16,7 @@ from lora_operator.names import engine_labels
 from tests.unit.builders import make_cache, make_deployment
 
 PATH = "/model-cache/artifacts/base-1-abc"
-FILES = ("__init__.py", "kit.py")
+FILES = ("__init__.py", "__main__.py", "kit.py")
 
 
 def build(deployment: VLLMDeployment | None = None, cache: ModelCache | None = None, kit: str = "k1") -> dict[str, Any]:
@@ -108,11 +108,14 @@ def test_the_last_words_of_an_engine_are_kept() -> None:
 def test_the_kit_is_mounted_as_a_package() -> None:
     assert VOLUMES["engine-kit"]["configMap"] == {
         "name": "llama-kit-k1",
-        "items": [{"key": file, "path": f"lora_operator_kit/{file}"} for file in FILES],
+        "items": [
+            {"key": "__init__.py", "path": "lora_operator_kit/__init__.py"},
+            {"key": "__main__.py", "path": "__main__.py"},
+            {"key": "kit.py", "path": "lora_operator_kit/kit.py"},
+        ],
     }
     assert MOUNTS["engine-kit"]["mountPath"] == "/opt/lora-operator"
-    assert ENGINE["command"] == ["python3", "-m", "lora_operator_kit.launcher"]
-    assert {"name": "PYTHONPATH", "value": "/opt/lora-operator"} in ENGINE["env"]
+    assert ENGINE["command"] == ["python3", "/opt/lora-operator"]
 
 
 def test_a_chat_template_is_mounted_from_its_config_map() -> None:

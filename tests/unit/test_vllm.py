@@ -260,6 +260,8 @@ async def test_nothing_at_the_address_is_told_without_the_token(engines: Engines
         ("0.11.2+cpu", (0, 11, 2), False),
         ("1.0.0", (1, 0, 0), True),
         ("dev", None, None),
+        ("0.1.dev17+g1a2b3c4", None, None),
+        ("0.0.0", None, None),
         ("", None, None),
     ],
 )

@@ -207,7 +207,7 @@ def _template(
                     "name": "engine-kit",
                     "configMap": {
                         "name": kit_config_map(name, kit),
-                        "items": [{"key": file, "path": f"{KIT_PACKAGE}/{file}"} for file in kit_files],
+                        "items": [{"key": file, "path": _kit_path(file)} for file in kit_files],
                     },
                 },
                 *([_modules_volume(name)] if static is None else []),
@@ -218,6 +218,11 @@ def _template(
             ],
         },
     }
+
+
+def _kit_path(file: str) -> str:
+    """Where a file of the kit lies in its mount: all of them in the package, but for the one that Python runs by the mount's path."""
+    return file if file == "__main__.py" else f"{KIT_PACKAGE}/{file}"
 
 
 def _modules_volume(name: str) -> dict[str, Any]:

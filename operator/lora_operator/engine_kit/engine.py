@@ -57,7 +57,8 @@ def loads_while_running(version: str) -> bool:
 
 def _parse_version(version: str) -> tuple[int, int] | None:
     found = re.match(r"v?(\d{1,6})\.(\d{1,6})(?!\d)", version)
-    return (int(found[1]), int(found[2])) if found is not None else None
+    parsed = (int(found[1]), int(found[2])) if found is not None else (0, 0)
+    return parsed if parsed > (0, 1) else None  # builds of a clone without tags are called 0.1.dev, or 0.0.0
 
 
 class PinnedRequest(LoRARequest):  # type: ignore[misc]
