@@ -55,6 +55,7 @@ class EngineProcess:
         for folder in (self.cache / "artifacts", self.state_dir):
             folder.mkdir(parents=True)
         shutil.copytree(KIT, root / "kit" / "lora_operator_kit", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(KIT / "__main__.py", root / "kit")
         shutil.copytree(base, self.base)
         self.token_file.write_text(TOKEN)
 
@@ -84,7 +85,6 @@ class EngineProcess:
         argv += ["--middleware", self.middleware, "--api-server-count", "1", *self.arguments]
         env = {
             **os.environ,
-            "PYTHONPATH": str(self.root / "kit"),
             "LORA_OPERATOR_MODULES": str(self.root / "modules.json.gz"),
             "LORA_OPERATOR_STATE": str(self.state_dir),
             "LORA_OPERATOR_TOKEN_FILE": str(self.token_file),
@@ -101,7 +101,7 @@ class EngineProcess:
             "HOME": str(self.home),
             **self.env,
         }
-        launcher = [engine_python(), "-m", "lora_operator_kit.launcher", *argv]
+        launcher = [engine_python(), str(self.root / "kit"), *argv]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 launcher, env=env, stdout=log, stderr=log, cwd=self.root, start_new_session=True

@@ -11,6 +11,7 @@ OperatorError
     ├── NotFoundError      404
     ├── ForbiddenError     403: a right is missing, quota or admission refused
     ├── ConflictError      409: exists already, or changed meanwhile
+    │   └── AlreadyExistsError  409 of a creation: another object has the name
     ├── InvalidObjectError 400, 413 or 422: the object is not acceptable
     └── UnavailableError   no answer, 401 (a token that just expired), 410, 429 or 5xx: try again
 """
@@ -86,6 +87,10 @@ class ForbiddenError(KubeError):
 
 class ConflictError(KubeError):
     """The object exists already, or changed meanwhile (409)."""
+
+
+class AlreadyExistsError(ConflictError):
+    """An object of the name exists already (409, AlreadyExists)."""
 
 
 class InvalidObjectError(KubeError):

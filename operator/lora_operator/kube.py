@@ -237,7 +237,7 @@ class Kube:
         return await self._json(what, "PATCH", path, query=query, body=body, content=_APPLY)
 
     async def create(self, obj: Mapping[str, Any]) -> Body:
-        """Makes the object; raises ConflictError when one of that name exists."""
+        """Makes the object; raises AlreadyExistsError when one of that name exists."""
         rt, namespace, name = _identity(obj)
         what, query = _what("create", rt, namespace, name), {"fieldManager": FIELD_MANAGER}
         return await self._json(what, "POST", rt.path(namespace), query=query, body=obj)

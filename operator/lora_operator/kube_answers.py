@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from lora_operator.constants import FIELD_MANAGER
 from lora_operator.errors import (
+    AlreadyExistsError,
     ConflictError,
     ForbiddenError,
     InvalidObjectError,
@@ -37,11 +38,15 @@ _REFUSALS: Final[Mapping[int, type[KubeError]]] = {
 
 def refusal(what: str, status: int, answer: bytes) -> KubeError:
     """The error for an answer of the API server, with its own words."""
+    reason = None
     try:
-        message = json.loads(answer)["message"]
+        said = json.loads(answer)
+        message, reason = said["message"], said.get("reason")
     except (ValueError, KeyError, TypeError):
         message = answer[:500].decode(errors="replace").strip()
     kind = _REFUSALS.get(status, UnavailableError if status >= 500 else KubeError)
+    if kind is ConflictError and reason == "AlreadyExists":  # else e.g. two at once of a quota: to be tried again
+        kind = AlreadyExistsError
     return kind(f"{what}: {message or 'no message'} ({status})")
 
 

@@ -116,14 +116,22 @@ def modules_config_map(deployment: str) -> str:
     return bounded(f"{deployment}-modules", 253)
 
 
-def gate_secret(deployment: str, uid: str) -> str:
-    """Name of the Secret with the gate's token; with the deployment's UID, so that it is nobody else's."""
-    return f"{bounded(deployment, 230)}-gate-{short_hash(uid)}"
+def gate_secret(deployment: str, uid: str, token: str) -> str:
+    """Name of the immutable Secret with the gate's token, with hashes of the deployment's UID and of the token.
+
+    So the name stands for the content, and nobody can make such a Secret before us: who has no token can't know its hash.
+    """
+    return f"{bounded(deployment, 219)}-gate-{short_hash(uid)}-{short_hash(token)}"
 
 
-def token_secret(job: str, uid: str) -> str:
-    """Name of the Secret with a Job's token; with the artifact's UID, so that it is nobody else's."""
-    return f"{bounded(job, 230)}-{short_hash(uid)}"
+def is_of_another_token(mounted: str, gate: str) -> bool:
+    """Whether a gate's Secret is the same deployment's as `gate` with another token: another key has made it."""
+    return mounted != gate and mounted.rpartition("-")[0] == gate.rpartition("-")[0]
+
+
+def token_secret(job: str, nonce: str) -> str:
+    """Name of the Secret with a Job's credentials; `nonce` is random, so that no Secret has the name before the Job names it."""
+    return f"{bounded(job, 230)}-{nonce}"
 
 
 def kit_config_map(deployment: str, kit: str) -> str:

@@ -56,7 +56,7 @@ def test_the_notes_name_the_next_commands(helm: Helm, tmp_path: Path) -> None:
     notes = render_chart(helm, {}, chart=copy).one("ConfigMap", "notes")["data"]["notes"]
     for command in (
         "kubectl -n ops rollout status deployment/lora-operator",
-        "kubectl apply -f examples/quickstart.yaml",
+        "examples/quickstart.yaml",
         "kubectl get lora,vllm,mart,mcache -A",
         "kubectl label namespace ops pod-security.kubernetes.io/enforce=restricted",
         "--clusterrole=lora-operator-secret-reader --serviceaccount=ops:lora-operator",

@@ -97,8 +97,8 @@ class OperatorsKube(Kube):
 class RunningOperator:
     """One life of the operator's process: a thread with an event loop of its own, as kopf ends what else runs in its loop."""
 
-    def __init__(self, plane: ControlPlane, unlistable: ResourceType | None, engine_timeout: float) -> None:
-        self._plane = plane
+    def __init__(self, kubeconfig: Path, unlistable: ResourceType | None, engine_timeout: float) -> None:
+        self._kubeconfig = kubeconfig
         self._engine_timeout = engine_timeout
         self._unlistable = unlistable
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -108,7 +108,7 @@ class RunningOperator:
         asyncio.run(self._live())
 
     async def _live(self) -> None:
-        configuration = await load_configuration(str(self._plane.kubeconfig))
+        configuration = await load_configuration(str(self._kubeconfig))
         async with OperatorsKube(configuration) as self.kube, Engines(timeout=self._engine_timeout) as engines:
             self.kube.unlistable = self._unlistable
             self.store = Store()
@@ -136,11 +136,15 @@ class RunningOperator:
 
 @asynccontextmanager
 async def running_operator(
-    plane: ControlPlane, *, unlistable: ResourceType | None = None, engine_timeout: float = 2.0
+    plane: ControlPlane,
+    *,
+    kubeconfig: Path | None = None,
+    unlistable: ResourceType | None = None,
+    engine_timeout: float = 2.0,
 ) -> AsyncIterator[RunningOperator]:
-    """The operator at work inside the block; with `unlistable` it lacks one kind until that is set to None; engines have
-    `engine_timeout` seconds for an answer."""
-    found = RunningOperator(plane, unlistable, engine_timeout)
+    """The operator at work inside the block, as the administrator or by a `kubeconfig` of less; with `unlistable` it lacks one kind
+    until that is set to None; engines have `engine_timeout` seconds for an answer."""
+    found = RunningOperator(kubeconfig or plane.kubeconfig, unlistable, engine_timeout)
     life = asyncio.create_task(asyncio.to_thread(found.run), name="operator")
 
     async def watching() -> bool:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from lora_operator.api import RESOURCES
-from lora_operator.api.deployment import RESERVED_ENV, RESERVED_FLAGS
+from lora_operator.api.deployment import ADAPTERS_FLAGS, OPERATORS_FLAGS, PARTS_FLAGS, RESERVED_ENV, SERVERS_FLAGS
 from lora_operator.crdgen import build_crd
+from lora_operator.engine_kit.environment import IGNORED_ENV, IGNORED_ENV_PREFIXES
 from lora_operator.schemes import BY_MEMBER, MEMBERS, RESERVED_FOLDERS
 from tests.component.conftest import Kubectl
 from tests.component.manifests import DELETE, manifest, rules_of
@@ -464,9 +465,17 @@ GOOD_ARGS = [
     "-sc",
     "--spec-method=ngram",
     "--specialize-active-lora",
+    "-dp",
+    "-dp=2",
+    "--data-parallel-size=2",
+    "--data_parallel_size_local",
+    "-dpl",
+    "--enable-tower-connector-lora",
+    "--no-enable-prefix-caching",
+    "--default-mm-lorasx",
 ]
 BAD_ARGS = [
-    *RESERVED_FLAGS,
+    *OPERATORS_FLAGS,
     "--lora_modules=x",
     "--lora-modules=a=/b",
     "--max-lora",
@@ -489,6 +498,30 @@ BAD_ARGS = [
     "--chat-templ",
     "--tok",
 ]
+BAD_PARTS = [
+    *PARTS_FLAGS,
+    "--data-parallel-ext",
+    "--data_parallel_rank=1",
+    "--data_parallel-start",
+    "--data-parallel-multi",
+    "--data-parallel-hyb",
+    "--data-parallel-rank.x=1",
+    "-dpn=1",
+    "--nn",
+    "--node_rank",
+    "--master",
+    "-n2",
+    "-r=1",
+]
+BAD_ADAPTERS = [
+    *ADAPTERS_FLAGS,
+    "--default_mm_loras={}",
+    "--default-mm",
+    "--enable-mixed",
+    "--lora-target=q_proj",
+    "--lora_tar",
+]
+BAD_SERVERS = [*SERVERS_FLAGS, "--grpc_port=1", "--gr", "--omn"]
 
 
 def deployment_cases() -> Iterator[Case]:
@@ -540,12 +573,39 @@ def deployment_cases() -> Iterator[Case]:
         refused=values("spec.engine.args", [["--enforce-eager", flag] for flag in BAD_ARGS]),
         at="spec.engine.args[1]",
     )
-    variables = ["LORA_OPERATOR_STATE", "LORA_OPERATOR_", *RESERVED_ENV]
+    for message, flags in (
+        (
+            "each pod is a whole engine with one API server, which is all that the operator asks: leave out the flags of "
+            "ranks, nodes and load balancers; --data-parallel-size, --tensor-parallel-size and spec.replicas are fine",
+            BAD_PARTS,
+        ),
+        (
+            "adapters are what LoRAAdapters say, whole: --default-mm-loras has others, which would be unloaded, "
+            "--enable-mixed-moe-lora-format takes none of the list's, and --lora-target-modules leaves modules of them out silently",
+            BAD_ADAPTERS,
+        ),
+        (
+            "this starts another server than vLLM's OpenAI API over HTTP: it has no gate, and no adapters are loaded there",
+            BAD_SERVERS,
+        ),
+    ):
+        yield from both(
+            kind,
+            "spec.engine.args[]",
+            message,
+            accepted=[{"spec.engine.args": GOOD_ARGS}],
+            refused=values("spec.engine.args", [["--enforce-eager", flag] for flag in flags]),
+            at="spec.engine.args[1]",
+        )
+    variables = ["LORA_OPERATOR_STATE", "LORA_OPERATOR_", *RESERVED_ENV, *IGNORED_ENV]
+    variables += [f"{prefix}THROTTLE" for prefix in IGNORED_ENV_PREFIXES]
+    harmless = [{"name": name, "value": "2"} for name in ("OMP_NUM_THREADS", "PYTHONPATH", "VLLM_PLUGINS")]
     yield from both(
         kind,
         "spec.engine.env[].name",
-        f"env must not set LORA_OPERATOR_* nor {', '.join(RESERVED_ENV)}: the operator does",
-        accepted=[{"spec.engine.env": [{"name": "OMP_NUM_THREADS", "value": "2"}, {"name": "PYTHONPATH"}]}],
+        f"env must not set LORA_OPERATOR_* nor {', '.join(RESERVED_ENV)}, which the operator sets, nor what would take the "
+        f"engine's gate or adapters out of its hands: {', '.join(IGNORED_ENV)}, CUSTOM_FASTAPI_MIDDLEWARE_*",
+        accepted=[{"spec.engine.env": harmless}],
         refused=values("spec.engine.env", [[{"name": name, "value": "x"}] for name in variables]),
         at="spec.engine.env[0].name",
     )

@@ -100,7 +100,15 @@ class Sources:
         request = build_request(artifact, cache, base_model_path=None, with_credentials=False)
         assert (request.ca_bundle is not None) == bool(more)
         manifest = build_job(
-            artifact, cache, request, attempt=1, image="i", image_pull_policy="Never", deadline_seconds=60, resources={}
+            artifact,
+            cache,
+            request,
+            attempt=1,
+            image="i",
+            image_pull_policy="Never",
+            deadline_seconds=60,
+            resources={},
+            nonce="",
         )
         (container,) = manifest["spec"]["template"]["spec"]["containers"]
         env = {one["name"]: one["value"] for one in container["env"] if "PROXY" in one["name"].upper()}

@@ -19,7 +19,7 @@ from lora_operator.desired.children import (
     build_service,
 )
 from lora_operator.desired.deployment import build_deployment
-from lora_operator.desired.job import build_credentials_secret, build_job, build_request
+from lora_operator.desired.job import build_credentials_secret, build_job, build_request, credentials_secret
 from lora_operator.kube_answers import build_event
 from lora_operator.plan.wants import build_artifact
 from tests.component.conftest import Kubectl
@@ -73,10 +73,20 @@ def test_what_is_made_for_adapters_caches_artifacts_and_secrets(case: str, kubec
     )
     request = build_request(by_hand, cache, base_model_path=None, with_credentials=True)
     job = build_job(
-        by_hand, cache, request, attempt=12, image="i", image_pull_policy="Always", deadline_seconds=60, resources={}
+        by_hand,
+        cache,
+        request,
+        attempt=12,
+        image="i",
+        image_pull_policy="Always",
+        deadline_seconds=60,
+        resources={},
+        nonce="0123456789abcdef",
     )
     job["metadata"]["uid"] = "uid-job"
-    secret = build_credentials_secret(by_hand, job=job, values={"token": b"t"})
+    mounted = credentials_secret(job)
+    assert mounted is not None
+    secret = build_credentials_secret(by_hand, job=job, name=mounted, values={"token": b"t"})
     accepted(
         kubectl,
         manifest("LoRAAdapter", {"spec.servedName": "x", "spec.vllmDeploymentRef.name": "llama"}, name=name),
@@ -88,8 +98,6 @@ def test_what_is_made_for_adapters_caches_artifacts_and_secrets(case: str, kubec
         secret,
         build_event(by_hand.to_wire() | {"kind": "ModelArtifact"}, event_type="Normal", reason="Ready", message="x"),
     )
-    volumes = {volume["name"]: volume for volume in job["spec"]["template"]["spec"]["volumes"]}
-    assert volumes["credentials"]["secret"]["secretName"] == secret["metadata"]["name"]
     assert len(f"{request.artifact}-{'0' * 64}") <= 255, "the view's folder"
 
 
@@ -98,8 +106,15 @@ def test_what_is_made_for_deployments(case: str, kubectl: Kubectl) -> None:
     name = DEPLOYMENTS[case]
     deployment = make_deployment(name, model={"chatTemplate": "{{ x }}"})
     files = {"kit.py": "x"}
+    gate = build_gate_secret(deployment, "t")
     workload = build_deployment(
-        deployment, make_cache(claim="a" * 253), model_path="/m", replicas=1, kit="0123456789", kit_files=("kit.py",)
+        deployment,
+        make_cache(claim="a" * 253),
+        model_path="/m",
+        replicas=1,
+        gate=gate["metadata"]["name"],
+        kit="0123456789",
+        kit_files=("kit.py",),
     )
     chat = build_chat_config_map(deployment)
     assert chat is not None
@@ -111,7 +126,7 @@ def test_what_is_made_for_deployments(case: str, kubectl: Kubectl) -> None:
         build_service(deployment),
         build_kit_config_map(deployment, files),
         build_modules_config_map(deployment, "eA=="),
-        build_gate_secret(deployment, "t"),
+        gate,
         chat,
     )
 
@@ -121,11 +136,21 @@ def templates() -> Iterator[tuple[str, dict[str, Any]]]:
     artifact, cache = make_artifact(), make_cache()
     request = build_request(artifact, cache, base_model_path=None, with_credentials=False)
     job = build_job(
-        artifact, cache, request, attempt=1, image="i", image_pull_policy="Always", deadline_seconds=60, resources={}
+        artifact,
+        cache,
+        request,
+        attempt=1,
+        image="i",
+        image_pull_policy="Always",
+        deadline_seconds=60,
+        resources={},
+        nonce="",
     )
     yield "Job", job["spec"]["template"]["spec"]
     for name in ("vllm", "llama"):
-        workload = build_deployment(make_deployment(name), cache, model_path="/m", replicas=1, kit="0", kit_files=())
+        workload = build_deployment(
+            make_deployment(name), cache, model_path="/m", replicas=1, gate="g", kit="0", kit_files=()
+        )
         yield name, workload["spec"]["template"]["spec"]
 
 

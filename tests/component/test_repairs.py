@@ -376,7 +376,13 @@ async def test_a_job_with_credentials_that_is_deleted_by_hand_has_its_secret_aga
         await world.kube.delete(SECRETS, world.serving, name)  # as the garbage collector does with what the Job owns
         await world.kube.delete(JOBS, world.serving, first["metadata"]["name"])
         second = await until(lambda: started(first["metadata"]["uid"]), "its Job is made again and let go")
-        secret = await world.kube.get(SECRETS, world.serving, name)
+        [anew] = [
+            volume["secret"]["secretName"]
+            for volume in second["spec"]["template"]["spec"]["volumes"]
+            if volume["name"] == "credentials"
+        ]
+        assert anew != name, "no Secret had that name before"
+        secret = await world.kube.get(SECRETS, world.serving, anew)
         assert [one["uid"] for one in secret["metadata"]["ownerReferences"]] == [second["metadata"]["uid"]]
 
 

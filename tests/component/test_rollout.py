@@ -335,7 +335,14 @@ async def test_the_api_server_takes_all_arguments_that_are_allowed(world: World)
     (deployment,) = world.context.store.deployments.values()
     (cache,) = world.context.store.caches.values()
     manifest = build_deployment(
-        deployment, cache, model_path="/m", replicas=1, kit="k", kit_files=("kit.py",), static=StaticModules(1, entries)
+        deployment,
+        cache,
+        model_path="/m",
+        replicas=1,
+        gate="g",
+        kit="k",
+        kit_files=("kit.py",),
+        static=StaticModules(1, entries),
     )
     taken = await world.kube.apply(manifest)
     assert len(taken["spec"]["template"]["spec"]["containers"][0]["args"]) > len(entries)

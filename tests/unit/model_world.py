@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 from lora_operator.constants import FETCH_CONTAINER, Reason
 from lora_operator.errors import (
+    AlreadyExistsError,
     ConflictError,
     EngineUnreachable,
     ForbiddenError,
@@ -181,7 +182,7 @@ class Kube:
         """As Kube's."""
         self._up()
         if _place(obj) in self._world.objects:
-            raise ConflictError("exists")
+            raise AlreadyExistsError("exists")
         return await self.apply(obj)
 
     async def apply(self, obj: Json) -> Json:

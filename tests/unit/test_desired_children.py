@@ -18,7 +18,7 @@ from lora_operator.desired.children import (
     gate_token,
     kit_hash,
 )
-from lora_operator.names import engine_labels, gate_secret
+from lora_operator.names import engine_labels, gate_secret, is_of_another_token
 from lora_operator.plan.modules import ModuleList, encode_for_config_map
 from tests.unit.builders import make_deployment, make_module
 
@@ -87,8 +87,19 @@ def test_the_module_list() -> None:
 
 def test_the_gates_secret() -> None:
     secret = build_gate_secret(make_deployment(), TOKEN)
-    assert (secret["metadata"]["name"], secret["type"]) == (gate_secret("llama", "uid-llama"), "Opaque")
+    assert (secret["metadata"]["name"], secret["type"]) == (gate_secret("llama", "uid-llama", TOKEN), "Opaque")
+    assert secret["immutable"]
     assert base64.b64decode(secret["data"]["token"]).decode() == TOKEN
+
+
+def test_the_gates_secret_has_another_name_with_another_key() -> None:
+    """What is made once and never read has to be told by its name; it does not say the token."""
+    mine, lost = (gate_secret("llama", "uid-llama", gate_token(key, make_deployment())) for key in (KEY, b"x" * 32))
+    assert is_of_another_token(lost, mine)
+    assert not is_of_another_token(mine, mine)
+    for other in ("llama-gate-0123456789", gate_secret("llama", "uid-2", TOKEN), gate_secret("mistral", "uid", TOKEN)):
+        assert not is_of_another_token(other, mine), "it is no other token of this deployment's"
+    assert not any(TOKEN[at : at + 10] in mine for at in range(len(TOKEN) - 9))
 
 
 OTHERS = {

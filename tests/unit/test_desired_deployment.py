@@ -10,18 +10,24 @@ from lora_operator.api import ModelCache, VLLMDeployment
 from lora_operator.api.deployment import VLLMDeploymentSpec
 from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH
 from lora_operator.desired.children import build_chat_config_map
-from lora_operator.desired.deployment import build_deployment, template_hash
+from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
 from lora_operator.desired.engine import READY_PATH, Auxiliary, StaticModules
-from lora_operator.names import engine_labels, gate_secret
+from lora_operator.names import engine_labels
 from tests.unit.builders import make_cache, make_deployment
 
 PATH = "/model-cache/artifacts/base-1-abc"
-FILES = ("__init__.py", "kit.py")
+FILES = ("__init__.py", "__main__.py", "kit.py")
 
 
 def build(deployment: VLLMDeployment | None = None, cache: ModelCache | None = None, kit: str = "k1") -> dict[str, Any]:
     return build_deployment(
-        deployment or make_deployment(), cache or make_cache(), model_path=PATH, replicas=2, kit=kit, kit_files=FILES
+        deployment or make_deployment(),
+        cache or make_cache(),
+        model_path=PATH,
+        replicas=2,
+        gate="llama-gate-1-2",
+        kit=kit,
+        kit_files=FILES,
     )
 
 
@@ -114,11 +120,14 @@ def test_the_last_words_of_an_engine_are_kept() -> None:
 def test_the_kit_is_mounted_as_a_package() -> None:
     assert VOLUMES["engine-kit"]["configMap"] == {
         "name": "llama-kit-k1",
-        "items": [{"key": file, "path": f"lora_operator_kit/{file}"} for file in FILES],
+        "items": [
+            {"key": "__init__.py", "path": "lora_operator_kit/__init__.py"},
+            {"key": "__main__.py", "path": "__main__.py"},
+            {"key": "kit.py", "path": "lora_operator_kit/kit.py"},
+        ],
     }
     assert MOUNTS["engine-kit"]["mountPath"] == "/opt/lora-operator"
-    assert ENGINE["command"] == ["python3", "-m", "lora_operator_kit.launcher"]
-    assert {"name": "PYTHONPATH", "value": "/opt/lora-operator"} in ENGINE["env"]
+    assert ENGINE["command"] == ["python3", "/opt/lora-operator"]
 
 
 def test_a_chat_template_is_mounted_from_its_config_map() -> None:
@@ -144,7 +153,8 @@ def test_a_chat_template_is_mounted_from_its_config_map() -> None:
 
 def test_a_pod_starts_without_a_list_but_not_without_the_gates_token() -> None:
     assert VOLUMES["modules"]["configMap"] == {"name": "llama-modules", "optional": True}
-    assert VOLUMES["gate"]["secret"] == {"secretName": gate_secret("llama", "uid-llama"), "defaultMode": 0o444}
+    assert VOLUMES["gate"]["secret"] == {"secretName": "llama-gate-1-2", "defaultMode": 0o444}
+    assert mounted_gate(build()) == "llama-gate-1-2"
     assert MOUNTS["gate"]["readOnly"]
 
 
@@ -342,7 +352,7 @@ def test_adapters_in_the_arguments_are_in_no_hash_but_in_an_annotation() -> None
     deployment = make_deployment(lora={"updateStrategy": "Rollout"})
     static = StaticModules(7, ("{}",))
     manifest = build_deployment(
-        deployment, make_cache(), model_path=PATH, replicas=1, kit="k1", kit_files=FILES, static=static
+        deployment, make_cache(), model_path=PATH, replicas=1, gate="g", kit="k1", kit_files=FILES, static=static
     )
     assert manifest["metadata"]["annotations"] == {
         ANNOTATION_TEMPLATE_HASH: template_hash(deployment, make_cache(), model_path=PATH),

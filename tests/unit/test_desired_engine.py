@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from typing import Any
 
 import pytest
@@ -19,7 +21,8 @@ from lora_operator.desired.engine import (
     build_env,
     build_launcher_command,
 )
-from lora_operator.errors import ReasonError
+from lora_operator.engine_kit.environment import ignored
+from lora_operator.engine_kit.modules import Settings
 from tests.unit.builders import make_deployment
 
 PATH = "/model-cache/artifacts/base-1-abc"
@@ -110,7 +113,7 @@ def test_the_model_and_the_launcher(case: str) -> None:
     command, beginning, python = MODELS[case]
     deployment = make_deployment(engine={"command": command})
     assert argv(deployment)[: len(beginning)] == beginning
-    assert build_launcher_command(deployment.spec.engine.command) == [*python, "-m", "lora_operator_kit.launcher"]
+    assert build_launcher_command(deployment.spec.engine.command) == [*python, "/opt/lora-operator"]
 
 
 def test_no_ref_can_move_the_model() -> None:
@@ -163,7 +166,8 @@ def test_the_environment() -> None:
         "TRITON_CACHE_DIR": f"{home}/triton",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        "PYTHONPATH": "/opt/lora-operator",
+        "USER": "vllm",
+        "LOGNAME": "vllm",
         "LORA_OPERATOR_CACHE_ROOT": "/model-cache",
         "LORA_OPERATOR_KIT": "0123456789",
         "LORA_OPERATOR_MAX_CPU_LORAS": "64",
@@ -173,6 +177,8 @@ def test_the_environment() -> None:
         "LORA_OPERATOR_SERVED_NAMES": '["meta/Llama", "llama"]',
         "LORA_OPERATOR_STATE": "/var/lib/lora-operator",
         "LORA_OPERATOR_TOKEN_FILE": "/etc/lora-operator/gate/token",
+        "LORA_OPERATOR_UPDATE_STRATEGY": "HotLoad",
+        "LORA_OPERATOR_LIST_GENERATION": "",
     }
     assert {name: entry["value"] for name, entry in env().items()} == expected
 
@@ -202,17 +208,9 @@ USER_ENV: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "HOME", "value": "/scratch"},
         {"name": "HOME", "value": "/scratch"},
     ),
-    "a Python path comes after the kit's": (
+    "a Python path, which the launcher puts the kit's before": (
         {"name": "PYTHONPATH", "value": "/plugins"},
-        {"name": "PYTHONPATH", "value": "/opt/lora-operator:/plugins"},
-    ),
-    "an empty Python path leaves the kit's": (
-        {"name": "PYTHONPATH", "value": ""},
-        {"name": "PYTHONPATH", "value": "/opt/lora-operator"},
-    ),
-    "a Python path without a value too": (
-        {"name": "PYTHONPATH"},
-        {"name": "PYTHONPATH", "value": "/opt/lora-operator"},
+        {"name": "PYTHONPATH", "value": "/plugins"},
     ),
     "a variable in a value is the kubelet's to expand": (
         {"name": "Y", "value": "$(X)/y"},
@@ -227,15 +225,18 @@ def test_the_users_own_environment(case: str) -> None:
     assert env(make_deployment(engine={"env": [variable]}))[variable["name"]] == expected
 
 
-def test_a_python_path_that_would_take_the_kit_out_is_refused() -> None:
-    source = {"configMapKeyRef": {"name": "c", "key": "k"}}
-    with pytest.raises(ReasonError) as raised:
-        env(make_deployment(engine={"env": [{"name": "PYTHONPATH", "valueFrom": source}]}))
-    assert (raised.value.reason, raised.value.message) == (
-        "PodTemplateInvalid",
-        "VLLMDeployment serving/llama: spec.engine.env sets PYTHONPATH by valueFrom: the kit's folder has to come first, "
-        "so give it a value",
-    )
+def test_an_images_own_python_path_stays() -> None:
+    """The pod's would replace it, and ROCm's and Gaudi's images can't start without theirs."""
+    assert "PYTHONPATH" not in env()
+
+
+def test_an_env_from_can_take_no_settings_of_the_kits_place() -> None:
+    """A variable that the pod sets wins over one of a ConfigMap."""
+    asked = set(re.findall(r'"(LORA_OPERATOR_[A-Z_]+)"', inspect.getsource(Settings)))
+    for static in (None, StaticModules(7, ENTRIES)):
+        found = {entry["name"] for entry in build_env(make_deployment(), model_path=PATH, kit="k", static=static)}
+        assert len(asked) > 8
+        assert asked <= found
 
 
 def test_users_variables_keep_their_order_for_references() -> None:
@@ -246,8 +247,8 @@ def test_users_variables_keep_their_order_for_references() -> None:
 
 def test_what_is_reserved_is_what_the_operator_sets() -> None:
     names = set(env(make_deployment(engine={"apiKeySecretRef": {"name": "key"}})))
-    assert set(RESERVED_ENV) - {"VLLM_SERVER_DEV_MODE"} <= names
-    assert "VLLM_SERVER_DEV_MODE" not in names, "it opens routes that change state"
+    assert set(RESERVED_ENV) <= names
+    assert not ignored(dict.fromkeys(names, "")), "the launcher would take it out"
 
 
 def test_odd_names_come_through() -> None:
@@ -270,7 +271,8 @@ def test_a_pod_with_its_adapters_in_its_arguments_knows_it_and_has_no_other_list
     found = {entry["name"]: entry["value"] for entry in entries}
     assert found["LORA_OPERATOR_UPDATE_STRATEGY"] == "Rollout"
     assert found["LORA_OPERATOR_LIST_GENERATION"] == "7"
-    assert "LORA_OPERATOR_MODULES" not in found
-    assert {name: value for name, value in found.items() if "LIST" not in name and "STRATEGY" not in name} == {
-        name: entry["value"] for name, entry in env().items() if name != "LORA_OPERATOR_MODULES"
+    assert found["LORA_OPERATOR_MODULES"] == ""
+    of_lists = ("LORA_OPERATOR_UPDATE_STRATEGY", "LORA_OPERATOR_LIST_GENERATION", "LORA_OPERATOR_MODULES")
+    assert {name: value for name, value in found.items() if name not in of_lists} == {
+        name: entry["value"] for name, entry in env().items() if name not in of_lists
     } | {"LORA_OPERATOR_KIT": "k"}

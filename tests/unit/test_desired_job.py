@@ -10,7 +10,7 @@ import pytest
 
 from lora_operator.api import ModelArtifact
 from lora_operator.api.source import Source
-from lora_operator.desired.job import build_credentials_secret, build_job, build_request
+from lora_operator.desired.job import build_credentials_secret, build_job, build_request, credentials_secret
 from lora_operator.desired.placement import Placement
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest
 from lora_operator.names import MAX_SIZE, short_hash, token_secret
@@ -20,6 +20,7 @@ TOKEN = b"hf_thisIsTheToken"
 HOLDER = f"sql-0a1b2c3d4e-{short_hash('uid-claim')}"
 RESOURCES = {"requests": {"cpu": "100m"}, "limits": {"memory": "2Gi"}}
 SECRET = ("team-a", "hf", "token", "uid-secret")
+NONCE = "0123456789abcdef"
 
 
 def job_of(
@@ -37,6 +38,7 @@ def job_of(
         image_pull_policy="IfNotPresent",
         deadline_seconds=600,
         resources=RESOURCES,
+        nonce=NONCE,
     )
 
 
@@ -123,8 +125,10 @@ def test_a_job_with_a_token_waits_suspended_for_its_secret() -> None:
     job = job_of(with_credentials=True)
     assert job["spec"]["suspend"]
     volumes = {v["name"]: v for v in job["spec"]["template"]["spec"]["volumes"]}
-    name = token_secret(job["metadata"]["name"], make_artifact().metadata.uid)
+    name = token_secret(job["metadata"]["name"], NONCE)
     assert volumes["credentials"]["secret"] == {"secretName": name, "defaultMode": 0o444}
+    assert credentials_secret(job) == name
+    assert credentials_secret(job_of()) is None
     mounts = {m["name"]: m for m in container_of(job)["volumeMounts"]}
     assert mounts["credentials"] == {
         "name": "credentials",
@@ -137,7 +141,7 @@ def test_no_secret_stands_in_a_job() -> None:
     artifact = make_artifact(credentials=SECRET)
     job = job_of(artifact, with_credentials=True)
     job["metadata"]["uid"] = "uid-job"
-    secret = build_credentials_secret(artifact, job=job, values={"token": TOKEN})
+    secret = build_credentials_secret(artifact, job=job, name="x", values={"token": TOKEN})
     text = json.dumps(job)
     for form in (TOKEN.decode(), base64.b64encode(TOKEN).decode(), "uid-secret", "team-a"):
         assert form not in text
@@ -147,9 +151,9 @@ def test_no_secret_stands_in_a_job() -> None:
 def test_the_copy_of_the_token_goes_with_its_job() -> None:
     job = job_of(with_credentials=True)
     job["metadata"]["uid"] = "uid-job"
-    secret = build_credentials_secret(make_artifact(), job=job, values={"token": TOKEN})
-    assert (secret["kind"], secret["type"]) == ("Secret", "Opaque")
-    assert secret["metadata"]["name"] == token_secret(job["metadata"]["name"], make_artifact().metadata.uid)
+    secret = build_credentials_secret(make_artifact(), job=job, name="private-1-0123", values={"token": TOKEN})
+    assert (secret["kind"], secret["type"], secret["immutable"]) == ("Secret", "Opaque", True)
+    assert secret["metadata"]["name"] == "private-1-0123"
     assert secret["metadata"]["namespace"] == "serving"
     assert secret["metadata"]["ownerReferences"] == [
         {
@@ -177,6 +181,7 @@ def test_a_job_goes_where_it_is_told_and_keeps_to_itself_otherwise() -> None:
         image_pull_policy="IfNotPresent",
         deadline_seconds=600,
         resources=RESOURCES,
+        nonce=NONCE,
         placement=placement,
     )
     pod = job["spec"]["template"]
@@ -358,6 +363,7 @@ def test_a_cache_bounds_its_jobs() -> None:
         image_pull_policy="IfNotPresent",
         deadline_seconds=600,
         resources=RESOURCES,
+        nonce=NONCE,
     )
     assert job["spec"]["activeDeadlineSeconds"] == 5400
     assert container_of(job)["resources"] == {"limits": {"memory": "1Gi"}}

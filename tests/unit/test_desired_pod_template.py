@@ -139,11 +139,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "vLLM's dev mode": (
         engine(env=[{"name": "VLLM_SERVER_DEV_MODE", "value": "1"}]),
-        "podTemplate sets VLLM_SERVER_DEV_MODE of container vllm: the operator does; use spec.engine.env for yours",
+        "podTemplate sets VLLM_SERVER_DEV_MODE of container vllm: the engine's gate or adapters would be out of the kit's hands; "
+        "leave it out",
     ),
-    "the Python path": (
-        engine(env=[{"name": "PYTHONPATH", "value": "/x"}]),
-        "podTemplate sets PYTHONPATH of container vllm: the operator does; use spec.engine.env for yours",
+    "another resolver": (
+        engine(env=[{"name": "VLLM_LORA_RESOLVER_CACHE_DIR", "value": "/x"}]),
+        "podTemplate sets VLLM_LORA_RESOLVER_CACHE_DIR of container vllm: the engine's gate or adapters would be out of the kit's "
+        "hands; leave it out",
+    ),
+    "a middleware outside of the kit": (
+        engine(env=[{"name": "CUSTOM_FASTAPI_MIDDLEWARE_THROTTLE", "value": "x.py:f"}]),
+        "podTemplate sets CUSTOM_FASTAPI_MIDDLEWARE_THROTTLE of container vllm: the engine's gate or adapters would be out of the "
+        "kit's hands; leave it out",
+    ),
+    "whether the Hub is asked": (
+        engine(env=[{"name": "HF_HUB_OFFLINE", "value": "0"}]),
+        "podTemplate sets HF_HUB_OFFLINE of container vllm: the operator does; use spec.engine.env for yours",
     ),
     "another kit by its volume": (
         {"spec": {"volumes": [{"name": "engine-kit", "configMap": {"name": "mine"}}]}},
@@ -222,7 +233,7 @@ def test_no_template_whatever_ends_a_reconcile(theirs: dict[str, Any]) -> None:
     deployment = make_deployment(podTemplate=theirs, engine={"resources": {"limits": theirs}})
     try:
         result = build_deployment(
-            deployment, make_cache(), model_path="/model-cache/x", replicas=1, kit="k", kit_files=("kit.py",)
+            deployment, make_cache(), model_path="/model-cache/x", replicas=1, gate="g", kit="k", kit_files=("kit.py",)
         )
     except ReasonError as error:
         refused, labels = error.reason == "PodTemplateInvalid", {}

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, KubeError
+from lora_operator.errors import AlreadyExistsError, ConflictError, ForbiddenError, InvalidObjectError, KubeError
 from lora_operator.kube import Kube
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.context import Context
@@ -33,6 +33,7 @@ class Api:
         self.version = 100
         self.gone: Callable[[str], object] = lambda _: None
         self.conflict = False
+        self.everywhere = False  # a Secret of any name exists: somebody reads the Job's before ours is made
 
     def stamped(self, body: Json, **more: Any) -> Json:
         self.version += 1
@@ -48,15 +49,20 @@ class Api:
 
     async def create(self, body: Json) -> Json:
         name = body["metadata"]["name"]
+        if body["kind"] == "Secret":
+            return self.create_secret(name)
         if name in self.jobs:
-            raise ConflictError(name)
+            raise AlreadyExistsError(name)
         self.jobs[name] = self.stamped(body, uid=f"uid-{name}")
         return self.jobs[name]
 
-    async def apply(self, body: Json) -> None:
+    def create_secret(self, name: str) -> Json:
         if (error := self.refuse.get("secret")) is not None:
             raise error
-        self.secrets.append(body["metadata"]["name"])
+        if self.everywhere or name in self.secrets:
+            raise AlreadyExistsError(name)
+        self.secrets.append(name)
+        return {}
 
     async def patch(self, _: Any, __: str, name: str, change: Json) -> Json:
         if (error := self.refuse.get("job")) is not None:
@@ -144,6 +150,43 @@ async def test_a_job_that_a_killed_operator_left_is_gone_on_with() -> None:
     await world.look()
     assert [job["spec"]["suspend"] for job in world.api.jobs.values()] == [False]
     assert len(world.api.secrets) == 1
+
+
+async def test_no_job_runs_with_a_secret_that_was_there_before_it() -> None:
+    """It may be somebody else's, and can't be read; the next attempt's has another name."""
+    world = World()
+    world.api.everywhere = True
+    reason, message = await world.look()
+    assert reason == "JobNotStarted"
+    assert "exists before Job serving/private-1 was given its credentials" in message
+    assert "attempt 1 failed, tried again at" in message
+    assert (world.api.jobs, world.held) == ({}, []), "it was never let go"
+
+
+async def test_a_job_whose_letting_go_was_not_answered_is_made_again_with_another_secret() -> None:
+    world = World()
+    world.api.refuse["job"] = KubeError("no answer")
+    with pytest.raises(KubeError):
+        await world.look()
+    world.api.refuse.clear()
+    assert (await world.look())[0] == "JobNotStarted"
+    artifact = world.context.store.artifacts[KEY.namespace, KEY.name]
+    failure = artifact.status.last_failure
+    assert failure is not None
+    due = artifact.status.model_copy(update={"next_attempt_time": failure.time})
+    world.put(Kind.MODEL_ARTIFACT, artifact.model_copy(update={"status": due}))
+    await world.look()
+    assert [job["spec"]["suspend"] for job in world.api.jobs.values()] == [False]
+    assert len(set(world.api.secrets)) == 2
+
+
+async def test_a_job_that_goes_already_is_given_nothing_again() -> None:
+    """Its watch may be late: it looks as if it were still to be made."""
+    world = World()
+    await world.look()
+    world.context.store.remove(Kind.JOB, "serving", "private-1")
+    assert (await world.look())[0] != "JobNotStarted"
+    assert len(world.api.secrets) == len(world.api.jobs) == 1
 
 
 async def test_a_job_that_was_left_for_credentials_that_are_not_used_any_more_goes() -> None:

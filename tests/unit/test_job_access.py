@@ -33,6 +33,7 @@ def pod_of(cache: ModelCache, *, identity: str | None = None, placed: dict[str, 
         image_pull_policy="Never",
         deadline_seconds=60,
         resources=RESOURCES,
+        nonce="",
         placement=Placement(placed or {}),
     )
     template: dict[str, Any] = job["spec"]["template"]

@@ -254,6 +254,17 @@ async def test_an_engine_that_ignores_patterns_is_given_no_adapter_that_needs_th
             assert "needs vLLM 0.32 or newer; this engine is 0.31: it would apply rank 1 and scale 1" in message
 
 
+async def test_a_build_without_a_release_number_is_no_old_engine(pod: Pod) -> None:
+    """A clone without tags calls itself so, however new it is."""
+    pod.engine.version = "0.1.dev17+g1a2b3c4"
+    one, two = pod.adapter("one"), pod.adapter("two")
+    (pod.root / "state" / "modules.json").write_text(json.dumps(pod.body({"one": one}, generation=7)))
+    async with pod.running():
+        await pod.put({"one": one, "two": two})
+        assert set(pod.engine.registry) == {"one", "two"}
+        assert not (await pod.state())["failures"]
+
+
 async def test_no_list_is_taken_where_it_is_in_the_arguments(rolling: Pod) -> None:
     (rolling.root / "state" / "modules.json").write_text(json.dumps(rolling.body({}, generation=7)))
     async with rolling.running():

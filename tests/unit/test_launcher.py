@@ -237,15 +237,44 @@ def test_the_package_can_be_imported_by_the_engine_whatever_its_path_was() -> No
 
 def test_a_mounted_config_map_makes_only_the_package_importable(tmp_path: Path) -> None:
     """Its files are links into another folder, whose modules have names like `engine` and `text`."""
-    kit, data = tmp_path / "opt" / "lora_operator_kit", tmp_path / "opt" / "lora_operator_kit" / "..data"
-    shutil.copytree(ROOT / "operator" / "lora_operator" / "engine_kit", data)
-    for file in data.glob("*.py"):
-        (kit / file.name).symlink_to(f"..data/{file.name}")
+    root, env = mounted(tmp_path), settings_env(tmp_path)
     engine = "import os; print(os.environ['PYTHONPATH']); import lora_operator_kit.checks"
-    command = [sys.executable, "-m", "lora_operator_kit.launcher", sys.executable, "-c", engine]
-    env = settings_env(tmp_path) | {"PYTHONPATH": str(tmp_path / "opt")}
-    found = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=60)
-    assert found.stdout.strip() == str(tmp_path / "opt")
+    command = [sys.executable, str(root), sys.executable, "-c", engine]
+    for path, expected in ({}, str(root)), ({"PYTHONPATH": "/image/its/own"}, f"{root}:/image/its/own"):
+        found = subprocess.run(command, env=env | path, check=True, capture_output=True, text=True, timeout=60)
+        assert found.stdout.strip() == expected
+
+
+def mounted(folder: Path) -> Path:
+    """The kit as the kubelet mounts it."""
+    data, root = folder / "opt" / "..data", folder / "opt"
+    shutil.copytree(ROOT / "operator" / "lora_operator" / "engine_kit", data / "lora_operator_kit")
+    (data / "lora_operator_kit" / "__main__.py").rename(data / "__main__.py")
+    for name in ("lora_operator_kit", "__main__.py"):
+        (root / name).symlink_to(f"..data/{name}")
+    return root
+
+
+UNDOING = {
+    "VLLM_SERVER_DEV_MODE": "1",
+    "VLLM_SKIP_MODEL_NAME_VALIDATION": "1",
+    "VLLM_USE_RUST_FRONTEND": "1",
+    "VLLM_RUST_FRONTEND_PATH": "/x",
+    "VLLM_LORA_RESOLVER_CACHE_DIR": "/model-cache",
+    "VLLM_LORA_RESOLVER_HF_REPO_LIST": "org/x",
+    "CUSTOM_FASTAPI_MIDDLEWARE_THROTTLE": "x.py:f",
+}
+
+
+def test_what_would_undo_the_kit_reaches_no_engine_wherever_it_comes_from(capfd: pytest.CaptureFixture[str]) -> None:
+    """A ConfigMap of the pod's envFrom, or the image: nobody checks these before."""
+    harmless = {"OMP_NUM_THREADS": "2", "VLLM_PLUGINS": "mine", "CUSTOM_FASTAPI_PING_HANDLER": "x", "VLLM_API_KEY": "k"}
+    found = build_environment(UNDOING | harmless)
+    assert {name: value for name, value in found.items() if name != "PYTHONPATH"} == harmless
+    said = capfd.readouterr().err
+    assert all(name in said for name in UNDOING)
+    build_environment(harmless)
+    assert capfd.readouterr().err == ""
 
 
 def test_it_becomes_the_engine_under_its_own_process_id(pod: Pod) -> None:

@@ -35,6 +35,22 @@ READERS = "\n".join(
 PASSED_ON = {"VLLMDeployment.engine.env.value_from"}
 
 
+@pytest.mark.parametrize("page", ["concepts.md", "development.md"])
+def test_the_contents_of_a_page_have_all_its_sections_in_order(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    sections = re.findall(r"^(?<=\n\n)## (.+)$", text, re.MULTILINE)
+    assert len(sections) == len(re.findall(r"^## ", text, re.MULTILINE)), "a blank line is before each"
+    assert re.findall(r"^- \[(.+)\]\(#[a-z0-9-]+\)$", text, re.MULTILINE) == sections
+
+
+def test_the_readme_and_the_examples_run_one_version_of_vllm() -> None:
+    """The one that the docs call the first that Hopper GPUs should run."""
+    pages = [ROOT / "README.md", *(ROOT / "examples").glob("*.yaml")]
+    images = {image for page in pages for image in re.findall(r"image: vllm/vllm-openai:v(\S+)", page.read_text())}
+    assert images == {"0.33.0"}
+    assert "| vLLM on Hopper GPUs (H100, H200, H20) | 0.33 or newer." in (ROOT / "docs" / "concepts.md").read_text()
+
+
 def spec_fields(model: type[BaseModel], path: str) -> Iterator[tuple[str, str]]:
     """(path, attribute) of every field of a spec, at any depth."""
     for name, field in model.model_fields.items():

@@ -134,8 +134,8 @@ def test_labels_and_the_scale_subresources_selector_say_the_same() -> None:
 def test_children_have_names_that_fit(deployment: str) -> None:
     for name in (
         names.modules_config_map(deployment),
-        names.gate_secret(deployment, "uid"),
-        names.token_secret(deployment, "uid"),
+        names.gate_secret(deployment, "uid", "token"),
+        names.token_secret(deployment, "0123456789abcdef"),
         names.kit_config_map(deployment, "0123456789"),
     ):
         assert DNS_SUBDOMAIN.match(name)

@@ -23,12 +23,13 @@ from lora_operator.api.common import (
 from lora_operator.api.model import ModelSpec
 from lora_operator.api.storage import Quantity
 from lora_operator.constants import DEFAULT_ENGINE_PORT
+from lora_operator.engine_kit.environment import IGNORED_ENV, IGNORED_ENV_PREFIXES
 
-# Flags that follow from other fields of the spec, or that would open or break what the operator runs (no gate on a gRPC
-# frontend; probes and the operator speak plain HTTP). vLLM takes _ for -, any unambiguous beginning of a flag, and
-# --flag.key for a part of a JSON value (vllm/utils/argparse_utils.py), so the rule refuses those as well, and -qawq for -q awq.
 DEFAULT_REQUEST_SIZE = "64Mi"
-RESERVED_FLAGS = (
+# Flags that follow from other fields of the spec, or that would open or break what the operator runs (probes and the operator speak
+# plain HTTP). vLLM takes _ for -, any unambiguous beginning of a flag, and --flag.key for a part of a JSON value
+# (vllm/utils/argparse_utils.py), so the rules refuse those as well, and -qawq for -q awq.
+OPERATORS_FLAGS = (
     "--model",
     "--served-model-name",
     "--host",
@@ -54,34 +55,72 @@ RESERVED_FLAGS = (
     "--api-server-count",
     "-asc",
     "--headless",
-    "--grpc",
-    "--grpc-port",
     "--ssl-keyfile",
     "--ssl-certfile",
     "--api-key",
     "--root-path",
     "--shutdown-timeout",
 )
+# API servers of one pod on more ports than one, all with the same state files, of which the operator asks one; or pods that are parts
+# of one engine. --data-parallel-size (-dp) alone is fine: one API server.
+PARTS_FLAGS = (
+    "--data-parallel-rank",
+    "-dpn",
+    "--data-parallel-start-rank",
+    "-dpr",
+    "--data-parallel-external-lb",
+    "-dpe",
+    "--data-parallel-hybrid-lb",
+    "-dph",
+    "--data-parallel-multi-port-external-lb",
+    "-dpm",
+    "--nnodes",
+    "-n",
+    "--node-rank",
+    "-r",
+    "--master-addr",
+    "--master-port",
+)
+# Adapters beside the list, whose entries the kit would unload; a format that no request of the kit names; modules that are left out
+# silently, so that a Ready adapter may do nothing.
+ADAPTERS_FLAGS = ("--default-mm-loras", "--enable-mixed-moe-lora-format", "--lora-target-modules")
+# Servers that the kit, which is a middleware of vLLM's own, is no part of: nothing is loaded there, and there is no gate.
+SERVERS_FLAGS = ("--grpc", "--grpc-port", "--omni")
 RESERVED_ENV = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
     "VLLM_API_KEY",
-    "VLLM_SERVER_DEV_MODE",
     "HF_HUB_OFFLINE",
     "HF_HUB_CACHE",
 )
+RESERVED_ENV_PREFIXES = ("LORA_OPERATOR_", *IGNORED_ENV_PREFIXES)
 
-_FLAG_LIST = "[" + ", ".join(f"'{flag}'" for flag in RESERVED_FLAGS) + "]"
-# The list of one element binds the flag's name to f: said twice it would cost too much for the API server's budget.
-_ARG_RULE = (
-    "!self.startsWith('-') || !self.startsWith('-q') && ![self.split('=')[0].split('.')[0].replace('_', '-')]"
-    f".exists(f, size(f) > 2 && {_FLAG_LIST}.exists(r, r.startsWith(f)))"
-)
+
+def _no_flag(flags: tuple[str, ...], *, letters: tuple[str, ...] = (), but: tuple[str, ...] = ()) -> str:
+    """The rule that an argument is none of the flags, nor a beginning of one, but for flags of their own.
+
+    `letters` are flags of one letter, whose value may follow without a space. The list of one element binds the flag's name to f:
+    said twice it would cost too much for the API server's budget.
+    """
+    listed = ", ".join(f"'{flag}'" for flag in flags)
+    short = "".join(f"!self.startsWith('{letter}') && " for letter in letters)
+    own = "".join(f" && f != '{flag}'" for flag in but)
+    return (
+        f"!self.startsWith('-') || {short}![self.split('=')[0].split('.')[0].replace('_', '-')]"
+        f".exists(f, size(f) > 2{own} && [{listed}].exists(r, r.startsWith(f)))"
+    )
+
+
 # Reserved only while the operator sets --speculative-config: without a draft model vLLM can speculate by other ways (ngram, MTP).
 _SPECULATIVE_RULE = (
     "!has(self.model.draftModel) || !has(self.engine.args) || !self.engine.args.exists(a, a.startsWith('-s') || "
     "['--specu', '--spec-', '--spec_'].exists(s, a.startsWith(s)))"
 )
-_ENV_RULE = "!self.startsWith('LORA_OPERATOR_') && !(self in [" + ", ".join(f"'{name}'" for name in RESERVED_ENV) + "])"
+_ENV_RULE = (
+    " && ".join(f"!self.startsWith('{prefix}')" for prefix in RESERVED_ENV_PREFIXES)
+    + " && !(self in ["
+    + ", ".join(f"'{name}'" for name in (*RESERVED_ENV, *IGNORED_ENV))
+    + "])"
+)
 
 Argument = Annotated[
     str,
@@ -89,10 +128,24 @@ Argument = Annotated[
         max_length=4096,
         json_schema_extra=cel(
             (
-                _ARG_RULE,
+                _no_flag(OPERATORS_FLAGS, letters=("-q",)),
                 "this is a flag that the operator sets, or the beginning of one: use the fields of the spec instead "
                 "(kubectl explain vllm.spec.engine.args lists them)",
-            )
+            ),
+            (
+                _no_flag(PARTS_FLAGS, letters=("-n", "-r"), but=("-dp",)),
+                "each pod is a whole engine with one API server, which is all that the operator asks: leave out the flags of "
+                "ranks, nodes and load balancers; --data-parallel-size, --tensor-parallel-size and spec.replicas are fine",
+            ),
+            (
+                _no_flag(ADAPTERS_FLAGS),
+                "adapters are what LoRAAdapters say, whole: --default-mm-loras has others, which would be unloaded, "
+                "--enable-mixed-moe-lora-format takes none of the list's, and --lora-target-modules leaves modules of them out silently",
+            ),
+            (
+                _no_flag(SERVERS_FLAGS),
+                "this starts another server than vLLM's OpenAI API over HTTP: it has no gate, and no adapters are loaded there",
+            ),
         ),
     ),
 ]
@@ -166,7 +219,11 @@ class EnvVar(ApiModel):
         min_length=1,
         max_length=256,
         json_schema_extra=cel(
-            (_ENV_RULE, f"env must not set LORA_OPERATOR_* nor {', '.join(RESERVED_ENV)}: the operator does")
+            (
+                _ENV_RULE,
+                f"env must not set LORA_OPERATOR_* nor {', '.join(RESERVED_ENV)}, which the operator sets, nor what would take the "
+                f"engine's gate or adapters out of its hands: {', '.join((*IGNORED_ENV, *(f'{p}*' for p in IGNORED_ENV_PREFIXES)))}",
+            )
         ),
     )
     value: str | None = Field(default=None, description="Value.", max_length=32768)
@@ -185,7 +242,15 @@ class EngineSpec(ApiModel):
     )
     args: tuple[Argument, ...] = Field(
         default=(),
-        description="Further flags for vLLM, without those that the operator sets: " + ", ".join(RESERVED_FLAGS) + ".",
+        description="Further flags for vLLM. Not those that the operator sets: "
+        + ", ".join(OPERATORS_FLAGS)
+        + "; that make a pod a part of an engine, or several API servers: "
+        + ", ".join(PARTS_FLAGS)
+        + "; that bring other adapters than the list, or parts of them: "
+        + ", ".join(ADAPTERS_FLAGS)
+        + "; that start a server without a gate: "
+        + ", ".join(SERVERS_FLAGS)
+        + ".",
         max_length=64,
     )
     env: tuple[EnvVar, ...] = Field(

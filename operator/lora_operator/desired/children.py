@@ -95,8 +95,8 @@ def build_gate_secret(deployment: VLLMDeployment, token: str) -> dict[str, Any]:
     return _object(
         deployment,
         "Secret",
-        gate_secret(deployment.metadata.name, deployment.metadata.uid),
-        {"type": "Opaque", "data": {GATE_KEY: base64.b64encode(token.encode()).decode()}},
+        gate_secret(deployment.metadata.name, deployment.metadata.uid, token),
+        {"type": "Opaque", "immutable": True, "data": {GATE_KEY: base64.b64encode(token.encode()).decode()}},
     )
 
 

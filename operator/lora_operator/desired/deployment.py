@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
@@ -38,11 +38,12 @@ from lora_operator.desired.pod_template import merge_pod_template
 from lora_operator.names import (
     chat_config_map,
     engine_labels,
-    gate_secret,
     kit_config_map,
     modules_config_map,
     short_hash,
 )
+
+GATE_VOLUME: Final = "gate"
 
 
 def template_hash(
@@ -67,12 +68,14 @@ def build_deployment(
     *,
     model_path: str,
     replicas: int,
+    gate: str,
     kit: str,
     kit_files: tuple[str, ...],
     static: StaticModules | None = None,
     auxiliary: Auxiliary = NO_AUXILIARY,
 ) -> dict[str, Any]:
-    """The apps/v1 Deployment; `static` are the adapters in its arguments with updateStrategy Rollout, else None.
+    """The apps/v1 Deployment; `static` are the adapters in its arguments with updateStrategy Rollout, else None, and `gate` is the
+    name of the gate's Secret.
 
     `replicas` is always in it: a field that was applied and is left out next time falls back to 1.
     Raises ReasonError(PodTemplateInvalid) for a podTemplate that can't be merged.
@@ -80,7 +83,9 @@ def build_deployment(
     metadata = deployment.metadata
     where = f"VLLMDeployment {metadata.namespace}/{metadata.name}"
     argv = build_argv(deployment, model_path=model_path, auxiliary=auxiliary, static=static)
-    template = _template(deployment, cache, argv, model_path=model_path, kit=kit, kit_files=kit_files, static=static)
+    template = _template(
+        deployment, cache, argv, model_path=model_path, gate=gate, kit=kit, kit_files=kit_files, static=static
+    )
     _mount_chat_template(deployment, template["spec"])
     if deployment.spec.pod_template:
         template = merge_pod_template(template, deployment.spec.pod_template, where=where)
@@ -113,6 +118,15 @@ def build_deployment(
     }
 
 
+def mounted_gate(workload: dict[str, Any]) -> str | None:
+    """Name of the Secret from which the pods of a live Deployment have their gate's token."""
+    for volume in workload["spec"]["template"]["spec"].get("volumes") or ():
+        if volume["name"] == GATE_VOLUME:
+            name: str | None = (volume.get("secret") or {}).get("secretName")
+            return name
+    return None
+
+
 def _rolling(template: dict[str, Any]) -> dict[str, Any]:
     """Without a spare GPU a surge pod would wait for ever; without GPUs a surge pod keeps capacity."""
     containers = template["spec"].get("containers")
@@ -139,6 +153,7 @@ def _template(
     argv: list[str],
     *,
     model_path: str,
+    gate: str,
     kit: str,
     kit_files: tuple[str, ...],
     static: StaticModules | None,
@@ -167,7 +182,7 @@ def _template(
             {"name": "model-cache", "mountPath": CACHE_MOUNT, "readOnly": True},
             {"name": "engine-kit", "mountPath": KIT_MOUNT, "readOnly": True},
             *([{"name": "modules", "mountPath": MODULES_MOUNT, "readOnly": True}] if static is None else []),
-            {"name": "gate", "mountPath": GATE_MOUNT, "readOnly": True},
+            {"name": GATE_VOLUME, "mountPath": GATE_MOUNT, "readOnly": True},
             {"name": "kit-state", "mountPath": KIT_STATE_MOUNT},
             {"name": "home", "mountPath": HOME_MOUNT},
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  memory for vLLM's processes
@@ -196,20 +211,22 @@ def _template(
                     "name": "engine-kit",
                     "configMap": {
                         "name": kit_config_map(name, kit),
-                        "items": [{"key": file, "path": f"{KIT_PACKAGE}/{file}"} for file in kit_files],
+                        "items": [{"key": file, "path": _kit_path(file)} for file in kit_files],
                     },
                 },
                 *([_modules_volume(name)] if static is None else []),
-                {
-                    "name": "gate",
-                    "secret": {"secretName": gate_secret(name, deployment.metadata.uid), "defaultMode": 0o444},
-                },
+                {"name": GATE_VOLUME, "secret": {"secretName": gate, "defaultMode": 0o444}},
                 {"name": "kit-state", "emptyDir": {}},
                 {"name": "home", "emptyDir": {}},
                 {"name": "shm", "emptyDir": {"medium": "Memory"}},
             ],
         },
     }
+
+
+def _kit_path(file: str) -> str:
+    """Where a file of the kit lies in its mount: all of them in the package, but for the one that Python runs by the mount's path."""
+    return file if file == "__main__.py" else f"{KIT_PACKAGE}/{file}"
 
 
 def _modules_volume(name: str) -> dict[str, Any]:

@@ -14,16 +14,15 @@ from lora_operator.constants import (
     CHAT_TEMPLATE_KEY,
     GATE_KEY,
     GATE_MOUNT,
+    HOT_LOAD,
     KIT_MOUNT,
     KIT_PACKAGE,
     KIT_STATE_MOUNT,
     MODULES_KEY,
     MODULES_MOUNT,
     ROLLOUT,
-    Reason,
 )
 from lora_operator.desired.common import literal
-from lora_operator.errors import ReasonError
 from lora_operator.names import parse_size, short_hash
 
 HOME_MOUNT: Final = "/var/lib/vllm"
@@ -117,9 +116,12 @@ def _model_flags(model: ModelSpec, auxiliary: Auxiliary) -> list[str]:
 
 
 def build_launcher_command(command: tuple[str, ...]) -> list[str]:
-    """The container's command: the launcher, by the engine's own Python where the command names one."""
+    """The container's command: the launcher, by the engine's own Python where the command names one.
+
+    By the path of the kit's folder, not by PYTHONPATH, which may be the image's: it would be replaced (ROCm's and Gaudi's need theirs).
+    """
     first = command[0].rsplit("/", 1)[-1]
-    return [command[0] if first.startswith("python") else "python3", "-m", f"{KIT_PACKAGE}.launcher"]
+    return [command[0] if first.startswith("python") else "python3", KIT_MOUNT]
 
 
 def build_env(
@@ -127,7 +129,7 @@ def build_env(
 ) -> list[dict[str, Any]]:
     """The engine's environment: the kit's settings, writable homes, no network for models, then the user's own.
 
-    Raises ReasonError(PodTemplateInvalid) for a PYTHONPATH that the kit's folder can't be put in front of.
+    All settings of the kit are set, also those that don't matter: what an envFrom brings must not take their place.
     """
     spec = deployment.spec
     values = {
@@ -150,12 +152,12 @@ def build_env(
         "TORCHINDUCTOR_CACHE_DIR": f"{HOME_MOUNT}/inductor",
         "TRITON_CACHE_DIR": f"{HOME_MOUNT}/triton",
         "VLLM_NO_USAGE_STATS": "1",
-        "PYTHONPATH": KIT_MOUNT,
+        "USER": "vllm",  # an arbitrary user id has no name, and torch asks for one
+        "LOGNAME": "vllm",
+        "LORA_OPERATOR_MODULES": f"{MODULES_MOUNT}/{MODULES_KEY}" if static is None else "",
+        "LORA_OPERATOR_UPDATE_STRATEGY": HOT_LOAD if static is None else ROLLOUT,
+        "LORA_OPERATOR_LIST_GENERATION": "" if static is None else str(static.generation),
     }
-    if static is None:
-        values["LORA_OPERATOR_MODULES"] = f"{MODULES_MOUNT}/{MODULES_KEY}"
-    else:
-        values |= {"LORA_OPERATOR_UPDATE_STRATEGY": ROLLOUT, "LORA_OPERATOR_LIST_GENERATION": str(static.generation)}
     env: dict[str, dict[str, Any]] = {
         name: {"name": name, "value": literal(value)} for name, value in sorted(values.items())
     }
@@ -165,15 +167,5 @@ def build_env(
             "name": "VLLM_API_KEY",
             "valueFrom": {"secretKeyRef": {"name": ref.name, "key": ref.key}},
         }
-    for variable in spec.engine.env:
-        if variable.name != "PYTHONPATH":
-            env[variable.name] = variable.to_wire()
-        elif variable.value_from is not None:
-            raise ReasonError(
-                Reason.POD_TEMPLATE_INVALID,
-                f"VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}: spec.engine.env sets PYTHONPATH "
-                "by valueFrom: the kit's folder has to come first, so give it a value",
-            )
-        elif variable.value:
-            env["PYTHONPATH"] = {"name": "PYTHONPATH", "value": f"{KIT_MOUNT}:{variable.value}"}
+    env |= {variable.name: variable.to_wire() for variable in spec.engine.env}
     return list(env.values())

@@ -35,6 +35,7 @@ from lora_operator.schemes import Scheme
 
 MAX_VIEW_NAME: Final = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
 ANYWHERE: Final = Placement()
+CREDENTIALS_VOLUME: Final = "credentials"
 
 
 def build_request(
@@ -111,9 +112,11 @@ def build_job(
     image_pull_policy: str,
     deadline_seconds: int,
     resources: dict[str, Any],
+    nonce: str,
     placement: Placement = ANYWHERE,
 ) -> dict[str, Any]:
-    """The Job; deadline and resources are the cache's where it says any. One that has credentials is made suspended, and goes on once the Secret that it owns exists."""
+    """The Job; deadline and resources are the cache's where it says any. One that has credentials is made suspended, and goes on once
+    the Secret that it owns exists, whose name has the random `nonce`."""
     timeout = parse_duration(cache.spec.download.timeout)
     name = job_name(artifact.metadata.name, attempt)
     labels = fetch_labels(artifact.metadata.name)
@@ -133,11 +136,11 @@ def build_job(
     if with_credentials:
         volumes.append(
             {
-                "name": "credentials",
-                "secret": {"secretName": token_secret(name, artifact.metadata.uid), "defaultMode": 0o444},
+                "name": CREDENTIALS_VOLUME,
+                "secret": {"secretName": token_secret(name, nonce), "defaultMode": 0o444},
             }
         )
-        mounts.append({"name": "credentials", "mountPath": CREDENTIALS_MOUNT, "readOnly": True})
+        mounts.append({"name": CREDENTIALS_VOLUME, "mountPath": CREDENTIALS_MOUNT, "readOnly": True})
     template = {
         "metadata": {"labels": labels},
         "spec": {
@@ -207,16 +210,26 @@ def pod_security(cache: ModelCache) -> dict[str, Any]:
     return context
 
 
+def credentials_secret(job: dict[str, Any]) -> str | None:
+    """Name of the Secret from which the Job's pod will have its credentials; None where it asks for none."""
+    for volume in job["spec"]["template"]["spec"].get("volumes") or ():
+        if volume["name"] == CREDENTIALS_VOLUME:
+            name: str | None = (volume.get("secret") or {}).get("secretName")
+            return name
+    return None
+
+
 def build_credentials_secret(
-    artifact: ModelArtifact, *, job: dict[str, Any], values: Mapping[str, bytes]
+    artifact: ModelArtifact, *, job: dict[str, Any], name: str, values: Mapping[str, bytes]
 ) -> dict[str, Any]:
-    """The copy of the wanter's credentials for one Job's pod, a file per key; it goes with the Job that owns it."""
+    """The copy of the wanter's credentials for one Job's pod, a file per key, under the name that the Job mounts; it goes with the Job."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "Opaque",
+        "immutable": True,
         "metadata": {
-            "name": token_secret(job["metadata"]["name"], artifact.metadata.uid),
+            "name": name,
             "namespace": artifact.metadata.namespace,
             "labels": fetch_labels(artifact.metadata.name),
             "ownerReferences": [

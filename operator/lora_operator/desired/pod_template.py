@@ -12,7 +12,7 @@ import posixpath
 from collections.abc import Callable
 from typing import Any, Final
 
-from lora_operator.api.deployment import RESERVED_ENV
+from lora_operator.api.deployment import RESERVED_ENV, RESERVED_ENV_PREFIXES
 from lora_operator.constants import (
     CACHE_MOUNT,
     ENGINE_CONTAINER,
@@ -22,6 +22,7 @@ from lora_operator.constants import (
     MODULES_MOUNT,
     Reason,
 )
+from lora_operator.engine_kit.environment import IGNORED_ENV, IGNORED_ENV_PREFIXES
 from lora_operator.errors import ReasonError
 
 MERGE_KEYS: Final[dict[str, str]] = {
@@ -91,7 +92,12 @@ def _refuse_engine(container: dict[str, Any], where: str) -> None:
             raise _invalid(where, f"sets {field} {of_engine}: use spec.engine.{field}")
     for variable in _objects(container, "env"):
         name = str(variable.get("name", ""))
-        if name.startswith("LORA_OPERATOR_") or name in (*RESERVED_ENV, "PYTHONPATH"):
+        if name in IGNORED_ENV or name.startswith(IGNORED_ENV_PREFIXES):
+            raise _invalid(
+                where,
+                f"sets {name} {of_engine}: the engine's gate or adapters would be out of the kit's hands; leave it out",
+            )
+        if name in RESERVED_ENV or name.startswith(RESERVED_ENV_PREFIXES):
             raise _invalid(where, f"sets {name} {of_engine}: the operator does; use spec.engine.env for yours")
     for mount in _objects(container, "volumeMounts"):
         path = str(mount.get("mountPath", ""))

@@ -1,6 +1,6 @@
 """The engine container's entry point: chooses the adapters that the engine starts with, and becomes the engine.
 
-    python -m lora_operator_kit.launcher vllm serve /model-cache/… --enable-lora …
+    python3 /opt/lora-operator vllm serve /model-cache/… --enable-lora …
 
 One bad `--lora-modules` entry ends the whole engine, so this passes what the checks accept and the engine has not refused before.
 When a start with entries did not get up all the same, the next one passes none, and the kit loads them afterwards. Nothing that
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from .checks import AdapterProblem, BaseModel, check_adapter, read_base_model
+from .environment import ignored
 from .loads import BLAME, read_suspects
 from .modules import (
     MARKER_FILE,
@@ -218,13 +219,17 @@ def _log(text: str) -> None:
 
 
 def build_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: the kit's package can be imported by it."""
+    """The engine's environment: the kit's package can be imported by it, and nothing in it undoes the kit."""
     # Not resolved: a mounted ConfigMap's files are links, and the folder behind them must not become importable.
     root = str(Path(__file__).absolute().parents[(__package__ or "").count(".") + 1])
     paths = env.get("PYTHONPATH", "").split(os.pathsep) if env.get("PYTHONPATH") else []
     if root not in paths:
         paths.insert(0, root)
-    return {**env, "PYTHONPATH": os.pathsep.join(paths)}
+    left_out = ignored(env)
+    if left_out:
+        _log(f"not passed to the engine, for the kit would not work with them: {clean(', '.join(left_out))}")
+    kept = {name: value for name, value in env.items() if name not in left_out}
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from dataclasses import replace
 
@@ -11,9 +12,10 @@ from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import find
 from lora_operator.constants import FETCH_CONTAINER, Condition, Reason
-from lora_operator.desired.job import build_credentials_secret, build_job, build_request
+from lora_operator.desired.job import build_credentials_secret, build_job, build_request, credentials_secret
 from lora_operator.desired.placement import job_placement
 from lora_operator.errors import (
+    AlreadyExistsError,
     ConflictError,
     ForbiddenError,
     InvalidObjectError,
@@ -196,26 +198,32 @@ async def _progress(context: Context, namespace: str, job: JobView) -> FetchProg
 async def _start(
     context: Context, artifact: ModelArtifact, attempt: int, credentials: Credentials | ReasonError | None
 ) -> None:
-    """Create the attempt's Job; with credentials: suspended, then its Secret, then let it go. Repeatable at every step."""
+    """Create the attempt's Job; with credentials: suspended, then its Secret, then let it go.
+
+    Repeatable at every step but one: a Secret that is there before its Job was let go is not known to be ours, and may not be
+    read. Such a Job never runs; the next attempt's has another Secret.
+    """
     if isinstance(credentials, ReasonError):
         raise credentials
     values = await context.secret_values(credentials) if credentials else None
     job = await _create_job(context, artifact, attempt, with_credentials=values is not None)
     if job is None:
         return
-    namespace, name, suspended = artifact.metadata.namespace, job["metadata"]["name"], job["spec"].get("suspend")
-    if values is None:
-        if suspended:
-            raise ReasonError(
-                Reason.JOB_FAILED, f"Job {namespace}/{name} was made for credentials that are not used now"
-            )
-        return
+    if not job["spec"].get("suspend"):
+        return  # it asks for none, or has been let go
+    namespace, name, secret = artifact.metadata.namespace, job["metadata"]["name"], credentials_secret(job)
+    if values is None or secret is None:
+        raise ReasonError(Reason.JOB_FAILED, f"Job {namespace}/{name} was made for credentials that are not used now")
     try:
-        # Always: one of this name that was written before goes with the earlier Job that owned it.
-        await context.kube.apply(build_credentials_secret(artifact, job=job, values=values))
-        if suspended:
-            patched = await context.kube.patch(JOBS, namespace, name, {"spec": {"suspend": False}})
-            context.take(Kind.JOB, patched)
+        await context.kube.create(build_credentials_secret(artifact, job=job, name=secret, values=values))
+        patched = await context.kube.patch(JOBS, namespace, name, {"spec": {"suspend": False}})
+        context.take(Kind.JOB, patched)
+    except AlreadyExistsError as error:
+        raise ReasonError(
+            Reason.JOB_NOT_STARTED,
+            f"Secret {namespace}/{secret} exists before Job {namespace}/{name} was given its credentials, by an answer that was lost or by "
+            "somebody else: the Job is deleted, and the next one has a Secret of another name",
+        ) from error
     except (ForbiddenError, InvalidObjectError) as error:
         raise ReasonError(
             Reason.JOB_NOT_STARTED,
@@ -287,6 +295,7 @@ async def _create_job(
         image_pull_policy=settings.operator_image_pull_policy,
         deadline_seconds=settings.job_deadline_seconds,
         resources=dict(settings.job_resources),
+        nonce=secrets.token_hex(8),
         placement=placement,
     )
     try:

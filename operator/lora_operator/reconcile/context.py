@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import random
 import secrets
 import time
@@ -23,7 +24,7 @@ from lora_operator.constants import (
     Reason,
 )
 from lora_operator.desired.children import kit_hash
-from lora_operator.errors import ConflictError, ForbiddenError, NotFoundError, ReasonError
+from lora_operator.errors import AlreadyExistsError, ConflictError, ForbiddenError, NotFoundError, ReasonError
 from lora_operator.kube import CONFIG_MAPS, DEPLOYMENTS, SECRETS, SERVICES, Kube, ResourceType
 from lora_operator.names import short_hash
 from lora_operator.plan.pods import controller
@@ -37,7 +38,7 @@ from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 
 MASTER_KEY_SECRET: Final = "lora-operator-key"  # noqa: S105  a name
-SECRET_SECONDS: Final = 3600.0  # between writes of a Secret that nothing makes doubtful, give or take a quarter
+SECRET_SECONDS: Final = 3600.0  # between looks for a Secret that nothing makes doubtful, give or take a quarter
 DOUBTED_SECRET_SECONDS: Final = 10.0
 PASSING_SECONDS: Final = 1.0  # a load takes some 50 ms: what is over so soon is not worth two writes and two Events
 GATHER_SECONDS: Final = 0.3  # in which changes of a fleet that leave its Ready alone become one write
@@ -206,17 +207,18 @@ class Context:
         return result
 
     async def ensure_secret(self, obj: dict[str, Any], *, doubtful: bool = False) -> None:
-        """Make sure that a Secret of ours exists and is as wanted: Secrets are neither watched nor read, so it is written again.
+        """Make sure that an immutable Secret of ours exists: Secrets are neither watched, read nor changed, so it is made again.
 
-        That is done hourly, and every 10 s while it is `doubtful`, when something does not work that would not without it.
-        Its name has its owner's UID in it, so one that exists already is ours.
+        That is tried hourly, and every 10 s while it is `doubtful`, when something does not work that would not without it.
+        Its name stands for its content and can't be foreseen, so one that exists already is ours.
         """
         place = (obj["metadata"]["namespace"], obj["metadata"]["name"])
         now = time.monotonic()
         written, due = self._secrets.get(place, (0.0, 0.0))
         if now < due and not (doubtful and now - written > DOUBTED_SECRET_SECONDS):
             return
-        await self.kube.apply(obj)
+        with contextlib.suppress(AlreadyExistsError):
+            await self.kube.create(obj)
         spread = random.uniform(0.75, 1.25)  # noqa: S311  spreads load
         self._secrets = {known: times for known, times in self._secrets.items() if times[1] > now} | {
             place: (now, now + SECRET_SECONDS * spread)

@@ -16,10 +16,10 @@ from lora_operator.desired.children import (
     build_service,
     gate_token,
 )
-from lora_operator.desired.deployment import build_deployment, template_hash
+from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
 from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
-from lora_operator.names import kit_config_map
+from lora_operator.names import is_of_another_token, kit_config_map
 from lora_operator.plan.claims import Candidate, settle_claims
 from lora_operator.plan.deployment import DeploymentObservation, plan_deployment, replicas_wanted
 from lora_operator.plan.modules import ModuleList, encode_for_config_map, names_passed_on
@@ -186,8 +186,9 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
     """The engines' Deployment, with what its pods need."""
     store, place = context.store, deployment.key
     assert model.cache is not None  # noqa: S101  checked by the caller; a narrowing for the type checker
-    token = gate_token(await context.master_key(), deployment)
-    await context.ensure_secret(build_gate_secret(deployment, token), doubtful=_lacks_a_pod(context, deployment))
+    secret = build_gate_secret(deployment, gate_token(await context.master_key(), deployment))
+    await context.ensure_secret(secret, doubtful=_lacks_a_pod(context, deployment))
+    gate = secret["metadata"]["name"]
     model_path = model.path("model")
     if not model.is_ready or model_path is None:
         return  # the pods that run keep the model that they have
@@ -204,6 +205,7 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
         and is_controlled_by(live, deployment.metadata.uid)
         and _annotations(live).get(ANNOTATION_TEMPLATE_HASH) == wanted
         and not (rollout and rollout.plan.roll)
+        and not is_of_another_token(mounted_gate(live) or gate, gate)  # else no pod answers until it has the new one
         and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != context.kit)
     ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
         await _keep_kit(context, deployment, live)
@@ -217,6 +219,7 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
         model.cache,
         model_path=model_path,
         replicas=replicas_wanted(deployment, live),
+        gate=gate,
         kit=context.kit,
         kit_files=tuple(sorted(context.kit_files)),
         auxiliary=model.auxiliary,
