@@ -172,6 +172,7 @@ def test_the_environment() -> None:
         "LORA_OPERATOR_KIT": "0123456789",
         "LORA_OPERATOR_MAX_CPU_LORAS": "64",
         "LORA_OPERATOR_MAX_LORA_RANK": "64",
+        "LORA_OPERATOR_MAX_REQUEST_BYTES": str(64 << 20),
         "LORA_OPERATOR_MODEL_PATH": PATH,
         "LORA_OPERATOR_MODULES": "/etc/lora-operator/modules/modules.json.gz",
         "LORA_OPERATOR_SERVED_NAMES": '["meta/Llama", "llama"]',
