@@ -293,7 +293,11 @@ def address_cases() -> Iterator[Case]:
     )
 
     def some(kind: str, at: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        return (GOOD_HOSTS, BAD_HOSTS) if (kind, at) == ("LoRAAdapter", "spec.source.http.url") else (GOOD_HOSTS[:1], BAD_HOSTS[:1])
+        return (
+            (GOOD_HOSTS, BAD_HOSTS)
+            if (kind, at) == ("LoRAAdapter", "spec.source.http.url")
+            else (GOOD_HOSTS[:1], BAD_HOSTS[:1])
+        )
 
     def cases(kind: str, path: str, at: str, message: str, made: Callable[[str], dict[str, Any]]) -> Iterator[Case]:
         good, bad = some(kind, path)
