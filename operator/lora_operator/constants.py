@@ -75,6 +75,7 @@ class Condition(StrEnum):
     SINGLE_NODE = "SingleNode"
     SPACE_LOW = "SpaceLow"
     EVICTION_HELD_UP = "EvictionHeldUp"
+    OPERATOR_FAULT = "OperatorFault"
 
 
 CONDITION_DOCS: Final[dict[Condition, str]] = {
@@ -88,6 +89,7 @@ CONDITION_DOCS: Final[dict[Condition, str]] = {
     Condition.ADAPTERS_IN_SYNC: "Every ready pod acknowledged the current module list and serves what it says.",
     Condition.SPACE_LOW: "The volume, or the cache's capacity, is as full as spec.warnAtPercent says; there once a Job has looked.",
     Condition.EVICTION_HELD_UP: "Content of the cache is to be removed, and can't be now, or could not be the last time; there once any was to be.",
+    Condition.OPERATOR_FAULT: "The operator fails on the object by a bug of its own, and what it has, it keeps; present only while it is so.",
     Condition.SINGLE_NODE: "Only one node can mount the cache's claim, so all its pods are kept on one node; the message names it.",
 }
 
@@ -207,6 +209,8 @@ class Reason(StrEnum):
     EVICTION_FAILED = "EvictionFailed"
     NOT_HELD_UP = "NotHeldUp"
     VOLUME_RESIZED = "VolumeResized"
+    # OperatorFault, True; and Ready, Unknown, where nothing was said of the present spec before
+    OPERATOR_ERROR = "OperatorError"
 
 
 _WAIT, _BACKOFF, _OUTSIDE, _NONE = Retry.WAIT, Retry.BACKOFF, Retry.OUTSIDE, Retry.NONE
@@ -408,5 +412,10 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
     Reason.NOT_HELD_UP: ReasonInfo("No removal of content waits or has failed.", _WAIT),
     Reason.VOLUME_RESIZED: ReasonInfo(
         "The claim has another capacity than when a Job last looked at the volume.", _WAIT
+    ),
+    Reason.OPERATOR_ERROR: ReasonInfo(
+        "The operator fails on this object by a bug of its own: report what the message has. Others are not held up by it.",
+        _BACKOFF,
+        warns=True,
     ),
 }

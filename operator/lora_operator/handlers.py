@@ -12,9 +12,9 @@ from typing import Any
 import kopf
 
 from lora_operator.reconcile.store import Change, Kind, Store
-from lora_operator.reconcile.sync import KIND_BY_PATH, WATCHED
+from lora_operator.reconcile.sync import KIND_BY_PATH, METADATA_ONLY, WATCHED
 
-OpenSession = Callable[[Callable[[str], None]], Awaitable[tuple[str, Any]]]
+OpenSession = Callable[..., Awaitable[tuple[str, Any]]]
 
 
 def register_handlers(
@@ -76,7 +76,7 @@ def register_login(
             listed(kind)
 
     async def login(**_: Any) -> kopf.AiohttpSession:
-        server, session = await open_session(listed_path)
+        server, session = await open_session(listed_path, collections=KIND_BY_PATH, metadata_only=METADATA_ONLY)
         return kopf.AiohttpSession(server=server, aiohttp_session=session)
 
     kopf.on.login(registry=registry, id="service-account")(login)
@@ -89,7 +89,7 @@ def kopf_settings() -> kopf.OperatorSettings:
         if watched.label_selector:
             place = f"{watched.rt.group}/{watched.rt.version}" if watched.rt.group else "v1"
             settings.watching.label_selectors[place, watched.rt.plural] = watched.label_selector
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = 1  # of its lists kopf only needs where they end: sync.py lists
     settings.watching.server_timeout = 600
     settings.watching.client_timeout = 660
     settings.watching.connect_timeout = 10

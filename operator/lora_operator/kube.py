@@ -10,7 +10,7 @@ import asyncio
 import builtins
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -28,6 +28,7 @@ from lora_operator.errors import (
     UnavailableError,
 )
 from lora_operator.kube_answers import Body, build_event, parsed, refusal
+from lora_operator.kube_watch import Lines, drop_items
 from lora_operator.resource_types import (
     BY_KIND,
     CLAIMS,
@@ -73,13 +74,14 @@ log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT: Final = 15.0
 CONNECTIONS: Final = 64
-LIST_CHUNK: Final = 500
+PAGE: Final = 50  # objects, of a megabyte each at most
 STATUS_ATTEMPTS: Final = 3
 MAX_LOG_BYTES: Final = 2**20
 SERVICE_ACCOUNT_TOKEN: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 _JSON: Final = "application/json"
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _APPLY: Final = "application/apply-patch+yaml"  # JSON is YAML
 _MERGE: Final = "application/merge-patch+json"
 
@@ -139,18 +141,37 @@ class Kube:
         label_selector: str | None = None,
         field_selector: str | None = None,
     ) -> tuple[builtins.list[Body], str]:
-        """All objects of a type, read in chunks, and the list's resourceVersion."""
-        selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
-        query = {"limit": str(LIST_CHUNK), **{name: value for name, value in selectors.items() if value}}
-        what = f"list {rt.plural}"
+        """All objects of a type, and the list's resourceVersion."""
         items: builtins.list[Body] = []
+        version = ""
+        pages = self.pages(rt, namespace=namespace, label_selector=label_selector, field_selector=field_selector)
+        async for page, version in pages:  # noqa: B007  the last one's
+            items += page
+        return items, version
+
+    async def pages(
+        self,
+        rt: ResourceType,
+        *,
+        namespace: str | None = None,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        metadata_only: bool = False,
+    ) -> AsyncIterator[tuple[builtins.list[Body], str]]:
+        """The objects of a type page by page, each with the list's resourceVersion; all are of one moment.
+
+        A page has PAGE objects at most, and REQUEST_TIMEOUT for itself. `metadata_only`: the API server leaves out all else.
+        """
+        selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
+        query = {"limit": str(PAGE), **{name: value for name, value in selectors.items() if value}}
+        what, accept = f"list {rt.plural}", _METADATA_LIST if metadata_only else _JSON
         while True:
-            chunk = await self._json(what, "GET", rt.path(namespace), query=query)
-            for item in chunk.get("items") or ():
-                items.append({"apiVersion": rt.api_version, "kind": rt.kind, **item})
+            chunk = await self._json(what, "GET", rt.path(namespace), query=query, accept=accept)
+            about = {"apiVersion": rt.api_version, "kind": rt.kind}
             metadata = chunk.get("metadata") or {}
+            yield [{**item, **about} for item in chunk.get("items") or ()], metadata.get("resourceVersion") or ""
             if not metadata.get("continue"):
-                return items, metadata.get("resourceVersion") or ""
+                return
             query["continue"] = metadata["continue"]
 
     async def get(self, rt: ResourceType, namespace: str, name: str) -> Body:
@@ -303,22 +324,33 @@ class Kube:
 
     # kopf
 
-    async def watch_session(self, listed: Callable[[str], None]) -> tuple[str, Any]:
+    async def watch_session(
+        self, listed: Callable[[str], None], *, collections: Collection[str] = (), metadata_only: Collection[str] = ()
+    ) -> tuple[str, Any]:
         """(server, aiohttp session) for kopf's watches: our address, our TLS, and the token as it is at each request.
 
-        `listed` is called with the path of each collection that was listed over it from its beginning.
+        `listed` is called with the path of each of the `collections` that was listed over it, of which kopf only gets to know from
+        where on to watch: what is there is for who hears of it to list, page by page. Of those in `metadata_only` watches tell no more.
         """
         client = self._open()
 
         async def authenticate(request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
             headers: dict[str, str] = {}
             await client.update_params_for_auth(headers, [], ["BearerToken"], request.url.path, request.method, None)
+            path, watches = request.url.path, "watch" in request.url.query
+            lists = request.method == "GET" and path in collections and not watches
+            if lists:
+                headers["Accept"] = _METADATA_LIST
+            elif watches and path in metadata_only:
+                headers["Accept"] = _METADATA_ONLY
             for name, value in headers.items():
                 request.headers[name] = value
             response = await handler(request)
-            query = request.url.query
-            if response.status == 200 and request.method == "GET" and "watch" not in query and "continue" not in query:
-                listed(request.url.path)
+            if response.status == 200 and lists:
+                await drop_items(response)
+                listed(path)
+            elif response.status == 200 and watches:
+                response.content = Lines(response.content)
             return response
 
         session = aiohttp.ClientSession(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -22,6 +23,8 @@ from lora_operator.names import short_hash
 Body = dict[str, Any]
 
 MAX_EVENT_MESSAGE: Final = 1024
+MAX_TEXT_NESTING: Final = 250
+_STRINGS_AND_BRACKETS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 _REFUSALS: Final[Mapping[int, type[KubeError]]] = {
     400: InvalidObjectError,
@@ -40,7 +43,7 @@ def refusal(what: str, status: int, answer: bytes) -> KubeError:
     """The error for an answer of the API server, with its own words."""
     reason = None
     try:
-        said = json.loads(answer)
+        said = _read(answer)
         message, reason = said["message"], said.get("reason")
     except (ValueError, KeyError, TypeError):
         message = answer[:500].decode(errors="replace").strip()
@@ -50,15 +53,44 @@ def refusal(what: str, status: int, answer: bytes) -> KubeError:
     return kind(f"{what}: {message or 'no message'} ({status})")
 
 
+def flattened(text: bytes) -> bytes:
+    """JSON with null in the place of what nests deeper than MAX_TEXT_NESTING: no parser and nothing behind it gives up on it.
+
+    The API server takes 10,000 levels where a field is free in its form. What is left of such an object is still too deep for
+    the store, which says so.
+    """
+    if text.count(b"{") + text.count(b"[") <= MAX_TEXT_NESTING:
+        return text
+    kept, depth, start = [], 0, 0
+    for token in _STRINGS_AND_BRACKETS.finditer(text):
+        mark = text[token.start()]
+        if mark in b"[{":
+            depth += 1
+            if depth == MAX_TEXT_NESTING + 1:
+                kept += [text[start : token.start()], b"null"]
+        elif mark in b"]}":
+            if depth == MAX_TEXT_NESTING + 1:
+                start = token.end()
+            depth -= 1
+    return b"".join([*kept, text[start:]])
+
+
 def parsed(what: str, answer: bytes) -> Body:
     """The object in an answer."""
     try:
-        found = json.loads(answer)
+        found = _read(answer)
     except ValueError as error:
         raise UnavailableError(f"{what}: the API server's answer is not JSON") from error
     if not isinstance(found, dict):
         raise UnavailableError(f"{what}: the API server's answer is not an object")
     return found
+
+
+def _read(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        return json.loads(flattened(text))
 
 
 def build_event(regarding: Mapping[str, Any], *, event_type: str, reason: str, message: str) -> Body:

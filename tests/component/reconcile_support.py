@@ -75,9 +75,9 @@ class OperatorsKube(Kube):
     unlistable: ResourceType | None = None
     _watching: Any = None
 
-    async def watch_session(self, listed: Callable[[str], None]) -> tuple[str, Any]:
+    async def watch_session(self, listed: Callable[[str], None], **options: Any) -> tuple[str, Any]:
         """As Kube's."""
-        server, self._watching = await super().watch_session(listed)
+        server, self._watching = await super().watch_session(listed, **options)
         return server, self._watching
 
     async def close(self) -> None:
@@ -87,11 +87,12 @@ class OperatorsKube(Kube):
         await super().close()
         await asyncio.sleep(0.1)  # transports close in their own time, before the loop does
 
-    async def list(self, rt: ResourceType, **options: Any) -> tuple[list[Json], str]:
+    async def pages(self, rt: ResourceType, **options: Any) -> AsyncIterator[tuple[list[Json], str]]:
         """As Kube's."""
         if rt is self.unlistable:
             raise UnavailableError(f"list {rt.plural}: not now")
-        return await super().list(rt, **options)
+        async for page in super().pages(rt, **options):
+            yield page
 
 
 class RunningOperator:

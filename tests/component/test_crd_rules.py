@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -262,8 +263,91 @@ def folder_cases(kind: str, at: str, *, beside: dict[str, Any]) -> Iterator[Case
             "r.example/a:v1:v2",
             "u@r.example/a",
             "r.example/../a",
+            "r..example/a",
+            "r.example:99999/a",
         ),
     )
+
+
+HOSTS = "a DNS name, an IPv4 address or an IPv6 address in brackets, with a port where one is needed"
+AN_ENDPOINT = f"an endpoint is http:// or https:// and a host: {HOSTS}; without user, query and trailing '/'"
+A_URL = f"a url is http:// or https://, a host and a path; a host is {HOSTS}"
+A_SERVER = f"a server is http:// or https:// and a host: {HOSTS}"
+GOOD_HOSTS = ("a.test", "localhost:5000", "10.0.0.1", "[::1]:9000", "[2001:db8::1]", "[1:2:3:4:5:6:7:8]")
+# The first two are what Python's own parser refuses, the others what clients do.
+BAD_HOSTS = ("[::::]", "[1.2.3.4]", "[[", "a..b", "-a", "x" * 64, "a.test:65536", "a.test:0")
+
+
+def _one_server(at: str, host: str) -> dict[str, Any]:
+    return {at: [f"https://{host}"]}
+
+
+def address_cases() -> Iterator[Case]:
+    """Every address that a spec may have: what no client could make out is refused before it is stored."""
+    file = {"path": "a", "sha256": "0" * 64}
+    sources = (
+        ("LoRAAdapter", "spec.source"),
+        ("VLLMDeployment", "spec.model.source"),
+        ("VLLMDeployment", "spec.model.tokenizer.source"),
+        ("VLLMDeployment", "spec.model.draftModel.source"),
+        ("ModelArtifact", "spec.source"),
+    )
+
+    def some(kind: str, at: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return (
+            (GOOD_HOSTS, BAD_HOSTS)
+            if (kind, at) == ("LoRAAdapter", "spec.source.http.url")
+            else (GOOD_HOSTS[:1], BAD_HOSTS[:1])
+        )
+
+    def cases(kind: str, path: str, at: str, message: str, made: Callable[[str], dict[str, Any]]) -> Iterator[Case]:
+        good, bad = some(kind, path)
+        yield from both(
+            kind, path, message, accepted=[made(host) for host in good], refused=[made(host) for host in bad], at=at
+        )
+
+    for kind, at in sources:
+        more = {"spec.model.draftModel.numSpeculativeTokens": 3} if "draftModel" in at else {}
+        for member, names in (
+            ("s3", {"bucket": "models"}),
+            ("gcs", {"bucket": "models"}),
+            ("azure", {"account": "models", "container": "adapters"}),
+        ):
+
+            def in_bucket(host: str, member: str = member, names: Any = names, at: str = at, more: Any = more) -> Any:
+                return {at: {member: {**names, "endpoint": f"http://{host}/x"}}, **more}
+
+            path = f"{at}.{member}.endpoint"
+            yield from cases(kind, path, path, AN_ENDPOINT, in_bucket)
+
+        def archive(host: str, at: str = at, more: Any = more) -> Any:
+            return {at: {"http": {"url": f"http://{host}/a.zip", "sha256": "0" * 64}}, **more}
+
+        def files(host: str, at: str = at, more: Any = more) -> Any:
+            return {at: {"http": {"files": [{**file, "url": f"http://{host}/a"}]}}, **more}
+
+        yield from cases(kind, f"{at}.http.url", f"{at}.http.url", A_URL, archive)
+        yield from cases(kind, f"{at}.http.files[].url", f"{at}.http.files[0].url", A_URL, files)
+    kind, hub = "ModelCache", "spec.huggingFace.endpoint"
+    message = f"endpoint must be http:// or https:// and a host: {HOSTS}"
+    yield from cases(kind, hub, hub, message, lambda host: {hub: f"https://{host}/hub/"})
+    for member, message in (
+        ("s3", AN_ENDPOINT),
+        ("gcs", AN_ENDPOINT),
+        ("azure", AN_ENDPOINT),
+        ("http", A_SERVER),
+        ("oci", A_SERVER),
+    ):
+        at = f"spec.{member}.allowedEndpoints"
+        yield from cases(kind, f"{at}[]", f"{at}[0]", message, partial(_one_server, at))
+    for field in ("s3Endpoint", "address"):
+
+        def sts(host: str, field: str = field) -> Any:
+            entry = {"s3Endpoint": "https://s3.test", "address": "https://sts.test", field: f"https://{host}"}
+            return {"spec.s3": {"allowedEndpoints": ["https://s3.test", f"https://{host}"], "stsEndpoints": [entry]}}
+
+        path = f"spec.s3.stsEndpoints[].{field}"
+        yield from cases(kind, path, path.replace("[]", "[0]"), AN_ENDPOINT, sts)
 
 
 HTTP_FILE = {"path": "adapter_config.json", "url": "https://models.example/a.json", "sha256": "0" * 64}
@@ -736,7 +820,14 @@ def access_cases() -> Iterator[Case]:
             "a proxy is http://host:port or https://host:port, without user name and password",
             accepted=values(at, ["http://proxy.test:3128", "https://[2001:db8::1]:8080", "http://10.0.0.1/"]),
             refused=values(
-                at, ["proxy.test:3128", "http://me:secret@proxy.test:3128", "socks5://proxy.test", "http://p.test/x"]
+                at,
+                [
+                    "proxy.test:3128",
+                    "http://me:secret@proxy.test:3128",
+                    "socks5://proxy.test",
+                    "http://p.test/x",
+                    "http://[::::]",
+                ],
             ),
         )
     sts = [{"s3Endpoint": "https://s3.test", "address": "https://sts.test"}]
@@ -793,6 +884,7 @@ CASES = [
     *deployment_cases(),
     *cache_cases(),
     *access_cases(),
+    *address_cases(),
 ]
 
 

@@ -328,8 +328,19 @@ async def test_no_way_to_the_api_server_is_an_error_of_ours(tmp_path: Path, monk
 
 async def test_a_watch_session_is_authenticated_and_tells_of_lists(kube: Kube, namespace: str) -> None:
     listed: list[str] = []
-    server, session = await kube.watch_session(listed.append)
+    path = CONFIG_MAPS.path()
+    server, session = await kube.watch_session(listed.append, collections=[path], metadata_only=[path])
+    for name in ("one", "two"):
+        await kube.apply(config_map(namespace, name, {"a": "b"}))
     async with session:
+        async with session.get(f"{server}{path}?limit=1") as response:
+            answer = await response.json()
+            assert int(answer["metadata"]["resourceVersion"]) > 0
+            assert (answer["items"], answer["metadata"].get("continue")) == ([], None), "kopf is to watch, not to list"
+        async with session.get(f"{server}{path}?watch=true&timeoutSeconds=1") as response:
+            [line, *_] = [json.loads(line) async for line in response.content.iter_chunked(10)]
+            assert line["object"]["kind"] == "PartialObjectMetadata"
+        listed.clear()
         for query in ("limit=1", "watch=true&timeoutSeconds=1", "limit=1&continue=nonsense"):
             async with session.get(f"{server}{CONFIG_MAPS.path()}?{query}") as response:
                 await response.read()

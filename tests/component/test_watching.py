@@ -42,11 +42,12 @@ class HeldBack(Kube):
 
     held: ResourceType | None = None
 
-    async def list(self, rt: ResourceType, **options: Any) -> tuple[list[dict[str, Any]], str]:
+    async def pages(self, rt: ResourceType, **options: Any) -> AsyncIterator[tuple[list[dict[str, Any]], str]]:
         """As Kube's."""
         if rt is self.held:
             raise UnavailableError(f"list {rt.plural}: held back")
-        return await super().list(rt, **options)
+        async for page in super().pages(rt, **options):
+            yield page
 
 
 class Running:

@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from lora_operator.constants import FETCH_CONTAINER, Reason
 from lora_operator.errors import (
@@ -30,7 +30,7 @@ from lora_operator.kube import ResourceType
 from lora_operator.manifest import FetchRequest, FetchResult
 from lora_operator.plan.modules import ModuleList, decode_from_config_map
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.dispatch import _RECONCILERS
+from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.routing import keys_for
 from lora_operator.reconcile.store import OWN_KINDS, Key, Kind, Store
 from lora_operator.settings import Settings
@@ -46,7 +46,8 @@ LLAMA = ("VLLMDeployment", SERVING, "llama")
 MODULES = ("ConfigMap", SERVING, "llama-modules")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _WATCHED = {kind.value: kind for kind in Kind}
-_NUMBERED = {kind.value for kind in OWN_KINDS} | {"Deployment"}
+_OWN = {kind.value for kind in OWN_KINDS}
+_NUMBERED = _OWN | {"Deployment"}
 
 
 def drive(work: Coroutine[Any, Any, T]) -> T:
@@ -197,11 +198,18 @@ class Kube:
         return self._world.write_of_operator(live | {"spec": live["spec"] | patch["spec"]})
 
     async def apply_status(
-        self, rt: ResourceType, namespace: str, name: str, status: Json, *, uid: str, resource_version: str
+        self,
+        rt: ResourceType,
+        namespace: str,
+        name: str,
+        status: Json,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
     ) -> Json:
         """As Kube's."""
         live = await self.get(rt, namespace, name)
-        if live["metadata"]["uid"] != uid:
+        if uid is not None and live["metadata"]["uid"] != uid:
             raise ConflictError("another object")
         return self._world.write_of_operator(live | {"status": json.loads(json.dumps(status))})
 
@@ -212,8 +220,9 @@ class Kube:
         self._world.remove((rt.kind, namespace, name), by_operator=True)
         self._world.step()
 
-    async def event(self, *_: Any, **__: Any) -> None:
-        """Events are nothing to anybody."""
+    async def event(self, *_: Any, reason: str, **__: Any) -> None:
+        """Events are nothing to the operator."""
+        self._world.events.append(reason)
 
 
 def _place(obj: Mapping[str, Any]) -> Place:
@@ -229,6 +238,8 @@ class World:
         self.addresses: dict[str, str] = {}  # address to pod
         self.bad_repos: set[str] = set()
         self.lost_nodes: set[str] = set()  # repositories: the nodes of their Jobs are lost
+        self.faulty: set[Key] = set()  # keys on which the operator may fail by a bug
+        self.events: list[str] = []  # reasons
         self.api_down = self.secrets_forbidden = False
         self.refused: Callable[[str, Json], KubeError | None] = lambda _verb, _obj: None  # what is not accepted
         self.unlisted = False  # the operator has started, and can't list a kind
@@ -268,6 +279,8 @@ class World:
             self._look_at(place, body)
         elif place == MODULES:
             self._lose_list()
+        if not by_operator and place[0] in _OWN:
+            self._unseen[Key(_WATCHED[place[0]], *place[1:])] = self._count
         self._tell("MODIFIED", body)
         return body
 
@@ -353,6 +366,7 @@ class World:
         """The operator starts, with nothing in its memory, and lists every kind."""
         self.store = Store()
         self._due: dict[Key, float] = {}
+        self._unseen: dict[Key, int] = {}  # what users wrote, until the operator has looked at it
         self._failures: dict[Key, int] = {}
         self._pending.clear()
         self.context = Context(
@@ -363,6 +377,10 @@ class World:
             enqueue=self.enqueue,
             kit_files={"kit.py": ""},
         )
+        self.dispatcher = Dispatcher(
+            self.context.kube, self.context.engines, self.store, self.context.settings, self.enqueue
+        )
+        self.dispatcher._context = self.context
         self.context._master_key = b"key"
         self.context.now = lambda: START + timedelta(seconds=self.time)  # type: ignore[method-assign]
         for kind in Kind:
@@ -408,13 +426,15 @@ class World:
             if not due:
                 self._hear(all_of_it=True)
                 if not any(at <= self.time for at in self._due.values()):
+                    assert not self._unseen, "a user's change waits for the clock"
                     break
                 continue
             key = self._random.choice(due)
             del self._due[key]
+            self._look_at_news(key)
             done += 1
             try:
-                again = drive(cast(Coroutine[Any, Any, float | None], _RECONCILERS[key.kind](self.context, key)))
+                again = drive(self.dispatcher(key))
                 self._failures.pop(key, None)
             except OperatorError:
                 self._failures[key] = self._failures.get(key, 0) + 1
@@ -422,10 +442,21 @@ class World:
             except Died:
                 self.restart()
                 continue
+            except Exception:
+                if key not in self.faulty:
+                    raise
+                self._failures[key] = self._failures.get(key, 0) + 1
+                again = min(0.2 * 2.0 ** self._failures[key], 60.0)
             if again is not None:
                 self.enqueue(key, after=max(again, 0.05))
             self.play()
         return done
+
+    def _look_at_news(self, key: Key) -> None:
+        """A pass begins: what the store has of its object it goes by."""
+        known = self.store._versions.get(key)
+        if known is None or known.number >= self._unseen.get(key, 0):
+            self._unseen.pop(key, None)
 
     def skip(self, seconds: float) -> None:
         """Time passes; the operator does what falls due."""

@@ -426,3 +426,16 @@ def test_a_list_that_was_lost_keeps_what_pods_hold_and_somebody_wants_though_its
     assert all(
         known["a"] not in engine.served.values() for engine, known in zip(world.engines.values(), before, strict=True)
     )
+
+
+def test_what_a_user_writes_just_before_a_status_write_needs_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = start(11)
+    world.skip(30)
+    world.write(world.objects[LLAMA] | {"status": {}})
+    world._hear(all_of_it=True)
+    hear = world._hear
+    monkeypatch.setattr(world, "_hear", lambda *, all_of_it: hear(all_of_it=True) if all_of_it else None)
+    happen(world, apply(deployment(replicas=3)))
+    world.passes(1000)  # asserts it, and that it ends
+    assert world.objects[LLAMA]["status"]["observedGeneration"] == world.objects[LLAMA]["metadata"]["generation"]
+    assert world.objects["Deployment", *LLAMA[1:]]["spec"]["replicas"] == 3

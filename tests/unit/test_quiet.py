@@ -37,13 +37,18 @@ class Writes:
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
+        self.meanwhile: dict[str, Any] = {}  # what somebody changed of the metadata since the pass began
 
     async def apply_status(self, *_: Any, **__: Any) -> dict[str, Any]:
         """Takes it."""
         status: dict[str, Any] = _[3]
         self.reasons.append(status["conditions"][0]["reason"])
         manifest = make_deployment().model_dump(mode="json", by_alias=True)
-        return {**manifest, "status": status, "metadata": manifest["metadata"] | {"resourceVersion": "2"}}
+        return {
+            **manifest,
+            "status": status,
+            "metadata": manifest["metadata"] | {"resourceVersion": "2", **self.meanwhile},
+        }
 
     async def event(self, *_: Any, **__: Any) -> None:
         """Takes it."""
@@ -143,6 +148,29 @@ async def test_a_refusal_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     writer = Writer(monkeypatch)
     assert await writer.write(not_ready(Reason.ENGINE_REFUSED))
     assert writer.kube.reasons == ["EngineRefused"]
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        {"generation": 2},
+        {"annotations": {"lora-operator.dev/refresh": "now"}},
+        {"labels": {"served": "yes"}},
+        {"deletionTimestamp": "2026-01-01T00:00:00Z"},
+        {"uid": "another"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_a_change_that_comes_just_before_a_status_write_is_looked_at_at_once(
+    monkeypatch: pytest.MonkeyPatch, meanwhile: dict[str, Any]
+) -> None:
+    writer = Writer(monkeypatch)
+    assert await writer.write(not_ready(Reason.ENGINE_REFUSED))
+    assert FLEET not in [key for key, _ in writer.looks], "it is what was just written"
+    writer = Writer(monkeypatch)
+    writer.kube.meanwhile = meanwhile
+    assert await writer.write(not_ready(Reason.ENGINE_REFUSED))
+    assert (FLEET, 0.0) in writer.looks, "the watch will bring it as no news"
 
 
 class Engine:

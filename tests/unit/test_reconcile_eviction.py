@@ -291,7 +291,7 @@ async def test_a_pod_that_cant_be_asked_holds_everything_up() -> None:
 async def test_an_adapter_that_was_not_looked_at_holds_everything_up() -> None:
     world = World()
     world.put(Kind.LORA_ADAPTER, make_adapter("new", uid="uid-new"))
-    assert "not every adapter and deployment has been looked at yet" in await refusal(world)
+    assert "has not been looked at yet: where that lasts, see its status" in await refusal(world)
 
 
 async def test_an_object_that_cant_be_read_holds_everything_up() -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lora_operator.api.common import ApiModel, FreeForm, LocalRef, ObjectName, cel, matches
+from lora_operator.api.common import ApiModel, FreeForm, LocalRef, ObjectName, asked_of_new, cel, matches
+from lora_operator.api.source_base import HOST
 from lora_operator.api.source_s3 import RoleArn
 from lora_operator.api.source_volume import Namespaces, admits
 from lora_operator.api.storage import AnnotationText, LabelText
@@ -20,8 +21,8 @@ Proxy = Annotated[
     Field(
         max_length=512,
         pattern=_PROXY,
-        json_schema_extra=cel(
-            (matches(_PROXY), "a proxy is http://host:port or https://host:port, without user name and password")
+        json_schema_extra=asked_of_new(
+            f"^https?://{HOST}/?$", "a proxy is http://host:port or https://host:port, without user name and password"
         ),
     ),
 ]

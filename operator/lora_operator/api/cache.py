@@ -16,10 +16,11 @@ from lora_operator.api.common import (
     PrinterColumn,
     Resource,
     ResourceInfo,
+    asked_of_new,
     cel,
     reason_column,
 )
-from lora_operator.api.source_base import Endpoint
+from lora_operator.api.source_base import HOST, HOSTS, Endpoint
 from lora_operator.api.source_buckets import AzureCacheSpec, GcsCacheSpec
 from lora_operator.api.source_http import HttpCacheSpec
 from lora_operator.api.source_oci import OciCacheSpec
@@ -27,6 +28,7 @@ from lora_operator.api.source_volume import ClaimCacheSpec, LocalCacheSpec
 from lora_operator.api.storage import READ_WRITE_MANY, STORAGE_RULES, Quantity, StorageSpec
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+_FOLDER = "(/[A-Za-z0-9._/-]*)?"
 
 
 class HuggingFaceCacheSpec(ApiModel):
@@ -36,7 +38,10 @@ class HuggingFaceCacheSpec(ApiModel):
         default=DEFAULT_ENDPOINT,
         description="Address of the Hugging Face Hub or of a mirror. A property of the cache, never of a tenant.",
         max_length=512,
-        pattern=r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._/-]*)?$",
+        pattern=rf"^https?://[A-Za-z0-9.\[\]:-]+{_FOLDER}$",
+        json_schema_extra=asked_of_new(
+            f"^https?://{HOST}{_FOLDER}$", f"endpoint must be http:// or https:// and a host: {HOSTS}"
+        ),
     )
 
 

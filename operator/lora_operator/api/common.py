@@ -33,7 +33,13 @@ def cel(*rules: tuple[str, str]) -> dict[str, JsonValue]:
 
 def matches(pattern: str) -> str:
     """The CEL rule for a field's `pattern`: crdgen then leaves `pattern` out, so the rule's message alone is read."""
-    return f"self.matches(r'{pattern}')"
+    quoted = pattern.replace("'", r"\x27")
+    return f"self.matches(r'{quoted}')"
+
+
+def asked_of_new(pattern: str, message: str) -> dict[str, JsonValue]:
+    """The CRD's rule where it is stricter than the field's own pattern: objects that were stored before stay readable."""
+    return {"pattern": pattern} | cel((matches(pattern), message))
 
 
 # A part of the pod API that is passed on as it is: the API server checks it when the pod template is applied.

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from lora_operator.api.common import ApiModel, LocalRef
+from lora_operator.api.common import ApiModel, LocalRef, asked_of_new
 from lora_operator.schemes import BY_MEMBER
 
+# Hosts and ports that every parser of addresses takes: DNS names, IPv4, IPv6 in brackets.
+_LABEL: Final = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_GROUP: Final = "[0-9A-Fa-f]{1,4}"
+_SHORTENED: Final = "|".join(f"({_GROUP}:){{1,{7 - n}}}(:{_GROUP}){{1,{n}}}" for n in range(1, 7))
+_IPV6: Final = f"({_GROUP}:){{7}}{_GROUP}|({_GROUP}:){{1,7}}:|{_SHORTENED}|:((:{_GROUP}){{1,7}}|:)"
+_PORT_NUMBER: Final = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+PORT: Final = f"(:({_PORT_NUMBER}))?"
+NAME: Final = rf"{_LABEL}(\.{_LABEL})*"
+HOSTS: Final = "a DNS name, an IPv4 address or an IPv6 address in brackets, with a port where one is needed"
+HOST: Final = rf"({NAME}|\[({_IPV6})\]){PORT}"
+
 # An address without user, query and trailing slash.
-ENDPOINT = r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._/-]*[A-Za-z0-9._-])?$"
-Endpoint = Annotated[str, Field(max_length=512, pattern=ENDPOINT)]
+_PATH: Final = "(/[A-Za-z0-9._/-]*[A-Za-z0-9._-])?"
+Endpoint = Annotated[
+    str,
+    Field(
+        max_length=512,
+        pattern=rf"^https?://[A-Za-z0-9.\[\]:-]+{_PATH}$",
+        json_schema_extra=asked_of_new(
+            f"^https?://{HOST}{_PATH}$",
+            f"an endpoint is http:// or https:// and a host: {HOSTS}; without user, query and trailing '/'",
+        ),
+    ),
+]
+
+
+def is_address(endpoint: str) -> bool:
+    """Whether clients can make out a host and port in it; one that was stored before its pattern was as strict need have none."""
+    try:
+        parts = urlsplit(endpoint)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
 
 PREFIX_RULE = (
     "!self.startsWith('/') && !self.contains('//') && !self.split('/').exists(p, p == '..' || p == '.')",

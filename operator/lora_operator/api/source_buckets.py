@@ -8,7 +8,6 @@ from pydantic import Field
 
 from lora_operator.api.common import ApiModel, LocalRef, cel, matches
 from lora_operator.api.source_base import (
-    ENDPOINT,
     PREFIX_RULE,
     AllowPatterns,
     Endpoint,
@@ -40,11 +39,9 @@ class GcsSource(SourceMember):
         max_length=512,
         json_schema_extra=cel(PREFIX_RULE),
     )
-    endpoint: str | None = Field(
+    endpoint: Endpoint | None = Field(
         default=None,
         description="Address of another service, one of the ModelCache's spec.gcs.allowedEndpoints; default: Google's.",
-        max_length=512,
-        pattern=ENDPOINT,
     )
     allow_patterns: AllowPatterns = ()
     ignore_patterns: IgnorePatterns = ()
@@ -97,12 +94,10 @@ class AzureSource(SourceMember):
         max_length=512,
         json_schema_extra=cel(PREFIX_RULE),
     )
-    endpoint: str | None = Field(
+    endpoint: Endpoint | None = Field(
         default=None,
         description="Address of the account's blobs elsewhere, one of the ModelCache's spec.azure.allowedEndpoints; default: "
         "https://<account>.blob.core.windows.net.",
-        max_length=512,
-        pattern=ENDPOINT,
     )
     allow_patterns: AllowPatterns = ()
     ignore_patterns: IgnorePatterns = ()

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Final, Self
-from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field
 
-from lora_operator.api.common import ApiModel, LocalRef, cel
-from lora_operator.api.source_base import AllowPatterns, IgnorePatterns, SourceMember, several_keys
+from lora_operator.api.common import ApiModel, LocalRef, asked_of_new, cel
+from lora_operator.api.source_base import HOST, HOSTS, AllowPatterns, IgnorePatterns, SourceMember, several_keys
 from lora_operator.api.storage import Quantity
 from lora_operator.names import parse_size
 
 _HOST: Final = r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
-_URL: Final = rf"^https?://{_HOST}/[A-Za-z0-9._~!'()*+,;:@%&=/-]*(\?[A-Za-z0-9._~!'()*+,;:@%&=/?-]*)?$"
+_REST: Final = r"/[A-Za-z0-9._~!'()*+,;:@%&=/-]*(\?[A-Za-z0-9._~!'()*+,;:@%&=/?-]*)?"
 _PART: Final = "[A-Za-z0-9_][A-Za-z0-9._ @+=-]*"
 DEFAULT_MAX_SIZE: Final = "16Gi"
 
 # The whole list has to fit one environment variable of the Job: 128 KiB.
 MAX_FILES: Final = 64
-Url = Annotated[str, Field(min_length=1, max_length=768, pattern=_URL)]
+Url = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=768,
+        pattern=f"^https?://{_HOST}{_REST}$",
+        json_schema_extra=asked_of_new(
+            f"^https?://{HOST}{_REST}$", f"a url is http:// or https://, a host and a path; a host is {HOSTS}"
+        ),
+    ),
+]
 Sha256 = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")]
-Origin = Annotated[str, Field(max_length=300, pattern=rf"^https?://{_HOST}$")]
+Origin = Annotated[
+    str,
+    Field(
+        max_length=300,
+        pattern=f"^https?://{_HOST}$",
+        json_schema_extra=asked_of_new(f"^https?://{HOST}$", f"a server is http:// or https:// and a host: {HOSTS}"),
+    ),
+]
 
 
 class HttpFile(ApiModel):
@@ -77,7 +93,7 @@ class HttpSource(SourceMember):
     def title(self) -> str:
         if self.url is not None:
             return self.url.partition("?")[0]
-        first = self.urls[0].partition("?")[0]
+        first = next(iter(self.urls), "").partition("?")[0]
         return first.rpartition("/")[0]
 
     @property
@@ -90,8 +106,8 @@ class HttpSource(SourceMember):
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        parts = [urlsplit(url) for url in self.urls]
-        return tuple(sorted({f"{part.scheme}://{part.netloc}" for part in parts}))
+        # What the pattern has before the path; nothing is parsed, for some hosts that it takes no parser does.
+        return tuple(sorted({"/".join(url.split("/", 3)[:3]) for url in self.urls}))
 
     @property
     def secret(self) -> tuple[str, str] | None:

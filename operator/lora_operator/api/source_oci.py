@@ -6,15 +6,16 @@ from typing import Any, Final, Self
 
 from pydantic import Field
 
-from lora_operator.api.common import ApiModel, LocalRef, cel, matches
-from lora_operator.api.source_base import AllowPatterns, IgnorePatterns, SourceMember, several_keys
+from lora_operator.api.common import ApiModel, LocalRef, asked_of_new
+from lora_operator.api.source_base import NAME, PORT, AllowPatterns, IgnorePatterns, SourceMember, several_keys
 from lora_operator.api.source_http import DEFAULT_MAX_SIZE, Origin
 from lora_operator.api.storage import Quantity
 from lora_operator.names import parse_size
 
 _PATH: Final = "[a-z0-9]+([._-]+[a-z0-9]+)*"
-_HOST: Final = "[A-Za-z0-9.-]+(:[0-9]{1,5})?"
-_REFERENCE: Final = rf"^{_HOST}/{_PATH}(/{_PATH})*(:[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?$"
+_REST: Final = rf"/{_PATH}(/{_PATH})*(:[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?"
+_REFERENCE: Final = f"^[A-Za-z0-9.-]+(:[0-9]{{1,5}})?{_REST}$"
+_NEW_REFERENCE: Final = f"^{NAME}{PORT}{_REST}$"
 
 
 class OciSource(SourceMember):
@@ -25,11 +26,9 @@ class OciSource(SourceMember):
         min_length=3,
         max_length=512,
         pattern=_REFERENCE,
-        json_schema_extra=cel(
-            (
-                matches(_REFERENCE),
-                "reference must be <registry>/<repository>, with :<tag> or @sha256:<digest>, without a scheme",
-            )
+        json_schema_extra=asked_of_new(
+            _NEW_REFERENCE,
+            "reference must be <registry>/<repository>, with :<tag> or @sha256:<digest>, without a scheme",
         ),
     )
     max_size: Quantity | None = Field(

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from lora_operator.api.common import ApiModel, LocalRef, cel, matches
 from lora_operator.api.source_base import (
-    ENDPOINT,
     PREFIX_RULE,
     AllowPatterns,
+    Endpoint,
     IgnorePatterns,
     SourceMember,
     several_keys,
@@ -77,11 +77,9 @@ class S3Source(SourceMember):
         max_length=512,
         json_schema_extra=cel(PREFIX_RULE),
     )
-    endpoint: str | None = Field(
+    endpoint: Endpoint | None = Field(
         default=None,
         description="Address of an S3-compatible service, one of the ModelCache's spec.s3.allowedEndpoints; default: AWS.",
-        max_length=512,
-        pattern=ENDPOINT,
     )
     region: str | None = Field(
         default=None,

@@ -191,6 +191,12 @@ def unknown(adapter: LoRAAdapter) -> Decision:
     )
 
 
+def undecidable(adapter: LoRAAdapter) -> Decision:
+    """The decision on an adapter on which the operator fails: what it has, and what its status says is in use, it keeps."""
+    ref = adapter.status.artifact_ref
+    return replace(unknown(adapter), failed=True, artifact=(ref.namespace, ref.name) if ref is not None else None)
+
+
 def _decision(
     adapter: LoRAAdapter,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.source import Source
+from lora_operator.api.source_base import is_address
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.identity import role_refused
@@ -35,6 +36,8 @@ def _endpoint_refused(source: Source, cache: ModelCache) -> str | None:
     for endpoint in source.member.endpoints:
         if endpoint not in allowed:  # character by character
             return f"does not allow the {scheme.title} endpoint {endpoint}: use one that it allows, or ask its owner to add this one"
+        if not is_address(endpoint):
+            return f"can't allow {endpoint}, which no client can read: write https://host, or https://[address] of IPv6, and add it"
     return None
 
 

@@ -82,7 +82,8 @@ class ModuleList:
 class Decision:
     """What an adapter's reconcile found.
 
-    `keep`: leave the adapter's present entry as it is. `keep_unknown`: not even the wanted artifact is known.
+    `keep`: leave the adapter's present entry as it is. `keep_unknown`: not even the wanted artifact is known. `failed`: nor will it
+    be soon, for the operator fails on it; `artifact` is then what is in use, and nobody waits.
     """
 
     uid: str
@@ -94,6 +95,7 @@ class Decision:
     module: Module | None = None
     keep: bool = False
     keep_unknown: bool = False
+    failed: bool = False
     refused: str | None = None  # a path that the kept entry must not have: its spec pins other content
 
     def lent(self) -> dict[tuple[str, str], tuple[str, str, str, str] | None]:

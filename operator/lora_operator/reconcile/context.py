@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib import resources
 from typing import Any, Final
 
-from lora_operator.api.common import ApiModel, Resource, StatusCondition
+from lora_operator.api.common import ApiModel, Metadata, Resource, StatusCondition
 from lora_operator.conditions import find, is_passing, is_true, reason_of
 from lora_operator.constants import (
     API_VERSION,
@@ -152,7 +152,7 @@ class Context:
         except (NotFoundError, ConflictError):
             self._passing.pop(key, None)
             return False  # it is gone, or another one by now: nothing of this one is to be said
-        self.take(kind, body, quiet=True)
+        self.take(kind, body, seen=resource.metadata)
         before: StatusCondition | None = find(old.conditions, Condition.READY)
         after: StatusCondition | None = find(status.conditions, Condition.READY)  # type: ignore[attr-defined]
         if after is not None and (before is None or (before.status, before.reason) != (after.status, after.reason)):
@@ -256,15 +256,29 @@ class Context:
         self._applied[place] = ("", child_version(applied))
         self.take(_CHILD_KINDS[applied["kind"]][1], applied)
 
-    def take(self, kind: Kind, body: Body, *, quiet: bool = False) -> None:
+    def take(self, kind: Kind, body: Body, *, seen: Metadata | None = None) -> None:
         """Put the API server's answer to a write into the store: the watch will say the same later, and then it is no news.
 
-        `quiet`: the object itself needs no other look; its reconcile has just written what it found.
+        `seen`: what the object's own reconcile went by, which has just written what it found. It needs no other look, unless
+        the answer has somebody's change that came in between: no watch will tell of that any more.
         """
         change = self.store.upsert(kind, body)
         if change is not None:
             keys = keys_for(change, self.store)
-            self.enqueue_all(keys - {change.key} if quiet else keys)
+            new = change.new.metadata if isinstance(change.new, Resource) else None
+            is_echo = seen is not None and new is not None and _asked_for(new) == _asked_for(seen)
+            self.enqueue_all(keys - {change.key} if is_echo else keys)
+
+
+def _asked_for(metadata: Metadata) -> tuple[Any, ...]:
+    """What others change of one of our objects; its generation stands for the spec."""
+    return (
+        metadata.uid,
+        metadata.generation,
+        metadata.labels,
+        metadata.annotations,
+        metadata.deletion_timestamp,
+    )
 
 
 def child_version(obj: Body) -> str:

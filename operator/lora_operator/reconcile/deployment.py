@@ -25,7 +25,7 @@ from lora_operator.plan.deployment import DeploymentObservation, plan_deployment
 from lora_operator.plan.modules import ModuleList, encode_for_config_map, names_passed_on
 from lora_operator.plan.pods import is_controlled_by, running_container
 from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
-from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.context import Context, child_version
 from lora_operator.reconcile.disruption import keep_budget
 from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods, tell_adapters
 from lora_operator.reconcile.kits import remove_old_kits
@@ -49,7 +49,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     await keep_replicas(context, deployment)
     model = await want_model(context, deployment)
     await learn_owners(context, context.store.pods_of_deployment(place))
-    modules = _update_list(context, deployment)
+    modules = await _update_list(context, deployment)
     rollout = look_at_rollout(context, deployment, modules)
     template_error = await _apply(context, deployment, model, modules, rollout)
     _ask_pods(context, deployment, modules, rollout)
@@ -135,10 +135,11 @@ def _ask_pods(
             context.enqueue(Key(Kind.POD, *place_of_pod))
 
 
-def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
+async def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
     """The module list after all decisions; None while an adapter has not been decided on in its present form."""
     registry, store = context.registry, context.store
-    previous = registry.lists.get(deployment.key) or stored_list(context, deployment)
+    previous = registry.lists.get(deployment.key) or await stored_list(context, deployment)
+    previous = registry.lists.get(deployment.key) or previous  # from here on nothing is awaited
     if previous is None:
         if not _all_asked(context, deployment):
             return None  # the ConfigMap was lost: the pods tell what was listed, and how far the generations had come
@@ -152,8 +153,8 @@ def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | N
             if previous is None:
                 return None
             decision = None  # one that can't be decided on keeps what it has, and holds up nobody else
-        elif previous is None and decision.keep_unknown:
-            return None  # what it has, nobody knows: pods may hold a list with it
+        elif previous is None and decision.keep_unknown and store.pods_of_deployment(deployment.key):
+            return None  # what it has, nobody knows: pods may hold a list with it; without any nothing can be lost
         candidates.append(Candidate(adapter, namespace_labels(context, adapter.metadata.namespace), decision))
     decisions = settle_claims(
         candidates, deployment=deployment, previous=previous, unreadable=unreadable_adapters(context)
@@ -179,7 +180,8 @@ def _all_asked(context: Context, deployment: VLLMDeployment) -> bool:
 async def _apply_list(context: Context, deployment: VLLMDeployment, modules: ModuleList) -> None:
     manifest = build_modules_config_map(deployment, encode_for_config_map(modules))
     live = context.store.config_maps.get((deployment.key[0], manifest["metadata"]["name"]))
-    await context.apply_child(manifest, live)
+    applied = await context.apply_child(manifest, live)
+    context.registry.stored[deployment.key] = (child_version(applied), modules)
 
 
 async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Model, rollout: Rollout | None) -> None:

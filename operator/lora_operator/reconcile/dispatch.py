@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -14,17 +16,26 @@ from lora_operator.api.common import ApiModel, StatusCondition
 from lora_operator.api.deployment import VLLMDeploymentStatus
 from lora_operator.conditions import failing, merge, with_ready_and_stalled
 from lora_operator.constants import Condition, Reason
-from lora_operator.errors import NotFoundError
+from lora_operator.errors import NotFoundError, OperatorError
 from lora_operator.kube import LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS, Kube, ResourceType
 from lora_operator.reconcile.adapter import reconcile_adapter
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.cache import reconcile_cache
 from lora_operator.reconcile.context import Context, load_kit_files
 from lora_operator.reconcile.deployment import reconcile_deployment
+from lora_operator.reconcile.faults import (
+    TOLD_AFTER,
+    describe_fault,
+    fault_message,
+    settle_fault,
+    told_of_fault,
+)
 from lora_operator.reconcile.pod import reconcile_pod
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
+
+log = logging.getLogger(__name__)
 
 Reconcile = Callable[[Context, Key], Awaitable[float | None]]
 
@@ -59,6 +70,7 @@ class Dispatcher:
             kube=kube, engines=engines, store=store, settings=settings, enqueue=enqueue, kit_files=load_kit_files()
         )
         self._reported: dict[Key, str] = {}
+        self._faults: dict[Key, tuple[int, str]] = {}  # failures in a row by a bug of ours, and the cause that was told
 
     async def __call__(self, key: Key) -> float | None:
         """Reconcile one key. Returns after how many seconds to look again; raises what the queue's back-off is for."""
@@ -67,30 +79,81 @@ class Dispatcher:
             await self._report_invalid(key, problem)
             return None
         self._reported.pop(key, None)
-        return await _RECONCILERS[key.kind](self._context, key)
+        try:
+            again = await _RECONCILERS[key.kind](self._context, key)
+        except OperatorError:
+            raise
+        except Exception as error:
+            await self._note_fault(key, error)
+            raise
+        self._faults.pop(key, None)
+        await self._clear_fault(key)
+        return again
+
+    async def _note_fault(self, key: Key, error: Exception) -> None:
+        """Have nobody else wait for the object, and tell a cause that lasts, once, on the object itself."""
+        cause = describe_fault(error)
+        settle_fault(self._context, key, cause)
+        count, told = self._faults.get(key, (0, ""))
+        self._faults[key] = (count + 1, told)
+        if key.kind not in _OWN or count + 1 < TOLD_AFTER or told == cause:
+            return
+        try:
+            await self._tell_fault(key, cause)
+        except OperatorError as refused:
+            log.info("%s: that the operator fails on it could not be told: %s", key, refused)
+            return
+        self._faults[key] = (count + 1, cause)
+
+    async def _tell_fault(self, key: Key, cause: str) -> None:
+        body = await self._find(key)
+        if body is None:
+            return
+        told = partial(told_of_fault, cause=cause, now=self._context.now())
+        if await self._write_conditions(key, body, lambda before, generation: told(before, generation=generation)):
+            await self._context.kube.event(
+                body, type="Warning", reason=Reason.OPERATOR_ERROR, message=fault_message(cause)
+            )
+
+    async def _clear_fault(self, key: Key) -> None:
+        """A pass has ended well: what it did not say anew itself is taken back."""
+        if key.kind not in _OWN or not self._context.store.has_condition(key, Condition.OPERATOR_FAULT):
+            return
+        if (body := await self._find(key)) is not None:
+            await self._write_conditions(
+                key, body, lambda before, _: [one for one in before if one.type != Condition.OPERATOR_FAULT]
+            )
+
+    async def _find(self, key: Key) -> dict[str, Any] | None:
+        try:
+            return await self._context.kube.get(_OWN[key.kind], key.namespace, key.name)
+        except NotFoundError:
+            return None
+
+    async def _write_conditions(
+        self, key: Key, body: dict[str, Any], made: Callable[[list[StatusCondition], int], Iterable[StatusCondition]]
+    ) -> bool:
+        """Write the conditions that are made of those that are there, and leave the rest of the status. Whether that changed it.
+
+        What else its status says (an artifact in use, a refresh that was done) is needed when all is well again.
+        """
+        status = _readable(_STATUSES[key.kind], body.get("status") or {})
+        before = [StatusCondition.model_validate(condition) for condition in status.get("conditions") or []]
+        after = list(made(before, body["metadata"].get("generation", 0)))
+        if after == before:
+            return False
+        status["conditions"] = [condition.to_wire() for condition in after]
+        await self._context.kube.apply_status(_OWN[key.kind], key.namespace, key.name, status)
+        return True
 
     async def _report_invalid(self, key: Key, problem: str) -> None:
-        """An object that the schema accepted once and this operator can't read: say so on it, touch nothing else.
-
-        What else its status says (an artifact in use, a refresh that was done) is needed when it can be read again.
-        """
-        if self._reported.get(key) == problem:
-            return
-        kube, rt = self._context.kube, _OWN[key.kind]
-        try:
-            body = await kube.get(rt, key.namespace, key.name)
-        except NotFoundError:
+        """An object that the schema accepted once and this operator can't read: say so on it, touch nothing else."""
+        if self._reported.get(key) == problem or (body := await self._find(key)) is None:
             return
         verdict = failing(Reason.INVALID_SPEC, f"the object can't be read by this operator: {problem}")
-        status = _readable(_STATUSES[key.kind], body.get("status") or {})
-        conditions = merge(
-            [StatusCondition.model_validate(condition) for condition in status.get("conditions") or []],
-            with_ready_and_stalled({Condition.ACCEPTED: verdict}, ""),
-            generation=body["metadata"].get("generation", 0),
-            now=self._context.now(),
-        )
-        status["conditions"] = [condition.to_wire() for condition in conditions]
-        await kube.apply_status(rt, key.namespace, key.name, status)
+        verdicts = with_ready_and_stalled({Condition.ACCEPTED: verdict}, "")
+        told = partial(merge, verdicts=verdicts, now=self._context.now())
+        await self._write_conditions(key, body, lambda before, generation: told(before, generation=generation))
         self._reported[key] = problem
 
 

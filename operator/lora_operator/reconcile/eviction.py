@@ -32,6 +32,7 @@ from lora_operator.plan.trouble import parse_time
 from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, short_of_room, view_name
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.lists import read_lists
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 from lora_operator.reconcile.usage import used_views
 from lora_operator.reconcile.waiting import caches_of, claim_of, has_ended, is_evicting
@@ -102,6 +103,7 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
             used_bytes=told.used_bytes,
             time=context.now().replace(microsecond=0),
         )
+    await read_lists(context, cache.metadata.namespace)
     # From here on nothing is awaited: what is seen and what follows from it are of one moment.
     store, registry, namespace = context.store, context.registry, cache.metadata.namespace
     artifacts = store.artifacts_of(cache.key)
@@ -216,6 +218,7 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
         change = store.remove(Kind.MODEL_ARTIFACT, *artifact.key, uid=artifact.metadata.uid)
         if change is not None:  # whoever wants it from now on makes it anew
             context.enqueue(change.key)
+    await read_lists(context, namespace)
     used, unsure = used_views(context, namespace)
     if unsure is not None:
         return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)

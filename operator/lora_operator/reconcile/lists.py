@@ -8,13 +8,14 @@ from dataclasses import replace
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import MODULES_KEY, ROLLOUT, Reason
-from lora_operator.errors import EngineRefused
+from lora_operator.errors import EngineRefused, NotFoundError
+from lora_operator.kube import CONFIG_MAPS
 from lora_operator.names import modules_config_map
 from lora_operator.plan.list_room import give_way
 from lora_operator.plan.modules import Decision, Module, ModuleList, decode_from_config_map, plan_list
 from lora_operator.plan.pods import is_controlled_by
 from lora_operator.plan.rollout import leave_out
-from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.context import Context, child_version
 from lora_operator.reconcile.fleet import own_pods
 from lora_operator.reconcile.store import Key, Kind, ObjectKey
 from lora_operator.vllm import HeldList
@@ -73,19 +74,54 @@ def _tell_left_out(context: Context, deployment: VLLMDeployment, left_out: Mappi
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
 
 
-def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
-    """The list in the ConfigMap; None where that is lost, or is no list any more."""
+async def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
+    """The list in the ConfigMap; None where that is lost, or is no list any more.
+
+    The store has the ConfigMap's metadata alone. It is read where that is of another version than the one that was read last.
+    """
     namespace, name = deployment.key
     body = context.store.config_maps.get((namespace, modules_config_map(name)))
     if body is None or not is_controlled_by(body, deployment.metadata.uid):
+        context.registry.stored.pop(deployment.key, None)
+        return None
+    known = context.registry.stored.get(deployment.key)
+    if known is not None and known[0] == child_version(body):
+        return known[1]
+    try:
+        body = await context.kube.get(CONFIG_MAPS, *_place(deployment))
+    except NotFoundError:
+        return None
+    if not is_controlled_by(body, deployment.metadata.uid):
         return None
     data = (body.get("binaryData") or {}).get(MODULES_KEY)
-    return decode_from_config_map(data) if isinstance(data, str) else None
+    found = decode_from_config_map(data) if isinstance(data, str) else None
+    context.registry.stored[deployment.key] = (child_version(body), found)
+    return found
+
+
+async def read_lists(context: Context, namespace: str) -> None:
+    """Read the lists of a namespace's deployments for `list_as_read`."""
+    for deployment in list(context.store.deployments.values()):
+        if deployment.metadata.namespace == namespace:
+            await stored_list(context, deployment)
+
+
+def list_as_read(context: Context, deployment: VLLMDeployment) -> tuple[bool, ModuleList | None]:
+    """(whether what is in the ConfigMap now was read, that list). Awaits nothing."""
+    body = context.store.config_maps.get(_place(deployment))
+    if body is None or not is_controlled_by(body, deployment.metadata.uid):
+        return True, None
+    known = context.registry.stored.get(deployment.key)
+    return (True, known[1]) if known is not None and known[0] == child_version(body) else (False, None)
+
+
+def _place(deployment: VLLMDeployment) -> ObjectKey:
+    return (deployment.metadata.namespace, modules_config_map(deployment.metadata.name))
 
 
 async def learn_held(context: Context, deployment: VLLMDeployment, pod: ObjectKey, url: str, token: str) -> None:
     """Ask a pod which list it holds, where nothing else tells it. An older kit does not tell."""
-    if deployment.key in context.registry.lists or stored_list(context, deployment) is not None:
+    if deployment.key in context.registry.lists or await stored_list(context, deployment) is not None:
         context.registry.held_lists.pop(pod, None)
         return
     try:

@@ -58,6 +58,9 @@ class Registry:
         self._model_wants: dict[ObjectKey, ModelWant] = {}
         self._wanters: dict[ObjectKey, dict[Key, Credentials | None]] = {}
         self.lists: dict[ObjectKey, ModuleList] = {}
+        self.stored: dict[
+            ObjectKey, tuple[str, ModuleList | None]
+        ] = {}  # of ConfigMaps: version, and list, as last read
         self.held: dict[ObjectKey, int] = {}  # the highest list generation that any pod of a deployment reported
         self.held_lists: dict[ObjectKey, HeldList] = {}  # of pods that were asked because nothing else told their list
         self.views: dict[ObjectKey, PodView] = {}
@@ -102,7 +105,8 @@ class Registry:
         """
         old = self._decisions.get(adapter)
         if decision.keep_unknown and old is not None and old.uid == decision.uid:
-            decision = replace(decision, artifact=old.artifact, credentials=old.credentials, refreshing=old.refreshing)
+            artifact = old.artifact or decision.artifact
+            decision = replace(decision, artifact=artifact, credentials=old.credentials, refreshing=old.refreshing)
         if old == decision:
             return None
         self._decisions[adapter] = decision
@@ -124,6 +128,7 @@ class Registry:
     def withdraw_deployment(self, deployment: ObjectKey) -> set[ObjectKey]:
         """Forget a deployment that is gone. Returns the artifacts whose wanters changed."""
         self.lists.pop(deployment, None)
+        self.stored.pop(deployment, None)
         self.held.pop(deployment, None)
         self.kits_looked_at.pop(deployment, None)
         self.readiness.pop(deployment, None)
@@ -160,26 +165,34 @@ class Registry:
         """Who wants an artifact, with the credentials that each lends to it."""
         return self._wanters.get(artifact, {})
 
-    def all_decided(self, store: Store, namespace: str) -> bool:
-        """Whether everybody who could want an artifact of the namespace was looked at in the present form.
+    def undecided(self, store: Store, namespace: str) -> Key | None:
+        """Somebody who could want an artifact of the namespace and was not looked at in the present form; None: there is nobody.
 
-        Artifacts lie beside their deployment, so others can't; one that can't be read could.
+        Artifacts lie beside their deployment, so others can't; one that can't be read could. One on which the operator fails
+        wants what its status says is in use: else one object would hold up all others for ever.
         """
-        if any(key.kind in (Kind.LORA_ADAPTER, Kind.VLLM_DEPLOYMENT) for key in store.invalid):
-            return False
+        wanters = (Kind.LORA_ADAPTER, Kind.VLLM_DEPLOYMENT)
+        unreadable = (key for key in store.invalid_in(namespace) if key.kind in wanters)
+        if (first := next(unreadable, None)) is not None:
+            return first
         for deployment in store.deployments.values():
             if deployment.metadata.namespace != namespace:
                 continue
             want = self._model_wants.get(deployment.key)
             if want is None or (want.uid, want.generation) != (deployment.metadata.uid, deployment.metadata.generation):
-                return False
+                return Key(Kind.VLLM_DEPLOYMENT, *deployment.key)
             for adapter in store.adapters_of(deployment.key):
                 decision = self._decisions.get(adapter.key)
-                if decision is None or decision.keep_unknown:
-                    return False
-                if (decision.uid, decision.generation) != (adapter.metadata.uid, adapter.metadata.generation):
-                    return False
-        return True
+                form = (adapter.metadata.uid, adapter.metadata.generation)
+                if decision is None or (decision.keep_unknown and not decision.failed):
+                    return Key(Kind.LORA_ADAPTER, *adapter.key)
+                if (decision.uid, decision.generation) != form:
+                    return Key(Kind.LORA_ADAPTER, *adapter.key)
+        return None
+
+    def all_decided(self, store: Store, namespace: str) -> bool:
+        """Whether everybody who could want an artifact of the namespace was looked at in the present form."""
+        return self.undecided(store, namespace) is None
 
     def _rewire(
         self, wanter: Key, old: Decision | ModelWant | None, new: Decision | ModelWant | None

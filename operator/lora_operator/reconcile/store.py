@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -19,8 +19,10 @@ from pydantic import ValidationError
 
 from lora_operator.api import LoRAAdapter, ModelArtifact, ModelCache, VLLMDeployment
 from lora_operator.api.common import Resource
-from lora_operator.constants import LABEL_ARTIFACT, LABEL_DEPLOYMENT
+from lora_operator.conditions import find
+from lora_operator.constants import LABEL_ARTIFACT, LABEL_DEPLOYMENT, Condition
 from lora_operator.names import label_value
+from lora_operator.reconcile.bodies import MAX_NESTING, is_too_deep, slim
 from lora_operator.reconcile.index import Index
 
 MAX_TOMBSTONES: Final = 20_000
@@ -98,6 +100,7 @@ class Store:
         self._versions: dict[Key, _Version] = {}
         self._gone: OrderedDict[str, int] = OrderedDict()  # uid → resourceVersion at which it went
         self._invalid: dict[Key, str] = {}
+        self._concerned: dict[Key, frozenset[str] | None] = {}  # by what can't be read: namespaces; None: any
         self._synced: set[Kind] = set()
         self._all_synced = asyncio.Event()
         self._adapters_by_deployment: Index[ObjectKey] = Index()
@@ -161,12 +164,24 @@ class Store:
         valid = [Key(kind, *key) for key in self._objects[kind]]
         return valid + [key for key in self._invalid if key.kind is kind]
 
+    def invalid_in(self, namespace: str) -> Iterator[Key]:
+        """Objects that can't be read and could have a say in what a namespace's content is for."""
+        for key in self._invalid:
+            concerned = self._concerned.get(key)
+            if concerned is None or namespace in concerned:
+                yield key
+
+    def has_condition(self, key: Key, type_: Condition) -> bool:
+        """Whether the status of an object of our own kinds has a condition of that type."""
+        known = self._objects[key.kind].get((key.namespace, key.name))
+        return known is not None and find(known.status.conditions, type_) is not None
+
     # Writing
 
     def upsert(self, kind: Kind, body: Mapping[str, Any]) -> Change | None:
         """Takes a word on an object; None when it is no news: the same or older than what is known, or of what is gone.
 
-        The body becomes the store's: its managedFields are dropped, and it must not be changed afterwards.
+        Of the body only what is read is kept (bodies.py), and that must not be changed afterwards.
         """
         metadata = body.get("metadata") or {}
         key = Key(kind, metadata.get("namespace") or "", metadata.get("name") or "")
@@ -198,13 +213,19 @@ class Store:
 
     def replace(self, kind: Kind, items: Iterable[Mapping[str, Any]], list_resource_version: str) -> list[Change]:
         """Takes a complete list of a kind: known objects that it lacks are gone, unless they are newer than the list."""
-        changes: list[Change] = []
         present: set[ObjectKey] = set()
-        for item in items:
-            metadata = item.get("metadata") or {}
-            present.add((metadata.get("namespace") or "", metadata.get("name") or ""))
-            if (change := self.upsert(kind, item)) is not None:
-                changes.append(change)
+        changes = [change for item in items if (change := self.take_listed(kind, item, present)) is not None]
+        return changes + self.retain(kind, present, list_resource_version)
+
+    def take_listed(self, kind: Kind, item: Mapping[str, Any], present: set[ObjectKey]) -> Change | None:
+        """Takes one object of a list that comes page by page, and notes in `present` that the list has it."""
+        metadata = item.get("metadata") or {}
+        present.add((metadata.get("namespace") or "", metadata.get("name") or ""))
+        return self.upsert(kind, item)
+
+    def retain(self, kind: Kind, present: Collection[ObjectKey], list_resource_version: str) -> list[Change]:
+        """The end of a complete list: known objects that it lacks are gone, unless they are newer than the list."""
+        changes: list[Change] = []
         number = _version_number(list_resource_version)
         for key in self.keys(kind):
             known = self._versions[key]
@@ -237,18 +258,20 @@ class Store:
     # Inside
 
     def _parse(self, key: Key, body: Mapping[str, Any]) -> Any | None:
-        model = _MODELS.get(key.kind)
-        metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-        if model is None:
-            self._invalid.pop(key, None)
-            return {**body, "metadata": metadata}
-        try:
-            parsed = model.model_validate({**body, "metadata": metadata})
-        except ValidationError as error:
-            self._invalid[key] = _describe(error)
-            return None
+        model, kept = _MODELS.get(key.kind), slim(key.kind.value, body)
         self._invalid.pop(key, None)
-        return parsed
+        self._concerned.pop(key, None)
+        if model is None:
+            return kept
+        try:
+            if not is_too_deep(kept):
+                return model.model_validate(kept)
+            problem = f"something in it nests deeper than {MAX_NESTING} levels: make it flatter"
+        except ValidationError as error:
+            problem = describe_invalid(error)
+        self._invalid[key] = problem
+        self._concerned[key] = _concerned(key, kept)
+        return None
 
     def _put(self, key: Key, new: Any | None, was_invalid: bool) -> Change:
         objects, place = self._objects[key.kind], (key.namespace, key.name)
@@ -260,6 +283,7 @@ class Store:
 
     def _drop(self, key: Key) -> Change:
         self._versions.pop(key, None)
+        self._concerned.pop(key, None)
         return self._put(key, None, self._invalid.pop(key, None) is not None)
 
     def _bury(self, uid: str, number: int) -> None:
@@ -297,12 +321,28 @@ def artifacts_told(obj: LoRAAdapter | VLLMDeployment | None) -> set[ObjectKey]:
     return {(obj.metadata.namespace, name) for name in names if name is not None}
 
 
+def _concerned(key: Key, body: Body) -> frozenset[str] | None:
+    """The namespaces in which an object that can't be read could want content: its own, or for an adapter where its deployment
+    and its artifact are; None where even that can't be read."""
+    if key.kind is not Kind.LORA_ADAPTER:
+        return frozenset((key.namespace,))
+    spec, status = body.get("spec"), body.get("status") or {}
+    wanted = spec.get("vllmDeploymentRef") if isinstance(spec, dict) else None
+    had = status.get("artifactRef") or {} if isinstance(status, dict) else None
+    if not isinstance(wanted, dict) or not isinstance(wanted.get("name"), str) or not isinstance(had, dict):
+        return None
+    found = [ref.get("namespace") or key.namespace for ref in (wanted, had)]
+    if not all(isinstance(namespace, str) for namespace in found):
+        return None
+    return frozenset(found)
+
+
 def _labelled(place: ObjectKey, body: Body | None, label: str) -> ObjectKey | None:
     value = ((body or {}).get("metadata") or {}).get("labels", {}).get(label)
     return None if value is None else (place[0], value)
 
 
-def _describe(error: ValidationError) -> str:
+def describe_invalid(error: ValidationError) -> str:
     """The fields that don't fit and why, without the values: a status is read by others than a spec."""
     parts = [
         f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors(include_input=False)

@@ -1,4 +1,4 @@
-"""The sync barrier: complete lists of every kind, by ourselves, into the store. Unknown is not empty, and gone is gone.
+"""The sync barrier: complete lists of every kind, by ourselves and page by page, into the store. Unknown is not empty, and gone is gone.
 
 kopf's watches keep the store fresh, but say neither when a kind is known completely nor what vanished while they were cut off.
 So every kind is listed at the start, whenever kopf lists it (start, reconnect after a 410), and every five minutes. Each kind has
@@ -31,7 +31,7 @@ from lora_operator.kube import (
     Kube,
     ResourceType,
 )
-from lora_operator.reconcile.store import Change, Kind, Store
+from lora_operator.reconcile.store import Change, Kind, ObjectKey, Store
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Watched:
 
     rt: ResourceType
     label_selector: str | None = None
+    metadata_only: bool = False  # the rest may be a megabyte each, of anybody's objects
 
 
 WATCHED: Final[Mapping[Kind, Watched]] = MappingProxyType(
@@ -57,17 +58,18 @@ WATCHED: Final[Mapping[Kind, Watched]] = MappingProxyType(
         Kind.VLLM_DEPLOYMENT: Watched(VLLM_DEPLOYMENTS),
         Kind.MODEL_CACHE: Watched(MODEL_CACHES),
         Kind.MODEL_ARTIFACT: Watched(MODEL_ARTIFACTS),
-        Kind.NAMESPACE: Watched(NAMESPACES),
+        Kind.NAMESPACE: Watched(NAMESPACES, metadata_only=True),
         Kind.JOB: Watched(JOBS, _OURS),
         Kind.POD: Watched(PODS, _OURS),
         Kind.DEPLOYMENT: Watched(DEPLOYMENTS, _OURS),
-        Kind.CONFIG_MAP: Watched(CONFIG_MAPS, _OURS),
-        Kind.SERVICE: Watched(SERVICES, _OURS),
+        Kind.CONFIG_MAP: Watched(CONFIG_MAPS, _OURS, metadata_only=True),
+        Kind.SERVICE: Watched(SERVICES, _OURS, metadata_only=True),
     }
 )
 KIND_BY_PATH: Final[Mapping[str, Kind]] = MappingProxyType(
     {watched.rt.path(): kind for kind, watched in WATCHED.items()}
 )
+METADATA_ONLY: Final = frozenset(watched.rt.path() for watched in WATCHED.values() if watched.metadata_only)
 
 
 class Sync:
@@ -111,8 +113,14 @@ class Sync:
 
     async def _list(self, kind: Kind) -> bool:
         watched = WATCHED[kind]
+        present: set[ObjectKey] = set()
+        resource_version = ""
+        pages = self._kube.pages(watched.rt, label_selector=watched.label_selector, metadata_only=watched.metadata_only)
         try:
-            items, resource_version = await self._kube.list(watched.rt, label_selector=watched.label_selector)
+            async for page, resource_version in pages:  # noqa: B007  the last one's
+                for item in page:
+                    if (change := self._store.take_listed(kind, item, present)) is not None:
+                        self._changed(change)
         except KubeError as error:
             known = self._errors.get(kind)
             self._errors[kind] = str(error)
@@ -124,10 +132,10 @@ class Sync:
                 error,
             )
             return False
-        for change in self._store.replace(kind, items, resource_version):
+        for change in self._store.retain(kind, present, resource_version):
             self._changed(change)
         if self._errors.pop(kind, None) is not None or not self._store.is_synced(kind):
-            log.info("%s: %d listed", kind.value, len(items))
+            log.info("%s: %d listed", kind.value, len(present))
         self._store.mark_synced(kind)
         return True
 

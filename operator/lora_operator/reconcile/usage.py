@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import COMPONENT_ENGINE, LABEL_COMPONENT, MODULES_KEY
-from lora_operator.names import modules_config_map
-from lora_operator.plan.modules import decode_from_config_map
+from lora_operator.constants import COMPONENT_ENGINE, LABEL_COMPONENT
 from lora_operator.plan.pods import running_container
 from lora_operator.plan.unused import views_in
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import OWN_KINDS, Body
+from lora_operator.reconcile.lists import list_as_read
+from lora_operator.reconcile.store import Body
 
 
 def used_views(context: Context, namespace: str) -> tuple[frozenset[str], str | None]:
     """The names of the views that something of the namespace uses; and why they can't all be known, where that is so.
 
-    A claim can be mounted in its own namespace only, so nothing elsewhere uses it.
+    A claim can be mounted in its own namespace only, so nothing elsewhere uses it. `read_lists` comes first; this awaits nothing.
     """
     found: set[str] = set()
     unsure = _undecided(context, namespace)
     for deployment in context.store.deployments.values():
         if deployment.metadata.namespace == namespace:
-            listed = _listed(context, deployment)
+            listed, is_read = _listed(context, deployment)
             found |= listed or set()
+            if not is_read:
+                unsure = (
+                    unsure
+                    or f"the module list of VLLMDeployment {namespace}/{deployment.metadata.name} has just changed"
+                )
             if listed is None and deployment.key in context.store.workloads:
                 unsure = (
                     unsure
@@ -43,21 +47,19 @@ def used_views(context: Context, namespace: str) -> tuple[frozenset[str], str | 
 
 
 def _undecided(context: Context, namespace: str) -> str | None:
-    for key in context.store.invalid:
-        if key.kind in OWN_KINDS:
-            return f"{key} can't be read by this operator"
-    if not context.registry.all_decided(context.store, namespace):
-        return "not every adapter and deployment has been looked at yet"
-    return None
+    for key in context.store.invalid_in(namespace):
+        return f"{key} can't be read by this operator: {context.store.invalid[key][:200]}"
+    waits_for = context.registry.undecided(context.store, namespace)
+    return (
+        f"{waits_for} has not been looked at yet: where that lasts, see its status" if waits_for is not None else None
+    )
 
 
-def _listed(context: Context, deployment: VLLMDeployment) -> set[str] | None:
-    """What the pods are told and what they will be told; None where it is not known."""
+def _listed(context: Context, deployment: VLLMDeployment) -> tuple[set[str] | None, bool]:
+    """What the pods are told and what they will be told, None where it is not known; and whether the ConfigMap's present list is read."""
     found: set[str] = set()
     modules = context.registry.lists.get(deployment.key)
-    body = context.store.config_maps.get((deployment.key[0], modules_config_map(deployment.key[1])))
-    data = ((body or {}).get("binaryData") or {}).get(MODULES_KEY)
-    stored = decode_from_config_map(data) if isinstance(data, str) else None
+    is_read, stored = list_as_read(context, deployment)
     for known in (modules, stored):
         for module in known.modules if known is not None else ():
             found |= views_in(module.path)
@@ -65,7 +67,7 @@ def _listed(context: Context, deployment: VLLMDeployment) -> set[str] | None:
         decision = context.registry.decision(adapter.key)
         if decision is not None and decision.module is not None:
             found |= views_in(decision.module.path)
-    return None if modules is None else found
+    return (None if modules is None else found), is_read
 
 
 def _served(context: Context, pod: Body) -> tuple[set[str], str | None]:

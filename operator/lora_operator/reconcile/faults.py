@@ -1,0 +1,140 @@
+"""A pass that fails by a bug of ours: nobody else waits for what it would have said, and its own object says what happened.
+
+What a failing object has, it keeps: it goes on wanting what its status says is in use, and nothing of it is taken for unwanted.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from dataclasses import replace
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from lora_operator.api.common import StatusCondition
+from lora_operator.conditions import find
+from lora_operator.constants import Condition, Reason
+from lora_operator.plan.adapter import undecidable
+from lora_operator.plan.fleet import PodView
+from lora_operator.plan.pods import running_container
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.registry import ModelWant
+from lora_operator.reconcile.store import Key, Kind, ObjectKey, describe_invalid
+
+TOLD_AFTER: Final = 2  # failures in a row: what is over with the next attempt, 0.2 s later, is in the log alone
+MAX_CAUSE: Final = 300
+_ODD: Final = re.compile(r"[^\x20-\x7e]+")
+_MAYBE_SECRET: Final = re.compile(r"[A-Za-z0-9+/_=-]{20,}")  # keys and tokens, and some names
+
+
+def describe_fault(error: Exception) -> str:
+    """The class of an exception, where it arose and its words, in one line without what could be the value of a secret."""
+    words = describe_invalid(error) if isinstance(error, ValidationError) else str(error)
+    words = _MAYBE_SECRET.sub("…", _ODD.sub(" ", words)).strip()[:MAX_CAUSE]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "lora_operator" in frame.filename]
+    where = ""
+    if frames:
+        path = frames[-1].filename.replace("\\", "/").rpartition("lora_operator/")[2]
+        where = f" in {path}:{frames[-1].lineno}"
+    return f"{type(error).__name__}{where}{': ' + words if words else ''}"
+
+
+def settle_fault(context: Context, key: Key, cause: str) -> None:
+    """Say in the registry what others wait for: that nothing new is known of the object."""
+    place, registry = (key.namespace, key.name), context.registry
+    if key.kind is Kind.LORA_ADAPTER:
+        _settle_adapter(context, place)
+    elif key.kind is Kind.VLLM_DEPLOYMENT:
+        _settle_fleet(context, key)
+    elif key.kind is Kind.MODEL_ARTIFACT:
+        registry.turns.leave(place)  # those behind it in the queue
+        context.enqueue_all(Key(key.kind, key.namespace, name) for name in registry.turns.heads(key.namespace))
+    elif key.kind is Kind.POD:
+        _settle_pod(context, key, cause)
+
+
+def _settle_adapter(context: Context, place: ObjectKey) -> None:
+    adapter, known = context.store.adapters.get(place), context.registry.decision(place)
+    if adapter is None:
+        return
+    form = (adapter.metadata.uid, adapter.metadata.generation)
+    if known is not None and not known.keep_unknown and (known.uid, known.generation) == form:
+        return  # decided, and failed afterwards
+    changed = context.registry.publish_decision(place, undecidable(adapter))
+    if changed is not None:
+        context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key))
+        context.enqueue_all(Key(Kind.MODEL_ARTIFACT, *artifact) for artifact in changed)
+
+
+def _settle_fleet(context: Context, key: Key) -> None:
+    place, registry = (key.namespace, key.name), context.registry
+    deployment, known = context.store.deployments.get(place), registry.model_want(place)
+    if deployment is None:
+        return
+    metadata, status = deployment.metadata, deployment.status
+    if known is not None and known.uid == metadata.uid:
+        want = replace(known, generation=metadata.generation)
+    else:
+        base, *others = (
+            (key.namespace, name) if name is not None else None
+            for name in (status.model_artifact, status.tokenizer_artifact, status.draft_model_artifact)
+        )
+        auxiliary = tuple((other, None) for other in others if other is not None)
+        want = ModelWant(metadata.uid, metadata.generation, base, None, auxiliary=auxiliary)
+    if registry.publish_model_want(place, want) is not None:
+        context.enqueue_all(Key(Kind.LORA_ADAPTER, *adapter.key) for adapter in context.store.adapters_of(place))
+
+
+def _settle_pod(context: Context, key: Key, cause: str) -> None:
+    """It was asked, and what it serves is not known: its fleet goes on, and nothing that it may serve is removed."""
+    place, registry = (key.namespace, key.name), context.registry
+    pod = context.store.pods.get(place)
+    if pod is None:
+        return
+    first = place not in registry.asked
+    registry.asked.add(place)
+    container = running_container(pod)
+    if container is not None:
+        known = registry.views.get(place)
+        failed = PodView(
+            uid=pod["metadata"].get("uid") or "",
+            container_id=container,
+            error=f"the operator failed on it ({cause})",
+            gate_closed=known is not None and known.container_id == container and known.gate_closed,
+        )
+        first = first or known != failed
+        registry.views[place] = failed
+    if first:
+        for deployment in context.store.deployments:
+            if deployment[0] == key.namespace:
+                context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment))
+
+
+def fault_message(cause: str) -> str:
+    """What stands on the object."""
+    return (
+        f"the operator failed on this object ({cause}): this is a bug of the operator, so please report it, with its log. What the "
+        "object has, it keeps; it is tried again, at least every minute. A change of its spec may avoid it meanwhile"
+    )
+
+
+def told_of_fault(before: list[StatusCondition], cause: str, *, generation: int, now: Any) -> list[StatusCondition]:
+    """The conditions with the fault. Ready stays where it was said of the present spec: what is in use is in use as before."""
+    ready, fault, message = find(before, Condition.READY), find(before, Condition.OPERATOR_FAULT), fault_message(cause)
+    kept = [one for one in before if one.type not in (Condition.READY, Condition.OPERATOR_FAULT)]
+
+    def condition(type_: Condition, status: Any, old: StatusCondition | None) -> StatusCondition:
+        since = old.last_transition_time if old is not None and old.status == status else now.replace(microsecond=0)
+        return StatusCondition(
+            type=type_,
+            status=status,
+            reason=Reason.OPERATOR_ERROR,
+            message=message,
+            last_transition_time=since,
+            observed_generation=generation,
+        )
+
+    if ready is None or ready.status != "True" or ready.observed_generation != generation:
+        ready = condition(Condition.READY, "Unknown", ready)
+    return [*kept, ready, condition(Condition.OPERATOR_FAULT, "True", fault)]

@@ -1,0 +1,138 @@
+"""What nests deep, or is big and not ours: it is cut before anything gives up on it, and what is left is known for what it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from lora_operator.kube_answers import MAX_TEXT_NESTING, flattened, parsed, refusal
+from lora_operator.kube_watch import Lines
+from lora_operator.reconcile.bodies import MAX_NESTING, is_too_deep, slim
+from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.sync import METADATA_ONLY
+from tests.unit.builders import engine_pod, make_adapter, make_deployment, make_workload
+
+DEEP = 5_000
+GROUP = "lora-operator.dev"
+
+
+def text(levels: int, shape: str = "[]") -> bytes:
+    opening = "[" if shape == "[]" else '{"a]}\\"":'
+    return f'{{"metadata":{{"name":"x"}},"s":"[{{\\"","deep":{opening * levels}1{shape[1] * levels},"z":[2]}}'.encode()
+
+
+@pytest.mark.parametrize("shape", ["[]", "{}"])
+def test_what_is_too_deep_is_cut_and_all_else_stays(shape: str) -> None:
+    found = parsed("get", text(DEEP, shape))
+    assert (found["metadata"], found["s"], found["z"]) == ({"name": "x"}, '[{"', [2])
+    assert is_too_deep(found)
+    assert refusal("get", 500, text(DEEP, shape))
+
+
+@pytest.mark.parametrize("levels", [1, MAX_TEXT_NESTING - 1])
+def test_what_is_not_stays_as_it_is(levels: int) -> None:
+    assert json.loads(flattened(text(levels))) == json.loads(text(levels))
+
+
+def test_depth_is_counted_in_levels() -> None:
+    def nested(levels: int) -> Any:
+        return {"a": nested(levels - 1)} if levels > 1 else {}
+
+    assert not is_too_deep(nested(MAX_NESTING))
+    assert is_too_deep(nested(MAX_NESTING + 1))
+
+
+async def test_a_watch_s_lines_can_all_be_parsed() -> None:
+    class Stream:
+        async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+            whole = b"\n".join([b'{"type":"ADDED"}', text(DEEP), b"", b"[" * 1000 + b"{", b'{"type":"LAST"}'])
+            for start in range(0, len(whole), 1000):
+                yield whole[start : start + 1000]
+
+    lines = [line async for line in Lines(Stream()).iter_chunked(1)]
+    read = [json.loads(line) for line in lines if line.strip()]
+    assert [one.get("type") for one in read] == ["ADDED", None, "LAST"], "what is no JSON is left out"
+    assert is_too_deep(read[1])
+
+
+def stored(kind: Kind, body: dict[str, Any]) -> Store:
+    store = Store()
+    store.upsert(kind, body)
+    return store
+
+
+def test_an_object_that_nests_deep_is_invalid_and_has_a_say_in_its_own_namespace() -> None:
+    body = make_deployment().model_dump(mode="json", by_alias=True)
+    deep = parsed("get", text(DEEP))["deep"]
+    body["spec"]["podTemplate"] = {"spec": {"x": deep}}
+    store = stored(Kind.VLLM_DEPLOYMENT, body)
+    key = Key(Kind.VLLM_DEPLOYMENT, "serving", "llama")
+    assert "nests deeper than" in store.invalid[key]
+    assert list(store.invalid_in("serving")) == [key]
+    assert list(store.invalid_in("elsewhere")) == []
+    body["spec"]["podTemplate"], body["metadata"]["resourceVersion"] = None, "9"
+    store.upsert(Kind.VLLM_DEPLOYMENT, body)
+    assert not store.invalid
+
+
+@pytest.mark.parametrize(
+    ("change", "concerned"),
+    [
+        ({}, {"serving", "team-a"}),
+        ({"vllmDeploymentRef": {"name": "llama", "namespace": "other"}}, {"other", "team-a"}),
+        ({"vllmDeploymentRef": {"namespace": "other"}}, {"other", "team-a", "serving", "any"}),
+        ({"vllmDeploymentRef": 5}, {"other", "team-a", "serving", "any"}),
+    ],
+    ids=str,
+)
+def test_an_adapter_that_can_t_be_read_has_a_say_where_its_deployment_is(
+    change: dict[str, Any], concerned: set[str]
+) -> None:
+    body = make_adapter().model_dump(mode="json", by_alias=True, exclude_none=True)
+    body["spec"] |= {"source": 5, **change}
+    store = stored(Kind.LORA_ADAPTER, body)
+    everywhere = ("serving", "team-a", "other", "any")
+    assert {place for place in everywhere if any(True for _ in store.invalid_in(place))} == concerned
+
+
+NOTES = {"someone.example/x": "y" * 1000, f"{GROUP}/refresh": "1"}
+
+
+@pytest.mark.parametrize("kind", [Kind.CONFIG_MAP, Kind.SERVICE, Kind.NAMESPACE])
+def test_of_some_kinds_the_metadata_alone_is_kept(kind: Kind) -> None:
+    body = {"metadata": {"name": "x", "labels": {"a": "b"}, "managedFields": [1]}, "data": {"a": "b"}, "spec": {}}
+    body["metadata"]["annotations"] = NOTES  # type: ignore[index]
+    kept = slim(kind.value, body)
+    assert kept == {
+        "metadata": {"name": "x", "labels": {"a": "b"}, "annotations": {f"{GROUP}/refresh": "1"}},
+    }
+    assert any(kind.value.lower() in path for path in METADATA_ONLY), "nor is more asked for"
+
+
+def test_of_our_own_kinds_others_annotations_are_not_kept() -> None:
+    body = make_adapter().model_dump(mode="json", by_alias=True)
+    body["metadata"]["annotations"] = NOTES
+    [adapter] = stored(Kind.LORA_ADAPTER, body).adapters.values()
+    assert adapter.metadata.annotations == {f"{GROUP}/refresh": "1"}
+
+
+def test_of_pods_jobs_and_deployments_what_is_read_is_kept() -> None:
+    big = {"name": "x", "value": "artifacts/sql-abc " + "y" * 10**6}
+    pod = engine_pod()
+    pod["spec"] = {"nodeName": "n", "containers": [{"name": "vllm", "ports": [{"containerPort": 1}], "env": [big]}]}
+    workload = make_workload()
+    workload["spec"] = {"replicas": 2, "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod["spec"]}}
+    job = {"metadata": {"name": "j"}, "spec": {"suspend": True, "template": {"spec": pod["spec"]}}, "status": {"a": 1}}
+    for kind, body in (("Pod", pod), ("Deployment", workload), ("Job", job)):
+        assert len(json.dumps(slim(kind, body))) < 2000
+    kept = slim("Pod", pod)["spec"]
+    assert kept == {
+        "nodeName": "n",
+        "containers": [{"name": "vllm", "ports": [{"containerPort": 1}]}],
+        "views": ["artifacts/sql-abc"],
+    }
+    assert slim("Deployment", workload)["spec"]["template"]["spec"] == kept
+    assert slim("Job", job) == job | {"spec": {"suspend": True}}
