@@ -121,7 +121,7 @@ def build_deployment(
 def mounted_gate(workload: dict[str, Any]) -> str | None:
     """Name of the Secret from which the pods of a live Deployment have their gate's token."""
     for volume in workload["spec"]["template"]["spec"].get("volumes") or ():
-        if volume["name"] == GATE_VOLUME:
+        if volume.get("name") == GATE_VOLUME:
             name: str | None = (volume.get("secret") or {}).get("secretName")
             return name
     return None

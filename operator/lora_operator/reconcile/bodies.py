@@ -61,12 +61,18 @@ def _some(spec: Mapping[str, Any], names: tuple[str, ...]) -> Body:
 
 
 def _slim_pod(spec: Mapping[str, Any]) -> Body:
-    """Where it runs, its ports, what it mounts of ConfigMaps, and which content it names anywhere."""
+    """Where it runs, its ports, which ConfigMaps and Secrets it mounts, and which content it names anywhere."""
     kept = _some(spec, _KEPT_OF_POD)
     kept["containers"] = [_some(container, _KEPT_OF_CONTAINER) for container in spec.get("containers") or ()]
     if "volumes" in kept:
-        mounted = [volume for volume in kept["volumes"] or () if volume.get("configMap")]
-        kept["volumes"] = [{"configMap": _some(volume["configMap"], ("name",))} for volume in mounted]
+        kept["volumes"] = [slim for volume in kept["volumes"] or () if (slim := _slim_volume(volume))]
     if views := sorted(views_in(json.dumps(spec))):
         kept["views"] = [f"artifacts/{view}" for view in views]
     return kept
+
+
+def _slim_volume(volume: Mapping[str, Any]) -> Body | None:
+    for source, name in (("configMap", "name"), ("secret", "secretName")):
+        if volume.get(source):
+            return {"name": volume.get("name"), source: _some(volume[source], (name,))}
+    return None
