@@ -33,6 +33,17 @@ ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 ANNOTATION_KIT: Final = f"{GROUP}/engine-kit"
 ANNOTATION_ARGUMENTS: Final = f"{GROUP}/lora-modules"  # <generation>-<hash> of the adapters in the pods' arguments
 ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
+# All that are read; others on objects that are watched are not kept.
+LABELS: Final = (LABEL_MANAGED_BY, LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_ARTIFACT, LABEL_CACHE)
+ANNOTATIONS: Final = (
+    ANNOTATION_DEFAULT_CACHE,
+    ANNOTATION_REFRESH,
+    ANNOTATION_EVICT,
+    ANNOTATION_TEMPLATE_HASH,
+    ANNOTATION_KIT,
+    ANNOTATION_ARGUMENTS,
+    ANNOTATION_ATTEMPT,
+)
 
 # spec.lora.updateStrategy: how pods come to other adapters.
 HOT_LOAD: Final = "HotLoad"

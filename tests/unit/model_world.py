@@ -182,6 +182,7 @@ class Kube:
     async def create(self, obj: Json) -> Json:
         """As Kube's."""
         self._up()
+        self._ask("create", obj)  # admission, quotas among it, comes before the name is looked at
         if _place(obj) in self._world.objects:
             raise AlreadyExistsError("exists")
         return await self.apply(obj)

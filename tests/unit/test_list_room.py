@@ -68,6 +68,23 @@ def test_what_is_left_fits_and_uses_the_room() -> None:
     )
 
 
+def test_names_that_pack_well_in_the_order_of_age_alone_get_no_more_room() -> None:
+    """Adapters made next to each other have names alike, and stand far apart in the list, which goes by served names."""
+    letters = random.Random(5)
+    modules, ages = [], {}
+    for number in range(8000):
+        if number % 32 == 0:
+            alike = "".join(letters.choices(LETTERS, k=230))
+        name = "".join(letters.choices(LETTERS, k=20))
+        uid = f"{number:032x}"
+        ages[uid] = NOW + timedelta(seconds=number)
+        modules.append(Module(name, f"/model-cache/artifacts/a-{number % 7}", "b", "c", f"crowd/{alike}-{number}", uid))
+    everybody = as_list(*modules)
+    assert len(everybody.packed) > LIMIT
+    fitting = without(modules, give_way(everybody, ages))
+    assert 0.8 * MAX_PACKED_BYTES < len(fitting.packed) <= MAX_PACKED_BYTES
+
+
 def test_the_youngest_of_the_namespaces_that_have_most_give_way_whatever_the_order() -> None:
     modules = {name: crowd(count, name, seed=count) for name, count in (("a", 2000), ("b", 1500), ("c", 300))}
     everybody = [module for some in modules.values() for module in some]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, KubeError, UnavailableError
-from lora_operator.names import kit_config_map
+from lora_operator.names import kit_config_map, modules_config_map
 from tests.unit.model_world import LLAMA, SERVING, Json, World
 from tests.unit.test_converging import (
     ADAPTERS,
@@ -35,7 +35,7 @@ WORKLOAD = ("Deployment", SERVING, "llama")
 def refuse(world: World, kind: str, error: KubeError, *, named: str = "") -> None:
     """From now on objects of a kind, with that in their names, are not accepted."""
     world.refused = lambda verb, obj: (
-        error if verb == "apply" and obj["kind"] == kind and named in obj["metadata"]["name"] else None
+        error if verb in ("apply", "create") and obj["kind"] == kind and named in obj["metadata"]["name"] else None
     )
 
 
@@ -208,6 +208,53 @@ def test_an_object_of_the_fleet_that_is_refused_holds_up_only_what_needs_it(
     world.skip(120)
     assert ("ConfigMap", SERVING, kit_config_map("llama", world.context.kit)) in world.objects
     check_converged(world)
+
+
+def test_a_full_quota_of_secrets_takes_nothing_from_a_fleet_whose_secret_is_there() -> None:
+    """The API server asks quotas before it looks whether the name is taken."""
+    world = start(6)
+    error = ForbiddenError("create Secret serving/llama-gate: exceeded quota: full (403)")
+    world.refused = lambda verb, obj: error if (verb, obj["kind"]) == ("create", "Secret") else None
+    world.restart()
+    change(world, engine={"image": "another"})
+    world.skip(60)
+    assert world.objects[WORKLOAD]["spec"]["template"]["spec"]["containers"][0]["image"] == "another"
+    assert said(world)["status"] == "True"
+
+
+def test_a_new_fleet_does_not_start_from_somebody_else_s_list() -> None:
+    world = start(6)
+    delete("VLLMDeployment", (SERVING, "llama"))(world)
+    world.skip(60)
+    place = ("ConfigMap", SERVING, modules_config_map("llama"))
+    world.objects.pop(place, None)
+    foreign = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": SERVING, "name": place[2]}}
+    apply(foreign | {"data": {}})(world)
+    apply(deployment())(world)
+    world.skip(60)
+    assert WORKLOAD not in world.objects
+    assert said(world)["reason"] == "NameTaken"
+    world.remove(place)
+    world.skip(120)
+    check_converged(world)
+
+
+def test_what_was_changed_by_hand_is_repaired_though_the_fleet_was_scaled_meanwhile() -> None:
+    world = start(6)
+    refuse(world, "ModelArtifact", QUOTA)
+    change(world, model=revision("v2"))
+    world.skip(30)
+    live = world.objects[WORKLOAD]
+    container = live["spec"]["template"]["spec"]["containers"][0] | {"image": "evil:1"}
+    template = live["spec"]["template"] | {"spec": live["spec"]["template"]["spec"] | {"containers": [container]}}
+    apply(live | {"spec": live["spec"] | {"template": template}})(world)
+    change(world, replicas=4)
+    world.skip(30)
+    assert world.objects[WORKLOAD]["spec"]["replicas"] == 4
+    accept(world)
+    change(world, model=revision("main"))
+    world.skip(120)
+    assert world.objects[WORKLOAD]["spec"]["template"]["spec"]["containers"][0]["image"] == "vllm"
 
 
 # Secrets

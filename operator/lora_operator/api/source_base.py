@@ -17,7 +17,7 @@ _SHORTENED: Final = "|".join(f"({_GROUP}:){{1,{7 - n}}}(:{_GROUP}){{1,{n}}}" for
 _IPV6: Final = f"({_GROUP}:){{7}}{_GROUP}|({_GROUP}:){{1,7}}:|{_SHORTENED}|:((:{_GROUP}){{1,7}}|:)"
 _PORT_NUMBER: Final = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 PORT: Final = f"(:({_PORT_NUMBER}))?"
-NAME: Final = rf"{_LABEL}(\.{_LABEL})*"
+NAME: Final = rf"{_LABEL}(\.{_LABEL})*\.?"  # a dot at the end: no search domain is tried
 HOSTS: Final = "a DNS name, an IPv4 address or an IPv6 address in brackets, with a port where one is needed"
 HOST: Final = rf"({NAME}|\[({_IPV6})\]){PORT}"
 

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, Final
 
-from lora_operator.constants import GROUP
+from lora_operator.constants import ANNOTATIONS, LABELS
 from lora_operator.plan.unused import views_in
 
 Body = dict[str, Any]
 
 MAX_NESTING: Final = 100  # levels of an object; pods nest less than 20 deep, and what writes JSON gives up at some 250
+_MOST: Final = 100  # of containers, of their ports, and of labels that pods get
+_LONGEST: Final = 1024  # characters of an annotation
+_DROPPED: Final = ("managedFields", "finalizers", "labels", "annotations", "ownerReferences")
 _KEPT_OF_JOB: Final = ("suspend", "activeDeadlineSeconds")
 _KEPT_OF_POD: Final = ("nodeName", "volumes")
 _KEPT_OF_CONTAINER: Final = ("name", "ports")
@@ -23,11 +27,7 @@ _KEPT_OF_WORKLOAD: Final = ("replicas", "selector", "minReadySeconds", "progress
 
 def slim(kind: str, body: Mapping[str, Any]) -> Body:
     """What the store keeps of an object; it shares its parts with `body`. A kind of our own keeps its whole spec and status."""
-    metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-    annotations = metadata.pop("annotations", None) or {}
-    if ours := {name: value for name, value in annotations.items() if name.startswith(f"{GROUP}/")}:
-        metadata["annotations"] = ours
-    found = {**body, "metadata": metadata}
+    found = {**body, "metadata": _slim_metadata(kind, body["metadata"])}
     if kind in ("ConfigMap", "Service", "Namespace"):
         return {name: found[name] for name in ("apiVersion", "kind", "metadata") if name in found}
     spec = found.get("spec")
@@ -39,10 +39,23 @@ def slim(kind: str, body: Mapping[str, Any]) -> Body:
         found["spec"] = _slim_pod(spec)
     elif kind == "Deployment":
         template = spec.get("template") or {}
-        labels = {"labels": (template.get("metadata") or {}).get("labels") or {}}
+        labels = {"labels": dict(islice(((template.get("metadata") or {}).get("labels") or {}).items(), _MOST))}
         found["spec"] = _some(spec, _KEPT_OF_WORKLOAD)
         found["spec"]["template"] = {"metadata": labels, "spec": _slim_pod(template.get("spec") or {})}
     return found
+
+
+def _slim_metadata(kind: str, metadata: Mapping[str, Any]) -> Body:
+    """Without what anybody may fill with any amount: of labels and annotations those that are read, of owners the controller."""
+    kept = {name: value for name, value in metadata.items() if name not in _DROPPED}
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    if labels := labels if kind == "Namespace" else _some(labels, LABELS):
+        kept["labels"] = labels  # those of a namespace are asked by selectors, and are its administrator's
+    if annotations := {name: value[:_LONGEST] for name, value in _some(annotations, ANNOTATIONS).items()}:
+        kept["annotations"] = annotations
+    if owners := [owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")]:
+        kept["ownerReferences"] = owners[:1]
+    return kept
 
 
 def is_too_deep(body: Mapping[str, Any]) -> bool:
@@ -63,12 +76,17 @@ def _some(spec: Mapping[str, Any], names: tuple[str, ...]) -> Body:
 def _slim_pod(spec: Mapping[str, Any]) -> Body:
     """Where it runs, its ports, which ConfigMaps and Secrets it mounts, and which content it names anywhere."""
     kept = _some(spec, _KEPT_OF_POD)
-    kept["containers"] = [_some(container, _KEPT_OF_CONTAINER) for container in spec.get("containers") or ()]
+    kept["containers"] = [_slim_container(container) for container in (spec.get("containers") or ())[:_MOST]]
     if "volumes" in kept:
         kept["volumes"] = [slim for volume in kept["volumes"] or () if (slim := _slim_volume(volume))]
     if views := sorted(views_in(json.dumps(spec))):
         kept["views"] = [f"artifacts/{view}" for view in views]
     return kept
+
+
+def _slim_container(container: Mapping[str, Any]) -> Body:
+    kept = _some(container, _KEPT_OF_CONTAINER)
+    return kept | {"ports": list(kept["ports"])[:_MOST]} if kept.get("ports") else kept
 
 
 def _slim_volume(volume: Mapping[str, Any]) -> Body | None:

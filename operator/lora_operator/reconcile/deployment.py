@@ -100,9 +100,18 @@ async def _apply(
         listed = await _refusal(_apply_list(context, deployment, modules))
         service = context.store.services.get(deployment.key)
         served = await _refusal(context.apply_child(build_service(deployment), service))
-        engines = await _refusal(_apply_engines(context, deployment, model, rollout))
+        if not _is_foreign(listed, deployment, context):
+            engines = await _refusal(_apply_engines(context, deployment, model, rollout))
     scaled = await _refusal(_scale(context, deployment))
     return engines or scaled or served or listed
+
+
+def _is_foreign(listed: ReasonError | None, deployment: VLLMDeployment, context: Context) -> bool:
+    """Whether new pods would mount somebody else's list: the object of its name is not ours, or not yet again."""
+    if listed is None:
+        return False
+    new = deployment.key not in context.store.workloads
+    return listed.reason is Reason.NAME_TAKEN or (new and listed.reason is Reason.PROGRESSING)
 
 
 async def _refusal(work: Awaitable[object]) -> ReasonError | None:
@@ -189,15 +198,20 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
     store, place = context.store, deployment.key
     assert model.cache is not None  # noqa: S101  checked by the caller; a narrowing for the type checker
     secret = build_gate_secret(deployment, gate_token(await context.master_key(), deployment))
-    await context.ensure_secret(secret, doubtful=_lacks_a_pod(context, deployment))
     gate = secret["metadata"]["name"]
+    live = store.workloads.get(place)
+    try:
+        await context.ensure_secret(secret, doubtful=_lacks_a_pod(context, deployment))
+    except ForbiddenError:
+        # A full quota is told before the name is looked at, so also where the Secret exists. Pods that lack it say so themselves.
+        if live is None or not is_controlled_by(live, deployment.metadata.uid) or mounted_gate(live) != gate:
+            raise
     model_path = model.path("model")
     if not model.is_ready or model_path is None:
         return  # the pods that run keep the model that they have
     chat = build_chat_config_map(deployment)
     if chat is not None:
         await context.apply_child(chat, store.config_maps.get((place[0], chat["metadata"]["name"])))
-    live = store.workloads.get(place)
     if model.cache.access_modes is None:  # unknown: whether the pods belong on one node
         where = f"{place[0]}/{model.cache.metadata.name}"
         raise ReasonError(Reason.CACHE_NOT_READY, f"the claim of ModelCache {where} can't be looked at: see its status")
@@ -241,8 +255,12 @@ async def _scale(context: Context, deployment: VLLMDeployment) -> None:
         return
     replicas = replicas_wanted(deployment, live)
     if live["spec"].get("replicas") != replicas:
+        as_made = context.adopt_child(live)
         patched = await context.kube.patch(DEPLOYMENTS, *deployment.key, {"spec": {"replicas": replicas}})
-        context.note_child(patched)
+        if as_made:
+            context.note_child(patched)
+        else:  # somebody changed it by hand: that is still to be repaired, whatever the number of pods
+            context.take(Kind.DEPLOYMENT, patched)
 
 
 def _lacks_a_pod(context: Context, deployment: VLLMDeployment) -> bool:
