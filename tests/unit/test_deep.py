@@ -86,7 +86,7 @@ def test_an_object_that_nests_deep_is_invalid_and_has_a_say_in_its_own_namespace
         ({"vllmDeploymentRef": {"namespace": "other"}}, {"other", "team-a", "serving", "any"}),
         ({"vllmDeploymentRef": 5}, {"other", "team-a", "serving", "any"}),
     ],
-    ids=str,
+    ids=["of its own namespace's", "of another's", "of one without a name", "of nothing that is one"],
 )
 def test_an_adapter_that_can_t_be_read_has_a_say_where_its_deployment_is(
     change: dict[str, Any], concerned: set[str]
