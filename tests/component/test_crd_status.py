@@ -124,7 +124,14 @@ FULL: dict[str, ApiModel] = {
         reclaimable_bytes=2**37,
         reclaimable="128Gi",
         eviction=EvictionStatus(
-            requested="now", attempt=7, running=False, time=NOW, views=2, freed="3Gi", message="2 sources were busy"
+            requested="now",
+            attempt=7,
+            running=False,
+            time=NOW,
+            views=2,
+            freed="3Gi",
+            message="2 sources were busy",
+            lost_since=NOW,
         ),
     ),
     "ModelArtifact": ModelArtifactStatus(

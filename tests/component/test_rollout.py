@@ -123,8 +123,8 @@ class World:
             for adapter in list(self.context.store.adapters.values()):
                 await reconcile_adapter(self.context, Key(Kind.LORA_ADAPTER, *adapter.key))
             again = await reconcile_deployment(self.context, Key(Kind.VLLM_DEPLOYMENT, self.namespace, "llama"))
-        workload = self.context.store.workloads.get((self.namespace, "llama"))
-        if workload is not None:
+        if (self.namespace, "llama") in self.context.store.workloads:
+            workload = await self.kube.get(DEPLOYMENTS, self.namespace, "llama")
             template = json.dumps(workload["spec"]["template"], sort_keys=True)
             if template not in self.templates[-1:]:
                 self.templates.append(template)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lora_operator.constants import ANNOTATION_EVICT, LABEL_CACHE
 from lora_operator.kube_answers import MAX_TEXT_NESTING, flattened, parsed, refusal
 from lora_operator.kube_watch import Lines
 from lora_operator.reconcile.bodies import MAX_NESTING, is_too_deep, slim
@@ -106,10 +107,27 @@ def test_of_some_kinds_the_metadata_alone_is_kept(kind: Kind) -> None:
     body = {"metadata": {"name": "x", "labels": {"a": "b"}, "managedFields": [1]}, "data": {"a": "b"}, "spec": {}}
     body["metadata"]["annotations"] = NOTES  # type: ignore[index]
     kept = slim(kind.value, body)
-    assert kept == {
-        "metadata": {"name": "x", "labels": {"a": "b"}, "annotations": {f"{GROUP}/refresh": "1"}},
-    }
+    labels = {"labels": {"a": "b"}} if kind is Kind.NAMESPACE else {}
+    assert kept == {"metadata": {"name": "x", **labels, "annotations": {f"{GROUP}/refresh": "1"}}}
     assert any(kind.value.lower() in path for path in METADATA_ONLY), "nor is more asked for"
+
+
+@pytest.mark.parametrize("kind", [Kind.CONFIG_MAP, Kind.POD, Kind.JOB, Kind.DEPLOYMENT, Kind.LORA_ADAPTER])
+def test_what_anybody_may_fill_with_any_amount_takes_no_memory(kind: Kind) -> None:
+    many = {f"lora-operator.dev/{number}": "x" * 63 for number in range(9000)}
+    owners = [{"kind": "A", "name": "a" * 200, "uid": str(number), "controller": number == 7} for number in range(999)]
+    container = {"name": "c", "ports": [{"containerPort": number, "name": "x" * 15} for number in range(9999)]}
+    pod = {"containers": [container] * 200}
+    metadata = {"name": "x", "labels": many | {LABEL_CACHE: "c"}, "annotations": many | {ANNOTATION_EVICT: "x" * 9999}}
+    metadata |= {"finalizers": list(many), "ownerReferences": owners}
+    template = {"metadata": {"labels": many}, "spec": pod}
+    kept = slim(kind.value, {"metadata": metadata, "spec": pod if kind is Kind.POD else {"template": template}})
+    assert kept["metadata"]["labels"] == {LABEL_CACHE: "c"}
+    assert kept["metadata"]["annotations"] == {ANNOTATION_EVICT: "x" * 1024}
+    assert kept["metadata"]["ownerReferences"] == owners[7:8]
+    assert "finalizers" not in kept["metadata"]
+    if kind is not Kind.LORA_ADAPTER:
+        assert len(json.dumps(kept)) < 60_000, "9,999 ports of 200 containers each"
 
 
 def test_of_our_own_kinds_others_annotations_are_not_kept() -> None:

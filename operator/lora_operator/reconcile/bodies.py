@@ -16,7 +16,8 @@ from lora_operator.plan.unused import views_in
 Body = dict[str, Any]
 
 MAX_NESTING: Final = 100  # levels of an object; pods nest less than 20 deep, and what writes JSON gives up at some 250
-_MOST: Final = 100  # of containers, of their ports, and of labels that pods get
+_MOST_LABELS: Final = 100  # that pods get
+_MOST_CONTAINERS: Final = 30  # and of ports that each has
 _LONGEST: Final = 1024  # characters of an annotation
 _DROPPED: Final = ("managedFields", "finalizers", "labels", "annotations", "ownerReferences")
 _KEPT_OF_JOB: Final = ("suspend", "activeDeadlineSeconds")
@@ -39,7 +40,7 @@ def slim(kind: str, body: Mapping[str, Any]) -> Body:
         found["spec"] = _slim_pod(spec)
     elif kind == "Deployment":
         template = spec.get("template") or {}
-        labels = {"labels": dict(islice(((template.get("metadata") or {}).get("labels") or {}).items(), _MOST))}
+        labels = {"labels": dict(islice(((template.get("metadata") or {}).get("labels") or {}).items(), _MOST_LABELS))}
         found["spec"] = _some(spec, _KEPT_OF_WORKLOAD)
         found["spec"]["template"] = {"metadata": labels, "spec": _slim_pod(template.get("spec") or {})}
     return found
@@ -76,7 +77,7 @@ def _some(spec: Mapping[str, Any], names: tuple[str, ...]) -> Body:
 def _slim_pod(spec: Mapping[str, Any]) -> Body:
     """Where it runs, its ports, which ConfigMaps and Secrets it mounts, and which content it names anywhere."""
     kept = _some(spec, _KEPT_OF_POD)
-    kept["containers"] = [_slim_container(container) for container in (spec.get("containers") or ())[:_MOST]]
+    kept["containers"] = [_slim_container(container) for container in (spec.get("containers") or ())[:_MOST_CONTAINERS]]
     if "volumes" in kept:
         kept["volumes"] = [slim for volume in kept["volumes"] or () if (slim := _slim_volume(volume))]
     if views := sorted(views_in(json.dumps(spec))):
@@ -86,7 +87,7 @@ def _slim_pod(spec: Mapping[str, Any]) -> Body:
 
 def _slim_container(container: Mapping[str, Any]) -> Body:
     kept = _some(container, _KEPT_OF_CONTAINER)
-    return kept | {"ports": list(kept["ports"])[:_MOST]} if kept.get("ports") else kept
+    return kept | {"ports": list(kept["ports"])[:_MOST_CONTAINERS]} if kept.get("ports") else kept
 
 
 def _slim_volume(volume: Mapping[str, Any]) -> Body | None:

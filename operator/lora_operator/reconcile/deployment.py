@@ -202,9 +202,10 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
     live = store.workloads.get(place)
     try:
         await context.ensure_secret(secret, doubtful=_lacks_a_pod(context, deployment))
-    except ForbiddenError:
+    except ForbiddenError as error:
         # A full quota is told before the name is looked at, so also where the Secret exists. Pods that lack it say so themselves.
-        if live is None or not is_controlled_by(live, deployment.metadata.uid) or mounted_gate(live) != gate:
+        mounted = mounted_gate(live) if live is not None and is_controlled_by(live, deployment.metadata.uid) else None
+        if mounted != gate or "exceeded quota" not in str(error):
             raise
     model_path = model.path("model")
     if not model.is_ready or model_path is None:
