@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -176,3 +179,32 @@ async def test_a_dead_engine_is_dead_to_both_probes(pod: Pod) -> None:
         assert (await pod.call("GET", READY, token="wrong"))[0] == 403
         assert (await pod.call("GET", "/lora-operator/v1/state", token=TOKEN))[0] == 200
         assert len(pod.engine.calls) == calls
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from lora_operator.engine_kit import loads
+
+loads.DEAD_SECONDS = loads.STATIC_SECONDS = 0.1
+listens = loads.watch_static(Path(sys.argv[1]))
+if sys.argv[2] == "listens":
+    listens.set()
+time.sleep(float(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("marker", "does", "seconds", "status"),
+    [('{"static": 2}', "hangs", "60", 1), ('{"static": 2}', "listens", "3", 0), ("", "hangs", "3", 0)],
+)
+def test_a_start_that_hangs_in_the_adapters_of_its_arguments_ends(
+    tmp_path: Path, marker: str, does: str, seconds: str, status: int
+) -> None:
+    (tmp_path / "starting.json").write_text(marker)
+    argv = [sys.executable, "-c", PROGRAM, str(tmp_path / "starting.json"), does, seconds]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=50, check=False, cwd=Path(__file__).parents[2] / "operator"
+    )
+    assert done.returncode == status
+    assert ("not loaded after 0 s: the next start passes none" in done.stderr) == bool(status)

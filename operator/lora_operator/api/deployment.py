@@ -83,7 +83,12 @@ PARTS_FLAGS = (
 )
 # Adapters beside the list, whose entries the kit would unload; a format that no request of the kit names; modules that are left out
 # silently, so that a Ready adapter may do nothing.
-ADAPTERS_FLAGS = ("--default-mm-loras", "--enable-mixed-moe-lora-format", "--lora-target-modules")
+ADAPTERS_FLAGS = (
+    "--default-mm-loras",
+    "--enable-mixed-moe-lora-format",
+    "--enable-moe-shared-loras",
+    "--lora-target-modules",
+)
 # Servers that the kit, which is a middleware of vLLM's own, is no part of: nothing is loaded there, and there is no gate.
 SERVERS_FLAGS = ("--grpc", "--grpc-port", "--omni")
 RESERVED_ENV = (
@@ -140,7 +145,7 @@ Argument = Annotated[
             (
                 _no_flag(ADAPTERS_FLAGS),
                 "adapters are what LoRAAdapters say, whole: --default-mm-loras has others, which would be unloaded, "
-                "--enable-mixed-moe-lora-format takes none of the list's, and --lora-target-modules leaves modules of them out silently",
+                "--enable-mixed-moe-lora-format and --enable-moe-shared-loras take other forms of them, and --lora-target-modules leaves modules of them out silently",
             ),
             (
                 _no_flag(SERVERS_FLAGS),

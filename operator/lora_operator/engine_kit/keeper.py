@@ -98,9 +98,9 @@ class Keeper:
 
     async def start(self) -> None:
         """Before the engine takes requests: find the newest list and load all of it."""
+        self.loads.recover()
         await self.inbox.start()
         await self.names.adopt()
-        self.loads.recover()
         await self._pass()
 
     async def run(self) -> None:
@@ -228,6 +228,7 @@ class Keeper:
         try:
             if await self.served.load(module.name, request):
                 return None
+            self.loads.ask_again()
             return await self._caller.diagnose(module.path) or "the engine did not load it, but did when asked again"
         except Exception as error:
             return clean(f"{type(error).__name__}: {error}")

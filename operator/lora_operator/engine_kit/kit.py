@@ -36,7 +36,7 @@ from .engine import (
 )
 from .gate import API_PREFIX, ERROR_TYPE, READY_PATH, Verdict, judge, read_token, route_path, without_token
 from .keeper import Keeper
-from .loads import DEAD_SECONDS, UNANSWERED, UNREADY_SECONDS
+from .loads import DEAD_SECONDS, UNANSWERED, UNREADY_SECONDS, watch_static
 from .modules import LIST_BYTES, MARKER_FILE, Settings, tell_list
 from .text import clean
 from .versions import parse_version
@@ -45,6 +45,10 @@ MAX_WAIT: Final = 30.0
 BODY_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 1.0  # how often a start looks whether the engine still answers
 _PROBES: Final = frozenset({READY_PATH, "/health", "/ping"})
+
+
+# vLLM loads what it was given as arguments between the import of this module and the lifespan, and no probe sees whether it goes on.
+_LISTENS: Final = watch_static(Settings.read(os.environ).state_dir / MARKER_FILE)
 
 
 class StuckError(Exception):
@@ -85,6 +89,7 @@ class Kit:
                     message = {"type": "lifespan.startup.failed", "message": str(error)}
             await send(message)
 
+        _LISTENS.set()
         try:
             await self._app(scope, receive, send_after_start)
         finally:
@@ -129,13 +134,13 @@ class Kit:
             await _refuse(send, 401, "this path is not open to clients; it needs the deployment's gate token")
         elif verdict is Verdict.REFUSED:
             await _refuse(send, 403, "the gate token is wrong")
+        elif path in _PROBES:
+            await self._probe(scope, receive, send)
         elif verdict is Verdict.TRUSTED and path.startswith(API_PREFIX):
             await self._api(scope, receive, send)
         elif verdict is Verdict.TRUSTED:
             headers = without_token(scope["headers"], api_key=self._settings.api_key)
             await self._pass(dict(scope, headers=headers), receive, send)
-        elif path in _PROBES:
-            await self._probe(scope, receive, send)
         elif not has_key(scope, self._settings.api_key):
             await _refuse(send, 401, "the API key is missing or wrong: send it as `Authorization: Bearer <key>`")
         else:
@@ -163,7 +168,10 @@ class Kit:
         if unanswered > (UNREADY_SECONDS if route_path(scope) == READY_PATH else DEAD_SECONDS):
             await _refuse(send, 503, f"the engine has not answered for {unanswered:.0f} s while loading an adapter")
         else:
-            await self._app(dict(scope, path="/health", raw_path=b"/health", root_path=""), receive, send)
+            asked = (
+                {"path": "/health", "raw_path": b"/health", "root_path": ""} if route_path(scope) == READY_PATH else {}
+            )
+            await self._app(dict(scope, **asked), receive, send)
 
     # The operator's API
 

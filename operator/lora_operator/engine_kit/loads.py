@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
+import threading
 import time
 from collections.abc import Set
 from pathlib import Path
@@ -21,6 +24,7 @@ LOADING_FILE: Final = "loading.json"  # there while the engine loads one adapter
 SUSPECTS_FILE: Final = "suspects.json"  # contents whose load an engine did not outlive or answer
 UNREADY_SECONDS: Final = 60.0  # a load without an answer for so long: requests wait behind it, and no more should come
 DEAD_SECONDS: Final = 300.0  # and for so long: only another process helps
+STATIC_SECONDS: Final = 30.0  # that each adapter of an engine's arguments adds
 BLAME: Final = (
     "the engine ended while it loaded this adapter, or never answered: this pod leaves it out until its content changes; if the adapter"
     " is right, delete the pod, and the next one tries it again"
@@ -55,6 +59,10 @@ class Loads:
             entry = {"name": module.name, "path": module.path}
             write_file(self._folder / LOADING_FILE, json.dumps(entry).encode(), durable=False)
 
+    def ask_again(self) -> None:
+        """The engine has answered, and is asked once more: for the cause."""
+        self._since = time.monotonic()
+
     def end(self, *, blameless: bool) -> None:
         """The engine answered, or nobody waits any more; with `blameless` false its content is left out from now on."""
         module, self.module = self.module, None
@@ -84,6 +92,35 @@ class Loads:
     def _forget_note(self) -> None:
         with contextlib.suppress(OSError):
             (self._folder / LOADING_FILE).unlink(missing_ok=True)
+
+
+def patience(marker: Path) -> float | None:
+    """How many seconds an engine may take for the adapters that it was given as arguments; None where there are none."""
+    try:
+        return DEAD_SECONDS + STATIC_SECONDS * int(json.loads(marker.read_bytes())["static"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def watch_static(marker: Path) -> threading.Event:
+    """End this process where the adapters of its arguments take too long; who gets further sets the event.
+
+    The launcher passes none at the next start, for its marker is still there, and the kit loads them one by one.
+    """
+    listens = threading.Event()
+    began = time.monotonic()
+
+    def watch() -> None:
+        while not listens.wait(1.0):
+            limit = patience(marker)
+            if limit is not None and time.monotonic() - began > limit:
+                message = f"lora-operator: the adapters of the arguments are not loaded after {limit:.0f} s: the next start passes none"
+                print(message, file=sys.stderr, flush=True)
+                os._exit(1)  # the event loop may wait for ever for the engine's core, which goes with this process
+
+    if patience(marker) is not None:
+        threading.Thread(target=watch, name="lora-operator-static", daemon=True).start()
+    return listens
 
 
 def read_loading(path: Path) -> tuple[str, str] | None:

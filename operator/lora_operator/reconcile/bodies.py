@@ -17,7 +17,7 @@ Body = dict[str, Any]
 
 MAX_NESTING: Final = 100  # levels of an object; pods nest less than 20 deep, and what writes JSON gives up at some 250
 _MOST_LABELS: Final = 100  # that pods get
-_MOST_CONTAINERS: Final = 30  # and of ports that each has
+_MOST_CONTAINERS: Final = 30
 _LONGEST: Final = 1024  # characters of an annotation
 _DROPPED: Final = ("managedFields", "finalizers", "labels", "annotations", "ownerReferences")
 _KEPT_OF_JOB: Final = ("suspend", "activeDeadlineSeconds")
@@ -87,7 +87,8 @@ def _slim_pod(spec: Mapping[str, Any]) -> Body:
 
 def _slim_container(container: Mapping[str, Any]) -> Body:
     kept = _some(container, _KEPT_OF_CONTAINER)
-    return kept | {"ports": list(kept["ports"])[:_MOST_CONTAINERS]} if kept.get("ports") else kept
+    asked = [port for port in kept.pop("ports", None) or () if port.get("name") == "http"]
+    return kept | {"ports": asked[:1]} if asked else kept
 
 
 def _slim_volume(volume: Mapping[str, Any]) -> Body | None:
