@@ -204,6 +204,12 @@ def test_layers_outputs_are_no_vocabulary(tmp_path: Path) -> None:
     check_adapter(adapter(tmp_path / "a", weights=safetensors(pair("any.output", inputs=1000))), base=base)
 
 
+def test_a_small_embedding_beside_one_of_unknown_shape_bounds_nothing(tmp_path: Path) -> None:
+    """The packed one is the vocabulary's, and wider than anything that is known."""
+    base = BaseModel.of({"speaker.embedding": (4, HIDDEN), "model.tok_embeddings": None, Q: (HIDDEN, HIDDEN)})
+    check_adapter(adapter(tmp_path / "a", weights=safetensors(pair("model.tok_embeddings", outputs=1000))), base=base)
+
+
 def test_heads_and_copies_count(tmp_path: Path) -> None:
     """Each may be as large as the embeddings, and no more."""
     head = {f"{PREFIX}score.weight": (32, HIDDEN)}

@@ -171,7 +171,7 @@ class BaseModel:
 
     def _fit_experts(self, module: str) -> tuple[Fit, Width]:
         """Those that the checkpoint has one by one are modules like any; fused and stacked ones only the engine knows."""
-        if is_numbered(module) and module in self.modules:
+        if module in self.modules and is_numbered(module):
             return Fit.PRESENT, _width(self.modules[module])
         layer = (experts_block(module) or "").rpartition(".")[0]
         misplaced = self.text_only and self.mixed and layer not in self.mixed

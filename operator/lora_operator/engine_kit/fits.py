@@ -139,13 +139,14 @@ def _check_amount(content: Content, config: PeftConfig, base: BaseModel | None) 
             f" {'any model has' if base is None else f'twice what the base model has ({limits.modules // 2})'}",
         )
     others = [*content.copies, *((name, one) for name, head in content.heads.items() for one in head.values())]
+    stacks = config.max_rank * limits.experts
     for name, tensor in others:
         _require_sides(name, tensor, most=limits.side)
     for module, pair in content.pairs.items():
-        stacked = experts_block(module) is not None
-        side = max(limits.side, config.max_rank * limits.experts) if stacked else limits.side
         for half in pair.halves:
-            _require_sides(module, half, most=side)
+            if max(half.shape, default=0) > limits.side:
+                stacked = experts_block(module) is not None
+                _require_sides(module, half, most=max(limits.side, stacks) if stacked else limits.side)
     _check_copies(content, base)
     values = sum(math.prod(half.shape) for pair in content.pairs.values() for half in pair.halves)
     values += sum(math.prod(one.shape) for _, one in others)
@@ -158,7 +159,7 @@ def _check_amount(content: Content, config: PeftConfig, base: BaseModel | None) 
 
 
 def _require_sides(name: str, tensor: Tensor, *, most: int) -> None:
-    if any(side > most for side in tensor.shape):
+    if max(tensor.shape, default=0) > most:
         raise AdapterProblem(
             Kind.INCOMPATIBLE,
             f"{WEIGHTS} has a tensor of {max(tensor.shape)} rows or columns for {quoted(name)}, more than twice what the base model's widest"
@@ -176,7 +177,7 @@ def _check_pair(module: str, pair: Pair, config: PeftConfig, base: BaseModel | N
     fit, width = base.fit(module) if base is not None else (Fit.UNKNOWN, Width())
     if fit is not Fit.PRESENT:
         _refuse_wrapped(module, base)
-    if experts_block(module) is not None and fit is not Fit.PRESENT:
+    if fit is not Fit.PRESENT and experts_block(module) is not None:
         if base is not None and base.modules and not base.experts:
             raise AdapterProblem(
                 Kind.INCOMPATIBLE,

@@ -10,6 +10,7 @@ from typing import Final
 Shape = tuple[int | None, int | None]
 
 # What models call their embeddings and heads; in layers, the same words are something else.
+_SURE: Final = ("embed_tokens", "lm_head")  # one of known shape is as wide as the vocabulary
 _EMBEDDINGS: Final = "embed_tokens lm_head word_embeddings embed_in embed_out tok_embeddings output wte embeddings embedding output_layer"
 
 
@@ -44,8 +45,10 @@ class Limits:
             + [side for stack in stacks for side in stack[1:]],
             default=0,
         )
-        embeddings = [shape for name, shape in modules.items() if shape and _is_embedding(name)]
-        if not embeddings:
+        named = {name: shape for name, shape in modules.items() if _is_embedding(name)}
+        embeddings = [shape for shape in named.values() if shape]
+        sure = any(shape and name.endswith(_SURE) for name, shape in named.items()) or all(named.values())
+        if not embeddings or not sure:
             # What is widest in most models is not known, or the model is of another build: then what is known bounds nothing.
             return replace(UNKNOWN, experts=max(experts, UNKNOWN.experts), modules=max(2 * count, UNKNOWN.modules))
         sides = sum(
