@@ -416,3 +416,11 @@ def test_a_base_models_architecture_is_read_from_its_configuration(tmp_path: Pat
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     with pytest.raises(AdapterProblem, match="LlamaForCausalLM"):
         check_adapter(path, base=read_base_model(tmp_path), engine=(0, 32))
+
+
+def test_made_up_names_do_not_fill_the_engines_memory() -> None:
+    """The kit keeps the base model for as long as the engine runs, and what it found about names with it."""
+    base = base_of("model.", "self_attn.q_proj", architecture="LlamaForCausalLM")
+    for number in range(5000):
+        assert base.strangers(f"a{number}x.model.layers.0.self_attn.q_proj") == (f"a{number}x",)
+    assert len(base._strange) < 2000

@@ -56,6 +56,7 @@ _TOWERS: Final = (
     " audio_encoder multi_modal_projector mm_projector image_newline"
 )
 _ROOTS: Final = frozenset({"model", "transformer"})  # of models with a head, around the model without
+_MOST_TEMPLATES: Final = 1000  # to be kept at a time; a model has some dozens, and tenants may make up more
 # Transformers' versions put routers at different places beside the experts.
 _MOVED: Final = frozenset({"gate", "router"})
 
@@ -205,6 +206,8 @@ class BaseModel:
         name = module if block is None else block
         template = _template(name)
         if template not in self._strange:
+            if len(self._strange) >= _MOST_TEMPLATES:
+                self._strange.clear()
             known = self.components if self.text_only else self.components.union(_WRAPPERS.split())
             self._strange[template] = tuple(part for part in template.split(".") if part != "#" and part not in known)
         strange = self._strange[template]
