@@ -172,3 +172,53 @@ def test_a_whole_head_is_an_effect(tmp_path: Path) -> None:
     check_adapter(path, scan_values=True)
     with pytest.raises(AdapterProblem, match="changes nothing"):
         check_adapter(adapter(tmp_path / "b", weights=safetensors(pair(Q), fill=b"\0")), scan_values=True)
+
+
+WIDE = 4096
+# What models call their embeddings and heads, in two-layer models of theirs.
+VOCABULARIES = {
+    "Falcon": ("transformer.word_embeddings", "transformer.h.0.self_attention.query_key_value"),
+    "GPT-NeoX": ("gpt_neox.embed_in", "gpt_neox.layers.0.attention.query_key_value"),
+    "GPT-NeoX, head": ("embed_out", "gpt_neox.layers.0.attention.query_key_value"),
+    "InternLM2": ("model.tok_embeddings", "model.layers.0.attention.wqkv"),
+    "InternLM2, head": ("output", "model.layers.0.attention.wqkv"),
+    "GPT-2": ("wte", "h.0.attn.c_attn"),
+    "ChatGLM": ("transformer.embedding.word_embeddings", "transformer.encoder.layers.0.self_attention.query_key_value"),
+    "ChatGLM, head": ("transformer.output_layer", "transformer.encoder.layers.0.self_attention.query_key_value"),
+    "Mamba": ("backbone.embeddings", "backbone.layers.0.mixer.in_proj"),
+}
+
+
+@pytest.mark.parametrize("family", VOCABULARIES)
+def test_the_amount_is_bounded_whatever_a_model_calls_its_embeddings(tmp_path: Path, family: str) -> None:
+    embedding, module = VOCABULARIES[family]
+    base = BaseModel.of({embedding: (65024, WIDE), module: (WIDE, WIDE)} | {f"norm.{n}": (WIDE, 1) for n in range(900)})
+    made_up = {name: shape for n in range(900) for name, shape in pair(f"any.{n}.{module}", inputs=1 << 20).items()}
+    assert "rows or columns" in problem(sparse(tmp_path / "a", made_up), base=base).message
+    check_adapter(sparse(tmp_path / "b", pair(module, inputs=WIDE, outputs=WIDE)), base=base)
+
+
+def test_layers_outputs_are_no_vocabulary(tmp_path: Path) -> None:
+    """BERT's attention.output: of a model whose embeddings are not known little is known."""
+    base = BaseModel.of({"encoder.layer.0.attention.output": (HIDDEN, HIDDEN)})
+    check_adapter(adapter(tmp_path / "a", weights=safetensors(pair("any.output", inputs=1000))), base=base)
+
+
+def test_a_small_embedding_beside_one_of_unknown_shape_bounds_nothing(tmp_path: Path) -> None:
+    """The packed one is the vocabulary's, and wider than anything that is known."""
+    base = BaseModel.of({"speaker.embedding": (4, HIDDEN), "model.tok_embeddings": None, Q: (HIDDEN, HIDDEN)})
+    check_adapter(adapter(tmp_path / "a", weights=safetensors(pair("model.tok_embeddings", outputs=1000))), base=base)
+
+
+def test_heads_and_copies_count(tmp_path: Path) -> None:
+    """Each may be as large as the embeddings, and no more."""
+    head = {f"{PREFIX}score.weight": (32, HIDDEN)}
+    copies = {f"{PREFIX}{name}.base_layer.weight": (32, HIDDEN) for name in ("model.embed_tokens", "lm_head")}
+    config = {"modules_to_save": ["score"]}
+    check_adapter(adapter(tmp_path / "a", weights=safetensors(pair(Q) | head | copies), **config), base=BASE)
+    shapes = {f"model.layers.{n}.self_attn.q_proj": (HIDDEN, HIDDEN) for n in range(2)}
+    base = BaseModel.of({"model.embed_tokens": (64, HIDDEN), **shapes})
+    filled = {name: shape for module in shapes for name, shape in pair(module, rank=2).items()}
+    large = {f"{PREFIX}score.weight": (128, 128)}
+    found = problem(adapter(tmp_path / "b", weights=safetensors(filled | large), **config), base=base)
+    assert "more than twice what changes of rank 2" in found.message

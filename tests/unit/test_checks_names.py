@@ -108,6 +108,105 @@ def test_names_that_mappers_of_wrapper_models_know_stay_accepted(tmp_path: Path,
     check_adapter(adapter(tmp_path / "a", weights=weights(module)), base=base)
 
 
+MIXTURE = base_of(
+    "model.",
+    "self_attn.q_proj",
+    *(f"mlp.experts.{number}.{kind}_proj" for number in range(4) for kind in ("gate", "up", "down")),
+    architecture="Qwen3MoeForCausalLM",
+)
+BARE = base_of("", "self_attn.q_proj", "mlp.up_proj", architecture="Qwen3ForCausalLM")
+AROUND = [
+    "model",
+    "language_model",
+    "model.language_model",
+    "transformer",
+    "llm",
+    "decoder",
+    "visual",
+    "language",
+    "thinker",
+    "backbone",
+    "0",
+    "text_model",
+    "layers.0",
+]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(f"{name}.{Q}" for name in AROUND),
+        *(f"model.{name}.{INNER}" for name in ("language_model", "text_model", "decoder", "layers", "0")),
+        "language_model.layers.0.self_attn.q_proj",
+        "transformer.layers.0.self_attn.q_proj",
+        "model.layers.model.0.self_attn.q_proj",
+        "model.layers.0.0.self_attn.q_proj",
+        "model.layers.0.self_attn.0.q_proj",
+        "model.layers.0.q_proj",
+        "model.layers.0.mlp.q_proj",
+        "model.layers.0.self_attn.self_attn.q_proj",
+        "Model.layers.0.self_attn.q_proj",
+        "model.Layers.0.self_attn.q_proj",
+        "q_proj",
+    ],
+)
+def test_other_names_of_a_text_models_modules_are_refused(tmp_path: Path, module: str) -> None:
+    """vLLM 0.32 accepts all of them and applies none: its class has no mapping of names."""
+    path = adapter(tmp_path / "a", weights=weights(Q, module))
+    for base in (LLAMA, MIXTURE):
+        assert "the engine would" in problem(path, base=base).message
+    if module not in (f"model.{Q}", f"0.{Q}"):
+        assert "the engine would" in problem(path, base=BARE).message
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(f"{name}.model.layers.0.mlp.experts.0.up_proj" for name in AROUND),
+        "model.language_model.layers.0.mlp.experts.0.up_proj",
+        "Model.layers.0.mlp.experts.0.up_proj",
+        "model.layers.0.0.mlp.experts.0.up_proj",
+        "model.layers.77.mlp.experts.0.up_proj",
+        "model.layers.0.mlp.experts.9.up_proj",
+        "model.layers.7.mlp.experts.base_layer",
+        "language_model.model.layers.0.mlp.experts",
+    ],
+)
+def test_experts_that_a_text_model_does_not_have_are_refused(tmp_path: Path, module: str) -> None:
+    path = adapter(tmp_path / "a", weights=weights(Q, module))
+    assert "the engine would" in problem(path, base=MIXTURE).message
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    {
+        "another width": (pair("model.layers.0.mlp.experts.3.up_proj", inputs=16), "16 to 8 wide"),
+        "another rank": (pair("model.layers.0.mlp.experts.3.up_proj", rank=4), "rank 4 and 4"),
+        "no matrix": (
+            {name: (*shape, 1) for name, shape in pair("model.layers.0.mlp.experts.3.up_proj").items()},
+            "no matrices",
+        ),
+    }.values(),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_experts_that_a_checkpoint_has_one_by_one_are_modules_like_any(
+    tmp_path: Path, shapes: Shapes, says: str
+) -> None:
+    assert says in problem(adapter(tmp_path / "a", weights=safetensors(shapes)), base=MIXTURE).message
+    stacked = pair("model.layers.0.mlp.experts", rank=8) | pair("model.layers.0.mlp.experts.base_layer", rank=8)
+    check_adapter(adapter(tmp_path / "b", weights=safetensors(stacked)), base=MIXTURE)
+
+
+@pytest.mark.parametrize("module", [Q, INNER, "model.layers.1.mlp.up_proj"])
+def test_a_text_model_that_was_saved_without_its_head_is_found_behind_the_heads_name(
+    tmp_path: Path, module: str
+) -> None:
+    """Qwen3-Embedding's checkpoint has layers.*, the engine's class and adapters model.layers.*."""
+    check_adapter(adapter(tmp_path / "a", weights=weights(module)), base=BARE)
+    wrong = adapter(tmp_path / "b", weights=weights(module, inputs=16))
+    assert "16 to 8 wide" in problem(wrong, base=BARE).message
+
+
 @pytest.mark.parametrize(
     ("base", "module", "wanted"),
     [
@@ -146,7 +245,7 @@ def test_a_fused_module_of_a_tower_says_nothing_about_the_language_model(tmp_pat
 
 
 def test_experts_need_a_base_model_with_experts(tmp_path: Path) -> None:
-    path = adapter(tmp_path / "a", weights=weights(Q, EXPERT))
+    path = adapter(tmp_path / "a", weights=safetensors(pair(Q) | pair(EXPERT, outputs=16)))
     check_adapter(path, base=BASE)
     found = problem(path, base=LLAMA)
     assert found.kind is Kind.INCOMPATIBLE
@@ -226,7 +325,75 @@ def test_classification_heads_that_the_engine_refuses_are_refused(
     tmp_path: Path, base: BaseModel, shapes: Shapes, says: str
 ) -> None:
     path = adapter(tmp_path / "a", weights=safetensors({**pair(Q), **shapes}), modules_to_save=["classifier", "score"])
-    assert says in problem(path, base=base).message
+    assert says in problem(path, base=base, engine=(0, 32)).message
+
+
+@pytest.mark.parametrize("shapes", [HEAD, pair("score", outputs=2)], ids=["whole", "pair"])
+def test_heads_of_generative_models_go_where_the_engine_may_make_another_model_of_it(
+    tmp_path: Path, shapes: Shapes
+) -> None:
+    """Qwen3-Reranker's config.json says Qwen3ForCausalLM; the download Job does not know the engine's arguments."""
+    path = adapter(tmp_path / "a", weights=safetensors({**pair(Q), **shapes}), modules_to_save=["score"])
+    check_adapter(path, base=LLAMA)
+    check_adapter(path, base=LLAMA, engine=(0, 32), recast=True)
+    assert "no model for classification" in problem(path, base=LLAMA, engine=(0, 32)).message
+
+
+def test_embeddings_go_where_the_engine_may_take_another_class(tmp_path: Path) -> None:
+    base = base_of("model.", "self_attn.q_proj", architecture="Qwen2ForCausalLM")
+    path = adapter(tmp_path / "a", weights=safetensors(vocabulary(32)))
+    check_adapter(path, base=base, engine=(0, 32), recast=True)
+    assert "takes no adapters of embeddings" in problem(path, base=base, engine=(0, 32)).message
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    {
+        "a vector": ({f"{PREFIX}score.weight": (HIDDEN,)}, "no matrix"),
+        "three sides": ({f"{PREFIX}score.weight": (2, HIDDEN, 4)}, "no matrix"),
+        "nothing": ({f"{PREFIX}score.weight": (0, HIDDEN)}, "no matrix"),
+        "a bias of another model": (HEAD | {f"{PREFIX}score.bias": (3,)}, "one value for each"),
+        "a bias that is a matrix": (HEAD | {f"{PREFIX}score.bias": (2, 1)}, "one value for each"),
+        "another width": ({f"{PREFIX}score.weight": (2, 16)}, "16 wide, the base model is 8"),
+    }.values(),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_whole_heads_are_matrices_of_the_base_models_width(tmp_path: Path, shapes: Shapes, says: str) -> None:
+    path = adapter(tmp_path / "a", weights=safetensors({**pair(Q), **shapes}), modules_to_save=["score"])
+    assert says in problem(path, base=CLASSIFIER).message
+
+
+@pytest.mark.parametrize(
+    ("config", "good"),
+    [
+        ({"hidden_size": HIDDEN}, True),
+        ({"hidden_size": 16}, False),
+        ({"hidden_size": "8"}, True),
+        ({"hidden_size": 16, "word_embed_proj_dim": 8}, True),
+        ({"hidden_size": 16, "text_config": {"hidden_size": HIDDEN}}, True),
+    ],
+    ids=str,
+)
+def test_the_width_of_heads_is_read_from_the_base_models_configuration(
+    tmp_path: Path, config: dict[str, Any], good: bool
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(safetensors({f"{Q}.weight": (HIDDEN, HIDDEN)}))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    path = adapter(tmp_path / "a", weights=safetensors(pair(Q) | HEAD), modules_to_save=["score"])
+    base = read_base_model(tmp_path)
+    if good:
+        check_adapter(path, base=base)
+    else:
+        assert "8 wide, the base model is 16" in problem(path, base=base).message
+
+
+@pytest.mark.parametrize("shape", [(32,), (32, HIDDEN, 1), (40, HIDDEN), (HIDDEN, 32)], ids=str)
+@pytest.mark.parametrize("module", ["model.embed_tokens", "lm_head"])
+def test_copies_of_embeddings_have_the_base_models_shape(tmp_path: Path, module: str, shape: tuple[int, ...]) -> None:
+    path = adapter(tmp_path / "a", weights=safetensors(pair(Q) | {f"{PREFIX}{module}.base_layer.weight": shape}))
+    assert "a copy of embeddings" in problem(path, base=BASE).message
+    if len(shape) == 2:
+        check_adapter(path)
 
 
 @pytest.mark.parametrize("base", [CLASSIFIER, BASE, None], ids=["CLASSIFIER", "BASE", "unknown"])
@@ -248,4 +415,12 @@ def test_a_base_models_architecture_is_read_from_its_configuration(tmp_path: Pat
         assert read_base_model(tmp_path).architectures == ()
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     with pytest.raises(AdapterProblem, match="LlamaForCausalLM"):
-        check_adapter(path, base=read_base_model(tmp_path))
+        check_adapter(path, base=read_base_model(tmp_path), engine=(0, 32))
+
+
+def test_made_up_names_do_not_fill_the_engines_memory() -> None:
+    """The kit keeps the base model for as long as the engine runs, and what it found about names with it."""
+    base = base_of("model.", "self_attn.q_proj", architecture="LlamaForCausalLM")
+    for number in range(5000):
+        assert base.strangers(f"a{number}x.model.layers.0.self_attn.q_proj") == (f"a{number}x",)
+    assert len(base._strange) < 2000

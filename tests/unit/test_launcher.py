@@ -24,6 +24,7 @@ from lora_operator.engine_kit.launcher import (
     without_newer_flags,
 )
 from lora_operator.engine_kit.modules import Settings, newest_list, read_refused, write_refused
+from tests.unit.adapter_files import HIDDEN, PREFIX, Q, pair, safetensors
 from tests.unit.kit_support import good_adapter, settings_env
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -410,3 +411,40 @@ def test_an_engine_that_ignores_patterns_is_not_started_with_adapters_that_need_
         assert set(dropped) == {"plain", "scaled"} - set(passed)
         assert all("needs vLLM 0.32 or newer; this engine is 0.31" in message for message in dropped.values())
         (pod.state / "starting.json").unlink()
+
+
+# Command lines after which another class may serve the base model than its config.json names: vLLM's parser takes shortened flags,
+# _ for -, values behind =, and fields of an object behind a dot.
+RECASTING = [
+    ["--hf-overrides", '{"architectures": ["Qwen3ForSequenceClassification"]}'],
+    ["--hf_overrides={}"],
+    ["--hf-overrides.num_labels", "2"],
+    ["--hf-over={}"],
+    ["--convert", "classify"],
+    ["--runner=pooling"],
+    ["--task", "classify"],
+    ["--model-impl", "transformers"],
+    ["--config", "engine.yaml"],
+]
+PLAIN = [[], ["--enable-lora", "--max-loras", "2"], ["--", "task", "-x"], ["--served-model-name", "hf-overrides"]]
+
+
+@pytest.mark.parametrize(("arguments", "may"), [*((one, True) for one in RECASTING), *((one, False) for one in PLAIN)])
+def test_heads_are_dropped_where_no_argument_makes_another_model_of_the_base_model(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch, arguments: list[str], may: bool
+) -> None:
+    head = Path(pod.adapter("head"))
+    config = json.loads((head / "adapter_config.json").read_text())
+    (head / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["score"]}))
+    shapes = {**pair(Q, rank=1), f"{PREFIX}score.weight": (2, HIDDEN)}
+    (head / "adapter_model.safetensors").write_bytes(safetensors(shapes))
+    base = pod.root / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(safetensors({f"{Q}.weight": (HIDDEN, HIDDEN)}))
+    (base / "config.json").write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"]}))
+    pod.env["LORA_OPERATOR_MODEL_PATH"] = str(base)
+    monkeypatch.setattr("lora_operator.engine_kit.launcher.engine_version", lambda: (0, 32))
+    monkeypatch.setattr(sys, "argv", ["launcher", "vllm", "serve", str(base), *arguments])
+    pod.list(1, {"head": str(head)})
+    assert names(prepare(pod.settings)) == (["head"] if may else [])
+    assert may or "no model for classification" in pod.report()["dropped"][0]["message"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from .basemodel import BaseModel, experts_block
 from .limits import Shape
@@ -18,6 +18,9 @@ INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 _CONFIG_BYTES: Final = 4 << 20
 _INDEX_BYTES: Final = 100_000_000
+# A checkpoint may have adapters of its own, in PEFT's names (Phi-4-multimodal).
+_HALF: Final = frozenset({"lora_A", "lora_B"})
+_INNER: Final = ("text_config", "llm_config", "language_config", "thinker_config", "vision_config", "audio_config")
 _MISTRAL: Final = (
     "consolidated"  # files of Mistral's own format, in which modules have other names than in engines and adapters
 )
@@ -40,12 +43,14 @@ def read_base_model(path: Path | str, *, root: Path | None = None) -> BaseModel:
         if name.startswith(_MISTRAL):
             continue
         for key, tensor in tensors.items():
-            module, _, parameter = key.rpartition(".")
-            if module:
+            module, _, parameter = key.replace(".base_layer.", ".").rpartition(".")
+            if module and not _HALF.intersection(key.split(".")):
                 found.setdefault(module, {})[parameter] = tensor
+    config = _config(folder, root)
+    names = config.get("architectures")
     return BaseModel.of(
         {module: _shape(parameters) for module, parameters in found.items()},
-        architectures=_architectures(folder, root),
+        architectures=tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else (),
         stacks=[
             one.shape
             for module, parameters in found.items()
@@ -53,18 +58,27 @@ def read_base_model(path: Path | str, *, root: Path | None = None) -> BaseModel:
             if len(one.shape) > 2 and experts_block(module) is not None
         ],
         flat={module for module, parameters in found.items() if all(len(one.shape) < 2 for one in parameters.values())},
+        hidden=_hidden(config),
+        wraps=any(isinstance(config.get(name), dict) for name in _INNER),
     )
 
 
-def _architectures(folder: Path, root: Path | None) -> tuple[str, ...]:
-    """As config.json has them; none where that can't be read, which is the engine's to judge."""
+def _config(folder: Path, root: Path | None) -> Mapping[str, Any]:
+    """config.json; empty where that can't be read, which is the engine's to judge."""
     try:
         with open_regular(folder / CONFIG, root=root) as file:
             config = parse_json(file.read(_CONFIG_BYTES))
     except FileProblem:
-        return ()
-    names = config.get("architectures") if isinstance(config, dict) else None
-    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _hidden(config: Mapping[str, Any]) -> int | None:
+    """The width of a model's last layer, where its embeddings are as wide."""
+    inner = next((config[name] for name in _INNER[:4] if isinstance(config.get(name), dict)), config)
+    width = inner.get("hidden_size")
+    is_width = isinstance(width, int) and not isinstance(width, bool) and "word_embed_proj_dim" not in inner
+    return width if is_width else None
 
 
 def _shape(parameters: Mapping[str, Tensor]) -> Shape | None:

@@ -7,11 +7,11 @@ some quantised weights): so this answers "fits", "does not fit", or "can't be to
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from .limits import Limits, Shape
+from .limits import Limits, Shape, is_numbered
 
 # A checkpoint's fused module and what other checkpoints have in its place. Engines fuse many of them, but take adapters in the
 # checkpoint's spelling alone (packed_modules_mapping of vLLM 0.32's classes) ...
@@ -42,6 +42,23 @@ _WRAPPERS: Final = (
     " base_model bert roberta xlm_roberta distilbert electra deberta gpt_neox rwkv visual vision_model vision_tower vision_encoder vpm"
     " audio_tower audio_encoder multi_modal_projector mm_projector connector merger aligner layers h blocks"
 )
+# Classes that serve text alone, and to which vLLM 0.32 applies adapters by the checkpoint's names and no others: no mapping of theirs
+# renames what these have of LoRA's modules. Of classes that are not here, newer ones among them, nothing is assumed.
+_TEXT_ONLY: Final = (
+    "Apertus Arcee Baichuan BaiChuan BailingMoe BailingMoeV2 Cohere Cohere2 Deepseek DeepseekV2 DeepseekV3 DeepseekV32 Dots1 Ernie4_5"
+    " Ernie4_5_Moe Exaone Exaone4 Falcon Gemma Gemma2 Gemma3 Glm Glm4 Glm4Moe GptOss Granite HunYuanDenseV1 HunYuanMoEV1"
+    " InternLM2 InternLM3 Llama MiMo MiniCPM MiniCPM3 MiniMaxM2 Mistral Mixtral Nemotron OPT Olmo Olmo2 Olmo3 Olmoe Orion Phi Phi3 PhiMoE"
+    " Qwen2 Qwen2Moe Qwen3 Qwen3Moe Qwen3Next SeedOss SmolLM3 Solar StableLm Starcoder2"
+)
+# What tells that a checkpoint has more than text, whatever its class is called.
+_TOWERS: Final = (
+    "language_model text_model thinker talker visual vision vision_model vision_tower vision_encoder vision_embed_tokens vpm audio_tower"
+    " audio_encoder multi_modal_projector mm_projector image_newline"
+)
+_ROOTS: Final = frozenset({"model", "transformer"})  # of models with a head, around the model without
+_MOST_TEMPLATES: Final = 1000  # to be kept at a time; a model has some dozens, and tenants may make up more
+# Transformers' versions put routers at different places beside the experts.
+_MOVED: Final = frozenset({"gate", "router"})
 
 
 class Fit(Enum):
@@ -70,9 +87,13 @@ class BaseModel:
     templates: frozenset[str]  # module names with # for every number
     components: frozenset[str]  # of all module names
     experts: frozenset[str]  # what stands before `.experts` in module names
+    mixed: frozenset[str]  # the layers that those are in
     architectures: tuple[str, ...]  # of config.json; empty where that does not tell
     vocabulary: Shape | None  # the shape that all embeddings and heads have, for ties are not stored twice
+    hidden: int | None  # the width of what goes into a classification head
+    text_only: bool  # of a class that knows adapters' modules by the names in the checkpoint alone
     limits: Limits
+    _strange: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)  # by template
 
     @classmethod
     def of(
@@ -82,48 +103,82 @@ class BaseModel:
         architectures: tuple[str, ...] = (),
         stacks: Sequence[tuple[int, ...]] = (),
         flat: Collection[str] = (),
+        hidden: int | None = None,
+        wraps: bool = False,
     ) -> BaseModel:
-        """A model of these modules; `stacks` are shapes of tensors that hold experts' matrices, `flat` modules without a matrix."""
-        kinds = {name.rpartition(".")[2] for name in modules} | _ALWAYS
+        """A model of these modules; `stacks` are shapes of tensors that hold experts' matrices, `flat` modules without a matrix.
+
+        `hidden` is the width that config.json has, `wraps` whether that describes a model inside of the model.
+        """
+        kinds = {name.rpartition(".")[2] for name in modules} | _ALWAYS | HEADS
         if _SPLITTING.intersection(architectures):
             kinds.update(part for fused, parts in _PARTS.items() if fused in kinds for part in parts)
-        if not is_generative(architectures):
-            kinds |= HEADS
+        parts = frozenset(part for name in modules for part in name.split("."))
+        blocks = frozenset(block for name in modules if (block := experts_block(name)) is not None)
+        heads = {shape[1] for name, shape in modules.items() if shape and name in HEADS}
+        plain = {f"{name}ForCausalLM" for name in _TEXT_ONLY.split()}
         return cls(
             modules,
             frozenset(kinds),
             frozenset(map(_template, modules)),
-            frozenset(part for name in modules for part in name.split(".")),
-            frozenset(block for name in modules if (block := experts_block(name)) is not None),
+            parts,
+            blocks,
+            frozenset(block.rpartition(".")[0] for block in blocks),
             architectures,
             _shared({shape for name, shape in modules.items() if shape and name.rpartition(".")[2] in VOCABULARY}),
+            heads.pop() if len(heads) == 1 else hidden,
+            bool(architectures) and plain.issuperset(architectures) and not wraps and parts.isdisjoint(_TOWERS.split()),
             Limits.of(modules, stacks, flat),
         )
 
     def fit(self, module: str) -> tuple[Fit, Width]:
         """Whether the model has `module` (a name without adapter prefixes), and how wide it is."""
-        if not self.modules or experts_block(module) is not None:
-            return Fit.UNKNOWN, Width()  # experts are stored fused, split and stacked: only the engine knows
+        if not self.modules:
+            return Fit.UNKNOWN, Width()
+        module = self._own(module)
+        if experts_block(module) is not None:
+            return self._fit_experts(module)
         parent, _, kind = module.rpartition(".")
         if kind in VOCABULARY:
             shape = self.modules.get(module) or self.vocabulary
-            known = Width(shape[1], shape[0]) if shape else Width()
-            return (Fit.PRESENT if module in self.modules else self._elsewhere(module)), known
+            return (Fit.PRESENT if module in self.modules else self._elsewhere(module)), _width(shape)
         if module in self.modules:
-            shape = self.modules[module]
-            return Fit.PRESENT, Width(shape[1], shape[0]) if shape else Width()
+            return Fit.PRESENT, _width(self.modules[module])
+        if kind in HEADS:
+            return Fit.UNKNOWN, Width()
         if kind not in self.kinds or self.spelling(module):
             return Fit.NO_SUCH_KIND, Width()
         for fused, parts in _PARTS.items():
             if kind in parts and f"{parent}.{fused}" in self.modules:
-                shape = self.modules[f"{parent}.{fused}"]
-                return Fit.PRESENT, Width(inputs=shape[1] if shape else None)
+                return Fit.PRESENT, Width(inputs=_width(self.modules[f"{parent}.{fused}"]).inputs)
         return self._elsewhere(module), Width()
+
+    def _own(self, module: str) -> str:
+        """The checkpoint's name of a module, where that was saved without the head's wrapper, as embedding models are."""
+        root, _, rest = module.partition(".")
+        if not self.text_only or root not in _ROOTS or root in self.components:
+            return module
+        fits = rest.partition(".")[0] in self.components - _ROOTS and (root == "transformer") is (
+            "h" in self.components
+        )
+        return rest if fits else module
 
     def _elsewhere(self, module: str) -> Fit:
         # A name of the same scheme without a module, or one trained without the head's wrapper, is dropped silently.
-        misplaced = _template(module) in self.templates or f"model.{module}" in self.modules
-        return Fit.NOT_HERE if misplaced else Fit.UNKNOWN
+        if _template(module) in self.templates or f"model.{module}" in self.modules:
+            return Fit.NOT_HERE
+        kind = module.rpartition(".")[2]
+        return Fit.NOT_HERE if self.text_only and kind not in VOCABULARY | _MOVED else Fit.UNKNOWN
+
+    def _fit_experts(self, module: str) -> tuple[Fit, Width]:
+        """Those that the checkpoint has one by one are modules like any; fused and stacked ones only the engine knows."""
+        if module in self.modules and is_numbered(module):
+            return Fit.PRESENT, _width(self.modules[module])
+        layer = (experts_block(module) or "").rpartition(".")[0]
+        misplaced = self.text_only and self.mixed and layer not in self.mixed
+        if misplaced or (is_numbered(module) and _template(module) in self.templates):
+            return Fit.NOT_HERE, Width()
+        return Fit.UNKNOWN, Width()
 
     @property
     def adapts_vocabulary(self) -> bool:
@@ -145,15 +200,22 @@ class BaseModel:
 
     def strangers(self, module: str) -> tuple[str, ...]:
         """Components of a name that neither the model nor any wrapper of models has, without which it is one of the model's."""
-        block = experts_block(module)  # what experts are called inside of it is the engine's affair
-        parts = (module if block is None else block).split(".")
-        known_parts = self.components.union(_WRAPPERS.split())
-        strange = tuple(part for part in parts if not part.isdigit() and part not in known_parts)
-        if not strange or not self.modules:
+        if not self.modules:
             return ()
-        plain = ".".join(part for part in parts if part not in strange)
-        known = plain in self.experts if block is not None else self.fit(plain)[0] is Fit.PRESENT
-        return strange if known else ()
+        block = experts_block(module)  # what experts are called inside of it is the engine's affair
+        name = module if block is None else block
+        template = _template(name)
+        if template not in self._strange:
+            if len(self._strange) >= _MOST_TEMPLATES:
+                self._strange.clear()
+            known = self.components if self.text_only else self.components.union(_WRAPPERS.split())
+            self._strange[template] = tuple(part for part in template.split(".") if part != "#" and part not in known)
+        strange = self._strange[template]
+        if not strange:
+            return ()
+        plain = ".".join(part for part in name.split(".") if part not in strange)
+        there = plain in self.experts if block is not None else self.fit(plain)[0] in (Fit.PRESENT, Fit.NOT_HERE)
+        return strange if there else ()
 
 
 def experts_block(module: str) -> str | None:
@@ -165,6 +227,10 @@ def experts_block(module: str) -> str | None:
 def is_generative(architectures: tuple[str, ...]) -> bool:
     """Whether a model is known to have no classification head; of an unknown one the better is assumed."""
     return bool(architectures) and all(name.endswith(_GENERATIVE) for name in architectures)
+
+
+def _width(shape: Shape | None) -> Width:
+    return Width(shape[1], shape[0]) if shape else Width()
 
 
 def _shared(shapes: set[Shape]) -> Shape | None:

@@ -65,6 +65,7 @@ def check_adapter(
     max_rank: int | None = None,
     root: Path | None = None,
     engine: Version | None = None,
+    recast: bool = False,
     scan_values: bool = False,
     scanned: Collection[str] | None = None,
 ) -> AdapterInfo:
@@ -74,8 +75,8 @@ def check_adapter(
     it. Of those only the configuration is checked: what shapes they hold is known only by reading them.
 
     Without `base` tensors are not compared with a base model; without `max_rank` any rank goes; with `root`, files that
-    resolve to outside of it are refused; with `engine`, vLLM's version, what older ones serve wrongly is refused; with `scan_values`,
-    all weights are read to find NaN, infinity, absurd values, and changes that are all zero.
+    resolve to outside of it are refused; with `engine`, vLLM's version, what older ones serve wrongly is refused, and
+    what the base model's class does not take, unless `recast` says that the engine may make another of it; with `scan_values`, all weights are read to find NaN, infinity, absurd values, and changes that are all zero.
     """
     folder = Path(path)
     if not kind_of(folder, stat.S_ISDIR):
@@ -96,7 +97,7 @@ def check_adapter(
             tensors, body = read_header(file, limit=ADAPTER_HEADER_BYTES)
             require_readable(file)
             content = sort_tensors(tensors, config)
-            check_fit(content, config, base=base, engine=engine)
+            check_fit(content, config, base=base, engine=engine, recast=recast)
             if scan_values:
                 _require_effect(content, read_values(file, tensors, body))
     except FileProblem as problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from .basemodel import HEADS, VOCABULARY, BaseModel, Fit, Width, experts_block, is_generative
@@ -27,20 +28,27 @@ _FRAMEWORKS: Final = {
 _ONLY_AROUND: Final = frozenset({"module"})  # too plain a word to tell anything where nothing else of the name is known
 
 
-def check_fit(content: Content, config: PeftConfig, *, base: BaseModel | None, engine: Version | None) -> None:
-    """Raises AdapterProblem for the first tensor that does not fit."""
+def check_fit(
+    content: Content, config: PeftConfig, *, base: BaseModel | None, engine: Version | None, recast: bool = False
+) -> None:
+    """Raises AdapterProblem for the first tensor that does not fit.
+
+    With `recast`, and without `engine`, the base model may be served by another class than config.json names.
+    """
     try:
         config.require_quick(list(content.pairs))
     except ConfigProblem as problem:
         raise AdapterProblem(Kind.INVALID, f"{CONFIG} {problem}") from None
+    known = None if recast or engine is None else base
     _check_heads(content, base, engine)
+    _refuse_heads([*content.heads, *(one for one in content.pairs if one.rpartition(".")[2] in HEADS)], known)
     _check_amount(content, config, base)
     for module, pair in content.pairs.items():
         _check_pair(module, pair, config, base)
         if engine is not None and engine < PATTERNS:
             _require_plain(module, config, engine)
-        if engine is not None and engine <= KNOWN and base is not None:
-            _refuse_embedding(module, base, engine)
+        if engine is not None and engine <= KNOWN and known is not None:
+            _refuse_embedding(module, known, engine)
 
 
 def require_no_patterns(config: PeftConfig, engine: Version | None) -> None:
@@ -75,18 +83,49 @@ def _refuse_embedding(module: str, base: BaseModel, engine: Version) -> None:
 
 
 def _check_heads(content: Content, base: BaseModel | None, engine: Version | None) -> None:
-    for name in content.heads:
+    for name, head in content.heads.items():
         if engine is not None and engine < HEADS_SINCE:
             raise AdapterProblem(
                 Kind.INVALID,
                 f"{WEIGHTS} holds the classification head {name}, which needs vLLM {shown(HEADS_SINCE)} or newer; this engine is"
                 f" {shown(engine)}",
             )
-        if base is not None and is_generative(base.architectures):
+        weight, bias = head["weight"].shape, head["bias"].shape if "bias" in head else None
+        if len(weight) != 2 or 0 in weight or bias not in (None, weight[:1]):
+            raise AdapterProblem(
+                Kind.INVALID,
+                f"{WEIGHTS} holds a classification head {name} whose weight is no matrix, or whose bias has not one value for each"
+                " of its rows; export the adapter again",
+            )
+        if base is not None and base.hidden is not None and weight[1] != base.hidden:
             raise AdapterProblem(
                 Kind.INCOMPATIBLE,
-                f"{WEIGHTS} holds the classification head {name}, and the base model ({clean(base.architectures[0], limit=60)}) is no"
-                " model for classification",
+                f"{WEIGHTS} holds a classification head {name} for a model {weight[1]} wide, the base model is {base.hidden}: the adapter"
+                " was trained on another model",
+            )
+
+
+def _refuse_heads(names: Sequence[str], base: BaseModel | None) -> None:
+    if names and base is not None and is_generative(base.architectures):
+        raise AdapterProblem(
+            Kind.INCOMPATIBLE,
+            f"{WEIGHTS} holds the classification head {quoted(names[0])}, and the base model ({clean(base.architectures[0], limit=60)}) is no"
+            " model for classification",
+        )
+
+
+def _check_copies(content: Content, base: BaseModel | None) -> None:
+    """The engine reads and drops them."""
+    wanted = base.vocabulary if base is not None else None
+    for name, tensor in content.copies:
+        if len(tensor.shape) != 2 or (wanted is not None and None not in wanted and tensor.shape != wanted):
+            shape = (
+                "no matrix" if wanted is None else f"not {wanted[0]} by {wanted[1]}, as the base model's embeddings are"
+            )
+            raise AdapterProblem(
+                Kind.INVALID if wanted is None else Kind.INCOMPATIBLE,
+                f"{WEIGHTS} has a copy of embeddings, {quoted(name)}, that is {shape}; train without resizing the embeddings, and export the"
+                " adapter again",
             )
 
 
@@ -100,15 +139,19 @@ def _check_amount(content: Content, config: PeftConfig, base: BaseModel | None) 
             f" {'any model has' if base is None else f'twice what the base model has ({limits.modules // 2})'}",
         )
     others = [*content.copies, *((name, one) for name, head in content.heads.items() for one in head.values())]
+    stacks = config.max_rank * limits.experts
     for name, tensor in others:
         _require_sides(name, tensor, most=limits.side)
     for module, pair in content.pairs.items():
-        stacked = experts_block(module) is not None
-        most = max(limits.side, config.max_rank * limits.experts) if stacked else limits.side
         for half in pair.halves:
-            _require_sides(module, half, most=most)
+            if max(half.shape, default=0) > limits.side:
+                stacked = experts_block(module) is not None
+                _require_sides(module, half, most=max(limits.side, stacks) if stacked else limits.side)
+    _check_copies(content, base)
     values = sum(math.prod(half.shape) for pair in content.pairs.values() for half in pair.halves)
-    if values > (MOST_VALUES if limits.values is None else limits.values * config.max_rank):
+    values += sum(math.prod(one.shape) for _, one in others)
+    most = MOST_VALUES if limits.values is None else limits.values * config.max_rank + limits.vocabulary * len(others)
+    if values > most:
         raise AdapterProblem(
             Kind.INVALID if limits.values is None else Kind.INCOMPATIBLE,
             f"{WEIGHTS} holds {values} values, more than twice what changes of rank {config.max_rank} to all modules of the base model need",
@@ -116,7 +159,7 @@ def _check_amount(content: Content, config: PeftConfig, base: BaseModel | None) 
 
 
 def _require_sides(name: str, tensor: Tensor, *, most: int) -> None:
-    if any(side > most for side in tensor.shape):
+    if max(tensor.shape, default=0) > most:
         raise AdapterProblem(
             Kind.INCOMPATIBLE,
             f"{WEIGHTS} has a tensor of {max(tensor.shape)} rows or columns for {quoted(name)}, more than twice what the base model's widest"
@@ -134,12 +177,13 @@ def _check_pair(module: str, pair: Pair, config: PeftConfig, base: BaseModel | N
     fit, width = base.fit(module) if base is not None else (Fit.UNKNOWN, Width())
     if fit is not Fit.PRESENT:
         _refuse_wrapped(module, base)
-    if experts_block(module) is not None:
+    if fit is not Fit.PRESENT and experts_block(module) is not None:
         if base is not None and base.modules and not base.experts:
             raise AdapterProblem(
                 Kind.INCOMPATIBLE,
                 f"{WEIGHTS} has tensors for the module {quoted(module)}, and the base model has no experts",
             )
+        _refuse_misfit(module, fit, base)
         return  # stacked in several layouts, which only the engine knows
     if len(a) != 2 or len(b) != 2 or 0 in a or 0 in b:
         raise AdapterProblem(
@@ -197,11 +241,6 @@ def _refuse_misfit(module: str, fit: Fit, base: BaseModel | None) -> None:
             f"{WEIGHTS} has tensors for the module {quoted(module)}, and the base model has {' and '.join(wanted)} in its place, which alone"
             " the engine takes: train the adapter on the model as it is, or convert its tensors",
         )
-    if fit is Fit.NO_SUCH_KIND and module.rpartition(".")[2] in HEADS:
-        raise AdapterProblem(
-            Kind.INCOMPATIBLE,
-            f"{WEIGHTS} has tensors for the module {quoted(module)}, and the base model is no model for classification",
-        )
     if fit is Fit.NO_SUCH_KIND:
         raise AdapterProblem(
             Kind.INCOMPATIBLE,
@@ -211,7 +250,7 @@ def _refuse_misfit(module: str, fit: Fit, base: BaseModel | None) -> None:
         raise AdapterProblem(
             Kind.INCOMPATIBLE,
             f"{WEIGHTS} has tensors for the module {quoted(module)}, which the base model does not have: the engine would drop them;"
-            " the adapter was trained on another model",
+            " the adapter was trained on another model, or its tensors were renamed",
         )
 
 

@@ -43,6 +43,8 @@ from .versions import Version, parse_version
 FLAG: Final = "--lora-modules"
 # Flags that the operator sets and older engines don't know, with the first version that does (engine-facts.md 13).
 _NEWER_FLAGS: Final = {"--shutdown-timeout": (0, 18)}
+# Flags by which another class may serve the base model than its config.json names, with other modules and a head.
+_RECASTING: Final = ("--hf-overrides", "--convert", "--runner", "--task", "--model-impl", "--config")
 _VERSION: Final = re.compile(r"""^__version__\b[^'"\n]*['"]([^'"\n]{1,80})""", re.MULTILINE)
 _ARGUMENT_BYTES: Final = 1 << 19  # of all entries; the kernel's limit is about 2 MiB with the environment
 
@@ -105,12 +107,28 @@ def check_module(module: Module, *, settings: Settings, base: BaseModel | None, 
     if not is_inside(Path(os.path.realpath(module.path)), settings.cache_root):
         return "the path leads out of the cache"
     try:
-        check_adapter(module.path, base=base, max_rank=settings.max_lora_rank, root=settings.cache_root, engine=engine)
+        check_adapter(
+            module.path,
+            base=base,
+            max_rank=settings.max_lora_rank,
+            root=settings.cache_root,
+            engine=engine,
+            recast=may_recast(sys.argv),
+        )
     except AdapterProblem as problem:
         return problem.message
     except OSError as error:
         return clean(f"the files can't be read: {error.strerror}")
     return None
+
+
+def may_recast(command: Sequence[str]) -> bool:
+    """Whether the engine's command line, which is the launcher's and the engine's own, may choose a class for the base model.
+
+    Flags may be shortened, have _ for -, and a value or a field of theirs behind them.
+    """
+    flags = {re.split("[=.]", word, maxsplit=1)[0].replace("_", "-") for word in command if word.startswith("--")}
+    return any(len(flag) > len("--") and one.startswith(flag) for flag in flags for one in _RECASTING)
 
 
 def read_base(settings: Settings) -> BaseModel | None:

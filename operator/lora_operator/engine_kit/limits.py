@@ -9,7 +9,9 @@ from typing import Final
 # Of a linear module: (outputs, inputs); None for a side, or the whole, that the files don't tell.
 Shape = tuple[int | None, int | None]
 
-_EMBEDDINGS: Final = ("embed_tokens", "lm_head")
+# What models call their embeddings and heads; in layers, the same words are something else.
+_SURE: Final = ("embed_tokens", "lm_head")  # one of known shape is as wide as the vocabulary
+_EMBEDDINGS: Final = "embed_tokens lm_head word_embeddings embed_in embed_out tok_embeddings output wte embeddings embedding output_layer"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Limits:
     experts: int  # experts in a layer, whose ranks may be stacked in one tensor
     modules: int
     values: int | None  # per rank, of all tensors together
+    vocabulary: int  # values of an embedding
 
     @classmethod
     def of(
@@ -42,18 +45,22 @@ class Limits:
             + [side for stack in stacks for side in stack[1:]],
             default=0,
         )
-        if not any(shape and name.endswith(_EMBEDDINGS) for name, shape in modules.items()):
+        named = {name: shape for name, shape in modules.items() if _is_embedding(name)}
+        embeddings = [shape for shape in named.values() if shape]
+        sure = any(shape and name.endswith(_SURE) for name, shape in named.items()) or all(named.values())
+        if not embeddings or not sure:
             # What is widest in most models is not known, or the model is of another build: then what is known bounds nothing.
             return replace(UNKNOWN, experts=max(experts, UNKNOWN.experts), modules=max(2 * count, UNKNOWN.modules))
         sides = sum(
             side or widest for name, shape in modules.items() if name not in flat for side in shape or (None, None)
         )
         sides += sum(stack[0] * sum(stack[1:]) for stack in stacks)
-        return cls(side=2 * widest, experts=experts, modules=2 * count, values=2 * sides)
+        largest = max((outputs or widest) * (inputs or widest) for outputs, inputs in embeddings)
+        return cls(side=2 * widest, experts=experts, modules=2 * count, values=2 * sides, vocabulary=largest)
 
 
 # Without a base model, or one whose files tell no shapes: more than any model has (vocabularies are below 300,000).
-UNKNOWN: Final = Limits(side=1 << 20, experts=1 << 12, modules=1 << 16, values=None)
+UNKNOWN: Final = Limits(side=1 << 20, experts=1 << 12, modules=1 << 16, values=None, vocabulary=0)
 MOST_VALUES: Final = (
     1 << 34
 )  # where a model's own sum is not known: rank 256 on all modules of a model of 400 billion parameters is 10 billion
@@ -62,3 +69,13 @@ MOST_VALUES: Final = (
 def _expert(name: str) -> str:
     """The number of an expert in a module's name, or something else."""
     return name.partition(".experts.")[2].partition(".")[0]
+
+
+def is_numbered(name: str) -> bool:
+    """Whether a module is one of one expert."""
+    return _expert(name).isdigit()
+
+
+def _is_embedding(name: str) -> bool:
+    parts = name.split(".")
+    return parts[-1] in _EMBEDDINGS.split() and not any(part.isdigit() for part in parts)

@@ -79,7 +79,7 @@ class PeftConfig:
         if take_too_long([*(one.key for one in self.ranks), *(one.key for one in self.alphas)], modules):
             raise ConfigProblem(
                 f"has rank_pattern and alpha_pattern with so many or so general keys that to match them with the names of {len(modules)}"
-                " modules might hold up the engine; name fewer modules, and them in full"
+                " modules might hold up the engine for seconds; write fewer keys ('a|b' is one), and modules' names in full"
             )
 
     def _scale(self, rank: int, alpha: float) -> float:
@@ -127,7 +127,7 @@ def _heads(config: Mapping[str, Any]) -> tuple[str, ...]:
         raise ConfigProblem(
             f"has modules_to_save {quoted(heads)}; whole modules can't be served with an adapter, but for {' and '.join(_HEADS)}"
         )
-    return tuple(heads)
+    return tuple(dict.fromkeys(heads))
 
 
 def _check_scales(config: PeftConfig) -> None:
