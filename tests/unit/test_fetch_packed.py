@@ -18,7 +18,7 @@ import pytest
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import leases, locks, meter, unpack
+from lora_operator.fetch import meter, unpack
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import ObjectStore
 from lora_operator.fetch.oci import OciSource
@@ -26,6 +26,7 @@ from lora_operator.fetch.packed import Packed, PackedStore, tidied
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter, measure_blobs
 from lora_operator.fetch.sums import Declared
+from lora_operator.fetch.volume import file_locks, store_locks
 from lora_operator.manifest import FetchRequest, Limits
 
 MIB = 1 << 20
@@ -94,13 +95,13 @@ def test_hashing_what_a_dead_job_left_is_getting_on(place: Place, monkeypatch: p
     source = Source(w=bytes(8 * MIB))
     file = source.remote("w")
     place.partial(file).write_bytes(bytes(7 * MIB))
-    read, stalled = locks.Guarded.read, list[float]()
+    read, stalled = file_locks.Guarded.read, list[float]()
 
-    def slow(self: locks.Guarded, size: int = -1) -> bytes:
+    def slow(self: file_locks.Guarded, size: int = -1) -> bytes:
         time.sleep(0.12)  # 28 pieces take more than three seconds
         return read(self, size)
 
-    monkeypatch.setattr(locks.Guarded, "read", slow)
+    monkeypatch.setattr(file_locks.Guarded, "read", slow)
     with watched(stalled, 0.9) as reporter:
         measure = measure_blobs(place.blobs, [file])
         reporter.enter("Downloading", total=file.size, measure=measure)
@@ -174,7 +175,7 @@ def test_an_archive_whose_files_another_job_has_extracted_is_not_brought_for_not
         other.extract({"a": files[0]}, moving=lambda: 0)
         done.set()
 
-    with locks.claimed(place.partial(other.archive)):
+    with file_locks.claimed(place.partial(other.archive)):
         thread = threading.Thread(target=wait)
         thread.start()
         assert waiting.wait(10)
@@ -249,17 +250,17 @@ def test_files_that_are_passed_over_are_getting_on() -> None:
 def test_a_job_that_waits_for_a_lock_says_so_and_is_not_taken_for_stalled(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(leases, "_WAIT_S", 3.0)
+    monkeypatch.setattr(store_locks, "_WAIT_S", 3.0)
     root, stalled, errors = place.folder.parents[1], list[float](), list[ReasonError]()
 
     def wait() -> None:
         try:
-            with leases.held(root, place.blobs, owner="me"):
+            with store_locks.held(root, place.blobs, owner="me"):
                 raise AssertionError
         except ReasonError as error:
             errors.append(error)
 
-    with leases.exclusive(root, place.folder) as free, watched(stalled, 1.5), caplog.at_level("INFO"):
+    with store_locks.exclusive(root, place.folder) as free, watched(stalled, 1.5), caplog.at_level("INFO"):
         assert free
         thread = threading.Thread(target=wait)
         thread.start()

@@ -14,10 +14,11 @@ import pytest
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import environment, publish, text, verify, volume
+from lora_operator.fetch import environment, text, verify
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.meter import Meter
 from lora_operator.fetch.s3 import S3Keys
+from lora_operator.fetch.volume import layout, views
 from lora_operator.manifest import MANIFEST_FILE, FetchRequest, HuggingFaceRequest, Manifest, ManifestFile, S3Request
 
 
@@ -127,8 +128,8 @@ def test_a_token_is_read_without_its_line_end_and_protected(tmp_path: Path, monk
 
 
 def test_prepare_makes_directories_that_the_volumes_group_shares(tmp_path: Path) -> None:
-    volume.prepare(tmp_path, "hub")
-    volume.prepare(tmp_path, "hub")
+    layout.prepare(tmp_path, "hub")
+    layout.prepare(tmp_path, "hub")
     for name in ("hub", "artifacts"):
         found = (tmp_path / name).stat()
         assert found.st_mode & 0o7777 == 0o2775
@@ -138,7 +139,7 @@ def test_prepare_makes_directories_that_the_volumes_group_shares(tmp_path: Path)
 
 def test_a_cache_that_is_not_mounted(tmp_path: Path) -> None:
     with pytest.raises(ReasonError) as caught:
-        volume.prepare(tmp_path / "nope", "hub")
+        layout.prepare(tmp_path / "nope", "hub")
     assert caught.value.reason is Reason.CACHE_NOT_READY
 
 
@@ -148,7 +149,7 @@ def test_a_path_can_not_leave_the_cache(path: str, tmp_path: Path) -> None:
     root.mkdir()
     (root / "link").symlink_to("/etc")
     with pytest.raises(ReasonError, match="leads out"):
-        volume.inside(root, path)
+        layout.inside(root, path)
 
 
 def remote(content: bytes, *, lfs: bool) -> RemoteFile:
@@ -219,8 +220,8 @@ def blob(root: Path, name: str) -> Path:
 
 
 def put(root: Path, links: dict[str, str], said: Manifest, *, title: str = "art") -> Path:
-    with publish.staged(root, {name: blob(root, target) for name, target in links.items()}) as staging:
-        return root / publish.publish(root, staging, said, title=title)
+    with views.staged(root, {name: blob(root, target) for name, target in links.items()}) as staging:
+        return root / views.publish(root, staging, said, title=title)
 
 
 def names(view: Path) -> set[str]:
@@ -233,7 +234,7 @@ def test_a_view_has_relative_links_to_exactly_the_files_and_a_manifest(root: Pat
     assert names(view) == {"x.json", "deep/er/y", MANIFEST_FILE}
     assert (view / "x.json").readlink() == Path("../../hub/models--o--n/blobs/a")
     assert (view / "deep/er/y").read_text() == "b"
-    assert publish.read_manifest(view) == manifest("x.json", "deep/er/y")
+    assert views.read_manifest(view) == manifest("x.json", "deep/er/y")
     assert (view / MANIFEST_FILE).stat().st_mode & 0o777 == 0o644
     assert [path.name for path in (root / "artifacts").iterdir()] == [view.name]
 
@@ -253,7 +254,7 @@ def test_a_manifest_that_says_something_else_about_the_same_files_is_renewed_in_
     before = put(root, {"x": "a"}, manifest("x")).stat().st_ino
     view = put(root, {"x": "a"}, manifest("x").model_copy(update={"rank": 8}))
     assert view.stat().st_ino == before
-    assert publish.read_manifest(view) == manifest("x").model_copy(update={"rank": 8})
+    assert views.read_manifest(view) == manifest("x").model_copy(update={"rank": 8})
 
 
 def test_a_view_is_named_by_its_content(root: Path) -> None:
@@ -293,7 +294,7 @@ def test_a_view_is_replaced_on_volumes_that_can_not_exchange(root: Path, monkeyp
 
 
 def test_a_view_that_could_not_be_finished_leaves_nothing(root: Path) -> None:
-    with pytest.raises(RuntimeError), publish.staged(root, {"x": blob(root, "a")}):
+    with pytest.raises(RuntimeError), views.staged(root, {"x": blob(root, "a")}):
         raise RuntimeError
     assert list((root / "artifacts").iterdir()) == []
 
@@ -315,8 +316,8 @@ def test_left_overs_of_dead_jobs_go_and_those_of_live_ones_stay(root: Path) -> N
 def test_a_broken_manifest_is_none(root: Path) -> None:
     view = root / "artifacts" / "v"
     view.mkdir()
-    assert publish.read_manifest(view) is None
+    assert views.read_manifest(view) is None
     (view / MANIFEST_FILE).write_text("{")
-    assert publish.read_manifest(view) is None
+    assert views.read_manifest(view) is None
     (view / MANIFEST_FILE).write_text(json.dumps({"version": 2}))
-    assert publish.read_manifest(view) is None
+    assert views.read_manifest(view) is None

@@ -24,13 +24,14 @@ from obstore.store import AzureStore, GCSStore
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import bucket_sums, environment, text, volume
+from lora_operator.fetch import bucket_sums, environment, text
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.http_client import new_transport
 from lora_operator.fetch.objects import CHUNK, ObjectStore, revision_of, translated
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.source import FilteredSource
 from lora_operator.fetch.sums import Declared
+from lora_operator.fetch.volume import layout
 from lora_operator.manifest import AzureRequest, FetchRequest, GcsRequest
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class BucketSource(FilteredSource):
             case httpx2.HTTPError() | bucket_sums.NoAnswerError():
                 return self._unreachable(f"{type(error).__name__}: {error}")
             case OSError():
-                return volume.from_system(error) or self._unreachable(f"{type(error).__name__}: {error}")
+                return layout.from_system(error) or self._unreachable(f"{type(error).__name__}: {error}")
         return ReasonError(Reason.JOB_FAILED, text.clean(f"{type(error).__name__}: {error}"))
 
     def _from_status(self, status: int | None, error: Exception) -> ReasonError:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text, volume
+from lora_operator.fetch import text
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import ObjectStore, revision_of, translated
 from lora_operator.fetch.place import Place
 from lora_operator.fetch.source import FilteredSource
 from lora_operator.fetch.tree import Tree
+from lora_operator.fetch.volume import layout
 from lora_operator.manifest import ClaimRequest, FetchRequest
 
 
@@ -60,7 +61,7 @@ class ClaimSource(FilteredSource):
     def translate(self, error: Exception) -> ReasonError:
         if isinstance(error, ReasonError):
             return error
-        known = volume.from_system(error) if isinstance(error, OSError) else None
+        known = layout.from_system(error) if isinstance(error, OSError) else None
         return known or ReasonError(Reason.JOB_FAILED, text.clean(f"{self.title}: {type(error).__name__}: {error}"))
 
     def confirm(self) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from lora_operator.constants import Reason
 from lora_operator.engine_kit import checks
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import pickles, publish, text, volume
+from lora_operator.fetch import pickles, text
 from lora_operator.fetch.choose import ADAPTER_PICKLES
+from lora_operator.fetch.volume import layout, views
 from lora_operator.manifest import FetchRequest
 
 
@@ -48,8 +49,8 @@ def inspect(request: FetchRequest, *, root: Path, view: Path) -> Found:
 
 
 def _published_base(relative: str, *, root: Path) -> checks.BaseModel:
-    folder = volume.inside(root, relative)
-    manifest = publish.read_manifest(folder)
+    folder = layout.inside(root, relative)
+    manifest = views.read_manifest(folder)
     if manifest is None or manifest.type != "BaseModel":
         raise ReasonError(
             Reason.JOB_FAILED,

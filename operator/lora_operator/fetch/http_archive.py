@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text, unpack, volume
+from lora_operator.fetch import text, unpack
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.http_client import Client, Found, shown, translate, unreachable
 from lora_operator.fetch.http_files import FOLDER, place_of
@@ -18,6 +18,7 @@ from lora_operator.fetch.packed import Packed, PackedStore, collecting
 from lora_operator.fetch.place import blob_name
 from lora_operator.fetch.progress import Reporter
 from lora_operator.fetch.source import FilteredSource
+from lora_operator.fetch.volume import layout
 from lora_operator.manifest import FetchRequest, HttpRequest
 
 
@@ -62,7 +63,7 @@ class HttpArchive(FilteredSource):
     def collected(self, root: Path, reporter: Reporter) -> Iterator[None]:
         size = self.found.size
         self._require_small(size)
-        volume.prepare(root, self.folder)
+        layout.prepare(root, self.folder)
         place = place_of(root, self.url)
         with translated(self):
             place.prepare()

@@ -16,7 +16,8 @@ import httpx2
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text, volume
+from lora_operator.fetch import text
+from lora_operator.fetch.volume import layout
 
 _TIMEOUT_S: Final = 30.0  # without a byte
 _MAX_REDIRECTS: Final = 5
@@ -176,7 +177,7 @@ def translate(error: Exception, title: str) -> ReasonError:
         case httpx2.HTTPError() | httpx2.InvalidURL():
             return unreachable(title, f"{type(error).__name__}: {error}")
         case OSError():
-            return volume.from_system(error) or unreachable(title, f"{type(error).__name__}: {error}")
+            return layout.from_system(error) or unreachable(title, f"{type(error).__name__}: {error}")
     return ReasonError(Reason.JOB_FAILED, text.clean(f"{type(error).__name__}: {error}"))
 
 

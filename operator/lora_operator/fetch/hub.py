@@ -8,9 +8,10 @@ from pathlib import Path
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import environment, huggingface, leases, resume, volume
+from lora_operator.fetch import environment, huggingface, resume
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.volume import layout, store_locks
 from lora_operator.manifest import FetchRequest
 
 
@@ -33,7 +34,7 @@ class HubStore:
         return resume.missing_bytes(self.place, files)
 
     def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
-        leases.note_commit(self.place.hub.parent, self.place.storage, self.commit)
+        store_locks.note_commit(self.place.hub.parent, self.place.storage, self.commit)
         return huggingface.download(self.hub, self.place, files, commit=self.commit, moving=moving)
 
     def arrived(self, file: RemoteFile) -> str | None:
@@ -71,7 +72,7 @@ class HubSource(PlainSource):
 
     @property
     def folder(self) -> str:
-        return volume.HUB
+        return layout.HUB
 
     @property
     def allow_patterns(self) -> Sequence[str]:
@@ -92,7 +93,7 @@ class HubSource(PlainSource):
         huggingface.prove_readable(self.hub, self.commit, files[0].path)  # the right is the repository's, not a file's
 
     def open_store(self, root: Path) -> HubStore:
-        place = resume.Place(hub=root / volume.HUB, repo=self.hub.request.repo)
+        place = resume.Place(hub=root / layout.HUB, repo=self.hub.request.repo)
         resume.spare_library_locks(place)
         return HubStore(replace(self.hub, workers=self.workers), place, self.commit)
 

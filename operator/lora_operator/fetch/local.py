@@ -10,11 +10,11 @@ from pathlib import Path
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import volume
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import revision_of
 from lora_operator.fetch.source import FilteredSource
 from lora_operator.fetch.tree import Tree
+from lora_operator.fetch.volume import layout
 from lora_operator.manifest import FetchRequest, LocalRequest
 from lora_operator.schemes import RESERVED_FOLDERS
 
@@ -41,7 +41,7 @@ class LocalSource(FilteredSource):
 
     @property
     def folder(self) -> str:
-        return volume.ARTIFACTS
+        return layout.ARTIFACTS
 
     def authorise(self) -> str:
         """That the path may be named was the operator's to decide; what sources brought is closed to every path."""

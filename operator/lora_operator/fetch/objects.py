@@ -20,12 +20,13 @@ from typing import Final, Protocol
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import locks, text
+from lora_operator.fetch import text
 from lora_operator.fetch.choose import RemoteFile
-from lora_operator.fetch.locks import Guarded
 from lora_operator.fetch.persist import persist
 from lora_operator.fetch.place import Place
 from lora_operator.fetch.sums import Declared, Sums
+from lora_operator.fetch.volume import file_locks
+from lora_operator.fetch.volume.file_locks import Guarded
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,10 @@ class ObjectStore:
         with translated(self.source):
             self.place.discard_older(file, begun)
             while True:
-                with contextlib.suppress(locks.Overtaken), locks.claimed(self.place.partial(file)) as (path, target):
+                with (
+                    contextlib.suppress(file_locks.Overtaken),
+                    file_locks.claimed(self.place.partial(file)) as (path, target),
+                ):
                     if self.place.has(file) and not again:  # another Job was first
                         path.unlink()
                         return
@@ -137,7 +141,7 @@ class ObjectStore:
         """Brings what `target` lacks of the object; returns its sha256. What is wrong is not kept. Raises locks.Overtaken, ReasonError."""
         try:
             return self._complete(file, target, stop)
-        except locks.Overtaken:
+        except file_locks.Overtaken:
             raise
         except Exception as error:
             known = self.source.translate(error)

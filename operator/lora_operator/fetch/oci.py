@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import environment, text, unpack, volume
+from lora_operator.fetch import environment, text, unpack
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.http_client import translate, unreachable
 from lora_operator.fetch.objects import ObjectStore, translated
@@ -26,6 +26,7 @@ from lora_operator.fetch.packed import Packed, PackedStore, collecting
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter
 from lora_operator.fetch.source import FilteredSource
+from lora_operator.fetch.volume import layout
 from lora_operator.manifest import FetchRequest, OciRequest
 
 FOLDER: Final = "oci"
@@ -102,7 +103,7 @@ class OciSource(FilteredSource):
 
     @contextmanager
     def collected(self, root: Path, reporter: Reporter) -> Iterator[None]:
-        volume.prepare(root, self.folder)
+        layout.prepare(root, self.folder)
         self.place = Place.of(root, FOLDER, name=self.title.rpartition("/")[2], identity=(self.registry.base,))
         with translated(self):
             self.place.prepare()

@@ -20,9 +20,10 @@ from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text, volume
+from lora_operator.fetch import text
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.volume.layout import ARTIFACTS, HUB, inside
 from lora_operator.manifest import AzureRequest, FetchRequest, GcsRequest, HuggingFaceRequest, S3Request
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -58,7 +59,7 @@ class OfflineSource(PlainSource):
 
     @property
     def folder(self) -> str:
-        return volume.ARTIFACTS
+        return ARTIFACTS
 
     @property
     def allow_patterns(self) -> Sequence[str]:
@@ -78,7 +79,7 @@ class OfflineSource(PlainSource):
             looked.append(place)
             if not folder.is_dir():
                 continue
-            folder = self.home = volume.inside(self.root, place)
+            folder = self.home = inside(self.root, place)
             return (
                 self._from_hub_layout(folder, place) if (folder / "snapshots").is_dir() else self._plain(folder, place)
             )
@@ -163,13 +164,13 @@ class OfflineSource(PlainSource):
         if self.request.hugging_face is None:
             return [self._name]
         layout = "models--" + self._name.replace("/", "--")
-        return [f"{volume.HUB}/{layout}", layout, self._name]
+        return [f"{HUB}/{layout}", layout, self._name]
 
     def _hint(self) -> str:
         hub = self.request.hugging_face
         if hub is None:
             return "put the folder's files there"
-        return f"put it there with: hf download {hub.repo} --cache-dir <volume>/{volume.HUB}"
+        return f"put it there with: hf download {hub.repo} --cache-dir <volume>/{HUB}"
 
     def _from_hub_layout(self, folder: Path, place: str) -> str:
         hub = self.request.hugging_face

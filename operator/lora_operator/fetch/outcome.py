@@ -15,7 +15,7 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.bounds import NoRoomError
+from lora_operator.fetch.volume.limits import NoRoomError
 from lora_operator.manifest import (
     TERMINATION_LOG_BYTES,
     TERMINATION_LOG_DEFAULT,

@@ -21,13 +21,15 @@ from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import bounds, leases, locks, reserve, text, unpack
+from lora_operator.fetch import text, unpack
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.objects import Objects, ObjectStore, translated
 from lora_operator.fetch.persist import persist
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter, measure_blobs
 from lora_operator.fetch.sums import Sums
+from lora_operator.fetch.volume import file_locks, reservations, store_locks
+from lora_operator.fetch.volume.limits import require_size
 from lora_operator.manifest import FetchRequest, Limits
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class Packed:
         if known is not None:
             return known
         measure = measure_blobs(self.place.blobs, [self.archive])
-        with reserve.room(
+        with reservations.room(
             self.root,
             size=self.archive.size,
             missing=lambda: self.place.missing_bytes([self.archive]),
@@ -107,7 +109,7 @@ class Packed:
         """Removes the archive, if this process needed it and no other one has it now."""
         for path in self.used:
             if path == self.place.partial(self.archive):
-                locks.discard_left(path)
+                file_locks.discard_left(path)
             else:
                 path.unlink(missing_ok=True)
 
@@ -122,24 +124,24 @@ class Packed:
         store = ObjectStore(self.source, self.place)
         self.place.discard_older(self.archive, self.place.unfinished())
         while True:
-            with locks.claimed(self.place.partial(self.archive)) as (path, target):
+            with file_locks.claimed(self.place.partial(self.archive)) as (path, target):
                 self.used.add(path)
                 wanted = needed()
                 try:
                     if wanted and self.verified != _stamp(target):
                         persist(partial(store.complete, self.archive, target, threading.Event()), moving=moving)
                         self.verified = _stamp(target)
-                except locks.Overtaken:  # another Job is done with it, and removed it
+                except file_locks.Overtaken:  # another Job is done with it, and removed it
                     continue
                 target.seek(0)
                 yield target.plain if wanted else None
-                if is_last and locks.is_same(path, target.plain):
+                if is_last and file_locks.is_same(path, target.plain):
                     path.unlink(missing_ok=True)
                 return
 
     def _write(self, file: RemoteFile, chunks: Iterator[bytes]) -> None:
         try:
-            with locks.claimed(self.place.partial(file)) as (path, target):
+            with file_locks.claimed(self.place.partial(file)) as (path, target):
                 target.truncate(0)
                 sums = Sums()
                 try:
@@ -153,7 +155,7 @@ class Packed:
                     target.truncate(0)  # it is never gone on with
                     raise
                 self.place.finish(file, path, sums.sha256)
-        except locks.Overtaken as error:
+        except file_locks.Overtaken as error:
             if not self.place.has(file):
                 what = f"{text.clean(file.path, limit=200)!r} was taken away while it was being extracted; tried again"
                 raise ReasonError(Reason.CHECKSUM_MISMATCH, what) from error
@@ -180,8 +182,8 @@ class Packed:
 @contextlib.contextmanager
 def collecting(request: FetchRequest, place: Place, archives: Sequence[Packed]) -> Iterator[None]:
     """Around all that is done with archives of one place: refuses too big ones, and keeps evictions away."""
-    bounds.require_size(sum(found.archive.size for found in archives), len(archives), request.limits)
-    with leases.held(Path(request.cache_root), place.blobs, owner=request.owner), tidied(archives):
+    require_size(sum(found.archive.size for found in archives), len(archives), request.limits)
+    with store_locks.held(Path(request.cache_root), place.blobs, owner=request.owner), tidied(archives):
         yield
 
 
@@ -258,7 +260,7 @@ class PackedStore:
         return list(wanted.values())
 
 
-def _stamp(target: locks.Guarded) -> tuple[int, ...]:
+def _stamp(target: file_locks.Guarded) -> tuple[int, ...]:
     found = os.fstat(target.plain.fileno())
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 

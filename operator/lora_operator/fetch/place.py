@@ -1,7 +1,7 @@
 """The content of one place of a source on the volume: finished objects, unfinished ones, and what their bytes hashed to when they arrived.
 
     <scheme>/<name>-<hash of the place>/blobs/<key>-<version>              finished, and what views link to
-                                        blobs/<key>-<version>.incomplete   one per object; locked while somebody writes to it (see `locks`)
+                                        blobs/<key>-<version>.incomplete   one per object; locked while somebody writes to it (see `file_locks`)
                                         sums/<key>-<version>               sha256 of the finished one
 
 Names are hashes: keys are data. The key is in the name beside version and size, so content that came under one key is never handed out
@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from lora_operator.fetch import locks
 from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.volume import file_locks
 
 _SUM: Final = re.compile(r"[0-9a-f]{64}")
 _NOT_PLAIN: Final = re.compile(r"[^a-z0-9]+")
@@ -84,7 +84,7 @@ class Place:
     def finish(self, file: RemoteFile, partial: Path, sha256: str) -> None:
         """Makes the complete partial file the payload: the sum first, so that no payload is ever without. Raises locks.Overtaken."""
         target = self.folder / "sums" / file.blob
-        fresh = locks.own(target.with_name(f"{target.name}.tmp"))
+        fresh = file_locks.own(target.with_name(f"{target.name}.tmp"))
         try:
             fresh.write_text(sha256 + "\n", "ascii")
         except OSError:
@@ -94,7 +94,7 @@ class Place:
         try:
             partial.replace(self.blob(file))
         except FileNotFoundError as error:
-            raise locks.Overtaken(str(partial)) from error
+            raise file_locks.Overtaken(str(partial)) from error
         self.arrived[file.blob] = sha256
 
     def forget(self, file: RemoteFile) -> None:
@@ -105,8 +105,8 @@ class Place:
     def discard_partial(self, files: Iterable[RemoteFile]) -> None:
         """Gives the space of unfinished downloads back, where nobody else is working on them."""
         for file in files:
-            locks.own(self.partial(file)).unlink(missing_ok=True)
-            locks.discard_left(self.partial(file))
+            file_locks.own(self.partial(file)).unlink(missing_ok=True)
+            file_locks.discard_left(self.partial(file))
 
     def unfinished(self) -> list[Path]:
         """What all downloads have begun; read once, for there may be thousands of objects."""
@@ -116,8 +116,8 @@ class Place:
         """Removes what downloads of the object left unfinished and nobody goes on with: of other versions, or by other processes."""
         current, mine = self.partial(file), f"{file.blob.partition('-')[0]}-"
         for path in begun:
-            if path.name.startswith(mine) and path not in (current, locks.own(current)):
-                locks.discard_left(path)
+            if path.name.startswith(mine) and path not in (current, file_locks.own(current)):
+                file_locks.discard_left(path)
 
 
 def _size(path: Path) -> int:

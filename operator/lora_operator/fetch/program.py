@@ -22,23 +22,12 @@ from pydantic import ValidationError
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import (
-    bounds,
-    choose,
-    content,
-    environment,
-    leases,
-    outcome,
-    publish,
-    reserve,
-    text,
-    verify,
-    volume,
-)
+from lora_operator.fetch import choose, content, environment, outcome, text, verify
 from lora_operator.fetch.choose import RemoteFile, WantedFile
 from lora_operator.fetch.meter import Meter
 from lora_operator.fetch.progress import Reporter, measure_blobs, stall_after
 from lora_operator.fetch.source import Source, Store, open_source
+from lora_operator.fetch.volume import layout, limits, reservations, store_locks, views
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, FetchResult, Manifest, ManifestFile
 
 log = logging.getLogger(__name__)
@@ -62,7 +51,7 @@ def main() -> int:
         print(text.redact(traceback.format_exc()), file=sys.stderr, flush=True)
         result = outcome.failure(error)
     if request is not None:
-        result = result.model_copy(update={"volume": bounds.look(Path(request.cache_root))})
+        result = result.model_copy(update={"volume": limits.look(Path(request.cache_root))})
     return outcome.finish(result)
 
 
@@ -102,7 +91,7 @@ def _run(request: FetchRequest) -> FetchResult:
             )
             source.prove_readable([file.remote for file in wanted])
             unique = {file.remote.blob: file.remote for file in wanted}
-            bounds.require_size(_total(unique.values()), len(wanted), request.limits)
+            limits.require_size(_total(unique.values()), len(wanted), request.limits)
             return _fetch(request, source, revision, wanted, reporter)
 
 
@@ -110,9 +99,9 @@ def _fetch(
     request: FetchRequest, source: Source, revision: str, wanted: Sequence[WantedFile], reporter: Reporter
 ) -> FetchResult:
     root = Path(request.cache_root)
-    volume.prepare(root, source.folder)
+    layout.prepare(root, source.folder)
     store = source.open_store(root)
-    with leases.held(root, store.blobs, owner=request.owner):
+    with store_locks.held(root, store.blobs, owner=request.owner):
         return _bring(request, source, store, revision, wanted, reporter)
 
 
@@ -132,7 +121,7 @@ def _bring(
     cached = {file.blob for file in files if store.has(file)}
     measure = measure_blobs(store.blobs, files)
     remotes = [file.remote for file in wanted]
-    with reserve.room(
+    with reservations.room(
         root,
         size=_total(files),
         missing=lambda: store.missing_bytes(files),
@@ -197,7 +186,7 @@ def _publish(
         for file in wanted
     )
     log.info("checking and publishing")
-    with publish.staged(root, {file.name: blobs[file.remote.path] for file in wanted}) as staging:
+    with views.staged(root, {file.name: blobs[file.remote.path] for file in wanted}) as staging:
         found = content.inspect(request, root=root, view=staging)
         manifest = Manifest(
             type=request.type,
@@ -209,7 +198,7 @@ def _publish(
             target_modules=found.target_modules,
         )
         readable = request.artifact.rpartition("-")[0] or request.artifact  # without the hash of the want
-        path = publish.publish(root, staging, manifest, title=readable)
+        path = views.publish(root, staging, manifest, title=readable)
     return FetchResult(
         ok=True,
         resolved_revision=revision,
@@ -249,7 +238,7 @@ def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _end_now(error: ReasonError) -> NoReturn:
-    reserve.drop()
+    reservations.drop()
     _EXIT_NOW(outcome.finish(outcome.failure(error)))
 
 

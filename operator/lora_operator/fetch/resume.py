@@ -29,10 +29,11 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import locks, text
+from lora_operator.fetch import text
 from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
-from lora_operator.fetch.volume import NO_SPACE
+from lora_operator.fetch.volume import file_locks
+from lora_operator.fetch.volume.layout import NO_SPACE
 from lora_operator.fetch.xet import Xet, beyond_http
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def spare_library_locks(place: Place) -> None:
     locks save a second download, no more: what it downloads gets its name in one step from a file of the process's own.
     """
     place.blobs.mkdir(parents=True, exist_ok=True)
-    if not locks.supported(place.blobs):
+    if not file_locks.supported(place.blobs):
         log.warning("nothing can be locked on this volume: what two Jobs want at once is downloaded twice")
         setattr(file_download, "WeakFileLock", lambda *_, **__: contextlib.nullcontext())  # noqa: B010  not its to export
 
@@ -99,7 +100,7 @@ def download_big(
     """
     place.blobs.mkdir(parents=True, exist_ok=True)
     for path in place.blobs.glob("tmp_*"):  # the library's, to learn the umask; one that was killed then leaves it
-        locks.discard_old(path)
+        file_locks.discard_old(path)
     full = threading.Event()
     left_over = {path.name.partition(".")[0] for path in place.blobs.glob("*.incomplete")}
     wanted = {
@@ -111,7 +112,7 @@ def download_big(
     }
 
     def one(file: RemoteFile) -> None:
-        with locks.held(place.lock(file.blob)) as alone:
+        with file_locks.held(place.lock(file.blob)) as alone:
             if (place.blobs / file.blob).exists():
                 return
             partial = _adopt(place, file) if alone else _own(place, file)
@@ -123,7 +124,7 @@ def download_big(
                 try:
                     _download(file, partial, place, full, commit=commit, xet=xet)
                     return
-                except locks.Overtaken:
+                except file_locks.Overtaken:
                     continue
                 except OSError as error:
                     if error.errno in NO_SPACE:
@@ -146,13 +147,13 @@ def discard_partial(place: Place, files: Iterable[RemoteFile]) -> None:
     for file in files:
         unfinished = (_partial(place, file.blob), *_left_over(place, file.blob))
         if any(path.exists() for path in unfinished):
-            with locks.held(place.lock(file.blob), wait=False) as alone:
+            with file_locks.held(place.lock(file.blob), wait=False) as alone:
                 for path in unfinished:
-                    if alone or path == locks.own(_partial(place, file.blob)):
+                    if alone or path == file_locks.own(_partial(place, file.blob)):
                         path.unlink(missing_ok=True)
 
 
-class _Target(locks.Guarded):
+class _Target(file_locks.Guarded):
     """An unfinished file that takes nothing more once the volume was found full, and hashes what is appended from its beginning on."""
 
     def __init__(self, path: Path, file: FileIO, full: threading.Event) -> None:
@@ -233,7 +234,7 @@ def _download(
             if sha256 is not None:
                 place.arrived[file.blob] = sha256
     except FileNotFoundError as error:
-        raise locks.Overtaken(str(partial)) from error
+        raise file_locks.Overtaken(str(partial)) from error
 
 
 def _partial(place: Place, etag: str) -> Path:
@@ -247,10 +248,10 @@ def _left_over(place: Place, etag: str) -> list[Path]:
 
 def _own(place: Place, file: RemoteFile) -> Path:
     """Where nothing can be locked: a file that only this process knows; what dead ones left goes by its age."""
-    mine = locks.own(_partial(place, file.blob))
+    mine = file_locks.own(_partial(place, file.blob))
     for path in place.blobs.glob(f"{file.blob}.*incomplete"):
         if path != mine:
-            locks.discard_left(path)
+            file_locks.discard_left(path)
     return mine
 
 

@@ -14,7 +14,8 @@ from urllib3.exceptions import HTTPError
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text, volume
+from lora_operator.fetch import text
+from lora_operator.fetch.volume import layout
 from lora_operator.manifest import S3Request
 
 SERVER_TEXT_BYTES: Final = 300
@@ -100,7 +101,7 @@ def translate(error: Exception, subject: Subject) -> ReasonError:
         case _ if isinstance(error, TRANSPORT):
             return unreachable(subject, f"{type(error).__name__}: {error}")
         case OSError():
-            return volume.from_system(error) or unreachable(subject, f"{type(error).__name__}: {error}")
+            return layout.from_system(error) or unreachable(subject, f"{type(error).__name__}: {error}")
     return ReasonError(Reason.JOB_FAILED, text.clean(f"{type(error).__name__}: {error}"))
 
 

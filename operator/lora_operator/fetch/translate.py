@@ -15,7 +15,8 @@ from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, HFValidati
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text, volume
+from lora_operator.fetch import text
+from lora_operator.fetch.volume import layout
 from lora_operator.manifest import HuggingFaceRequest
 
 _SERVER_TEXT_BYTES: Final = 300
@@ -75,7 +76,7 @@ def _translate_one(error: BaseException, subject: Subject) -> ReasonError | None
         case OfflineModeIsEnabled():
             return _unreachable(subject, "this Job is in offline mode")
         case OSError():
-            return volume.from_system(error)
+            return layout.from_system(error)
     return None
 
 

@@ -25,9 +25,9 @@ from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import locks
 from lora_operator.fetch.meter import GETTING_ON
-from lora_operator.fetch.volume import ARTIFACTS, from_system, make_shared
+from lora_operator.fetch.volume import file_locks
+from lora_operator.fetch.volume.layout import ARTIFACTS, from_system, make_shared
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def exclusive(root: Path, store: Path) -> Iterator[bool]:
     descriptor = _open(_record(root, store))
     try:
         try:
-            if not locks.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if not file_locks.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 raise NoLocksError
         except BlockingIOError:
             yield False
@@ -193,7 +193,7 @@ def _lock(descriptor: int, how: int, store: Path) -> None:
     told = False
     while True:
         try:
-            if not locks.flock(descriptor, how | fcntl.LOCK_NB):
+            if not file_locks.flock(descriptor, how | fcntl.LOCK_NB):
                 raise NoLocksError
             return
         except BlockingIOError:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_operator.fetch import locks
 from lora_operator.fetch.meter import GETTING_ON
+from lora_operator.fetch.volume import file_locks
 
 
 def without_locks(monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSYS) -> None:
@@ -34,14 +34,14 @@ def test_the_next_waits_and_finds_what_the_first_left(tmp_path: Path) -> None:
 
     def second() -> None:
         claimed.wait()
-        with locks.claimed(partial) as (path, file):
+        with file_locks.claimed(partial) as (path, file):
             order.append("second")
             file.seek(0)
             assert (path, file.read()) == (partial, b"begun")
 
     thread = threading.Thread(target=second)
     thread.start()
-    with locks.claimed(partial) as (_, file):
+    with file_locks.claimed(partial) as (_, file):
         claimed.set()
         file.write(b"begun")
         thread.join(0.1)
@@ -55,17 +55,17 @@ def test_who_waits_for_another_job_gets_on_for_a_time(
     tmp_path: Path, patience: float, counts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That Job may be hashing gigabytes, of which nothing can be seen; one that never ends is not waited for for ever."""
-    monkeypatch.setattr(locks, "_PATIENCE_S", patience)
+    monkeypatch.setattr(file_locks, "_PATIENCE_S", patience)
     partial, waited = tmp_path / "x.incomplete", threading.Event()
     monkeypatch.setattr(time, "sleep", lambda _: waited.set())
     before = GETTING_ON.read()
 
     def second() -> None:
-        with locks.claimed(partial):
+        with file_locks.claimed(partial):
             """It is its turn."""
 
     thread = threading.Thread(target=second)
-    with locks.claimed(partial):
+    with file_locks.claimed(partial):
         thread.start()
         assert waited.wait(10)
         assert (GETTING_ON.read() != before) == counts
@@ -79,18 +79,18 @@ def test_without_locks_nobody_goes_on_with_anothers_file(
 ) -> None:
     partial = tmp_path / "x.incomplete"
     partial.write_bytes(b"another one's")
-    assert locks.supported(tmp_path)
+    assert file_locks.supported(tmp_path)
     without_locks(monkeypatch, number)
-    assert not locks.supported(tmp_path)
+    assert not file_locks.supported(tmp_path)
     for _ in range(2):  # its own it goes on with
-        with locks.claimed(partial) as (path, file):
-            assert path == locks.own(partial)
+        with file_locks.claimed(partial) as (path, file):
+            assert path == file_locks.own(partial)
             assert path.name.startswith("x.")
             assert path.name.endswith(".incomplete")
             file.write(b"mine")
     assert path.read_bytes() == b"minemine"
     assert partial.read_bytes() == b"another one's"
-    with locks.held(tmp_path / "y.lock") as alone:
+    with file_locks.held(tmp_path / "y.lock") as alone:
         assert not alone
 
 
@@ -99,13 +99,13 @@ def test_who_is_overtaken_writes_nothing_into_what_was_published(
 ) -> None:
     unlocked(monkeypatch)
     partial, published = tmp_path / "x.incomplete", tmp_path / "x"
-    with locks.claimed(partial) as (_, slow), locks.claimed(partial) as (path, fast):
+    with file_locks.claimed(partial) as (_, slow), file_locks.claimed(partial) as (path, fast):
         slow.write(b"begun ")
         fast.write(b"and done")
         path.rename(published)
-        with pytest.raises(locks.Overtaken):
+        with pytest.raises(file_locks.Overtaken):
             slow.write(b"!")
-        with pytest.raises(locks.Overtaken):
+        with pytest.raises(file_locks.Overtaken):
             slow.truncate(0)
     assert published.read_bytes() == b"begun and done"
 
@@ -126,7 +126,7 @@ def test_what_is_left_goes_once_nobody_can_be_working_on_it(
     path.write_bytes(b"left")
     os.utime(path, (time.time() - age,) * 2)
     prepare(monkeypatch)
-    locks.discard_left(path)
+    file_locks.discard_left(path)
     assert path.exists() is stays
 
 
@@ -134,14 +134,14 @@ def test_a_file_that_nobody_locks_goes_by_its_age(tmp_path: Path) -> None:
     for name, age in (("old", 4000.0), ("new", 60.0)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-        locks.discard_old(tmp_path / name)
+        file_locks.discard_old(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_one_that_is_being_worked_on_stays(tmp_path: Path) -> None:
     path = tmp_path / "x.incomplete"
-    with locks.claimed(path):
-        locks.discard_left(path)
+    with file_locks.claimed(path):
+        file_locks.discard_left(path)
         assert path.exists()
-        with locks.held(tmp_path / "y.lock") as alone, locks.held(tmp_path / "y.lock", wait=False) as too:
+        with file_locks.held(tmp_path / "y.lock") as alone, file_locks.held(tmp_path / "y.lock", wait=False) as too:
             assert (alone, too) == (True, False)

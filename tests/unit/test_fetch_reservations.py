@@ -15,9 +15,9 @@ import pytest
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import reserve
-from lora_operator.fetch.bounds import NoRoomError
-from lora_operator.fetch.leases import STATE
+from lora_operator.fetch.volume import reservations
+from lora_operator.fetch.volume.limits import NoRoomError
+from lora_operator.fetch.volume.store_locks import STATE
 from lora_operator.manifest import Limits
 
 MIB = 1 << 20
@@ -36,7 +36,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def room(root: Path, holder: str, size: int, **limits: int) -> Iterator[list[int]]:
     """Yields how much is there, in MiB, to be changed."""
     there = [0]
-    with reserve.room(
+    with reservations.room(
         root,
         size=size * MIB,
         missing=lambda: (size - there[0]) * MIB,
@@ -78,7 +78,7 @@ def test_capacity_is_shared_too(root: Path) -> None:
 
 
 def test_what_is_written_by_now_is_not_kept_any_more(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reserve, "_TOLD_EVERY_S", 0.01)
+    monkeypatch.setattr(reservations, "_TOLD_EVERY_S", 0.01)
     with room(root, "a", 60) as there:
         there[0] = 50
         for _ in range(1000):
@@ -98,7 +98,7 @@ def test_a_dead_ones_room_is_free_and_an_earlier_jobs_of_the_same_artifact(root:
     with room(root, "a", 100):
         pass
     dead.write_bytes(left)
-    old = dead.stat().st_mtime - reserve.DEAD_AFTER_S - 1
+    old = dead.stat().st_mtime - reservations.DEAD_AFTER_S - 1
     os.utime(dead, (old, old))
     with room(root, "b", 100):
         assert not dead.exists()
@@ -158,7 +158,7 @@ def test_a_volume_that_is_full_to_the_last_byte_is_told_as_such(root: Path, monk
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(reserve, "_write", full)
+    monkeypatch.setattr(reservations, "_write", full)
     with pytest.raises(NoRoomError), room(root, "a", 1):
         pass
     monkeypatch.undo()
@@ -166,5 +166,5 @@ def test_a_volume_that_is_full_to_the_last_byte_is_told_as_such(root: Path, monk
 
 def test_a_process_that_ends_at_once_gives_back_what_it_has(root: Path) -> None:
     with room(root, "a", 60):
-        reserve.drop()
+        reservations.drop()
         assert files(root) == []

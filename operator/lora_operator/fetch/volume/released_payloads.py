@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from lora_operator.fetch.leases import STATE
+from lora_operator.fetch.volume.store_locks import STATE
 
 _NAME: Final = "released.json"
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from lora_operator.fetch import volume
+from lora_operator.fetch.volume import layout
 from lora_operator.manifest import MANIFEST_FILE, Manifest
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _MANIFEST_BYTES: Final = 4 << 20
 @contextlib.contextmanager
 def staged(root: Path, links: Mapping[str, Path]) -> Iterator[Path]:
     """A directory artifacts/.tmp-<random> with `links` (name in the view → real path of the blob); gone at the end unless published."""
-    artifacts = root / volume.ARTIFACTS
+    artifacts = root / layout.ARTIFACTS
     staging = artifacts / f"{_TMP}{secrets.token_hex(8)}"
     staging.mkdir()
     try:
@@ -60,11 +60,11 @@ def publish(root: Path, staging: Path, manifest: Manifest, *, title: str) -> str
     The name is of the content and its place in the cache: what is fetched again and has not changed is no news to an engine, and
     artifacts of one content share a view. One that already has the same files stays in place.
     """
-    relative = f"{volume.ARTIFACTS}/{title}-{_content_hash(staging, manifest)}"
+    relative = f"{layout.ARTIFACTS}/{title}-{_content_hash(staging, manifest)}"
     target = root / relative
     _write_manifest(staging, manifest)
     for directory, _, _ in os.walk(staging, topdown=False):
-        volume.sync_directory(Path(directory))
+        layout.sync_directory(Path(directory))
     for _ in range(_ATTEMPTS):
         if os.path.lexists(target):
             if _same_files(target, staging):
@@ -84,7 +84,7 @@ def publish(root: Path, staging: Path, manifest: Manifest, *, title: str) -> str
         raise FileExistsError(errno.EEXIST, "the view keeps changing", relative)
     with contextlib.suppress(OSError):
         os.utime(target)  # a view that was there already is as new as one that was not, for evictions
-    volume.sync_directory(target.parent)
+    layout.sync_directory(target.parent)
     return relative
 
 
@@ -117,7 +117,7 @@ def _write_manifest(staging: Path, manifest: Manifest) -> None:
 def _renew_manifest(target: Path, staging: Path, manifest: Manifest) -> None:
     if read_manifest(target) != manifest:
         (staging / MANIFEST_FILE).replace(target / MANIFEST_FILE)
-        volume.sync_directory(target)
+        layout.sync_directory(target)
 
 
 def _content_hash(staging: Path, manifest: Manifest) -> str:

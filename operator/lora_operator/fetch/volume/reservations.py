@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import bounds
-from lora_operator.fetch.leases import STATE
-from lora_operator.fetch.volume import from_system, make_shared
+from lora_operator.fetch.volume.layout import from_system, make_shared
+from lora_operator.fetch.volume.limits import require_room, to_write, with_need
+from lora_operator.fetch.volume.store_locks import STATE
 from lora_operator.manifest import Limits
 
 DEAD_AFTER_S: Final = 120.0
@@ -50,7 +50,7 @@ def room(
 
     Raises ReasonError where there is not enough; a volume that fills in the block tells what it would take to go on.
     """
-    needed = bounds.to_write(size=size, missing=missing(), limits=limits)
+    needed = to_write(size=size, missing=missing(), limits=limits)
     path = root / STATE / "reserved" / (limits.holder or f"{_OWN}-{os.getpid()}")
     with _kept(path, needed, done) if needed else contextlib.nullcontext():
         try:
@@ -59,7 +59,7 @@ def room(
             yield
         except ReasonError as error:
             others = others_of(path).bytes if needed else 0
-            raise bounds.with_need(error, root, missing=missing(), limits=limits, reserved=others) from error
+            raise with_need(error, root, missing=missing(), limits=limits, reserved=others) from error
 
 
 def drop() -> None:
@@ -119,7 +119,7 @@ def _ask(root: Path, path: Path, needed: int, limits: Limits) -> None:
             _write(path, needed, _ASKED)
             others = others_of(path)
             try:
-                bounds.require_room(root, needed=needed, limits=limits, reserved=others.bytes)
+                require_room(root, needed=needed, limits=limits, reserved=others.bytes)
             except ReasonError:
                 if not others.asked or attempt == _TRIES - 1:
                     raise

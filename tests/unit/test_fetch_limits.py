@@ -11,7 +11,7 @@ import pytest
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import bounds
+from lora_operator.fetch.volume.limits import NoRoomError, look, require_room, require_size, to_write
 from lora_operator.manifest import Limits
 
 MIB = 1 << 20
@@ -34,9 +34,9 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def require(volume: Any, missing: int, size: int, reserved: int, limits: Limits) -> None:
-    needed = bounds.to_write(size=(size or missing) * MIB, missing=missing * MIB, limits=limits)
+    needed = to_write(size=(size or missing) * MIB, missing=missing * MIB, limits=limits)
     if needed:
-        bounds.require_room(volume.root, needed=needed, limits=limits, reserved=reserved * MIB)
+        require_room(volume.root, needed=needed, limits=limits, reserved=reserved * MIB)
 
 
 def refused(volume: Any, missing: int, *, size: int = 0, reserved: int = 0, **limits: int) -> str:
@@ -85,8 +85,8 @@ def test_a_size_that_is_only_said_counts_until_the_content_is_there(volume: Any)
 
 def test_what_would_have_to_go_can_be_told_however_much_it_is(volume: Any) -> None:
     most = 2**63 - 1
-    with pytest.raises(bounds.NoRoomError) as caught:
-        bounds.require_room(volume.root, needed=most, limits=Limits(min_free_bytes=most), reserved=most)
+    with pytest.raises(NoRoomError) as caught:
+        require_room(volume.root, needed=most, limits=Limits(min_free_bytes=most), reserved=most)
     assert caught.value.needed == most
 
 
@@ -102,17 +102,17 @@ def test_a_file_system_that_does_not_tell_its_size_has_room(volume: Any) -> None
 
 def test_content_that_is_too_big_is_told_with_both_sizes() -> None:
     limits = Limits(max_artifact_bytes=10 * MIB)
-    bounds.require_size(10 * MIB, 3, limits)
+    require_size(10 * MIB, 3, limits)
     with pytest.raises(
         ReasonError, match=r"has 11.0 MiB in 3 files, and the ModelCache takes 10.0 MiB at most"
     ) as caught:
-        bounds.require_size(11 * MIB, 3, limits)
+        require_size(11 * MIB, 3, limits)
     assert caught.value.reason is Reason.TOO_LARGE
     with pytest.raises(ReasonError, match=r"has 12.0 MiB"):
-        bounds.require_size(1, 1, limits.model_copy(update={"hint_bytes": 12 * MIB}))
+        require_size(1, 1, limits.model_copy(update={"hint_bytes": 12 * MIB}))
 
 
 def test_the_volume_as_a_job_tells_it(volume: Any) -> None:
-    found = bounds.look(volume.root)
+    found = look(volume.root)
     assert found is not None
     assert (found.total_bytes, found.free_bytes, found.used_bytes) == (1024 * MIB, 100 * MIB, 30 * MIB)
