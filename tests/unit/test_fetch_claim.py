@@ -12,8 +12,8 @@ import pytest
 
 from lora_operator.api.source import Source
 from lora_operator.errors import NotFoundError
-from lora_operator.fetch.choose import RemoteFile
 from lora_operator.fetch.claim import ClaimSource
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.local import LocalSource
 from lora_operator.fetch.tree import Tree
 from lora_operator.manifest import FetchRequest

@@ -20,7 +20,7 @@ from huggingface_hub.utils._xet import XetFileData
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import program, resume, xet
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.place import Place
 from lora_operator.fetch.source import PlainSource
 from lora_operator.fetch.volume import file_locks, store_locks

@@ -19,7 +19,7 @@ import pytest
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import meter, unpack
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.objects import ObjectStore
 from lora_operator.fetch.oci import OciSource
 from lora_operator.fetch.packed import Packed, PackedStore, tidied

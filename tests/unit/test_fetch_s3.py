@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.objects import revision_of
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.s3 import S3Keys, build_client

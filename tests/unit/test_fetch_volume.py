@@ -14,8 +14,9 @@ import pytest
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import environment, text, verify
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch import environment, text
+from lora_operator.fetch.content import verify
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.meter import Meter
 from lora_operator.fetch.s3 import S3Keys
 from lora_operator.fetch.volume import layout, views

@@ -25,7 +25,7 @@ from obstore.store import AzureStore, GCSStore
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import bucket_sums, environment, text
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.http_client import new_transport
 from lora_operator.fetch.objects import CHUNK, ObjectStore, revision_of, translated
 from lora_operator.fetch.place import Place, blob_name

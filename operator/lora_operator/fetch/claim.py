@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.objects import ObjectStore, revision_of, translated
 from lora_operator.fetch.place import Place
 from lora_operator.fetch.source import FilteredSource

@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text, unpack
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.http_client import Client, Found, shown, translate, unreachable
 from lora_operator.fetch.http_files import FOLDER, place_of
 from lora_operator.fetch.objects import ObjectStore, translated

@@ -16,7 +16,7 @@ from typing import Final
 
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.http_client import Client, Found, origin, translate, unreachable
 from lora_operator.fetch.objects import ObjectStore, translated
 from lora_operator.fetch.place import Place, blob_name

@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, huggingface, resume
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.source import PlainSource
 from lora_operator.fetch.volume import layout, store_locks
 from lora_operator.manifest import FetchRequest

@@ -23,7 +23,7 @@ from huggingface_hub.hf_api import RepoFile
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import ranges, resume, text, transport
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
 from lora_operator.fetch.persist import persist
 from lora_operator.fetch.translate import Subject, translate

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.persist import persist
 from lora_operator.fetch.place import Place
 from lora_operator.fetch.sums import Declared, Sums

@@ -18,7 +18,7 @@ from typing import Any, Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, text, unpack
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.http_client import translate, unreachable
 from lora_operator.fetch.objects import ObjectStore, translated
 from lora_operator.fetch.oci_client import INDEXES, Registry, login_of

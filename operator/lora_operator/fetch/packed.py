@@ -22,7 +22,7 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text, unpack
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.objects import Objects, ObjectStore, translated
 from lora_operator.fetch.persist import persist
 from lora_operator.fetch.place import Place, blob_name

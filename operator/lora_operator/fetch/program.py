@@ -22,8 +22,9 @@ from pydantic import ValidationError
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import choose, content, environment, outcome, text, verify
-from lora_operator.fetch.choose import RemoteFile, WantedFile
+from lora_operator.fetch import environment, outcome, text
+from lora_operator.fetch.content import check, select, verify
+from lora_operator.fetch.content.select import RemoteFile, WantedFile
 from lora_operator.fetch.meter import Meter
 from lora_operator.fetch.progress import Reporter, measure_blobs, stall_after
 from lora_operator.fetch.source import Source, Store, open_source
@@ -75,13 +76,13 @@ def _run(request: FetchRequest) -> FetchResult:
         revision = source.authorise()
         log.info("%s is at revision %s", source.title, revision)
         with source.collected(Path(request.cache_root), reporter):
-            wanted = choose.choose(
+            wanted = select.choose(
                 source.listing(),
                 kind=request.type,
                 folder=request.path,
                 allow=source.allow_patterns,
                 ignore=source.ignore_patterns,
-                options=choose.Options(
+                options=select.Options(
                     load_format=request.load_format,
                     code=request.trust_remote_code,
                     own_tokenizer=not request.without_tokenizer,
@@ -187,7 +188,7 @@ def _publish(
     )
     log.info("checking and publishing")
     with views.staged(root, {file.name: blobs[file.remote.path] for file in wanted}) as staging:
-        found = content.inspect(request, root=root, view=staging)
+        found = check.inspect(request, root=root, view=staging)
         manifest = Manifest(
             type=request.type,
             repo=title,

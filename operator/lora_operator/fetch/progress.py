@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TextIO
 
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.meter import GETTING_ON
 from lora_operator.manifest import FetchProgress
 

@@ -24,7 +24,7 @@ from botocore.exceptions import ClientError
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, ranges, text
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.objects import CHUNK, ObjectStore, revision_of, translated
 from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.s3_errors import Subject, changed, translate, unreachable

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.progress import Reporter
 from lora_operator.manifest import FetchRequest
 from lora_operator.schemes import OFFLINE_FETCHER

@@ -19,7 +19,7 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.objects import CHUNK
 from lora_operator.fetch.place import blob_name
 

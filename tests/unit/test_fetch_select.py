@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.choose import Kind, Options, RemoteFile, choose
-from lora_operator.fetch.decent import MAX_FILES
+from lora_operator.fetch.content.file_names import MAX_FILES
+from lora_operator.fetch.content.select import Kind, Options, RemoteFile, choose
 
 OID = "0" * 40
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

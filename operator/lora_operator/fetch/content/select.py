@@ -1,6 +1,6 @@
 """Decides, from a listing alone, which files of a source are wanted and under which names they are published. Pure.
 
-Names in a listing are hostile data; those that are wanted are judged by `decent`, others not at all.
+Names in a listing are hostile data; those that are wanted are judged by `file_names`, others not at all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import decent, text
+from lora_operator.fetch import text
+from lora_operator.fetch.content import file_names
 from lora_operator.manifest import MANIFEST_FILE, ContentType
 
 _SHOWN: Final = 5
@@ -146,7 +147,7 @@ def choose(
         _require_model(files, names, options)
     if kind == "Tokenizer" and not _matching(names, _TOKENIZERS):
         raise ReasonError(Reason.INCOMPLETE_MODEL, f"there is no tokenizer: {_NO_TOKENIZER} is not there")
-    decent.require(names, Reason.INVALID_ADAPTER if kind == "Adapter" else Reason.INCOMPLETE_MODEL)
+    file_names.require(names, Reason.INVALID_ADAPTER if kind == "Adapter" else Reason.INCOMPLETE_MODEL)
     return tuple(WantedFile(name=name, remote=files[name]) for name in names)
 
 
@@ -268,7 +269,7 @@ def _missing_shards(weights: Sequence[str]) -> list[str]:
     have = set(weights)
     missing: list[str] = []
     for start, end, total in sorted({(m[1], m[3], int(m[4])) for name in weights if (m := _SHARD.fullmatch(name))}):
-        numbers = range(1, min(total, decent.MAX_FILES) + 1)
+        numbers = range(1, min(total, file_names.MAX_FILES) + 1)
         missing += [part for number in numbers if (part := f"{start}{number:05}{end}") not in have]
     return missing
 

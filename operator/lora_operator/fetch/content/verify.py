@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.manifest import ManifestFile
 
 _CHUNK: Final = 1 << 20
