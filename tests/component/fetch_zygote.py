@@ -116,9 +116,9 @@ def _serve() -> None:
     with environment.private_home() as home:
         environment.prepare(request, home=Path(home))
         if request.hugging_face is not None:
-            import lora_operator.fetch.hub
+            import lora_operator.fetch.sources.huggingface.source
         else:
-            import lora_operator.fetch.s3  # noqa: F401
+            import lora_operator.fetch.sources.s3.source  # noqa: F401
         for line in sys.stdin.buffer:
             order = json.loads(line)
             if "wait" in order:

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import pytest
 
-from lora_operator.fetch import huggingface, resume
 from lora_operator.fetch.evict import evict
-from lora_operator.fetch.hub import HubStore
+from lora_operator.fetch.sources.huggingface import client, resume
+from lora_operator.fetch.sources.huggingface.source import HubStore
 from lora_operator.fetch.volume import limits, store_locks, views
 from lora_operator.manifest import EvictRequest, EvictResult, Manifest
 from lora_operator.plan.eviction import encode_keep
@@ -131,7 +131,7 @@ def test_jobs_note_what_they_bring_before_its_first_byte(root: Path, monkeypatch
         noted.append(store_locks.noted_commits(root, place.storage))
         return {}
 
-    monkeypatch.setattr(huggingface, "download", download)
+    monkeypatch.setattr(client, "download", download)
     HubStore(cast(Any, None), place, "c1").download([], moving=lambda: 0)
     assert noted == [frozenset({"c1"})]
 

@@ -19,13 +19,14 @@ from huggingface_hub.utils._xet import XetFileData
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import program, resume, xet
+from lora_operator.fetch import program
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.place import Place
-from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.sources.base import PlainSource
+from lora_operator.fetch.sources.huggingface import resume, xet
+from lora_operator.fetch.sources.huggingface.xet import Xet
+from lora_operator.fetch.sources.object_place import Place
 from lora_operator.fetch.volume import file_locks, store_locks
 from lora_operator.fetch.volume.limits import NoRoomError
-from lora_operator.fetch.xet import Xet
 from lora_operator.manifest import FetchRequest, Limits
 
 MIB = 1 << 20

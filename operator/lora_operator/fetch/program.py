@@ -27,7 +27,7 @@ from lora_operator.fetch.content import check, select, verify
 from lora_operator.fetch.content.select import RemoteFile, WantedFile
 from lora_operator.fetch.meter import Meter
 from lora_operator.fetch.progress import Reporter, measure_blobs, stall_after
-from lora_operator.fetch.source import Source, Store, open_source
+from lora_operator.fetch.sources.base import Source, Store, open_source
 from lora_operator.fetch.volume import layout, limits, reservations, store_locks, views
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, FetchResult, Manifest, ManifestFile
 

@@ -23,15 +23,16 @@ from botocore.exceptions import ClientError
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import environment, ranges, text
+from lora_operator.fetch import environment, text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.objects import CHUNK, ObjectStore, revision_of, translated
-from lora_operator.fetch.place import Place, blob_name
-from lora_operator.fetch.s3_errors import Subject, changed, translate, unreachable
-from lora_operator.fetch.s3_sums import from_etag, from_head, from_parts, parts_of
-from lora_operator.fetch.source import FilteredSource
-from lora_operator.fetch.sts import AssumedRole, Fixed
-from lora_operator.fetch.sums import Declared
+from lora_operator.fetch.sources import ranges
+from lora_operator.fetch.sources.base import FilteredSource
+from lora_operator.fetch.sources.checksums import Declared
+from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_store import CHUNK, ObjectStore, revision_of, translated
+from lora_operator.fetch.sources.s3.checksums import from_etag, from_head, from_parts, parts_of
+from lora_operator.fetch.sources.s3.errors import Subject, changed, translate, unreachable
+from lora_operator.fetch.sources.s3.roles import AssumedRole, Fixed
 from lora_operator.manifest import FetchRequest, S3Request
 
 if TYPE_CHECKING:

@@ -24,9 +24,10 @@ from huggingface_hub.utils._xet import XetConnectionInfo, XetFileData, parse_xet
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import ranges, text
+from lora_operator.fetch import text
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
 from lora_operator.fetch.progress import stall_after
+from lora_operator.fetch.sources import ranges
 
 log = logging.getLogger(__name__)
 

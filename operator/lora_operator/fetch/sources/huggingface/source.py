@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as a source: what `huggingface` and `resume` do, behind the protocol of `source`."""
+"""The Hugging Face Hub as a source: what `client` and `resume` do, behind the protocol of `base`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import environment, huggingface, resume
+from lora_operator.fetch import environment
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.sources.base import PlainSource
+from lora_operator.fetch.sources.huggingface import client, resume
 from lora_operator.fetch.volume import layout, store_locks
 from lora_operator.manifest import FetchRequest
 
@@ -19,7 +20,7 @@ from lora_operator.manifest import FetchRequest
 class HubStore:
     """One repository in the Hub's own cache layout, at one commit."""
 
-    hub: huggingface.Hub
+    hub: client.Hub
     place: resume.Place
     commit: str
 
@@ -35,7 +36,7 @@ class HubStore:
 
     def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
         store_locks.note_commit(self.place.hub.parent, self.place.storage, self.commit)
-        return huggingface.download(self.hub, self.place, files, commit=self.commit, moving=moving)
+        return client.download(self.hub, self.place, files, commit=self.commit, moving=moving)
 
     def arrived(self, file: RemoteFile) -> str | None:
         return self.place.arrived.get(file.blob)
@@ -44,10 +45,10 @@ class HubStore:
         return file  # the Hub declares a checksum for every file
 
     def download_again(self, file: RemoteFile) -> None:
-        huggingface.download_again(self.hub, self.place, file, commit=self.commit)
+        client.download_again(self.hub, self.place, file, commit=self.commit)
 
     def forget(self, file: RemoteFile) -> None:
-        huggingface.forget(self.place, self.commit, file)
+        client.forget(self.place, self.commit, file)
 
     def confirm(self) -> None:
         """A commit can't change."""
@@ -57,14 +58,14 @@ class HubStore:
 class HubSource(PlainSource):
     """One repository of one Hub."""
 
-    hub: huggingface.Hub
+    hub: client.Hub
     commit: str = ""
 
     @classmethod
     def open(cls, request: FetchRequest) -> HubSource:
         """The request's repository, with the Job's token."""
         assert request.hugging_face is not None  # noqa: S101  a narrowing for the type checker
-        return cls(huggingface.connect(request.hugging_face, environment.read_token(request)))
+        return cls(client.connect(request.hugging_face, environment.read_token(request)))
 
     @property
     def title(self) -> str:
@@ -83,14 +84,14 @@ class HubSource(PlainSource):
         return self.hub.request.ignore_patterns
 
     def authorise(self) -> str:
-        self.commit = huggingface.authorise(self.hub)
+        self.commit = client.authorise(self.hub)
         return self.commit
 
     def listing(self) -> Sequence[RemoteFile]:
-        return huggingface.listing(self.hub, self.commit)
+        return client.listing(self.hub, self.commit)
 
     def prove_readable(self, files: Sequence[RemoteFile]) -> None:
-        huggingface.prove_readable(self.hub, self.commit, files[0].path)  # the right is the repository's, not a file's
+        client.prove_readable(self.hub, self.commit, files[0].path)  # the right is the repository's, not a file's
 
     def open_store(self, root: Path) -> HubStore:
         place = resume.Place(hub=root / layout.HUB, repo=self.hub.request.repo)

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from huggingface_hub import get_session, set_client_factory
 
-from lora_operator.fetch import transport
+from lora_operator.fetch.sources.huggingface import transport
 
 TOKEN = {"Authorization": "Bearer hf_x", "Cookie": "a=b"}
 

@@ -17,10 +17,10 @@ from typing import Final
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.http_client import Client, Found, origin, translate, unreachable
-from lora_operator.fetch.objects import ObjectStore, translated
-from lora_operator.fetch.place import Place, blob_name
-from lora_operator.fetch.source import FilteredSource, Source
+from lora_operator.fetch.sources.base import FilteredSource, Source
+from lora_operator.fetch.sources.http_client import Client, Found, origin, translate, unreachable
+from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_store import ObjectStore, translated
 from lora_operator.manifest import FetchRequest, HttpRequest
 
 FOLDER: Final = "http"
@@ -48,7 +48,7 @@ class HttpSource(FilteredSource):
         client = connect(request.http, environment.read_keys(request))
         if request.http.url is None:
             return HttpSource(request.http, client)
-        from lora_operator.fetch.http_archive import HttpArchive
+        from lora_operator.fetch.sources.http_archive import HttpArchive
 
         return HttpArchive.of(request, client)
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from lora_operator.fetch.sums import ALGORITHMS, Declared
+from lora_operator.fetch.sources.checksums import ALGORITHMS, Declared
 
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 _PARTS: Final = re.compile(r"(.+)-([1-9][0-9]{0,4})")

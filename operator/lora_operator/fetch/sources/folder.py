@@ -20,8 +20,8 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.objects import CHUNK
-from lora_operator.fetch.place import blob_name
+from lora_operator.fetch.sources.object_place import blob_name
+from lora_operator.fetch.sources.object_store import CHUNK
 
 log = logging.getLogger(__name__)
 

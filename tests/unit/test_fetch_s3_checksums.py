@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_operator.fetch.s3_sums import from_etag, from_head, from_parts, parts_of
-from lora_operator.fetch.sums import Declared, Sums
+from lora_operator.fetch.sources.checksums import Declared, Sums
+from lora_operator.fetch.sources.s3.checksums import from_etag, from_head, from_parts, parts_of
 
 DATA = b"123456789"
 # The check values of the catalogues of checksums: over "123456789".

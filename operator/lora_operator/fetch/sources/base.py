@@ -19,7 +19,7 @@ from lora_operator.manifest import FetchRequest
 from lora_operator.schemes import OFFLINE_FETCHER
 
 if TYPE_CHECKING:
-    from lora_operator.fetch.sums import Declared
+    from lora_operator.fetch.sources.checksums import Declared
 
 
 class Store(Protocol):

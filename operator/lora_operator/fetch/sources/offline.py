@@ -22,7 +22,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.source import PlainSource
+from lora_operator.fetch.sources.base import PlainSource
 from lora_operator.fetch.volume.layout import ARTIFACTS, HUB, inside
 from lora_operator.manifest import AzureRequest, FetchRequest, GcsRequest, HuggingFaceRequest, S3Request
 

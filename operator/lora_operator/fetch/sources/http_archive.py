@@ -9,15 +9,16 @@ from pathlib import Path
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text, unpack
+from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.http_client import Client, Found, shown, translate, unreachable
-from lora_operator.fetch.http_files import FOLDER, place_of
-from lora_operator.fetch.objects import ObjectStore, translated
-from lora_operator.fetch.packed import Packed, PackedStore, collecting
-from lora_operator.fetch.place import blob_name
 from lora_operator.fetch.progress import Reporter
-from lora_operator.fetch.source import FilteredSource
+from lora_operator.fetch.sources import unpack
+from lora_operator.fetch.sources.archives import Packed, PackedStore, collecting
+from lora_operator.fetch.sources.base import FilteredSource
+from lora_operator.fetch.sources.http import FOLDER, place_of
+from lora_operator.fetch.sources.http_client import Client, Found, shown, translate, unreachable
+from lora_operator.fetch.sources.object_place import blob_name
+from lora_operator.fetch.sources.object_store import ObjectStore, translated
 from lora_operator.fetch.volume import layout
 from lora_operator.manifest import FetchRequest, HttpRequest
 

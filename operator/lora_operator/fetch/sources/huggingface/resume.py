@@ -32,9 +32,9 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
+from lora_operator.fetch.sources.huggingface.xet import Xet, beyond_http
 from lora_operator.fetch.volume import file_locks
 from lora_operator.fetch.volume.layout import NO_SPACE
-from lora_operator.fetch.xet import Xet, beyond_http
 
 log = logging.getLogger(__name__)
 

@@ -18,14 +18,15 @@ import pytest
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import meter, unpack
+from lora_operator.fetch import meter
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.objects import ObjectStore
-from lora_operator.fetch.oci import OciSource
-from lora_operator.fetch.packed import Packed, PackedStore, tidied
-from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter, measure_blobs
-from lora_operator.fetch.sums import Declared
+from lora_operator.fetch.sources import unpack
+from lora_operator.fetch.sources.archives import Packed, PackedStore, tidied
+from lora_operator.fetch.sources.checksums import Declared
+from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_store import ObjectStore
+from lora_operator.fetch.sources.oci import OciSource
 from lora_operator.fetch.volume import file_locks, store_locks
 from lora_operator.manifest import FetchRequest, Limits
 

@@ -11,10 +11,10 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.objects import ObjectStore, revision_of, translated
-from lora_operator.fetch.place import Place
-from lora_operator.fetch.source import FilteredSource
-from lora_operator.fetch.tree import Tree
+from lora_operator.fetch.sources.base import FilteredSource
+from lora_operator.fetch.sources.folder import Tree
+from lora_operator.fetch.sources.object_place import Place
+from lora_operator.fetch.sources.object_store import ObjectStore, revision_of, translated
 from lora_operator.fetch.volume import layout
 from lora_operator.manifest import ClaimRequest, FetchRequest
 

@@ -12,7 +12,7 @@ import pytest
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.oci_client import Registry, login_of
+from lora_operator.fetch.sources.oci_registry import Registry, login_of
 
 HOME, TOKENS = "https://registry.test", "https://tokens.test/token"
 CHALLENGE = f'Bearer realm="{TOKENS}",service="registry.test",scope="repository:other:push"'

@@ -22,9 +22,9 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.persist import persist
-from lora_operator.fetch.place import Place
-from lora_operator.fetch.sums import Declared, Sums
+from lora_operator.fetch.sources.checksums import Declared, Sums
+from lora_operator.fetch.sources.object_place import Place
+from lora_operator.fetch.sources.retries import persist
 from lora_operator.fetch.volume import file_locks
 from lora_operator.fetch.volume.file_locks import Guarded
 

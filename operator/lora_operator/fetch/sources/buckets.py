@@ -24,13 +24,14 @@ from obstore.store import AzureStore, GCSStore
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import bucket_sums, environment, text
+from lora_operator.fetch import environment, text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.http_client import new_transport
-from lora_operator.fetch.objects import CHUNK, ObjectStore, revision_of, translated
-from lora_operator.fetch.place import Place, blob_name
-from lora_operator.fetch.source import FilteredSource
-from lora_operator.fetch.sums import Declared
+from lora_operator.fetch.sources import bucket_checksums
+from lora_operator.fetch.sources.base import FilteredSource
+from lora_operator.fetch.sources.checksums import Declared
+from lora_operator.fetch.sources.http_client import new_transport
+from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_store import CHUNK, ObjectStore, revision_of, translated
 from lora_operator.fetch.volume import layout
 from lora_operator.manifest import AzureRequest, FetchRequest, GcsRequest
 
@@ -127,7 +128,7 @@ class BucketSource(FilteredSource):
                 self._get(file, {"range": (0, 1)}).bytes()
             else:
                 self._get(file, {"head": True})
-            return bucket_sums.ask(self.transport, self.address(self.prefix + file.path), etag=file.version)
+            return bucket_checksums.ask(self.transport, self.address(self.prefix + file.path), etag=file.version)
 
     @contextmanager
     def chunks(self, file: RemoteFile, start: int) -> Iterator[Iterator[bytes]]:
@@ -166,13 +167,13 @@ class BucketSource(FilteredSource):
                 return error
             case exceptions.PermissionDeniedError() | exceptions.UnauthenticatedError():
                 return ReasonError(Reason.UNAUTHORIZED, self._refused())
-            case exceptions.PreconditionError() | bucket_sums.ChangedError():
+            case exceptions.PreconditionError() | bucket_checksums.ChangedError():
                 return self._changed("an object is not the one that was listed")
             case FileNotFoundError() if error.errno is None:
                 return self._changed("an object that was listed is gone")
             case exceptions.BaseError():
                 return self._from_status(_status_of(error), error)
-            case httpx2.HTTPError() | bucket_sums.NoAnswerError():
+            case httpx2.HTTPError() | bucket_checksums.NoAnswerError():
                 return self._unreachable(f"{type(error).__name__}: {error}")
             case OSError():
                 return layout.from_system(error) or self._unreachable(f"{type(error).__name__}: {error}")
@@ -229,7 +230,9 @@ class GcsSource:
         except (exceptions.BaseError, ValueError) as error:
             raise _unusable(error) from error
         title = f"gs://{gcs.bucket}/{gcs.prefix}".rstrip("/")
-        address = bucket_sums.plain(f"{endpoint}/{gcs.bucket}") if keys is None else bucket_sums.signed(client)
+        address = (
+            bucket_checksums.plain(f"{endpoint}/{gcs.bucket}") if keys is None else bucket_checksums.signed(client)
+        )
         return BucketSource("gcs", title, endpoint, gcs.bucket, gcs, client, keys is not None, address)
 
 
@@ -254,12 +257,12 @@ class AzureSource:
             client = AzureStore(azure.container, config=config, **_transport(request, endpoint))
             query = config.get("sas_key", "")
             if "account_key" in config:
-                query = bucket_sums.shared_access(azure.account, config["account_key"], azure.container)
+                query = bucket_checksums.shared_access(azure.account, config["account_key"], azure.container)
         except (exceptions.BaseError, ValueError) as error:
             raise _unusable(error) from error
         title = f"azure://{azure.account}/{azure.container}/{azure.prefix}".rstrip("/")
         bucket = f"{azure.account}/{azure.container}"
-        address = bucket_sums.plain(f"{endpoint}/{azure.container}", query=query)
+        address = bucket_checksums.plain(f"{endpoint}/{azure.container}", query=query)
         return BucketSource("azure", title, endpoint, bucket, azure, client, keys is not None, address)
 
 

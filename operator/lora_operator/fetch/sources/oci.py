@@ -17,15 +17,16 @@ from typing import Any, Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import environment, text, unpack
+from lora_operator.fetch import environment, text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.http_client import translate, unreachable
-from lora_operator.fetch.objects import ObjectStore, translated
-from lora_operator.fetch.oci_client import INDEXES, Registry, login_of
-from lora_operator.fetch.packed import Packed, PackedStore, collecting
-from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter
-from lora_operator.fetch.source import FilteredSource
+from lora_operator.fetch.sources import unpack
+from lora_operator.fetch.sources.archives import Packed, PackedStore, collecting
+from lora_operator.fetch.sources.base import FilteredSource
+from lora_operator.fetch.sources.http_client import translate, unreachable
+from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_store import ObjectStore, translated
+from lora_operator.fetch.sources.oci_registry import INDEXES, Registry, login_of
 from lora_operator.fetch.volume import layout
 from lora_operator.manifest import FetchRequest, OciRequest
 

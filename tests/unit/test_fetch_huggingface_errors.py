@@ -11,8 +11,8 @@ from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defin
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import translate as module
-from lora_operator.fetch.translate import Subject, translate
+from lora_operator.fetch.sources.huggingface import errors as module
+from lora_operator.fetch.sources.huggingface.errors import Subject, translate
 from lora_operator.manifest import HuggingFaceRequest
 
 ENDPOINT = "http://127.0.0.1:1"

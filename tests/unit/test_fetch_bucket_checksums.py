@@ -7,8 +7,8 @@ import hashlib
 
 import pytest
 
-from lora_operator.fetch.bucket_sums import from_headers, plain
-from lora_operator.fetch.sums import Declared
+from lora_operator.fetch.sources.bucket_checksums import from_headers, plain
+from lora_operator.fetch.sources.checksums import Declared
 
 DATA = b"123456789"
 MD5, CRC = hashlib.md5(DATA).digest(), bytes.fromhex("e3069283")

@@ -21,13 +21,14 @@ from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import text, unpack
+from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.objects import Objects, ObjectStore, translated
-from lora_operator.fetch.persist import persist
-from lora_operator.fetch.place import Place, blob_name
 from lora_operator.fetch.progress import Reporter, measure_blobs
-from lora_operator.fetch.sums import Sums
+from lora_operator.fetch.sources import unpack
+from lora_operator.fetch.sources.checksums import Sums
+from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_store import Objects, ObjectStore, translated
+from lora_operator.fetch.sources.retries import persist
 from lora_operator.fetch.volume import file_locks, reservations, store_locks
 from lora_operator.fetch.volume.limits import require_size
 from lora_operator.manifest import FetchRequest, Limits

@@ -16,8 +16,8 @@ from lora_operator.api import ModelArtifact, ModelCache
 from lora_operator.api.source import Source
 from lora_operator.desired.job import build_request
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.s3 import S3Keys, S3Source, build_client
-from lora_operator.fetch.s3_errors import Subject
+from lora_operator.fetch.sources.s3.errors import Subject
+from lora_operator.fetch.sources.s3.source import S3Keys, S3Source, build_client
 from lora_operator.manifest import RoleRequest, S3Request
 from lora_operator.names import session_name
 from lora_operator.plan.allowed import source_refused

@@ -11,9 +11,9 @@ from pathlib import Path
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.objects import revision_of
-from lora_operator.fetch.source import FilteredSource
-from lora_operator.fetch.tree import Tree
+from lora_operator.fetch.sources.base import FilteredSource
+from lora_operator.fetch.sources.folder import Tree
+from lora_operator.fetch.sources.object_store import revision_of
 from lora_operator.fetch.volume import layout
 from lora_operator.manifest import FetchRequest, LocalRequest
 from lora_operator.schemes import RESERVED_FOLDERS

@@ -22,12 +22,14 @@ from huggingface_hub.hf_api import RepoFile
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import ranges, resume, text, transport
+from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
-from lora_operator.fetch.persist import persist
-from lora_operator.fetch.translate import Subject, translate
-from lora_operator.fetch.xet import Xet, beyond_http
+from lora_operator.fetch.sources import ranges
+from lora_operator.fetch.sources.huggingface import resume, transport
+from lora_operator.fetch.sources.huggingface.errors import Subject, translate
+from lora_operator.fetch.sources.huggingface.xet import Xet, beyond_http
+from lora_operator.fetch.sources.retries import persist
 from lora_operator.manifest import HuggingFaceRequest
 
 log = logging.getLogger(__name__)

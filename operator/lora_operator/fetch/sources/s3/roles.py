@@ -25,7 +25,7 @@ from botocore.session import Session
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.s3_errors import RATE, SERVER_TEXT_BYTES, TRANSPORT, Subject, translate
+from lora_operator.fetch.sources.s3.errors import RATE, SERVER_TEXT_BYTES, TRANSPORT, Subject, translate
 from lora_operator.manifest import RoleRequest
 
 _KEYS: Final = (

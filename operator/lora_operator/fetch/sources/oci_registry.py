@@ -20,7 +20,7 @@ import httpx2
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.http_client import PLAIN, Bearer, Client, new_transport, origin, unreachable
+from lora_operator.fetch.sources.http_client import PLAIN, Bearer, Client, new_transport, origin, unreachable
 
 _DOCUMENT_BYTES: Final = 4 << 20
 _PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
