@@ -109,7 +109,7 @@ class Zygote:
 
 
 def _serve() -> None:
-    from lora_operator.fetch import environment, program
+    from lora_operator.fetch import download, environment
     from lora_operator.manifest import FetchRequest
 
     request = FetchRequest.model_validate_json(sys.argv[1])
@@ -125,7 +125,7 @@ def _serve() -> None:
                 print(os.waitpid(order["wait"], 0)[1], flush=True)
             elif (pid := os.fork()) == 0:
                 _become(order)
-                os._exit(program.main())
+                os._exit(download.main())
             else:
                 print(pid, flush=True)
 

@@ -18,7 +18,7 @@ import pytest
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import meter
+from lora_operator.fetch import heartbeat
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.progress import Reporter, measure_blobs
 from lora_operator.fetch.sources import unpack
@@ -242,10 +242,10 @@ def test_what_of_an_archive_arrived_goes_only_where_it_is_at_fault_or_done(place
 
 
 def test_files_that_are_passed_over_are_getting_on() -> None:
-    before = meter.GETTING_ON.read()
+    before = heartbeat.GETTING_ON.read()
     found = unpack.contents(io.BytesIO(tar(big=bytes(4 * MIB), a=b"1")), frozenset({"a"}), limit=64 * MIB)
     assert [b"".join(chunks) for _, chunks in found] == [b"1"]
-    assert meter.GETTING_ON.read()[0] - before[0] >= 4 * MIB
+    assert heartbeat.GETTING_ON.read()[0] - before[0] >= 4 * MIB
 
 
 def test_a_job_that_waits_for_a_lock_says_so_and_is_not_taken_for_stalled(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_operator.fetch.meter import GETTING_ON
+from lora_operator.fetch.heartbeat import GETTING_ON
 from lora_operator.fetch.volume import file_locks
 
 

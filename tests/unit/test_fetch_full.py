@@ -19,7 +19,7 @@ from huggingface_hub.utils._xet import XetFileData
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import program
+from lora_operator.fetch import download
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources.base import PlainSource
 from lora_operator.fetch.sources.huggingface import resume, xet
@@ -139,9 +139,9 @@ def run(monkeypatch: pytest.MonkeyPatch, root: Path, source: FakeSource, **limit
     request = FetchRequest(
         artifact="a-1", type="Tokenizer", cache_root=str(root), owner="uid-claim", limits=Limits(**limits)
     )
-    monkeypatch.setattr(program, "open_source", lambda _: source)
+    monkeypatch.setattr(download, "open_source", lambda _: source)
     with pytest.raises(ReasonError) as caught:
-        program._run(request)
+        download._run(request)
     return caught.value
 
 

@@ -17,7 +17,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, text
 from lora_operator.fetch.content import verify
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.meter import Meter
+from lora_operator.fetch.heartbeat import Meter
 from lora_operator.fetch.sources.s3.source import S3Keys
 from lora_operator.fetch.volume import layout, views
 from lora_operator.manifest import MANIFEST_FILE, FetchRequest, HuggingFaceRequest, Manifest, ManifestFile, S3Request

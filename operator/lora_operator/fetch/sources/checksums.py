@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from awscrt import checksums  # type: ignore[import-untyped]
 
-from lora_operator.fetch.meter import GETTING_ON
+from lora_operator.fetch.heartbeat import GETTING_ON
 from lora_operator.fetch.volume.file_locks import Guarded
 
 _CHUNK: Final = 256 << 10

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import IO, Final
 
 from lora_operator.fetch import text
-from lora_operator.fetch.meter import GETTING_ON
+from lora_operator.fetch.heartbeat import GETTING_ON
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, BinaryIO, Final, cast
 
-from lora_operator.fetch.meter import GETTING_ON
+from lora_operator.fetch.heartbeat import GETTING_ON
 
 LEFT_AFTER_S: Final = 3600.0  # a Job that writes nothing for two minutes is ended
 _PATIENCE_S: Final = 600.0

@@ -25,7 +25,7 @@ from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.meter import GETTING_ON
+from lora_operator.fetch.heartbeat import GETTING_ON
 from lora_operator.fetch.volume import file_locks
 from lora_operator.fetch.volume.layout import ARTIFACTS, from_system, make_shared
 

@@ -8,7 +8,8 @@ import pytest
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import outcome, text
+from lora_operator.fetch import text
+from lora_operator.fetch.result import encode, failure
 from lora_operator.manifest import TERMINATION_LOG_BYTES, FetchResult
 
 
@@ -53,14 +54,14 @@ def test_size(count: int, shown: str) -> None:
 
 def test_a_result_that_fits_is_whole() -> None:
     result = FetchResult(ok=True, path="artifacts/a-b", rank=8, target_modules=("q_proj", "v_proj"), size_bytes=5)
-    assert FetchResult.model_validate_json(outcome.encode(result)) == result
+    assert FetchResult.model_validate_json(encode(result)) == result
 
 
 def test_target_modules_go_first_when_a_result_is_too_long() -> None:
     result = FetchResult(
         ok=True, path="artifacts/a-b", rank=8, target_modules=tuple(f"layers.{n}.q_proj" for n in range(5000))
     )
-    data = outcome.encode(result)
+    data = encode(result)
     assert len(data) <= TERMINATION_LOG_BYTES
     found = FetchResult.model_validate_json(data)
     assert found.path == result.path
@@ -68,15 +69,15 @@ def test_target_modules_go_first_when_a_result_is_too_long() -> None:
 
 
 def test_a_message_full_of_escapes_still_fits() -> None:
-    data = outcome.encode(FetchResult(ok=False, reason=Reason.JOB_FAILED, message='"\\' * 2000))
+    data = encode(FetchResult(ok=False, reason=Reason.JOB_FAILED, message='"\\' * 2000))
     assert len(data) <= TERMINATION_LOG_BYTES
     assert json.loads(data)["reason"] == "JobFailed"
 
 
 def test_failures_keep_their_reason_and_others_become_job_failed() -> None:
-    known = outcome.failure(ReasonError(Reason.RATE_LIMITED, "later\nplease"))
+    known = failure(ReasonError(Reason.RATE_LIMITED, "later\nplease"))
     assert (known.reason, known.message) == (Reason.RATE_LIMITED, "later please")
-    unknown = outcome.failure(RuntimeError("x" * 5000))
+    unknown = failure(RuntimeError("x" * 5000))
     assert unknown.reason is Reason.JOB_FAILED
     assert unknown.message.startswith("RuntimeError: xxx")
     assert len(unknown.message.encode()) <= text.MESSAGE_BYTES

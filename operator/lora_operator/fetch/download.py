@@ -22,11 +22,12 @@ from pydantic import ValidationError
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import environment, outcome, text
+from lora_operator.fetch import environment, text
 from lora_operator.fetch.content import check, select, verify
 from lora_operator.fetch.content.select import RemoteFile, WantedFile
-from lora_operator.fetch.meter import Meter
+from lora_operator.fetch.heartbeat import Meter
 from lora_operator.fetch.progress import Reporter, measure_blobs, stall_after
+from lora_operator.fetch.result import failure, finish
 from lora_operator.fetch.sources.base import Source, Store, open_source
 from lora_operator.fetch.volume import layout, limits, reservations, store_locks, views
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, FetchResult, Manifest, ManifestFile
@@ -47,13 +48,13 @@ def main() -> int:
             environment.prepare(request, home=Path(home))
             result = _run(request)
     except ReasonError as error:
-        result = outcome.failure(error)
+        result = failure(error)
     except BaseException as error:  # a library's panic, for instance
         print(text.redact(traceback.format_exc()), file=sys.stderr, flush=True)
-        result = outcome.failure(error)
+        result = failure(error)
     if request is not None:
         result = result.model_copy(update={"volume": limits.look(Path(request.cache_root))})
-    return outcome.finish(result)
+    return finish(result)
 
 
 def main_then_exit() -> NoReturn:
@@ -240,7 +241,7 @@ def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def _end_now(error: ReasonError) -> NoReturn:
     reservations.drop()
-    _EXIT_NOW(outcome.finish(outcome.failure(error)))
+    _EXIT_NOW(finish(failure(error)))
 
 
 class _Redacting(logging.Formatter):
