@@ -17,8 +17,7 @@ import httpx2
 import obstore
 from obstore.store import GCSStore
 
-from lora_operator.fetch.sources.checksums import Declared
-from lora_operator.fetch.sources.s3.checksums import decoded
+from lora_operator.fetch.sources.checksums import Declared, decoded
 
 _SIGNED_FOR: Final = timedelta(minutes=15)
 _AZURE_VERSION: Final = "2022-11-02"

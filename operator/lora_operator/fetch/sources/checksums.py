@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import zlib
 from collections.abc import Callable, Mapping
@@ -137,3 +139,11 @@ class Sums:
         if declared is None or (declared.algorithm == "SHA256" and not declared.part):  # which is counted anyway
             return _None()
         return ALGORITHMS[declared.algorithm]()
+
+
+def decoded(value: object) -> bytes:
+    """The bytes of a checksum header; empty for what is none."""
+    try:
+        return base64.b64decode(str(value or ""), validate=True)
+    except (binascii.Error, ValueError):
+        return b""

@@ -7,13 +7,11 @@ one behind the other (COMPOSITE, and the ETag with `-<parts>`), which takes know
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from lora_operator.fetch.sources.checksums import ALGORITHMS, Declared
+from lora_operator.fetch.sources.checksums import ALGORITHMS, Declared, decoded
 
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 _PARTS: Final = re.compile(r"(.+)-([1-9][0-9]{0,4})")
@@ -52,11 +50,3 @@ def from_parts(
             return Declared(algorithm, value, part=first)
     md5 = etag.strip('"').lower().partition("-")[0]
     return Declared("MD5", bytes.fromhex(md5), part=first) if _MD5.fullmatch(md5) and not encrypted else None
-
-
-def decoded(value: object) -> bytes:
-    """The bytes of a checksum header; empty for what is none."""
-    try:
-        return base64.b64decode(str(value or ""), validate=True)
-    except (binascii.Error, ValueError):
-        return b""
