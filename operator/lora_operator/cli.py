@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("evict", help="run the eviction that LORA_OPERATOR_EVICT describes, then exit")
     chosen = parser.parse_args(argv)
     if chosen.command == "fetch":
-        from lora_operator.fetch import program
+        from lora_operator.fetch import download
 
-        program.main_then_exit()
+        download.main_then_exit()
     if chosen.command == "evict":
         from lora_operator.fetch import evict
 

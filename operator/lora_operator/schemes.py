@@ -51,7 +51,7 @@ class Scheme:
     title: str  # for people
     description: str  # of the member, in the CRD
     model: str  # <class> of lora_operator.api.source
-    fetcher: str  # <module>:<class> below lora_operator.fetch
+    fetcher: str  # <module>:<class> below lora_operator.fetch.sources
     revision: str  # what the resolved revision is
     verified: str  # what every payload is compared with
     allowed_by: str  # the field of a ModelCache's spec that says what sources may name
@@ -74,7 +74,7 @@ SCHEMES: Final = (
         title="Hugging Face Hub",
         description="A repository on the Hugging Face Hub.",
         model="HuggingFaceSource",
-        fetcher="hub:HubSource",
+        fetcher="huggingface.source:HubSource",
         revision="the commit that the revision named",
         verified="the sha256 of files in LFS, the git blob id of the others",
         allowed_by="huggingFace.endpoint",
@@ -86,7 +86,7 @@ SCHEMES: Final = (
         title="S3",
         description="A folder of an S3 bucket.",
         model="S3Source",
-        fetcher="s3:S3Source",
+        fetcher="s3.source:S3Source",
         revision="a hash of the listing",
         verified="the size, the ETag where it is an MD5, and the service's own checksums",
         allowed_by="s3.allowedEndpoints",
@@ -101,7 +101,7 @@ SCHEMES: Final = (
         title="HTTP",
         description="Files of HTTP servers, or a tar or zip archive.",
         model="HttpSource",
-        fetcher="http_files:HttpSource",
+        fetcher="http:HttpSource",
         revision="a hash of the paths and sha256 sums; an archive's own sha256",
         verified="the sha256 that the source has for each file, or for the archive",
         allowed_by="http.allowedEndpoints",
@@ -113,7 +113,7 @@ SCHEMES: Final = (
         title="PersistentVolumeClaim",
         description="A folder of a claim in the cache's namespace, which is copied.",
         model="ClaimSource",
-        fetcher="claim:ClaimSource",
+        fetcher="volumes:ClaimSource",
         revision="a hash of the listing",
         verified="the size and the times of change that were listed; from its arrival on, the sha256 of what arrived",
         allowed_by="persistentVolumeClaim.allowedClaims",
@@ -125,7 +125,7 @@ SCHEMES: Final = (
         title="local path",
         description="A folder of the cache's own volume, which is used in place.",
         model="LocalSource",
-        fetcher="local:LocalSource",
+        fetcher="volumes:LocalSource",
         revision="a hash of the listing",
         verified="the size and time of change that were listed; its sha256 stands in the view's manifest",
         allowed_by="local.allowedPaths",

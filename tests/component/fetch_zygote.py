@@ -109,23 +109,23 @@ class Zygote:
 
 
 def _serve() -> None:
-    from lora_operator.fetch import environment, program
+    from lora_operator.fetch import download, environment
     from lora_operator.manifest import FetchRequest
 
     request = FetchRequest.model_validate_json(sys.argv[1])
     with environment.private_home() as home:
         environment.prepare(request, home=Path(home))
         if request.hugging_face is not None:
-            import lora_operator.fetch.hub
+            import lora_operator.fetch.sources.huggingface.source
         else:
-            import lora_operator.fetch.s3  # noqa: F401
+            import lora_operator.fetch.sources.s3.source  # noqa: F401
         for line in sys.stdin.buffer:
             order = json.loads(line)
             if "wait" in order:
                 print(os.waitpid(order["wait"], 0)[1], flush=True)
             elif (pid := os.fork()) == 0:
                 _become(order)
-                os._exit(program.main())
+                os._exit(download.main())
             else:
                 print(pid, flush=True)
 

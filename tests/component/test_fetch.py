@@ -625,7 +625,7 @@ def test_a_request_that_is_none(fetcher: Fetcher) -> None:
 
 def test_an_unforeseen_error_has_a_result_and_a_traceback(fetcher: Fetcher, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import lora_operator.fetch.choose as c\ndef boom(*a, **k):\n    raise RuntimeError('boom')\nc.choose = boom\n"
+        "import lora_operator.fetch.content.select as c\ndef boom(*a, **k):\n    raise RuntimeError('boom')\nc.choose = boom\n"
     )
     from tests.component.fetch_support import ROOT
 

@@ -14,8 +14,8 @@ import pytest
 
 from e2e.fixtures import adapters
 from e2e.fixtures.s3 import Request, S3Server
-from lora_operator.fetch.place import Place, blob_name
-from lora_operator.fetch.ranges import PART
+from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.ranges import PART
 from lora_operator.manifest import FetchResult
 from tests.component.fetch_support import Fetcher, Job, make_base, until
 

@@ -20,8 +20,8 @@ from e2e.fixtures.sts import Role, Sts, StsServer
 from lora_operator.constants import CACHE_MOUNT
 from lora_operator.desired.job import build_request
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.s3 import S3Keys, S3Source, build_client
-from lora_operator.fetch.s3_errors import Subject
+from lora_operator.fetch.sources.s3.errors import Subject
+from lora_operator.fetch.sources.s3.source import S3Keys, S3Source, build_client
 from lora_operator.manifest import S3Request
 from lora_operator.plan.wants import build_artifact
 from tests.component.fetch_support import Fetcher, Job

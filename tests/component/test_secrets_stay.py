@@ -28,7 +28,7 @@ from tests.component.reconcile_support import NEVER, World, running_operator, un
 MARKER = "hf_aMarkerThatMustNotBeSeenAnywhere"
 FORMS = (MARKER, base64.b64encode(MARKER.encode()).decode(), MARKER.encode().hex())
 BOOM = (
-    "import lora_operator.fetch.choose as c, os\n"
+    "import lora_operator.fetch.content.select as c, os\n"
     "def boom(*a, **k):\n"
     "    raise RuntimeError('boom with ' + open(os.environ['MARKER_FILE']).read())\n"
     "c.choose = boom\n"

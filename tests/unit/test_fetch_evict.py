@@ -14,9 +14,10 @@ from typing import Any, cast
 
 import pytest
 
-from lora_operator.fetch import bounds, huggingface, leases, publish, resume
 from lora_operator.fetch.evict import evict
-from lora_operator.fetch.hub import HubStore
+from lora_operator.fetch.sources.huggingface import client, resume
+from lora_operator.fetch.sources.huggingface.source import HubStore
+from lora_operator.fetch.volume import limits, store_locks, views
 from lora_operator.manifest import EvictRequest, EvictResult, Manifest
 from lora_operator.plan.eviction import encode_keep
 
@@ -27,7 +28,7 @@ REPO, BUCKET = "hub/models--org--a", "s3/bucket-0123"
 def make_view(root: Path, name: str, store: str, *blobs: str, size: int = 100, age: float = 0.0) -> Path:
     """A view of payloads of one store, made as a Job makes it."""
     folder = root / store
-    with leases.shared(root, folder / "blobs"):
+    with store_locks.shared(root, folder / "blobs"):
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         view = root / "artifacts" / name
         (view / "sub").mkdir(parents=True)
@@ -74,7 +75,7 @@ def test_what_is_kept_stays_and_a_payload_that_it_shares_with_what_goes(root: Pa
     assert all(path.exists() for path in kept.rglob("*"))
     assert not (root / BUCKET).exists(), "nothing is left of it, its sums neither"
     assert result.volume is not None
-    assert result.volume.used_bytes == 200 == bounds.used_bytes(root)
+    assert result.volume.used_bytes == 200 == limits.used_bytes(root)
     assert run(root, keep=["sql-1"]).freed_bytes == 0
 
 
@@ -85,7 +86,7 @@ def test_the_hubs_own_pointers_go_with_their_payloads(root: Path) -> None:
         snapshot = root / REPO / "snapshots" / commit
         snapshot.mkdir(parents=True)
         (snapshot / "model.safetensors").symlink_to(f"../../blobs/{blob}")
-        leases.note_commit(root, root / REPO, commit)
+        store_locks.note_commit(root, root / REPO, commit)
     (root / REPO / "refs").mkdir()
     (root / REPO / "refs" / "main").write_text("c2")
     (root / REPO / "refs" / "v1").write_text("c1")
@@ -102,7 +103,7 @@ def test_the_hubs_own_pointers_go_with_their_payloads(root: Path) -> None:
 def test_what_somebody_put_into_a_store_of_jobs_stays(root: Path) -> None:
     """As `hf download --cache-dir` does, to warm what Jobs have used before."""
     make_view(root, "sql-1", REPO, "shared", "own")
-    leases.note_commit(root, root / REPO, "c1")
+    store_locks.note_commit(root, root / REPO, "c1")
     (root / REPO / "blobs" / "theirs").write_bytes(b"x" * 100)
     for commit, names in {"c1": ("shared", "own"), "c2": ("shared", "theirs")}.items():
         for name in names:
@@ -116,10 +117,10 @@ def test_what_somebody_put_into_a_store_of_jobs_stays(root: Path) -> None:
     pointers = ("c1/sub/shared", "c2/sub/shared", "c2/sub/theirs")
     kept = ("blobs/shared", "blobs/theirs", *(f"snapshots/{pointer}" for pointer in pointers))
     assert here(root) == {f"{REPO}/{path}" for path in kept}
-    leases.note_commit(root, root / REPO, "c2")  # a Job has come for it
+    store_locks.note_commit(root, root / REPO, "c2")  # a Job has come for it
     assert run(root).freed_bytes == 200
     assert here(root) == set()
-    assert leases.noted_commits(root, root / REPO) == frozenset()
+    assert store_locks.noted_commits(root, root / REPO) == frozenset()
 
 
 def test_jobs_note_what_they_bring_before_its_first_byte(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,10 +128,10 @@ def test_jobs_note_what_they_bring_before_its_first_byte(root: Path, monkeypatch
     noted: list[frozenset[str]] = []
 
     def download(*_: object, **__: object) -> dict[str, Path]:
-        noted.append(leases.noted_commits(root, place.storage))
+        noted.append(store_locks.noted_commits(root, place.storage))
         return {}
 
-    monkeypatch.setattr(huggingface, "download", download)
+    monkeypatch.setattr(client, "download", download)
     HubStore(cast(Any, None), place, "c1").download([], moving=lambda: 0)
     assert noted == [frozenset({"c1"})]
 
@@ -214,7 +215,7 @@ def test_what_can_not_be_read_ends_the_eviction_before_it_removes_anything(
     if call == "manifest":
         other = make_view(root, "going-2", REPO, "other")
         before = here(root)
-        monkeypatch.setattr(publish, "manifest_of", fails(publish.manifest_of, within=other))
+        monkeypatch.setattr(views, "manifest_of", fails(views.manifest_of, within=other))
     else:
         monkeypatch.setattr(os, call, fails(getattr(os, call), within=kept))
     with pytest.raises(OSError, match="Input/output error"):
@@ -260,7 +261,7 @@ def test_what_no_view_links_to_stays_until_a_download_will_not_go_on_from_it(roo
 def test_a_store_that_a_download_has_is_left_alone_with_its_views(root: Path) -> None:
     make_view(root, "sql-1", REPO, "one")
     make_view(root, "chat-1", BUCKET, "two")
-    with leases.shared(root, root / REPO / "blobs"):
+    with store_locks.shared(root, root / REPO / "blobs"):
         result = run(root)
     assert (result.views, result.busy, result.freed_bytes) == (1, 1, 100)
     assert "artifacts/sql-1/sub/one" in here(root)
@@ -272,10 +273,10 @@ def test_a_download_waits_for_an_eviction_and_looks_at_what_is_left(root: Path) 
     seen: list[bool] = []
 
     def download() -> None:
-        with leases.shared(root, root / REPO / "blobs"):
+        with store_locks.shared(root, root / REPO / "blobs"):
             seen.append((root / REPO / "blobs" / "one").exists())
 
-    with leases.exclusive(root, root / REPO) as free:
+    with store_locks.exclusive(root, root / REPO) as free:
         assert free
         thread = threading.Thread(target=download)
         thread.start()
@@ -306,33 +307,33 @@ def test_while_downloads_are_under_way_views_go_and_the_next_eviction_takes_thei
     assert here(root) == payloads
     assert run(root, built=time.time()).left_bytes == 350, "it is not forgotten"
     make_view(root, "new-1", REPO, "again")
-    with leases.shared(root, root / BUCKET / "blobs"):
+    with store_locks.shared(root, root / BUCKET / "blobs"):
         result = run(root, keep=["new-1"])
     assert (result.freed_bytes, result.busy, result.left_bytes) == (150, 1, 0)
     assert (root / "artifacts" / "new-1" / "sub" / "again").exists()
     assert run(root, keep=["new-1"]).freed_bytes == 100, "nor what a download had just then"
-    assert not (root / leases.STATE / "released.json").exists()
+    assert not (root / store_locks.STATE / "released.json").exists()
 
 
 @pytest.mark.parametrize("note", ["", "[]", '{"../..": ["etc"]}', '{"s3/x": 5}', '{"hub/models--org--a": ["own"]}'])
 def test_a_note_of_what_was_released_removes_nothing_that_is_linked_to(root: Path, note: str) -> None:
     make_view(root, "sql-1", REPO, "own")
-    (root / leases.STATE / "released.json").write_text(note)
+    (root / store_locks.STATE / "released.json").write_text(note)
     assert run(root, keep=["sql-1"]).ok
     assert (root / "artifacts" / "sql-1" / "sub" / "own").exists()
 
 
 def test_a_volume_that_another_cluster_uses_loses_nothing(root: Path) -> None:
     make_view(root, "sql-1", REPO, "one")
-    leases.claim_volume(root, "mine")
-    assert leases.other_owners(root, "mine") == []
-    leases.claim_volume(root, "theirs")
+    store_locks.claim_volume(root, "mine")
+    assert store_locks.other_owners(root, "mine") == []
+    store_locks.claim_volume(root, "theirs")
     result = run(root, owner="mine")
     assert not result.ok
     assert "Jobs of other claims use this volume, too (theirs)" in result.message
     assert "remove artifacts/.lora-operator/owners/theirs" in result.message
     assert "artifacts/sql-1/sub/one" in here(root)
-    (root / leases.STATE / "owners" / "theirs").unlink()
+    (root / store_locks.STATE / "owners" / "theirs").unlink()
     assert run(root, owner="mine").views == 1
 
 
@@ -349,28 +350,28 @@ def test_a_volume_without_locks_loses_nothing(root: Path, monkeypatch: pytest.Mo
 
 def test_whose_a_store_is_was_decided_by_who_filled_it_first(root: Path) -> None:
     make_view(root, "sql-1", REPO, "one")
-    assert leases.own_stores(root) == [root / REPO]
+    assert store_locks.own_stores(root) == [root / REPO]
     assert run(root).freed_bytes == 100
-    assert leases.own_stores(root) == []
+    assert store_locks.own_stores(root) == []
     (root / REPO / "blobs").mkdir(parents=True)
     (root / REPO / "blobs" / "theirs").write_bytes(b"a person's")
     make_view(root, "sql-1", REPO, "one")
-    assert leases.own_stores(root) == []
+    assert store_locks.own_stores(root) == []
     run(root)
     assert (root / REPO / "blobs" / "theirs").exists()
 
 
 def test_a_record_that_names_another_folder_is_not_believed(root: Path, tmp_path: Path) -> None:
     make_view(root, "sql-1", REPO, "one")
-    (record,) = (root / leases.STATE / "stores").iterdir()
+    (record,) = (root / store_locks.STATE / "stores").iterdir()
     for folder in ("../..", "my-model", "artifacts"):
         record.write_text(json.dumps({"folder": folder, "ours": True}))
-        assert leases.own_stores(root) == []
+        assert store_locks.own_stores(root) == []
 
 
 def test_a_store_of_another_layout_is_not_swept(root: Path) -> None:
     folder = root / "http" / "site-0123"
-    with leases.shared(root, folder / "files"):
+    with store_locks.shared(root, folder / "files"):
         (folder / "files").mkdir(parents=True)
         (folder / "files" / "one").write_bytes(b"x")
     os.utime(folder / "files" / "one", (time.time() - 9 * DAY,) * 2)

@@ -19,12 +19,14 @@ from huggingface_hub.utils._xet import XetFileData
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch import leases, locks, program, resume, xet
-from lora_operator.fetch.bounds import NoRoomError
-from lora_operator.fetch.choose import RemoteFile
-from lora_operator.fetch.place import Place
-from lora_operator.fetch.source import PlainSource
-from lora_operator.fetch.xet import Xet
+from lora_operator.fetch import download
+from lora_operator.fetch.content.select import RemoteFile
+from lora_operator.fetch.sources.base import PlainSource
+from lora_operator.fetch.sources.huggingface import resume, xet
+from lora_operator.fetch.sources.huggingface.xet import Xet
+from lora_operator.fetch.sources.object_place import Place
+from lora_operator.fetch.volume import file_locks, store_locks
+from lora_operator.fetch.volume.limits import NoRoomError
 from lora_operator.manifest import FetchRequest, Limits
 
 MIB = 1 << 20
@@ -85,7 +87,7 @@ def test_what_is_left_of_a_buckets_objects_goes_too_but_not_what_another_job_wor
     mine, theirs = (RemoteFile(name, MIB, version="v", stored_as=f"{name}-v") for name in ("mine", "theirs"))
     for file in (mine, theirs):
         place.partial(file).write_bytes(b"x" * 1000)
-    with locks.claimed(place.partial(theirs)):
+    with file_locks.claimed(place.partial(theirs)):
         place.discard_partial([mine, theirs])
     assert [path.name for path in place.blobs.iterdir()] == ["theirs-v.incomplete"]
 
@@ -105,7 +107,7 @@ class FakeStore:
         return sum(file.size for file in files)
 
     def download(self, _: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
-        with leases.exclusive(self.blobs.parents[2], self.blobs.parent) as free:
+        with store_locks.exclusive(self.blobs.parents[2], self.blobs.parent) as free:
             self.held.append(not free)
         assert self.error is not None
         raise self.error
@@ -137,9 +139,9 @@ def run(monkeypatch: pytest.MonkeyPatch, root: Path, source: FakeSource, **limit
     request = FetchRequest(
         artifact="a-1", type="Tokenizer", cache_root=str(root), owner="uid-claim", limits=Limits(**limits)
     )
-    monkeypatch.setattr(program, "open_source", lambda _: source)
+    monkeypatch.setattr(download, "open_source", lambda _: source)
     with pytest.raises(ReasonError) as caught:
-        program._run(request)
+        download._run(request)
     return caught.value
 
 
@@ -156,7 +158,7 @@ def test_what_does_not_fit_says_how_much_would_have_to_go(tmp_path: Path, monkey
     error = run(monkeypatch, tmp_path, FakeSource(), capacity_bytes=MIB)
     assert isinstance(error, NoRoomError)
     assert error.needed == MIB
-    assert (tmp_path / leases.STATE / "owners" / "uid-claim").exists()
+    assert (tmp_path / store_locks.STATE / "owners" / "uid-claim").exists()
 
 
 def test_a_volume_that_fills_says_how_much_too_and_downloads_hold_their_store(
@@ -169,8 +171,8 @@ def test_a_volume_that_fills_says_how_much_too_and_downloads_hold_their_store(
     assert error.needed == max(1, 2 * MIB - free.f_bavail * free.f_frsize)
     assert source.store is not None
     assert source.store.held == [True]
-    assert leases.own_stores(tmp_path) == [tmp_path / "hub" / "models--org--a"]
-    with leases.exclusive(tmp_path, tmp_path / "hub" / "models--org--a") as is_free:
+    assert store_locks.own_stores(tmp_path) == [tmp_path / "hub" / "models--org--a"]
+    with store_locks.exclusive(tmp_path, tmp_path / "hub" / "models--org--a") as is_free:
         assert is_free, "it is let go with the Job"
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from lora_operator.fetch.choose import RemoteFile
+from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.progress import Reporter, measure_blobs
 
 

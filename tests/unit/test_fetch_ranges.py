@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from lora_operator.fetch import ranges
+from lora_operator.fetch.sources import ranges
 
 SIZE = 6 * ranges.PART + 5
 DATA = bytes(range(256)) * (SIZE // 256 + 1)

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
-from lora_operator.fetch.choose import RemoteFile
-from lora_operator.fetch.objects import revision_of
-from lora_operator.fetch.place import Place, blob_name
-from lora_operator.fetch.s3 import S3Keys, build_client
-from lora_operator.fetch.s3_errors import Subject, translate
+from lora_operator.fetch.content.select import RemoteFile
+from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_store import revision_of
+from lora_operator.fetch.sources.s3.errors import Subject, translate
+from lora_operator.fetch.sources.s3.source import S3Keys, build_client
 from lora_operator.manifest import S3Request
 
 KEYS = S3Keys("AKIDOFTESTS", "secret-of-tests", "session-of-tests")

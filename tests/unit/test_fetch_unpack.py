@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import pytest
 
-from lora_operator.fetch import unpack
-from lora_operator.fetch.unpack import UnfitError
+from lora_operator.fetch.sources import unpack
+from lora_operator.fetch.sources.unpack import UnfitError
 
 FILES = {"adapter_config.json": b"{}", "folder/weights.bin": b"w" * 1000, "empty": b""}
 LIMIT = 10_000

@@ -39,7 +39,7 @@ def test_every_scheme_has_its_model_its_request_its_program_and_its_page(scheme:
     assert source.Source.model_fields[scheme.field].alias == scheme.member
     assert FetchRequest.model_fields[scheme.field].alias == scheme.member
     module, _, name = scheme.fetcher.partition(":")
-    assert callable(getattr(importlib.import_module(f"lora_operator.fetch.{module}"), name).open)
+    assert callable(getattr(importlib.import_module(f"lora_operator.fetch.sources.{module}"), name).open)
     page = Path(__file__).parents[2] / "docs" / "sources" / f"{scheme.member}.md"
     assert f"  {scheme.member}:" in page.read_text(), "the page has no manifest"
 

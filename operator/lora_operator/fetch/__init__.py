@@ -1,5 +1,8 @@
-"""The download Job's program: authorise, download into the cache, verify, check, publish.
+"""The programs of Jobs. `download`: authorise, download into the cache, verify, check, publish. `evict`: remove what nobody needs.
 
-It runs in its own pod with a tenant's credentials and writes only to the cache and to a temporary directory. It imports nothing of
-the operator but `engine_kit.checks`, `errors`, `constants` and `manifest`, and it never talks to the Kubernetes API.
+Below them lie three wings: `sources` (where content comes from), `content` (what is judged of it) and `volume` (where it goes), each of
+which may use those behind it and none before it.
+
+A program runs in its own pod, a download with a tenant's credentials, and writes only to the cache and to a temporary directory. It
+imports nothing of the operator but `engine_kit.checks`, `errors`, `constants` and `manifest`, and it never talks to the Kubernetes API.
 """

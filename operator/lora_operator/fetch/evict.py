@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from lora_operator.fetch import bounds, leases, publish, released, text, volume
+from lora_operator.fetch import text
+from lora_operator.fetch.volume import layout, limits, released_payloads, store_locks, views
 from lora_operator.manifest import (
     EVICT_REQUEST_ENV,
     KEEP_BYTES,
@@ -64,17 +65,17 @@ def evict(request: EvictRequest) -> EvictResult:
     root = Path(os.path.realpath(request.cache_root))
     if not root.is_dir():
         return EvictResult(ok=False, message=f"the cache is not mounted: there is no directory {root}")
-    if others := leases.other_owners(root, request.owner):
+    if others := store_locks.other_owners(root, request.owner):
         return EvictResult(
             ok=False,
             message=f"nothing is evicted: Jobs of other claims use this volume, too ({', '.join(others[:3])}), and their engines may; if "
-            f"they don't any more, remove {leases.STATE}/owners/{others[0]} from the volume",
+            f"they don't any more, remove {store_locks.STATE}/owners/{others[0]} from the volume",
         )
     marks = base64.b64decode(request.keep)
     keep = {marks[start : start + KEEP_BYTES] for start in range(0, len(marks), KEEP_BYTES)}
     try:
         return _Eviction(root, request, keep, now=_volume_clock(root)).run()
-    except leases.NoLocksError:
+    except store_locks.NoLocksError:
         return EvictResult(
             ok=False,
             message="nothing is evicted: the volume has no file locks, so downloads can't be kept away meanwhile",
@@ -100,29 +101,29 @@ class _Eviction:
             self.fresh = max(0.0, time.time() - self.request.built) + _CLOCKS_S
 
     def run(self) -> EvictResult:
-        publish.remove_stale(self.root / volume.ARTIFACTS, now=self.now)
-        self.released = released.read(self.root)
+        views.remove_stale(self.root / layout.ARTIFACTS, now=self.now)
+        self.released = released_payloads.read(self.root)
         self._look()
         for view in self._going():
             if self._age(view) >= self.fresh:
                 self._remove_view(view, self.links[view.name])
-        stores = leases.own_stores(self.root)
+        stores = store_locks.own_stores(self.root)
         self.released = {store: names for store, names in self.released.items() if store in stores}
-        released.write(self.root, self.released)  # whatever becomes of this program
+        released_payloads.write(self.root, self.released)  # whatever becomes of this program
         for store in stores:
-            with leases.exclusive(self.root, store) as free:
+            with store_locks.exclusive(self.root, store) as free:
                 if free:
                     self._sweep(store)
                 else:
                     self.busy.add(store)
-        released.write(self.root, self.released)
+        released_payloads.write(self.root, self.released)
         return EvictResult(
             ok=True,
             views=self.views,
             freed_bytes=self.freed,
             busy=len(self.busy),
             left_bytes=self.left,
-            volume=bounds.look(self.root),
+            volume=limits.look(self.root),
         )
 
     def _look(self) -> None:
@@ -134,21 +135,21 @@ class _Eviction:
 
     def _going(self) -> list[Path]:
         """Folders that Jobs published, which alone may go, and that are not to be kept. Raises OSError."""
-        folders = (self.root / volume.ARTIFACTS / name for name in self.links if not name.startswith("."))
+        folders = (self.root / layout.ARTIFACTS / name for name in self.links if not name.startswith("."))
         going = (folder for folder in folders if keep_mark(folder.name) not in self.keep and not folder.is_symlink())
-        return [folder for folder in going if publish.manifest_of(folder) is not None]
+        return [folder for folder in going if views.manifest_of(folder) is not None]
 
     def _remove_view(self, view: Path, stores: dict[Path, set[str]]) -> None:
         with contextlib.ExitStack() as locks:
             for store in sorted(stores):
-                if not locks.enter_context(leases.exclusive(self.root, store)):
+                if not locks.enter_context(store_locks.exclusive(self.root, store)):
                     self.busy.add(store)
                     return
             if self._age(view) < self.fresh:  # published again just now
                 return
             aside = view.with_name(f"{_TMP}{secrets.token_hex(8)}")
             view.rename(aside)
-            volume.sync_directory(view.parent)
+            layout.sync_directory(view.parent)
             shutil.rmtree(aside, ignore_errors=True)  # with what is left of it its payloads stay, until that is stale
         log.info("removed the view %s", view.name)
         self.views += 1
@@ -181,11 +182,11 @@ class _Eviction:
             _tidy_snapshots(store)
         elif store.is_dir():
             shutil.rmtree(store)
-            leases.forget(self.root, store)
+            store_locks.forget(self.root, store)
 
     def _by_hand(self, store: Path) -> list[dict[Path, set[str]]]:
         """What the Hub's own pointers lead to, of commits that no Job has used. Raises OSError."""
-        noted = leases.noted_commits(self.root, store)
+        noted = store_locks.noted_commits(self.root, store)
         found = []
         for snapshot in _entries(store / "snapshots"):
             if snapshot.name not in noted:
@@ -202,9 +203,9 @@ class _GoneError(Exception):
 
 
 def _folders(root: Path) -> list[Path]:
-    """All that may have links to payloads, but what leases keep for themselves."""
-    state = root / leases.STATE
-    return [path for path in _entries(root / volume.ARTIFACTS) if path != state]
+    """All that may have links to payloads, but what the store locks keep for themselves."""
+    state = root / store_locks.STATE
+    return [path for path in _entries(root / layout.ARTIFACTS) if path != state]
 
 
 def _entries(folder: Path) -> Iterable[Path]:
@@ -276,7 +277,7 @@ def _tidy_snapshots(store: Path) -> None:
 
 def _volume_clock(root: Path) -> float:
     """The volume's own time; this node's where the volume takes no file."""
-    probe = root / volume.ARTIFACTS / f"{_TMP}clock-{secrets.token_hex(8)}"
+    probe = root / layout.ARTIFACTS / f"{_TMP}clock-{secrets.token_hex(8)}"
     try:
         probe.mkdir()
         try:

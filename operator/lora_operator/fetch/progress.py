@@ -3,7 +3,7 @@
 Bytes are read from the cache (finished blobs and unfinished ones), not counted in the download: so they are true after a restart, and
 while another Job downloads the very file that this one waits for. A Job whose figures don't move for `stall_after` seconds is ended by
 `on_stall`: a source that sends one byte now and then passes every time-out of a request. What it reads of its own volume moves too (see
-`meter`). Not while it publishes: nothing is measured there, a check may read gigabytes, and no source is waited for.
+`heartbeat`). Not while it publishes: nothing is measured there, a check may read gigabytes, and no source is waited for.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TextIO
 
-from lora_operator.fetch.choose import RemoteFile
-from lora_operator.fetch.meter import GETTING_ON
+from lora_operator.fetch.content.select import RemoteFile
+from lora_operator.fetch.heartbeat import GETTING_ON
 from lora_operator.manifest import FetchProgress
 
 Phase = Literal["Authorising", "Downloading", "Verifying", "Publishing"]
