@@ -155,7 +155,7 @@ async def test_a_refusal_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     [
         {"generation": 2},
         {"annotations": {"lora-operator.dev/refresh": "now"}},
-        {"labels": {"served": "yes"}},
+        {"labels": {"app.kubernetes.io/managed-by": "somebody-else"}},
         {"deletionTimestamp": "2026-01-01T00:00:00Z"},
         {"uid": "another"},
     ],
