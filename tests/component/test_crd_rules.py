@@ -665,7 +665,7 @@ def deployment_cases() -> Iterator[Case]:
         ),
         (
             "adapters are what LoRAAdapters say, whole: --default-mm-loras has others, which would be unloaded, "
-            "--enable-mixed-moe-lora-format takes none of the list's, and --lora-target-modules leaves modules of them out silently",
+            "--enable-mixed-moe-lora-format and --enable-moe-shared-loras take other forms of them, and --lora-target-modules leaves modules of them out silently",
             BAD_ADAPTERS,
         ),
         (
