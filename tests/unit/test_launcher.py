@@ -426,7 +426,14 @@ RECASTING = [
     ["--model-impl", "transformers"],
     ["--config", "engine.yaml"],
 ]
-PLAIN = [[], ["--enable-lora", "--max-loras", "2"], ["--", "task", "-x"], ["--served-model-name", "hf-overrides"]]
+PLAIN = [
+    [],
+    ["--model", "/base"],
+    ["--model=/base"],
+    ["--enable-lora", "--max-loras", "2"],
+    ["--", "task", "-x"],
+    ["--served-model-name", "hf-overrides"],
+]
 
 
 @pytest.mark.parametrize(("arguments", "may"), [*((one, True) for one in RECASTING), *((one, False) for one in PLAIN)])

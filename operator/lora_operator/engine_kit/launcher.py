@@ -128,7 +128,8 @@ def may_recast(command: Sequence[str]) -> bool:
     Flags may be shortened, have _ for -, and a value or a field of theirs behind them.
     """
     flags = {re.split("[=.]", word, maxsplit=1)[0].replace("_", "-") for word in command if word.startswith("--")}
-    return any(len(flag) > len("--") and one.startswith(flag) for flag in flags for one in _RECASTING)
+    flags -= {"--", "--model"}  # the latter is a flag of its own, and only names the folder
+    return any(one.startswith(flag) for flag in flags for one in _RECASTING)
 
 
 def read_base(settings: Settings) -> BaseModel | None:
