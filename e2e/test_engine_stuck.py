@@ -23,10 +23,11 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 IMPATIENT = """
 import os, signal
 from pathlib import Path
-from lora_operator_kit import engine, keeper, kit, loads
+from lora_operator_kit import loads
+loads.DEAD_SECONDS, loads.STATIC_SECONDS = 20.0, 0.0  # before the kit is imported: it watches from then on
+from lora_operator_kit import engine, keeper, kit
 from vllm.v1.engine.async_llm import AsyncLLM
 
-loads.patience = lambda marker: 20.0
 keeper.UNREADY_SECONDS = kit.UNREADY_SECONDS = 2.0
 kit.DEAD_SECONDS = 8.0
 add_lora = AsyncLLM.add_lora

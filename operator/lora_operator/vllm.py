@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass
 
 from lora_operator.constants import HOT_LOAD, ROLLOUT
+from lora_operator.engine_kit.versions import FIRST_RELEASE
 from lora_operator.errors import EngineRefused, EngineUnreachable, StaleList
 from lora_operator.plan.modules import MAX_GENERATION
 
@@ -31,7 +32,6 @@ CONNECT_TIMEOUT: Final = 3.0
 # running requests; below 0.10 the kit was never tried.
 MINIMUM_VERSIONS: Final = {HOT_LOAD: (0, 26), ROLLOUT: (0, 10)}
 
-_FIRST_RELEASE: Final = (0, 2)  # what is older is the version of builds that know none
 _VERSION: Final = re.compile(r"^v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?")
 _CONFIG: Final = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
 _ResultT = TypeVar("_ResultT")
@@ -41,7 +41,7 @@ def parse_version(text: str) -> tuple[int, ...] | None:
     """'0.32.0', 'v0.26.1rc2', '0.11.2+cpu' as numbers; None for what is no release version ('dev', '0.1.dev12' of a clone without tags)."""
     match = _VERSION.match(text.strip())
     version = () if match is None else tuple(int(part) for part in match.groups() if part is not None)
-    return version if version >= _FIRST_RELEASE else None
+    return version if version >= FIRST_RELEASE else None
 
 
 def _cut(value: Any) -> Any:

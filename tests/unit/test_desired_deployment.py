@@ -11,7 +11,8 @@ from lora_operator.api.deployment import VLLMDeploymentSpec
 from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH
 from lora_operator.desired.children import build_chat_config_map
 from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
-from lora_operator.desired.engine import READY_PATH, Auxiliary, StaticModules
+from lora_operator.desired.engine import Auxiliary, StaticModules
+from lora_operator.engine_kit.gate import READY_PATH
 from lora_operator.names import engine_labels
 from tests.unit.builders import make_cache, make_deployment
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from lora_operator.api.common import Resource
@@ -23,6 +24,15 @@ def owner_reference(owner: Resource, kind: str) -> dict[str, Any]:
         "controller": True,
         "blockOwnerDeletion": False,
     }
+
+
+def mounted_secret(pod: Mapping[str, Any], volume: str) -> str | None:
+    """Name of the Secret that a volume of a pod's spec is; None without such a volume."""
+    for one in pod.get("volumes") or ():
+        if one.get("name") == volume:
+            name: str | None = (one.get("secret") or {}).get("secretName")
+            return name
+    return None
 
 
 def literal(text: str) -> str:

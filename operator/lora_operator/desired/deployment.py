@@ -19,14 +19,13 @@ from lora_operator.constants import (
     KIT_STATE_MOUNT,
     MODULES_MOUNT,
 )
-from lora_operator.desired.common import CONTAINER_SECURITY, owner_reference
+from lora_operator.desired.common import CONTAINER_SECURITY, mounted_secret, owner_reference
 from lora_operator.desired.engine import (
     DEAD_GRACE_SECONDS,
     GRACE_SECONDS,
     HOME_MOUNT,
     NO_AUXILIARY,
     PRE_STOP_SECONDS,
-    READY_PATH,
     Auxiliary,
     StaticModules,
     build_argv,
@@ -35,6 +34,7 @@ from lora_operator.desired.engine import (
 )
 from lora_operator.desired.placement import keep_on_one_node
 from lora_operator.desired.pod_template import merge_pod_template
+from lora_operator.engine_kit.gate import READY_PATH
 from lora_operator.names import (
     chat_config_map,
     engine_labels,
@@ -120,11 +120,7 @@ def build_deployment(
 
 def mounted_gate(workload: dict[str, Any]) -> str | None:
     """Name of the Secret from which the pods of a live Deployment have their gate's token."""
-    for volume in workload["spec"]["template"]["spec"].get("volumes") or ():
-        if volume.get("name") == GATE_VOLUME:
-            name: str | None = (volume.get("secret") or {}).get("secretName")
-            return name
-    return None
+    return mounted_secret(workload["spec"]["template"]["spec"], GATE_VOLUME)
 
 
 def _rolling(template: dict[str, Any]) -> dict[str, Any]:

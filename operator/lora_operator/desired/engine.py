@@ -30,7 +30,6 @@ HOME_MOUNT: Final = "/var/lib/vllm"
 PRE_STOP_SECONDS: Final = 5
 SHUTDOWN_SECONDS: Final = 120
 DEAD_GRACE_SECONDS: Final = PRE_STOP_SECONDS + 10
-READY_PATH: Final = "/lora-operator/ready"  # the kit's; /health says less (engine_kit/kit.py)
 GRACE_SECONDS: Final = PRE_STOP_SECONDS + SHUTDOWN_SECONDS + 25
 
 

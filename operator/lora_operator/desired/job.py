@@ -18,7 +18,7 @@ from lora_operator.constants import (
     SOURCE_MOUNT,
 )
 from lora_operator.desired.access import with_access
-from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
+from lora_operator.desired.common import CONTAINER_SECURITY, literal, mounted_secret, owner_reference
 from lora_operator.desired.placement import Placement, keep_on_one_node
 from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, Limits
 from lora_operator.names import (
@@ -212,11 +212,7 @@ def pod_security(cache: ModelCache) -> dict[str, Any]:
 
 def credentials_secret(job: dict[str, Any]) -> str | None:
     """Name of the Secret from which the Job's pod will have its credentials; None where it asks for none."""
-    for volume in job["spec"]["template"]["spec"].get("volumes") or ():
-        if volume["name"] == CREDENTIALS_VOLUME:
-            name: str | None = (volume.get("secret") or {}).get("secretName")
-            return name
-    return None
+    return mounted_secret(job["spec"]["template"]["spec"], CREDENTIALS_VOLUME)
 
 
 def build_credentials_secret(

@@ -22,7 +22,7 @@ from lora_operator.constants import (
     MODULES_MOUNT,
     Reason,
 )
-from lora_operator.engine_kit.environment import IGNORED_ENV, IGNORED_ENV_PREFIXES
+from lora_operator.engine_kit.environment import is_ignored
 from lora_operator.errors import ReasonError
 
 MERGE_KEYS: Final[dict[str, str]] = {
@@ -92,7 +92,7 @@ def _refuse_engine(container: dict[str, Any], where: str) -> None:
             raise _invalid(where, f"sets {field} {of_engine}: use spec.engine.{field}")
     for variable in _objects(container, "env"):
         name = str(variable.get("name", ""))
-        if name in IGNORED_ENV or name.startswith(IGNORED_ENV_PREFIXES):
+        if is_ignored(name):
             raise _invalid(
                 where,
                 f"sets {name} {of_engine}: the engine's gate or adapters would be out of the kit's hands; leave it out",

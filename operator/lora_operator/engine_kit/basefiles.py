@@ -20,7 +20,8 @@ _CONFIG_BYTES: Final = 4 << 20
 _INDEX_BYTES: Final = 100_000_000
 # A checkpoint may have adapters of its own, in PEFT's names (Phi-4-multimodal).
 _HALF: Final = frozenset({"lora_A", "lora_B"})
-_INNER: Final = ("text_config", "llm_config", "language_config", "thinker_config", "vision_config", "audio_config")
+_INNER_TEXT: Final = ("text_config", "llm_config", "language_config", "thinker_config")
+_INNER: Final = (*_INNER_TEXT, "vision_config", "audio_config")
 _MISTRAL: Final = (
     "consolidated"  # files of Mistral's own format, in which modules have other names than in engines and adapters
 )
@@ -75,7 +76,7 @@ def _config(folder: Path, root: Path | None) -> Mapping[str, Any]:
 
 def _hidden(config: Mapping[str, Any]) -> int | None:
     """The width of a model's last layer, where its embeddings are as wide."""
-    inner = next((config[name] for name in _INNER[:4] if isinstance(config.get(name), dict)), config)
+    inner = next((config[name] for name in _INNER_TEXT if isinstance(config.get(name), dict)), config)
     width = inner.get("hidden_size")
     is_width = isinstance(width, int) and not isinstance(width, bool) and "word_embed_proj_dim" not in inner
     return width if is_width else None

@@ -25,9 +25,9 @@ _PARTS: Final = {
 }
 # ... but for these, which take parts where the checkpoint is fused.
 _SPLITTING: Final = frozenset({"GlmForCausalLM", "Glm4ForCausalLM"})
-# Engines know these whether or not the checkpoint has them (tied embeddings, fused experts).
-_ALWAYS: Final = frozenset({"embed_tokens", "lm_head", "experts"})
 VOCABULARY: Final = frozenset({"embed_tokens", "lm_head"})
+# Engines know these whether or not the checkpoint has them (tied embeddings, fused experts).
+_ALWAYS: Final = VOCABULARY | {"experts"}
 # Classes of vLLM 0.32 with LoRA but without embedding_modules, so that they take none of VOCABULARY.
 _PLAIN_VOCABULARY: Final = (
     "Qwen2 Qwen2Moe Qwen3Next Gemma Gemma2 Gemma3 Gemma4 Mistral Glm4 Glm4Moe GptOss OPT Deepseek DeepseekV2 DeepseekV3 InternLM2"

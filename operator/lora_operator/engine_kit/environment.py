@@ -21,6 +21,11 @@ IGNORED_ENV: Final = (
 IGNORED_ENV_PREFIXES: Final = ("CUSTOM_FASTAPI_MIDDLEWARE_",)
 
 
+def is_ignored(name: str) -> bool:
+    """Whether a variable is taken out of the engine's environment."""
+    return name in IGNORED_ENV or name.startswith(IGNORED_ENV_PREFIXES)
+
+
 def ignored(env: Mapping[str, str]) -> list[str]:
     """The names in an environment that are taken out of the engine's."""
-    return sorted(name for name in env if name in IGNORED_ENV or name.startswith(IGNORED_ENV_PREFIXES))
+    return sorted(filter(is_ignored, env))

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 TOKEN_HEADER: Final = b"x-lora-operator-token"
 API_PREFIX: Final = "/lora-operator/v1/"
-READY_PATH: Final = "/lora-operator/ready"
+READY_PATH: Final = "/lora-operator/ready"  # of pods' readiness probes: /health says less (kit.py)
 ERROR_TYPE: Final = "lora_operator_gate"
 _TOKEN_BYTES: Final = 4096
 

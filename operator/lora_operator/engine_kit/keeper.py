@@ -135,7 +135,8 @@ class Keeper:
         keys = {(module.name, module.path) for module in modules.modules}
         self._asked &= modules.by_name.keys()
         self.ledger.keep_failures(keys)
-        await asyncio.to_thread(self.loads.keep_suspects, {path for _, path in keys})
+        if not self.loads.suspects <= (paths := {path for _, path in keys}):
+            await asyncio.to_thread(self.loads.keep_suspects, paths)
         await self._write_refused({key: cause for key, cause in self._refused.items() if key in keys})
         await self._drop_vanished()
         for module in modules.modules:
@@ -169,7 +170,7 @@ class Keeper:
         key = (module.name, module.path)
         number = self.inbox.modules.generation if self.inbox.modules is not None else 0
         known = self.ledger.recall(module, number)
-        if known is None and self.loads.blames(module.path):
+        if known is None and module.path in self.loads.suspects:
             self.ledger.quarantine(module, BLAME)
             log.error("lora-operator: %s is not served: %s", module.name, BLAME)
             return

@@ -135,7 +135,7 @@ class Kit:
         elif verdict is Verdict.REFUSED:
             await _refuse(send, 403, "the gate token is wrong")
         elif path in _PROBES:
-            await self._probe(scope, receive, send)
+            await self._probe(path, scope, receive, send)
         elif verdict is Verdict.TRUSTED and path.startswith(API_PREFIX):
             await self._api(scope, receive, send)
         elif verdict is Verdict.TRUSTED:
@@ -162,16 +162,15 @@ class Kit:
         finally:
             del self._requests[number]
 
-    async def _probe(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _probe(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """The engine's own health, but for an engine that has not answered a load for long: vLLM says that it is well."""
         unanswered = 0.0 if self._keeper is None else self._keeper.loads.unanswered()
-        if unanswered > (UNREADY_SECONDS if route_path(scope) == READY_PATH else DEAD_SECONDS):
+        if unanswered > (UNREADY_SECONDS if path == READY_PATH else DEAD_SECONDS):
             await _refuse(send, 503, f"the engine has not answered for {unanswered:.0f} s while loading an adapter")
+        elif path == READY_PATH:
+            await self._app(dict(scope, path="/health", raw_path=b"/health", root_path=""), receive, send)
         else:
-            asked = (
-                {"path": "/health", "raw_path": b"/health", "root_path": ""} if route_path(scope) == READY_PATH else {}
-            )
-            await self._app(dict(scope, **asked), receive, send)
+            await self._app(scope, receive, send)
 
     # The operator's API
 

@@ -18,7 +18,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Final
 
-from .modules import Module, write_file, write_report
+from .modules import Module, read_report, write_file, write_report
 
 LOADING_FILE: Final = "loading.json"  # there while the engine loads one adapter
 SUSPECTS_FILE: Final = "suspects.json"  # contents whose load an engine did not outlive or answer
@@ -75,15 +75,15 @@ class Loads:
         """For how many seconds the engine has not answered a load; 0 when there is none."""
         return 0.0 if self.module is None else time.monotonic() - self._since
 
-    def blames(self, path: str) -> bool:
-        """Whether content is left out."""
-        return path in self._suspects
+    @property
+    def suspects(self) -> Set[str]:
+        """Paths of contents that are left out."""
+        return self._suspects.keys()
 
     def keep_suspects(self, paths: Set[str]) -> None:
-        """Forget what no entry of the list has any more. Blocks for a moment when something is forgotten."""
-        if not self._suspects.keys() <= paths:
-            self._suspects = {path: name for path, name in self._suspects.items() if path in paths}
-            self._keep()
+        """Forget what is at no path of these; blocks for a moment."""
+        self._suspects = {path: name for path, name in self._suspects.items() if path in paths}
+        self._keep()
 
     def _keep(self) -> None:
         suspects = [{"name": name, "path": path} for path, name in self._suspects.items()]
@@ -96,10 +96,7 @@ class Loads:
 
 def patience(marker: Path) -> float | None:
     """How many seconds an engine may take for the adapters that it was given as arguments; None where there are none."""
-    try:
-        return DEAD_SECONDS + STATIC_SECONDS * int(json.loads(marker.read_bytes())["static"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    return read_report(marker, lambda kept: DEAD_SECONDS + STATIC_SECONDS * int(kept["static"]), None)
 
 
 def watch_static(marker: Path) -> threading.Event:
@@ -107,37 +104,30 @@ def watch_static(marker: Path) -> threading.Event:
 
     The launcher passes none at the next start, for its marker is still there, and the kit loads them one by one.
     """
-    listens = threading.Event()
-    began = time.monotonic()
+    listens, limit = threading.Event(), patience(marker)
 
     def watch() -> None:
-        while not listens.wait(1.0):
-            limit = patience(marker)
-            if limit is not None and time.monotonic() - began > limit:
-                message = f"lora-operator: the adapters of the arguments are not loaded after {limit:.0f} s: the next start passes none"
-                print(message, file=sys.stderr, flush=True)
-                os._exit(1)  # the event loop may wait for ever for the engine's core, which goes with this process
+        if not listens.wait(limit):
+            message = f"lora-operator: the adapters of the arguments are not loaded after {limit:.0f} s: the next start passes none"
+            print(message, file=sys.stderr, flush=True)
+            os._exit(1)  # the event loop may wait for ever for the engine's core, which goes with this process
 
-    if patience(marker) is not None:
+    if limit is not None:
         threading.Thread(target=watch, name="lora-operator-static", daemon=True).start()
     return listens
 
 
 def read_loading(path: Path) -> tuple[str, str] | None:
     """Name and path of the adapter that was being loaded when the last engine process ended, if one was."""
-    try:
-        entry = json.loads(path.read_bytes())
-        return str(entry["name"]), str(entry["path"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    return read_report(path, lambda kept: (str(kept["name"]), str(kept["path"])), None)
 
 
 def read_suspects(folder: Path) -> dict[str, str]:
     """Contents to leave out, path to name, with what the last process was loading when it ended."""
+    found = read_report(
+        folder / SUSPECTS_FILE,
+        lambda kept: {str(one["path"]): str(one["name"]) for one in kept["suspects"]},
+        dict[str, str](),
+    )
     loading = read_loading(folder / LOADING_FILE)
-    found = {} if loading is None else {loading[1]: loading[0]}
-    try:
-        entries = json.loads((folder / SUSPECTS_FILE).read_bytes())["suspects"]
-        return {str(one["path"]): str(one["name"]) for one in entries} | found
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return found
+    return found if loading is None else found | {loading[1]: loading[0]}

@@ -12,11 +12,11 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .tensors import FileProblem, parse_json
 from .text import clean, quoted
@@ -31,6 +31,9 @@ REFUSED_FILE: Final = "refused.json"  # what the engine refused, by name and pat
 REPORT_FILE: Final = "launcher.json"  # what the launcher passed and dropped
 _MAX_NAME: Final = 512
 _MAX_PATH: Final = 4096
+
+
+Found = TypeVar("Found")
 
 
 class ListProblem(Exception):  # noqa: N818 - it is a finding about what was sent
@@ -265,13 +268,21 @@ def write_report(path: Path, content: Any) -> None:
         return
 
 
+def read_report(path: Path, take: Callable[[Any], Found], otherwise: Found) -> Found:
+    """What `take` finds in a file of write_report's kind; `otherwise` where that is missing, damaged or of another form."""
+    try:
+        return take(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return otherwise
+
+
 def read_refused(path: Path) -> dict[tuple[str, str], str]:
     """The engine's refusals by (name, path)."""
-    try:
-        entries = json.loads(path.read_bytes())["refused"]
-        return {(str(one["name"]), str(one["path"])): str(one["message"]) for one in entries}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
+    return read_report(
+        path,
+        lambda kept: {(str(one["name"]), str(one["path"])): str(one["message"]) for one in kept["refused"]},
+        {},
+    )
 
 
 def write_refused(path: Path, refused: Mapping[tuple[str, str], str]) -> None:

@@ -40,7 +40,7 @@ class Content:
     """What an adapter's file holds."""
 
     pairs: dict[str, Pair] = field(default_factory=dict)  # by module
-    heads: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)  # whole classification heads: their parameters
+    heads: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # whole classification heads: their parameters
     copies: list[tuple[str, Tensor]] = field(default_factory=list)
 
 
@@ -81,7 +81,9 @@ def _sort(content: Content, name: str, tensor: Tensor, config: PeftConfig) -> No
         module, half = parts[:-1], parts[-1]
     elif len(parts) > 1 and parts[-2] in config.heads and parts[-1] in ("weight", "bias"):
         head = content.heads.setdefault(parts[-2], {})
-        content.heads[parts[-2]] = _with_new(head, parts[-1], tensor, name)
+        if parts[-1] in head:
+            raise _twice(name)
+        head[parts[-1]] = tensor
         return
     else:
         raise AdapterProblem(
@@ -96,12 +98,6 @@ def _sort(content: Content, name: str, tensor: Tensor, config: PeftConfig) -> No
         pair.a, pair.a_name = tensor, name
     else:
         pair.b, pair.b_name = tensor, name
-
-
-def _with_new(head: Mapping[str, Tensor], parameter: str, tensor: Tensor, name: str) -> Mapping[str, Tensor]:
-    if parameter in head:
-        raise _twice(name)
-    return {**head, parameter: tensor}
 
 
 def _twice(name: str) -> AdapterProblem:

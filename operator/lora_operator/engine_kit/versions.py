@@ -14,7 +14,7 @@ PATTERNS: Final = (
 KNOWN: Final = (0, 32)  # up to here it is known which classes take adapters of embeddings
 HEADS: Final = (0, 31)  # from here on modules_to_save may name a classification head
 # A clone without tags calls itself 0.1.dev…, some builds 0.0.0: that is no release, and says nothing.
-_FIRST_RELEASE: Final = (0, 2)
+FIRST_RELEASE: Final = (0, 2)
 _VERSION: Final = re.compile(r"v?(\d{1,6})\.(\d{1,6})(?!\d)")
 
 
@@ -24,7 +24,7 @@ def parse_version(text: str) -> Version | None:
     if found is None:
         return None
     version = (int(found[1]), int(found[2]))
-    return version if version >= _FIRST_RELEASE else None
+    return version if version >= FIRST_RELEASE else None
 
 
 def shown(version: Version) -> str:

@@ -100,13 +100,13 @@ async def _apply(
         listed = await _refusal(_apply_list(context, deployment, modules))
         service = context.store.services.get(deployment.key)
         served = await _refusal(context.apply_child(build_service(deployment), service))
-        if not _is_foreign(listed, deployment, context):
+        if not _is_foreign(context, deployment, listed):
             engines = await _refusal(_apply_engines(context, deployment, model, rollout))
     scaled = await _refusal(_scale(context, deployment))
     return engines or scaled or served or listed
 
 
-def _is_foreign(listed: ReasonError | None, deployment: VLLMDeployment, context: Context) -> bool:
+def _is_foreign(context: Context, deployment: VLLMDeployment, listed: ReasonError | None) -> bool:
     """Whether new pods would mount somebody else's list: the object of its name is not ours, or not yet again."""
     if listed is None:
         return False

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 import traceback
 from dataclasses import replace
-from typing import Any, Final
+from datetime import datetime
+from typing import Final
 
 from pydantic import ValidationError
 
 from lora_operator.api.common import StatusCondition
-from lora_operator.conditions import find
+from lora_operator.conditions import Verdict, find, merge
 from lora_operator.constants import Condition, Reason
 from lora_operator.plan.adapter import undecidable
 from lora_operator.plan.fleet import PodView
@@ -119,22 +120,15 @@ def fault_message(cause: str) -> str:
     )
 
 
-def told_of_fault(before: list[StatusCondition], cause: str, *, generation: int, now: Any) -> list[StatusCondition]:
+def told_of_fault(
+    before: list[StatusCondition], cause: str, *, generation: int, now: datetime
+) -> list[StatusCondition]:
     """The conditions with the fault. Ready stays where it was said of the present spec: what is in use is in use as before."""
-    ready, fault, message = find(before, Condition.READY), find(before, Condition.OPERATOR_FAULT), fault_message(cause)
     kept = [one for one in before if one.type not in (Condition.READY, Condition.OPERATOR_FAULT)]
-
-    def condition(type_: Condition, status: Any, old: StatusCondition | None) -> StatusCondition:
-        since = old.last_transition_time if old is not None and old.status == status else now.replace(microsecond=0)
-        return StatusCondition(
-            type=type_,
-            status=status,
-            reason=Reason.OPERATOR_ERROR,
-            message=message,
-            last_transition_time=since,
-            observed_generation=generation,
-        )
-
-    if ready is None or ready.status != "True" or ready.observed_generation != generation:
-        ready = condition(Condition.READY, "Unknown", ready)
-    return [*kept, ready, condition(Condition.OPERATOR_FAULT, "True", fault)]
+    ready, message = find(before, Condition.READY), fault_message(cause)
+    verdicts = {Condition.OPERATOR_FAULT: Verdict(True, Reason.OPERATOR_ERROR, message)}
+    if ready is not None and ready.status == "True" and ready.observed_generation == generation:
+        kept.append(ready)
+    else:
+        verdicts = {Condition.READY: Verdict(None, Reason.OPERATOR_ERROR, message)} | verdicts
+    return [*kept, *merge(before, verdicts, generation=generation, now=now)]

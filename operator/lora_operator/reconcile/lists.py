@@ -79,14 +79,9 @@ async def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleLis
 
     The store has the ConfigMap's metadata alone. It is read where that is of another version than the one that was read last.
     """
-    namespace, name = deployment.key
-    body = context.store.config_maps.get((namespace, modules_config_map(name)))
-    if body is None or not is_controlled_by(body, deployment.metadata.uid):
-        context.registry.stored.pop(deployment.key, None)
-        return None
-    known = context.registry.stored.get(deployment.key)
-    if known is not None and known[0] == child_version(body):
-        return known[1]
+    is_read, found = list_as_read(context, deployment)
+    if is_read:
+        return found
     try:
         body = await context.kube.get(CONFIG_MAPS, *_place(deployment))
     except NotFoundError:

@@ -27,7 +27,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, text
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources import bucket_checksums
-from lora_operator.fetch.sources.base import FilteredSource
+from lora_operator.fetch.sources.base import FilteredSource, key_prefix
 from lora_operator.fetch.sources.checksums import Declared
 from lora_operator.fetch.sources.http_client import new_transport
 from lora_operator.fetch.sources.object_place import Place, blob_name
@@ -73,9 +73,8 @@ class BucketSource(FilteredSource):
 
     @property
     def prefix(self) -> str:
-        """What every key begins with: empty, or ending in a slash."""
-        folder = self.request.prefix.strip("/")
-        return f"{folder}/" if folder else ""
+        """What every key begins with."""
+        return key_prefix(self.request.prefix)
 
     def authorise(self) -> str:
         self.files = self.list_files()

@@ -26,8 +26,30 @@ from lora_operator.manifest import ClaimRequest, FetchRequest, LocalRequest
 from lora_operator.schemes import RESERVED_FOLDERS
 
 
+class FolderSource(FilteredSource):
+    """What both have in common."""
+
+    tree: Tree
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def title(self) -> str:
+        return self.tree.title
+
+    def listing(self) -> Sequence[RemoteFile]:
+        return self.files
+
+    def prove_readable(self, files: Sequence[RemoteFile]) -> None:
+        self.tree.require_readable(files)
+
+    def require_unchanged(self) -> None:
+        """Raises ReasonError(SourceChanged) where the folder is not as it was when it was listed."""
+        if self.tree.listing() != self.files:
+            raise self.tree.changed("its listing is another one than at the beginning")
+
+
 @dataclass
-class ClaimSource(FilteredSource):
+class ClaimSource(FolderSource):
     """One folder of one claim."""
 
     request: ClaimRequest
@@ -44,10 +66,6 @@ class ClaimSource(FilteredSource):
         return cls(claim, Tree(Path(claim.mount), claim.path, title, field, by_inode=True))
 
     @property
-    def title(self) -> str:
-        return self.tree.title
-
-    @property
     def folder(self) -> str:
         return "persistentVolumeClaim"
 
@@ -55,12 +73,6 @@ class ClaimSource(FilteredSource):
         """That the claim may be named was the operator's to decide; that the Job's user may read it is the volume's."""
         self.files = self.tree.listing()
         return revision_of(self.files)
-
-    def listing(self) -> Sequence[RemoteFile]:
-        return self.files
-
-    def prove_readable(self, files: Sequence[RemoteFile]) -> None:
-        self.tree.require_readable(files)
 
     def chunks(self, file: RemoteFile, start: int) -> AbstractContextManager[Iterator[bytes]]:
         return self.tree.chunks(file, start)
@@ -72,8 +84,7 @@ class ClaimSource(FilteredSource):
         return known or ReasonError(Reason.JOB_FAILED, text.clean(f"{self.title}: {type(error).__name__}: {error}"))
 
     def confirm(self) -> None:
-        if self.tree.listing() != self.files:
-            raise self.tree.changed("its listing is another one than at the beginning")
+        self.require_unchanged()
 
     def open_store(self, root: Path) -> ObjectStore:
         claim = self.request
@@ -91,7 +102,7 @@ class ClaimSource(FilteredSource):
 
 
 @dataclass
-class LocalSource(FilteredSource):
+class LocalSource(FolderSource):
     """One folder."""
 
     request: LocalRequest
@@ -107,10 +118,6 @@ class LocalSource(FilteredSource):
         return cls(local, Tree(Path(request.cache_root), local.path, title, "source.local.path"))
 
     @property
-    def title(self) -> str:
-        return self.tree.title
-
-    @property
     def folder(self) -> str:
         return layout.ARTIFACTS
 
@@ -119,12 +126,6 @@ class LocalSource(FilteredSource):
         self._require_foreign()
         self.files = self.tree.listing()
         return revision_of(self.files)
-
-    def listing(self) -> Sequence[RemoteFile]:
-        return self.files
-
-    def prove_readable(self, files: Sequence[RemoteFile]) -> None:
-        self.tree.require_readable(files)
 
     def open_store(self, root: Path) -> LocalStore:
         return LocalStore(self, Path(os.path.realpath(root), self.request.path.strip("/")))
@@ -178,5 +179,4 @@ class LocalStore:
         """It is not ours."""
 
     def confirm(self) -> None:
-        if self.source.tree.listing() != self.source.files:
-            raise self.source.tree.changed("its listing is another one than at the beginning")
+        self.source.require_unchanged()

@@ -26,7 +26,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, text
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources import ranges
-from lora_operator.fetch.sources.base import FilteredSource
+from lora_operator.fetch.sources.base import FilteredSource, key_prefix
 from lora_operator.fetch.sources.checksums import Declared
 from lora_operator.fetch.sources.object_place import Place, blob_name
 from lora_operator.fetch.sources.object_store import CHUNK, ObjectStore, revision_of, translated
@@ -103,9 +103,8 @@ class S3Source(FilteredSource):
 
     @property
     def prefix(self) -> str:
-        """What every key begins with: empty, or ending in a slash."""
-        folder = self.request.prefix.strip("/")
-        return f"{folder}/" if folder else ""
+        """What every key begins with."""
+        return key_prefix(self.request.prefix)
 
     def authorise(self) -> str:
         self.files = self.list_files()
