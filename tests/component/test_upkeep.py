@@ -19,7 +19,7 @@ from lora_operator.reconcile.kits import remove_old_kits
 from lora_operator.reconcile.store import Kind, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
-from tests.unit.builders import make_deployment
+from tests.unit.builders import make_deployment, take_list
 
 NOW, OLD, OLDER, OLDEST = ({"kit.py": f"# {age}"} for age in ("now", "old", "older", "oldest"))
 
@@ -64,7 +64,7 @@ async def test_kits_that_no_replica_set_and_no_pod_has_are_removed(context: Cont
 
     async def present() -> set[str]:
         items, _ = await context.kube.list(CONFIG_MAPS, namespace=namespace)
-        context.store.replace(Kind.CONFIG_MAP, items, "1")
+        take_list(context.store, Kind.CONFIG_MAP, items, "1")
         return {item["metadata"]["name"] for item in items if "-kit-" in item["metadata"]["name"]}
 
     def named(*kits: dict[str, str]) -> set[str]:

@@ -6,7 +6,7 @@ Every builder has a default for all that a test does not speak of, so a test nam
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from lora_operator.constants import (
 )
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView, Served
 from lora_operator.plan.modules import Module
+from lora_operator.reconcile.store import Change, Kind, ObjectKey, Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 9, 0, 0, tzinfo=UTC)
@@ -417,3 +418,10 @@ def make_workload(*, uid: str = "uid-deploy", owner: str = "uid-llama", **status
 def ready_reason(conditions: tuple[StatusCondition, ...]) -> str:
     """Reason of Ready."""
     return told(conditions)[Condition.READY][1]
+
+
+def take_list(store: Store, kind: Kind, items: Iterable[Mapping[str, Any]], version: str) -> list[Change]:
+    """A complete list of a kind, as Sync puts it into the store page by page; what that changed."""
+    present: set[ObjectKey] = set()
+    changes = [change for item in items if (change := store.take_listed(kind, item, present)) is not None]
+    return changes + store.retain(kind, present, version)

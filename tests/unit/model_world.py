@@ -35,6 +35,7 @@ from lora_operator.reconcile.routing import keys_for
 from lora_operator.reconcile.store import OWN_KINDS, Key, Kind, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import HeldList, HeldModule, KitState, LoadedModule, ServedModel
+from tests.unit.builders import take_list
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -386,7 +387,7 @@ class World:
         self.context.now = lambda: START + timedelta(seconds=self.time)  # type: ignore[method-assign]
         for kind in Kind:
             bodies = [body for body in self.objects.values() if body["kind"] == kind.value]
-            self.store.replace(kind, bodies, str(self._count))
+            take_list(self.store, kind, bodies, str(self._count))
             self.store.mark_synced(kind)
         if self.modules() is None:
             self._lose_list()

@@ -11,6 +11,7 @@ import pytest
 from lora_operator.constants import LABEL_ARTIFACT, LABEL_DEPLOYMENT
 from lora_operator.names import label_value
 from lora_operator.reconcile.store import Key, Kind, Store
+from tests.unit.builders import take_list
 
 
 def adapter(
@@ -124,7 +125,7 @@ def test_a_list_drops_what_is_absent_and_older_and_keeps_what_is_newer() -> None
     store = Store()
     for name, version in (("kept", 5), ("gone", 6), ("newer", 30)):
         store.upsert(Kind.LORA_ADAPTER, adapter(name, version))
-    changes = store.replace(Kind.LORA_ADAPTER, [adapter("kept", 5), adapter("listed", 19)], "20")
+    changes = take_list(store, Kind.LORA_ADAPTER, [adapter("kept", 5), adapter("listed", 19)], "20")
     assert set(store.adapters) == {("team-a", "kept"), ("team-a", "newer"), ("team-a", "listed")}
     assert {(change.key.name, change.new is None) for change in changes} == {("gone", True), ("listed", False)}
     assert store.upsert(Kind.LORA_ADAPTER, adapter("gone", 7)) is None
@@ -134,14 +135,14 @@ def test_a_list_that_was_overtaken_by_a_watch_does_not_bring_back_a_deleted_obje
     store = Store()
     store.upsert(Kind.LORA_ADAPTER, adapter("sql", 5))
     store.remove(Kind.LORA_ADAPTER, "team-a", "sql", uid="uid-team-a-sql", resource_version="21")
-    assert store.replace(Kind.LORA_ADAPTER, [adapter("sql", 5)], "20") == []
+    assert take_list(store, Kind.LORA_ADAPTER, [adapter("sql", 5)], "20") == []
     assert store.adapters == {}
 
 
 def test_a_list_of_one_kind_leaves_the_others() -> None:
     store = Store()
     store.upsert(Kind.POD, pod("p", 1))
-    store.replace(Kind.JOB, [], "20")
+    take_list(store, Kind.JOB, [], "20")
     assert list(store.pods) == [("serving", "p")]
 
 
@@ -219,7 +220,7 @@ def test_five_thousand_adapters_are_taken_relisted_and_found_quickly() -> None:
     started = time.process_time()
     for body in bodies:
         store.upsert(Kind.LORA_ADAPTER, body)
-    assert store.replace(Kind.LORA_ADAPTER, bodies, "5001") == []
+    assert take_list(store, Kind.LORA_ADAPTER, bodies, "5001") == []
     for n in range(500):
         assert len(store.adapters_of(("serving", f"d{n % 10}"))) == 500
     assert time.process_time() - started < 30, (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -210,12 +210,6 @@ class Store:
             return None
         self._bury(known.uid, max(number, known.number))
         return self._drop(key)
-
-    def replace(self, kind: Kind, items: Iterable[Mapping[str, Any]], list_resource_version: str) -> list[Change]:
-        """Takes a complete list of a kind: known objects that it lacks are gone, unless they are newer than the list."""
-        present: set[ObjectKey] = set()
-        changes = [change for item in items if (change := self.take_listed(kind, item, present)) is not None]
-        return changes + self.retain(kind, present, list_resource_version)
 
     def take_listed(self, kind: Kind, item: Mapping[str, Any], present: set[ObjectKey]) -> Change | None:
         """Takes one object of a list that comes page by page, and notes in `present` that the list has it."""
