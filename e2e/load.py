@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,11 +59,15 @@ def clients(url: str, models: Sequence[str], number: int, *, pause: float = 0) -
 
 
 class Streams:
-    """One stream after the other, the last one begun before the end of the block: each is whole, or kept in `broken`."""
+    """One stream after the other, the last one begun before the end of the block: each is whole, or kept in `broken`.
+
+    They end sooner where one is refused before anything of it has come, as by an engine that was told to stop.
+    """
 
     def __init__(self, url: str, model: str, tokens: int) -> None:
         self.whole = 0
         self.broken: list[str] = []
+        self.refused: float | None = None  # when, on time.monotonic()
         self.begun = threading.Event()  # the first has arrived in part
         self._url, self._model, self._tokens = url, model, tokens
         self._stop = threading.Event()
@@ -86,6 +91,9 @@ class Streams:
                 stream.join(300)
                 assert (len(stream.token_ids), stream.finish_reason) == (self._tokens, "length")
             except AssertionError as error:
+                if not stream.token_ids and not stream.running:
+                    self.refused = time.monotonic()
+                    return
                 self.broken.append(str(error))
             else:
                 self.whole += 1

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -19,9 +19,10 @@ from e2e.stack import Stack, eventually, lora_adapter
 ADAPTERS = {"up-one": ("tiny/one", TEAM_A), "up-two": ("tiny/two", TEAM_A), "up-three": ("tiny/three", TEAM_B)}
 MODELS = tuple(ADAPTERS)
 COST = "controller.kubernetes.io/pod-deletion-cost"
-# Longer than a pod takes to leave the Service (5 s), and on a busy machine still shorter than its --shutdown-timeout (120 s).
-STREAM_SECONDS = 12  # of an engine that nobody else asks: beside clients they take longer
-SHORT_SECONDS = 8  # of an engine alone; two on two cores take many times as long, and have those 120 s to end
+LEAVING_SECONDS = 5  # in which a pod that is told to go still takes requests: until it has left the Service everywhere
+# Of an engine alone; two on two cores take many times as long, and have 120 s to end (--shutdown-timeout).
+BRIEF_SECONDS = 3
+SHORT_SECONDS = 8
 
 
 def scale(stack: Stack, replicas: int) -> None:
@@ -82,20 +83,24 @@ def test_scaling_down_and_up_under_load_loses_no_request(stack: Stack, served: N
     stack.cluster.kubectl("annotate", "pod", leaving, "-n", SERVING, f"{COST}=-100")
     stack.cluster.kubectl("annotate", "pod", staying, "-n", SERVING, f"{COST}=100")
 
-    tokens = tokens_for(urls[leaving], *MODELS[:2], seconds=STREAM_SECONDS)
-    with clients(service, MODELS, 2):
-        streams = [Stream(urls[leaving], model, "SELECT", tokens=tokens) for model in MODELS[:2]]
-        eventually(lambda: all(s.token_ids for s in streams), what="the streams have begun", timeout=60)
+    tokens = tokens_for(urls[leaving], *MODELS[:2], seconds=BRIEF_SECONDS)
+    with ExitStack() as block:
+        block.enter_context(clients(service, MODELS, 2))
+        # One after the other, so some are in hand when the engine is told to stop, however fast it is.
+        streams = [block.enter_context(Streams(urls[leaving], model, tokens)) for model in MODELS[:2]]
+        eventually(lambda: all(s.begun.is_set() for s in streams), what="the streams have begun", timeout=60)
         scale(stack, 1)
         scaled = time.monotonic()
         eventually(
             lambda: set(stack.engine_urls(SERVING, FLEET)) == {staying}, what="the pod is on its way out", timeout=30
         )
-        for stream in streams:
-            stream.join(200)
-            assert (len(stream.token_ids), stream.finish_reason) == (tokens, "length")
-        assert time.monotonic() - scaled > 6, "they ended before the engine was told to stop: make them longer"
+        eventually(lambda: all(s.refused for s in streams), what="the engine takes nothing new", timeout=200)
         eventually(lambda: gone(stack, leaving), what="the pod is gone", timeout=60)
+    for model, one in zip(MODELS[:2], streams, strict=True):
+        assert not one.broken, model
+        assert one.whole, model
+        assert one.refused is not None
+        assert one.refused - scaled > LEAVING_SECONDS - 1, "some node may still have had it in its Service"
     object_ = stack.wait_condition("vllm", FLEET, SERVING, timeout=30)
     assert (object_["status"]["replicas"], object_["status"]["readyPods"]) == (1, "1/1")
     adapter = stack.wait_condition("lora", "up-one", TEAM_A, timeout=30)
@@ -182,6 +187,7 @@ def test_draining_a_node_takes_one_engine_after_the_other_and_loses_no_request(s
         assert gone(stack, second)
     assert more.whole
     assert not more.broken
+    assert more.refused is None
     assert [(len(s.token_ids), s.finish_reason) for two in streams.values() for s in two] == [(tokens, "length")] * 4
     object_ = stack.wait_condition("vllm", FLEET, SERVING, timeout=480)
     assert (object_["status"]["replicas"], object_["status"]["readyPods"]) == (2, "2/2")
