@@ -34,7 +34,7 @@ lint: ## Formatting, linting, types, import rules, generated files
 	ruff format --check; \
 	mypy operator/lora_operator tests e2e; \
 	lint-imports; \
-	python -m lora_operator.crdgen --check
+	python -m lora_operator.gen.crds --check
 
 format: ## Format the code and fix what ruff can fix
 	@$(IN_VENV) ruff check --fix; ruff format

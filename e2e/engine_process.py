@@ -23,7 +23,7 @@ from e2e.engine_client import Json, request
 
 TOKEN = "gate-token-of-the-tests"
 SERVED = ("tiny/base", "tiny/alias")
-KIT = paths.REPO / "operator" / "lora_operator" / "engine_kit"
+KIT = paths.REPO / "operator" / "lora_operator" / "engine_plugin"
 
 
 def engine_python() -> str:
@@ -35,7 +35,12 @@ class EngineProcess:
     """One engine below `root`, with its cache, state folder and token."""
 
     def __init__(
-        self, root: Path, base: Path, *, middleware: str = "lora_operator_kit.kit.Kit", args: Sequence[str] = ()
+        self,
+        root: Path,
+        base: Path,
+        *,
+        middleware: str = "lora_operator_plugin.plugin.Plugin",
+        args: Sequence[str] = (),
     ) -> None:
         self.root = root
         self.cache = root / "model-cache"
@@ -54,7 +59,7 @@ class EngineProcess:
         self.home = paths.cache_dir("engine-home")  # what vLLM finds out about the model's class once takes it 13 s
         for folder in (self.cache / "artifacts", self.state_dir):
             folder.mkdir(parents=True)
-        shutil.copytree(KIT, root / "kit" / "lora_operator_kit", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(KIT, root / "kit" / "lora_operator_plugin", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(KIT / "__main__.py", root / "kit")
         shutil.copytree(base, self.base)
         self.token_file.write_text(TOKEN)

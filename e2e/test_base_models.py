@@ -22,8 +22,8 @@ from e2e.fixtures.xet import XetServer
 from e2e.stack import Stack, lora_adapter, tiny_fixtures, vllm_deployment
 from lora_operator.api import VLLMDeployment
 from lora_operator.constants import CHAT_MOUNT
-from lora_operator.desired.engine import Auxiliary, build_argv
-from lora_operator.engine_kit.checks import AdapterProblem, Kind, check_adapter, read_base_model
+from lora_operator.desired.command_line import Auxiliary, build_argv
+from lora_operator.engine_plugin.checks import AdapterProblem, Kind, check_adapter, read_base_model
 
 NAMESPACE = "models"
 TEMPLATE = "{% for message in messages %}<|user|>{{ message['content'] }} grüßt\n{% endfor %}<|assistant|>"

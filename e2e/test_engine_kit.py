@@ -25,8 +25,8 @@ from e2e.engine_client import Json, Stream, models, request, token_ids, tokens_f
 from e2e.engine_process import SERVED, TOKEN, EngineProcess, engine_python
 from e2e.fixtures import adapters
 from e2e.stack import tiny_fixtures
-from lora_operator.engine_kit.checks import AdapterProblem, Kind, check_adapter, read_base_model
-from lora_operator.engine_kit.gate import OPEN_ROUTES
+from lora_operator.engine_plugin.checks import AdapterProblem, Kind, check_adapter, read_base_model
+from lora_operator.engine_plugin.gate import OPEN_ROUTES
 
 PROMPT = "Once upon a time"
 VERSION = (0, 32)  # of vLLM, whose answers e2e/fixtures/adapters.py has
@@ -471,7 +471,7 @@ def test_without_the_registry_it_serves_all_the_same_and_says_so(
     kit.engine.kill()  # one engine at a time
     engine = EngineProcess(tmp_path / "engine", kit.tiny / "base", middleware="without_registry.Kit")
     (engine.root / "kit" / "without_registry.py").write_text(
-        "from lora_operator_kit import kit\nkit.find_registry = lambda app: None\nKit = kit.Kit\n"
+        "from lora_operator_plugin import kit\nkit.find_registry = lambda app: None\nKit = kit.Kit\n"
     )
     one, two = (engine.publish(kit.tiny / "adapters" / name, name) for name in ("one", "one-v2"))
     engine.put_on_disk({"sql": one}, lineage=SERVED[1])

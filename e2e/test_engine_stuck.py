@@ -16,16 +16,16 @@ import pytest
 from e2e.engine_client import Json, request
 from e2e.engine_process import EngineProcess
 from e2e.stack import tiny_fixtures
-from lora_operator.engine_kit.gate import KEYLESS
+from lora_operator.engine_plugin.gate import KEYLESS
 
 KEY = "sk-e2e"
 BEARER = {"Authorization": f"Bearer {KEY}"}
 IMPATIENT = """
 import os, signal
 from pathlib import Path
-from lora_operator_kit import loads
+from lora_operator_plugin import loads
 loads.DEAD_SECONDS, loads.STATIC_SECONDS = 20.0, 0.0  # before the kit is imported: it watches from then on
-from lora_operator_kit import engine, keeper, kit
+from lora_operator_plugin import engine, keeper, kit
 from vllm.v1.engine.async_llm import AsyncLLM
 
 keeper.UNREADY_SECONDS = kit.UNREADY_SECONDS = 2.0

@@ -19,7 +19,7 @@ import pytest
 from e2e.engine_client import Stream, models, request, token_ids
 from e2e.engine_process import SERVED, EngineProcess
 from e2e.stack import tiny_fixtures
-from lora_operator.engine_kit.loads import LOADING_FILE, read_loading
+from lora_operator.engine_plugin.loads import LOADING_FILE, read_loading
 
 A, B = "one", "one-v2"
 CLIENTS, STREAMS, HOT_LOADS = 8, 4, 8

@@ -25,7 +25,8 @@ from e2e.bench.apply_to_answer import show
 from e2e.cluster import find_cluster
 from e2e.demo import FLEET, HUB_PORT, SERVING, TEAM
 from e2e.stack import Json, Stack, lora_adapter
-from lora_operator.kube import LORA_ADAPTERS, Kube, load_configuration
+from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import LORA_ADAPTERS
 
 POLL_SECONDS = 0.002
 

@@ -52,7 +52,7 @@ ROLLOUT: Final = "Rollout"
 # Inside the pods.
 CACHE_MOUNT: Final = "/model-cache"
 KIT_MOUNT: Final = "/opt/lora-operator"
-KIT_PACKAGE: Final = "lora_operator_kit"
+KIT_PACKAGE: Final = "lora_operator_plugin"
 MODULES_MOUNT: Final = "/etc/lora-operator/modules"
 MODULES_KEY: Final = "modules.json.gz"
 GATE_MOUNT: Final = "/etc/lora-operator/gate"

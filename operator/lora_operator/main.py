@@ -17,9 +17,8 @@ from typing import Any, Final
 import kopf
 
 from lora_operator.errors import OperatorError
-from lora_operator.handlers import kopf_settings, register_handlers, register_login
 from lora_operator.health import health_app, serve_health
-from lora_operator.kube import Kube, load_configuration
+from lora_operator.kube.client import Kube, load_configuration
 from lora_operator.logs import set_up_logging
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.queue import WorkQueue
@@ -28,6 +27,7 @@ from lora_operator.reconcile.store import OWN_KINDS, Change, Key, Kind, Store
 from lora_operator.reconcile.sync import Sync
 from lora_operator.settings import Settings, read_settings
 from lora_operator.vllm import Engines
+from lora_operator.watch import kopf_settings, register_handlers, register_login
 
 log = logging.getLogger(__name__)
 

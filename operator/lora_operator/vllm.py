@@ -17,9 +17,9 @@ from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass
 
 from lora_operator.constants import HOT_LOAD, ROLLOUT
-from lora_operator.engine_kit.versions import FIRST_RELEASE
+from lora_operator.engine_plugin.versions import FIRST_RELEASE
 from lora_operator.errors import EngineRefused, EngineUnreachable, StaleList
-from lora_operator.plan.modules import MAX_GENERATION
+from lora_operator.plan.adapter_list import MAX_GENERATION
 
 TOKEN_HEADER: Final = "X-LoRA-Operator-Token"  # noqa: S105 - the header's name
 GATE_ERROR_TYPE: Final = "lora_operator_gate"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lora_operator.chartdoc import build_readme, leaves
+from lora_operator.gen.chart import build_readme, leaves
 from tests.chart.conftest import CHART, Helm
 
 DIGEST = "sha256:" + "0a" * 32

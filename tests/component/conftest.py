@@ -17,7 +17,7 @@ import pytest
 from e2e.cluster import tools
 from e2e.cluster.controlplane import ControlPlane
 from lora_operator.api import RESOURCES
-from lora_operator.kube import Kube, load_configuration
+from lora_operator.kube.client import Kube, load_configuration
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings

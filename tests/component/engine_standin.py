@@ -1,6 +1,6 @@
 """An engine pod's process on an address of its own: the real kit before a small application that keeps adapters as vLLM does.
 
-What speaks to the operator is engine_kit's own code, so the wire protocol can't differ from it. Three of its functions are
+What speaks to the operator is engine_plugin's own code, so the wire protocol can't differ from it. Three of its functions are
 replaced, which look at the cache's volume: here no volume is mounted.
 """
 
@@ -21,11 +21,11 @@ from unittest import mock
 
 from aiohttp import web
 
-from lora_operator import engine_kit
+from lora_operator import engine_plugin
 from tests.unit.kit_support import HonestEngine, install_vllm
 
 _NUMBER = itertools.count(1)
-_PACKAGE = Path(engine_kit.__file__).parent
+_PACKAGE = Path(engine_plugin.__file__).parent
 
 
 def load_kit(resolvers: dict[str, Any]) -> tuple[str, ModuleType]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.fixtures.adapters import Tensor, write_tensors
-from lora_operator.manifest import FetchResult, Manifest
+from lora_operator.wire.jobs import FetchResult, Manifest
 
 ROOT = Path(__file__).parents[2]
 HIDDEN, WIDE, VOCAB = 64, 128, 300

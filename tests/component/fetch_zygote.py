@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lora_operator.manifest import FetchResult
+from lora_operator.wire.jobs import FetchResult
 from tests.component.fetch_support import ROOT
 
 _EVENTS = ("open", "os.", "socket.connect", "shutil.", "fcntl.")
@@ -110,7 +110,7 @@ class Zygote:
 
 def _serve() -> None:
     from lora_operator.fetch import download, environment
-    from lora_operator.manifest import FetchRequest
+    from lora_operator.wire.jobs import FetchRequest
 
     request = FetchRequest.model_validate_json(sys.argv[1])
     with environment.private_home() as home:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from e2e.cluster import ControlPlane
-from lora_operator.kube import Kube, load_configuration
+from lora_operator.kube.client import Kube, load_configuration
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.queue import WorkQueue
 from lora_operator.reconcile.routing import keys_for

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from e2e.cluster import ControlPlane
 from lora_operator.constants import FETCH_CONTAINER, Reason
 from lora_operator.errors import KubeError, NotFoundError, UnavailableError
-from lora_operator.kube import (
+from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import (
     CLAIMS,
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -29,18 +30,16 @@ from lora_operator.kube import (
     PODS,
     SECRETS,
     VLLM_DEPLOYMENTS,
-    Kube,
     ResourceType,
-    load_configuration,
 )
 from lora_operator.main import Operator
-from lora_operator.manifest import EvictRequest, EvictResult, FetchRequest, FetchResult
-from lora_operator.plan.modules import ModuleList, decode_from_config_map
+from lora_operator.plan.adapter_list import ModuleList, decode_from_config_map
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.queue import WorkQueue
 from lora_operator.reconcile.store import Kind, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
+from lora_operator.wire.jobs import EvictRequest, EvictResult, FetchRequest, FetchResult
 from tests.component.engine_standin import StandIn
 from tests.component.manifests import manifest
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from lora_operator.errors import KubeError
-from lora_operator.resource_types import (
+from lora_operator.kube.kinds import (
     BY_KIND,
     CLAIMS,
     CONFIG_MAPS,

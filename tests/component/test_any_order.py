@@ -13,7 +13,7 @@ import pytest
 
 from e2e.cluster import ControlPlane
 from lora_operator.errors import ForbiddenError, NotFoundError
-from lora_operator.kube import (
+from lora_operator.kube.kinds import (
     CLAIMS,
     LORA_ADAPTERS,
     MODEL_ARTIFACTS,

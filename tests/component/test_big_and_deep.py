@@ -10,10 +10,7 @@ from typing import Any
 
 from e2e.cluster import ControlPlane
 from lora_operator.constants import LABEL_MANAGED_BY, MANAGED_BY
-from lora_operator.kube import (
-    MODEL_CACHES,
-    VLLM_DEPLOYMENTS,
-)
+from lora_operator.kube.kinds import MODEL_CACHES, VLLM_DEPLOYMENTS
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
 from tests.component.reconcile_support import World, running_operator
@@ -67,7 +64,7 @@ async def test_what_nests_deep_ends_nothing_and_is_told(
 
 LISTING = """
 import asyncio, sys
-from lora_operator.kube import Kube, load_configuration
+from lora_operator.kube.client import Kube, load_configuration
 from lora_operator.main import Operator
 from lora_operator.reconcile.queue import WorkQueue
 from lora_operator.reconcile.store import Kind, Store

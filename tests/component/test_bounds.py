@@ -20,10 +20,10 @@ from e2e.fixtures.s3 import S3Server
 from lora_operator.api import VLLMDeployment
 from lora_operator.desired.children import build_modules_config_map
 from lora_operator.errors import InvalidObjectError
-from lora_operator.kube import JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS
-from lora_operator.manifest import FetchResult, VolumeState
-from lora_operator.plan.list_room import give_way
-from lora_operator.plan.modules import decode_from_config_map, encode_for_config_map
+from lora_operator.kube.kinds import JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS
+from lora_operator.plan.adapter_list import decode_from_config_map, encode_for_config_map
+from lora_operator.plan.list_limits import give_way
+from lora_operator.wire.jobs import FetchResult, VolumeState
 from tests.component.fetch_support import Fetcher, Job, make_base, until
 from tests.component.manifests import manifest
 from tests.component.reconcile_support import COMMIT, NEVER, Json, World, running_operator

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from e2e.cluster import ControlPlane
-from lora_operator.kube import CLAIMS, MODEL_CACHES, Kube, load_configuration
+from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import CLAIMS, MODEL_CACHES
 from lora_operator.reconcile.cache import reconcile_cache
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import Key, Kind, Store

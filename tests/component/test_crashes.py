@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from e2e.cluster import ControlPlane
-from lora_operator.kube import MODEL_ARTIFACTS
+from lora_operator.kube.kinds import MODEL_ARTIFACTS
 from tests.component.engine_standin import StandIn
 from tests.component.lives import Steps, list_often, living
 from tests.component.reconcile_support import World, asking, until

@@ -11,10 +11,10 @@ import pytest
 from e2e.cluster import ControlPlane
 from lora_operator.api import VLLMDeployment
 from lora_operator.errors import NotFoundError
-from lora_operator.kube import Kube, load_configuration
-from lora_operator.reconcile import disruption
+from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import DISRUPTION_BUDGETS, EVENTS, VLLM_DEPLOYMENTS
+from lora_operator.reconcile import disruption_budget as disruption
 from lora_operator.reconcile.context import Context
-from lora_operator.resource_types import DISRUPTION_BUDGETS, EVENTS, VLLM_DEPLOYMENTS
 from tests.component.manifests import manifest
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from e2e.cluster import ControlPlane
 from lora_operator.constants import ANNOTATION_EVICT, Reason
-from lora_operator.kube import JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES
-from lora_operator.manifest import KEEP_BYTES, EvictRequest, EvictResult, FetchResult, keep_mark
+from lora_operator.kube.kinds import JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES
+from lora_operator.wire.jobs import KEEP_BYTES, EvictRequest, EvictResult, FetchResult, keep_mark
 from tests.component.manifests import manifest
 from tests.component.reconcile_support import COMMIT, Json, World, running_operator, until
 

@@ -16,7 +16,7 @@ import pytest
 
 from e2e.fixtures import adapters
 from e2e.fixtures.hub import HubServer
-from lora_operator.manifest import FetchResult
+from lora_operator.wire.jobs import FetchResult
 from tests.component.fetch_support import Fetcher, until, without_volume
 
 TOKEN = "hf_right-token-of-the-tests"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from e2e.fixtures.buckets import AZURE_ACCOUNT, AZURE_KEY, AzureServer, GcsServer, Seen
-from lora_operator.manifest import FetchResult
+from lora_operator.wire.jobs import FetchResult
 from tests.component.fetch_support import Fetcher, Job, until
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

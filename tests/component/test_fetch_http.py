@@ -18,7 +18,7 @@ import pytest
 
 from e2e.fixtures.http_files import FileServer
 from lora_operator.fetch.evict import evict
-from lora_operator.manifest import EvictRequest, FetchResult, keep_mark
+from lora_operator.wire.jobs import EvictRequest, FetchResult, keep_mark
 from tests.component.fetch_support import ROOT, Fetcher, Job, until
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from e2e.fixtures.hub import HubServer
-from lora_operator.manifest import Manifest
+from lora_operator.wire.jobs import Manifest
 from tests.component.fetch_support import Fetcher, make_base
 from tests.component.fetch_zygote import ForkedJob, Zygote
 

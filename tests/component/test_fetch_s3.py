@@ -16,7 +16,7 @@ from e2e.fixtures import adapters
 from e2e.fixtures.s3 import Request, S3Server
 from lora_operator.fetch.sources.object_place import Place, blob_name
 from lora_operator.fetch.sources.ranges import PART
-from lora_operator.manifest import FetchResult
+from lora_operator.wire.jobs import FetchResult
 from tests.component.fetch_support import Fetcher, Job, make_base, until
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKTEAMAKEYOFTESTS", "AWS_SECRET_ACCESS_KEY": "right-secret-of-the-tests"}

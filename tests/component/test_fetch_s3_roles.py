@@ -22,8 +22,8 @@ from lora_operator.desired.job import build_request
 from lora_operator.errors import ReasonError
 from lora_operator.fetch.sources.s3.errors import Subject
 from lora_operator.fetch.sources.s3.source import S3Keys, S3Source, build_client
-from lora_operator.manifest import S3Request
 from lora_operator.plan.wants import build_artifact
+from lora_operator.wire.jobs import S3Request
 from tests.component.fetch_support import Fetcher, Job
 from tests.unit.builders import make_adapter, make_artifact, make_cache
 

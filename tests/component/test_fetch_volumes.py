@@ -11,7 +11,7 @@ import pytest
 
 from e2e.fixtures import adapters
 from lora_operator.fetch.evict import evict
-from lora_operator.manifest import EvictRequest, FetchResult
+from lora_operator.wire.jobs import EvictRequest, FetchResult
 from tests.component.fetch_support import Fetcher, Job, make_adapter, make_base
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -15,7 +15,6 @@ import pytest
 from kubernetes.aio.config import incluster_config
 
 from e2e.cluster import ControlPlane
-from lora_operator import kube as kube_module
 from lora_operator.errors import (
     ConflictError,
     ForbiddenError,
@@ -24,16 +23,9 @@ from lora_operator.errors import (
     NotFoundError,
     UnavailableError,
 )
-from lora_operator.kube import (
-    CONFIG_MAPS,
-    EVENTS,
-    LORA_ADAPTERS,
-    NAMESPACES,
-    PODS,
-    SECRETS,
-    Kube,
-    load_configuration,
-)
+from lora_operator.kube import client as kube_module
+from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import CONFIG_MAPS, EVENTS, LORA_ADAPTERS, NAMESPACES, PODS, SECRETS
 from lora_operator.reconcile.store import Kind, Store
 from tests.unit.builders import take_list
 

@@ -20,7 +20,7 @@ from lora_operator.desired.children import (
 )
 from lora_operator.desired.deployment import build_deployment
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request, credentials_secret
-from lora_operator.kube_answers import build_event
+from lora_operator.kube.answers import build_event
 from lora_operator.plan.wants import build_artifact
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest

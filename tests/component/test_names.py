@@ -11,7 +11,14 @@ import pytest
 
 from e2e.cluster import ControlPlane
 from lora_operator.constants import Reason
-from lora_operator.kube import CONFIG_MAPS, DEPLOYMENTS, LORA_ADAPTERS, MODEL_ARTIFACTS, NAMESPACES, VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    LORA_ADAPTERS,
+    MODEL_ARTIFACTS,
+    NAMESPACES,
+    VLLM_DEPLOYMENTS,
+)
 from tests.component.reconcile_support import World, asking, failure, running_operator, until
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from e2e.cluster import ControlPlane
-from lora_operator.kube import MODEL_ARTIFACTS, VLLM_DEPLOYMENTS
-from lora_operator.manifest import FetchResult
+from lora_operator.kube.kinds import MODEL_ARTIFACTS, VLLM_DEPLOYMENTS
+from lora_operator.wire.jobs import FetchResult
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
 from tests.component.reconcile_support import COMMIT, World, running_operator

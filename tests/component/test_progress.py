@@ -12,8 +12,8 @@ import pytest
 
 from e2e.cluster import ControlPlane
 from lora_operator.constants import FETCH_CONTAINER, Reason
-from lora_operator.kube import EVENTS, JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, PODS
-from lora_operator.manifest import FetchProgress
+from lora_operator.kube.kinds import EVENTS, JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, PODS
+from lora_operator.wire.jobs import FetchProgress
 from tests.component.reconcile_support import (
     NEVER,
     Json,

@@ -12,7 +12,7 @@ import pytest
 from e2e.cluster import ControlPlane
 from lora_operator.constants import Reason
 from lora_operator.errors import ForbiddenError
-from lora_operator.kube import (
+from lora_operator.kube.kinds import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     JOBS,

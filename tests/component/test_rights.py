@@ -13,7 +13,8 @@ import yaml
 
 from e2e.cluster import ControlPlane, tools
 from lora_operator.errors import ForbiddenError
-from lora_operator.kube import DEPLOYMENTS, JOBS, LORA_ADAPTERS, PODS, SECRETS, Kube, load_configuration
+from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import DEPLOYMENTS, JOBS, LORA_ADAPTERS, PODS, SECRETS
 from lora_operator.reconcile.context import MASTER_KEY_SECRET
 from tests.chart.conftest import Helm, render_chart
 from tests.component.conftest import Kubectl

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from e2e.cluster import ControlPlane
-from lora_operator.kube import MODEL_ARTIFACTS
+from lora_operator.kube.kinds import MODEL_ARTIFACTS
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
 from tests.component.reconcile_support import World, running_operator

@@ -18,18 +18,11 @@ from lora_operator.api.artifact import ModelArtifactStatus
 from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.conditions import Verdict, failing, merge, ok
 from lora_operator.constants import Condition, Reason
+from lora_operator.desired.command_line import StaticModules
 from lora_operator.desired.common import literal
 from lora_operator.desired.deployment import build_deployment
-from lora_operator.desired.engine import StaticModules
-from lora_operator.kube import (
-    DEPLOYMENTS,
-    LORA_ADAPTERS,
-    MODEL_ARTIFACTS,
-    MODEL_CACHES,
-    VLLM_DEPLOYMENTS,
-    Kube,
-    load_configuration,
-)
+from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import DEPLOYMENTS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS
 from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
 from lora_operator.reconcile import context as context_module
 from lora_operator.reconcile.adapter import reconcile_adapter

@@ -19,7 +19,7 @@ import pytest
 
 from e2e.cluster import ControlPlane
 from e2e.fixtures.hub import HubServer
-from lora_operator.kube import JOBS, SECRETS
+from lora_operator.kube.kinds import JOBS, SECRETS
 from tests.component.conftest import Kubectl
 from tests.component.fetch_support import ROOT, Fetcher, Job
 from tests.component.manifests import manifest

@@ -11,7 +11,8 @@ import pytest
 from e2e.cluster import ControlPlane
 from lora_operator.api import VLLMDeployment
 from lora_operator.desired.children import build_gate_secret, build_kit_config_map, kit_hash
-from lora_operator.kube import CONFIG_MAPS, REPLICA_SETS, SECRETS, Kube, load_configuration
+from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import CONFIG_MAPS, REPLICA_SETS, SECRETS
 from lora_operator.names import engine_labels, kit_config_map
 from lora_operator.reconcile import context as context_module
 from lora_operator.reconcile.context import Context

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from e2e.cluster import ControlPlane
-from lora_operator.kube import JOBS, MODEL_ARTIFACTS
+from lora_operator.kube.kinds import JOBS, MODEL_ARTIFACTS
 from tests.component.manifests import manifest
 from tests.component.reconcile_support import NEVER, World, running_operator, until
 

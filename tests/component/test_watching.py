@@ -20,7 +20,8 @@ import pytest
 from e2e.cluster import ControlPlane, tools
 from lora_operator import main
 from lora_operator.errors import UnavailableError
-from lora_operator.kube import LORA_ADAPTERS, PODS, Kube, ResourceType, load_configuration
+from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import LORA_ADAPTERS, PODS, ResourceType
 from lora_operator.main import Operator
 from lora_operator.reconcile.queue import WorkQueue
 from lora_operator.reconcile.store import Key, Kind, Store

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lora_operator.engine_kit.basemodel import BaseModel
-from lora_operator.engine_kit.checks import CONFIG, WEIGHTS, AdapterProblem, check_adapter
+from lora_operator.engine_plugin.basemodel import BaseModel
+from lora_operator.engine_plugin.checks import CONFIG, WEIGHTS, AdapterProblem, check_adapter
 
 PREFIX = "base_model.model."
 Q = "model.layers.0.self_attn.q_proj"

@@ -23,8 +23,8 @@ class Pod:
     """One engine with the kit before it, spoken to as the server and its clients do."""
 
     def __init__(self, root: Path, resolvers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.module = importlib.import_module("lora_operator.engine_kit.kit")
-        self.keeper = importlib.import_module("lora_operator.engine_kit.keeper")
+        self.module = importlib.import_module("lora_operator.engine_plugin.plugin")
+        self.keeper = importlib.import_module("lora_operator.engine_plugin.reconciler")
         self.root = root
         self._resolvers = resolvers
         self.engine = HonestEngine(resolvers)

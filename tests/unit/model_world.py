@@ -26,15 +26,15 @@ from lora_operator.errors import (
     StaleList,
     UnavailableError,
 )
-from lora_operator.kube import ResourceType
-from lora_operator.manifest import FetchRequest, FetchResult
-from lora_operator.plan.modules import ModuleList, decode_from_config_map
+from lora_operator.kube.kinds import ResourceType
+from lora_operator.plan.adapter_list import ModuleList, decode_from_config_map
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.routing import keys_for
 from lora_operator.reconcile.store import OWN_KINDS, Key, Kind, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import HeldList, HeldModule, KitState, LoadedModule, ServedModel
+from lora_operator.wire.jobs import FetchRequest, FetchResult
 from tests.unit.builders import take_list
 
 Json = dict[str, Any]
@@ -589,7 +589,7 @@ def _owner(kind: str, body: Json) -> Json:
 
 
 def _as_sent(modules: ModuleList) -> Json:
-    from lora_operator.plan.modules import encode
+    from lora_operator.plan.adapter_list import encode
 
     sent: Json = json.loads(encode(modules))
     return sent

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
-from lora_operator.engine_kit import values
-from lora_operator.engine_kit.basemodel import BaseModel
-from lora_operator.engine_kit.checks import CONFIG, WEIGHTS, AdapterProblem, Kind, check_adapter, read_base_model
+from lora_operator.engine_plugin import values
+from lora_operator.engine_plugin.basemodel import BaseModel
+from lora_operator.engine_plugin.checks import CONFIG, WEIGHTS, AdapterProblem, Kind, check_adapter, read_base_model
 from tests.unit.adapter_files import (
     BASE,
     GOOD_CONFIG,
@@ -51,7 +51,7 @@ def test_a_good_adapter_is_described(tmp_path: Path) -> None:
 def test_the_checks_need_the_standard_library_only() -> None:
     """They run in engines' images; with -S there are no site packages."""
     root = Path(__file__).resolve().parents[2] / "operator"
-    code = "import lora_operator.engine_kit.checks, lora_operator.engine_kit.launcher, lora_operator.engine_kit.gate"
+    code = "import lora_operator.engine_plugin.checks, lora_operator.engine_plugin.launcher, lora_operator.engine_plugin.gate"
     subprocess.run([sys.executable, "-S", "-c", code], check=True, env={"PYTHONPATH": str(root)}, timeout=60)
 
 

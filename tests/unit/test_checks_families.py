@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import pytest
 
-from lora_operator.engine_kit.basemodel import BaseModel
-from lora_operator.engine_kit.checks import check_adapter, read_base_model
-from lora_operator.engine_kit.fits import check_fit
-from lora_operator.engine_kit.pairs import Content, Pair
-from lora_operator.engine_kit.peftconfig import parse_config
-from lora_operator.engine_kit.tensors import Tensor
+from lora_operator.engine_plugin.basemodel import BaseModel
+from lora_operator.engine_plugin.checks import check_adapter, read_base_model
+from lora_operator.engine_plugin.fits import check_fit
+from lora_operator.engine_plugin.pairs import Content, Pair
+from lora_operator.engine_plugin.peftconfig import parse_config
+from lora_operator.engine_plugin.tensors import Tensor
 from tests.unit.adapter_files import HIDDEN, PREFIX, Shapes, adapter, pair, safetensors
 
 VOCABULARY: Final = 32

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from lora_operator.engine_kit import checks
-from lora_operator.engine_kit.tensors import ADAPTER_HEADER_BYTES, FileProblem, read_header, require_readable
+from lora_operator.engine_plugin import checks
+from lora_operator.engine_plugin.tensors import ADAPTER_HEADER_BYTES, FileProblem, read_header, require_readable
 from tests.unit.adapter_files import Q, adapter, pair, problem, safetensors, with_header
 
 PARTS = {

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lora_operator.engine_kit.basemodel import BaseModel
-from lora_operator.engine_kit.checks import AdapterProblem, Kind, check_adapter, read_base_model
+from lora_operator.engine_plugin.basemodel import BaseModel
+from lora_operator.engine_plugin.checks import AdapterProblem, Kind, check_adapter, read_base_model
 from tests.unit.adapter_files import BASE, HIDDEN, PREFIX, Q, Shapes, adapter, pair, problem, safetensors
 
 INNER = Q.removeprefix("model.")

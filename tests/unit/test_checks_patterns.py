@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lora_operator.engine_kit.checks import Kind, check_adapter
-from lora_operator.engine_kit.patterns import Key, take_too_long
+from lora_operator.engine_plugin.checks import Kind, check_adapter
+from lora_operator.engine_plugin.patterns import Key, take_too_long
 from tests.unit.adapter_files import BASE, RANK, Q, adapter, pair, problem, safetensors
 
 K = "model.layers.1.self_attn.k_proj"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lora_operator.constants import ANNOTATION_EVICT, LABEL_CACHE
-from lora_operator.kube_answers import MAX_TEXT_NESTING, flattened, parsed, refusal
-from lora_operator.kube_watch import Lines
+from lora_operator.kube.answers import MAX_TEXT_NESTING, flattened, parsed, refusal
+from lora_operator.kube.watch_lines import Lines
 from lora_operator.reconcile.bodies import MAX_NESTING, is_too_deep, slim
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.reconcile.sync import METADATA_ONLY

@@ -19,7 +19,7 @@ from lora_operator.desired.children import (
     kit_hash,
 )
 from lora_operator.names import engine_labels, gate_secret, is_of_another_token
-from lora_operator.plan.modules import ModuleList, encode_for_config_map
+from lora_operator.plan.adapter_list import ModuleList, encode_for_config_map
 from tests.unit.builders import make_deployment, make_module
 
 KEY = b"k" * 32

@@ -10,9 +10,9 @@ from lora_operator.api import ModelCache, VLLMDeployment
 from lora_operator.api.deployment import VLLMDeploymentSpec
 from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH
 from lora_operator.desired.children import build_chat_config_map
+from lora_operator.desired.command_line import Auxiliary, StaticModules
 from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
-from lora_operator.desired.engine import Auxiliary, StaticModules
-from lora_operator.engine_kit.gate import READY_PATH
+from lora_operator.engine_plugin.gate import READY_PATH
 from lora_operator.names import engine_labels
 from tests.unit.builders import make_cache, make_deployment
 
@@ -122,9 +122,9 @@ def test_the_kit_is_mounted_as_a_package() -> None:
     assert VOLUMES["engine-kit"]["configMap"] == {
         "name": "llama-kit-k1",
         "items": [
-            {"key": "__init__.py", "path": "lora_operator_kit/__init__.py"},
+            {"key": "__init__.py", "path": "lora_operator_plugin/__init__.py"},
             {"key": "__main__.py", "path": "__main__.py"},
-            {"key": "kit.py", "path": "lora_operator_kit/kit.py"},
+            {"key": "kit.py", "path": "lora_operator_plugin/kit.py"},
         ],
     }
     assert MOUNTS["engine-kit"]["mountPath"] == "/opt/lora-operator"

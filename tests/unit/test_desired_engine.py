@@ -11,7 +11,7 @@ import pytest
 
 from lora_operator.api import VLLMDeployment
 from lora_operator.api.deployment import RESERVED_ENV
-from lora_operator.desired.engine import (
+from lora_operator.desired.command_line import (
     GRACE_SECONDS,
     PRE_STOP_SECONDS,
     SHUTDOWN_SECONDS,
@@ -21,8 +21,8 @@ from lora_operator.desired.engine import (
     build_env,
     build_launcher_command,
 )
-from lora_operator.engine_kit.environment import ignored
-from lora_operator.engine_kit.modules import Settings
+from lora_operator.engine_plugin.environment import ignored
+from lora_operator.engine_plugin.list_file import Settings
 from tests.unit.builders import make_deployment
 
 PATH = "/model-cache/artifacts/base-1-abc"
@@ -52,7 +52,7 @@ def test_the_whole_command_line() -> None:
         *("--port", "9000", "--dtype", "float32", "--max-model-len", "8192"),
         "--enable-lora",
         *("--max-loras", "2", "--max-cpu-loras", "16", "--max-lora-rank", "16"),
-        *("--middleware", "lora_operator_kit.kit.Kit"),
+        *("--middleware", "lora_operator_plugin.plugin.Plugin"),
         *("--api-server-count", "1"),
         *("--shutdown-timeout", "120"),
         "--enforce-eager",

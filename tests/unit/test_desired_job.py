@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelArtifact
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request, credentials_secret
-from lora_operator.desired.placement import Placement
-from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest
+from lora_operator.desired.job_placement import Placement
 from lora_operator.names import MAX_SIZE, short_hash, token_secret
+from lora_operator.wire.jobs import FETCH_REQUEST_ENV, FetchRequest
 from tests.unit.builders import make_artifact, make_cache
 
 TOKEN = b"hf_thisIsTheToken"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelCache, VLLMDeployment
-from lora_operator.desired.placement import Placement, job_placement, keep_on_one_node
+from lora_operator.desired.job_placement import Placement, job_placement, keep_on_one_node
 from tests.unit.builders import make_cache, make_deployment, not_ready
 
 ZONE_B = {"topology.kubernetes.io/zone": "b"}

@@ -165,8 +165,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "podTemplate mounts /opt/lora-operator/ of container vllm, which is the operator's own place: use another",
     ),
     "a file over the kit's": (
-        engine(volumeMounts=[{"name": "mine", "mountPath": "/opt/lora-operator/lora_operator_kit/kit.py"}]),
-        "podTemplate mounts /opt/lora-operator/lora_operator_kit/kit.py of container vllm, which is the operator's own place: "
+        engine(volumeMounts=[{"name": "mine", "mountPath": "/opt/lora-operator/lora_operator_plugin/kit.py"}]),
+        "podTemplate mounts /opt/lora-operator/lora_operator_plugin/kit.py of container vllm, which is the operator's own place: "
         "use another",
     ),
     "an entry without a name": (

@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 
 from lora_operator.constants import API_VERSION
-from lora_operator.kube import Kube, ResourceType
+from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import ResourceType
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.settings import Settings

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from lora_operator.constants import API_VERSION
 from lora_operator.errors import UnavailableError
-from lora_operator.plan.turns import Ticket
+from lora_operator.plan.fair_share import Ticket
 from lora_operator.reconcile import dispatch
 from lora_operator.reconcile.dispatch import Reconcile
 from lora_operator.reconcile.faults import describe_fault, settle_fault

@@ -28,7 +28,7 @@ from lora_operator.fetch.sources.object_place import Place, blob_name
 from lora_operator.fetch.sources.object_store import ObjectStore
 from lora_operator.fetch.sources.oci import OciSource
 from lora_operator.fetch.volume import file_locks, store_locks
-from lora_operator.manifest import FetchRequest, Limits
+from lora_operator.wire.jobs import FetchRequest, Limits
 
 MIB = 1 << 20
 

@@ -11,7 +11,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, text
 from lora_operator.fetch.sources.s3.source import S3Keys
-from lora_operator.manifest import FetchRequest, HuggingFaceRequest, S3Request
+from lora_operator.wire.jobs import FetchRequest, HuggingFaceRequest, S3Request
 
 
 def request_for(root: Path, credentials: Path | None = None) -> FetchRequest:

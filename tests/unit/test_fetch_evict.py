@@ -18,8 +18,8 @@ from lora_operator.fetch.evict import evict
 from lora_operator.fetch.sources.huggingface import client, resume
 from lora_operator.fetch.sources.huggingface.source import HubStore
 from lora_operator.fetch.volume import limits, store_locks, views
-from lora_operator.manifest import EvictRequest, EvictResult, Manifest
 from lora_operator.plan.eviction import encode_keep
+from lora_operator.wire.jobs import EvictRequest, EvictResult, Manifest
 
 DAY = 24 * 3600
 REPO, BUCKET = "hub/models--org--a", "s3/bucket-0123"

@@ -27,7 +27,7 @@ from lora_operator.fetch.sources.huggingface.xet import Xet
 from lora_operator.fetch.sources.object_place import Place
 from lora_operator.fetch.volume import file_locks, store_locks
 from lora_operator.fetch.volume.limits import NoRoomError
-from lora_operator.manifest import FetchRequest, Limits
+from lora_operator.wire.jobs import FetchRequest, Limits
 
 MIB = 1 << 20
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")

@@ -13,7 +13,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch.sources.huggingface import errors as module
 from lora_operator.fetch.sources.huggingface.errors import Subject, translate
-from lora_operator.manifest import HuggingFaceRequest
+from lora_operator.wire.jobs import HuggingFaceRequest
 
 ENDPOINT = "http://127.0.0.1:1"
 SUBJECT = Subject(HuggingFaceRequest(repo="org/name", revision="v9", endpoint=ENDPOINT), authenticated=True)

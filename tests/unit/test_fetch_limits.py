@@ -12,7 +12,7 @@ import pytest
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch.volume.limits import NoRoomError, look, require_room, require_size, to_write
-from lora_operator.manifest import Limits
+from lora_operator.wire.jobs import Limits
 
 MIB = 1 << 20
 

@@ -15,10 +15,10 @@ import pytest
 
 from e2e.fixtures.adapters import Tensor, torch_pickle
 from lora_operator.constants import Reason
-from lora_operator.engine_kit.checks import AdapterProblem, check_adapter
+from lora_operator.engine_plugin.checks import AdapterProblem, check_adapter
 from lora_operator.errors import ReasonError
 from lora_operator.fetch.content.pickles import require_clean
-from lora_operator.manifest import FetchRequest
+from lora_operator.wire.jobs import FetchRequest
 
 TENSORS = torch_pickle({"a.lora_A.weight": Tensor((2, 2), bytes(16))})
 

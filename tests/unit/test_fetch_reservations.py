@@ -18,7 +18,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch.volume import reservations
 from lora_operator.fetch.volume.limits import NoRoomError
 from lora_operator.fetch.volume.store_locks import STATE
-from lora_operator.manifest import Limits
+from lora_operator.wire.jobs import Limits
 
 MIB = 1 << 20
 

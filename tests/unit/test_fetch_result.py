@@ -10,7 +10,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.result import encode, failure
-from lora_operator.manifest import TERMINATION_LOG_BYTES, FetchResult
+from lora_operator.wire.jobs import TERMINATION_LOG_BYTES, FetchResult
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from lora_operator.fetch.sources.object_place import Place, blob_name
 from lora_operator.fetch.sources.object_store import revision_of
 from lora_operator.fetch.sources.s3.errors import Subject, translate
 from lora_operator.fetch.sources.s3.source import S3Keys, build_client
-from lora_operator.manifest import S3Request
+from lora_operator.wire.jobs import S3Request
 
 KEYS = S3Keys("AKIDOFTESTS", "secret-of-tests", "session-of-tests")
 LISTING = b'<?xml version="1.0"?><ListBucketResult><Name>models</Name></ListBucketResult>'

@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_operator.api import ModelArtifact, ModelCache
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.desired.job import build_request
 from lora_operator.errors import ReasonError
 from lora_operator.fetch.sources.s3.errors import Subject
 from lora_operator.fetch.sources.s3.source import S3Keys, S3Source, build_client
-from lora_operator.manifest import RoleRequest, S3Request
 from lora_operator.names import session_name
-from lora_operator.plan.allowed import source_refused
 from lora_operator.plan.artifact import ArtifactObservation, plan_artifact
+from lora_operator.plan.source_policy import source_refused
 from lora_operator.plan.wants import Credentials, build_artifact
+from lora_operator.wire.jobs import RoleRequest, S3Request
 from tests.unit.builders import NOW, make_artifact, make_cache, ready
 
 ROLE = "arn:aws:iam::123456789012:role/team-a/models"

@@ -11,7 +11,7 @@ import pytest
 from lora_operator.fetch.content import verify
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.heartbeat import Meter
-from lora_operator.manifest import ManifestFile
+from lora_operator.wire.jobs import ManifestFile
 
 
 def remote(content: bytes, *, lfs: bool) -> RemoteFile:

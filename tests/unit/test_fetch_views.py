@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lora_operator.fetch.volume import views
-from lora_operator.manifest import MANIFEST_FILE, Manifest, ManifestFile
+from lora_operator.wire.jobs import MANIFEST_FILE, Manifest, ManifestFile
 
 
 def manifest(*names: str, digest: str = "sha256:x") -> Manifest:

@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.errors import NotFoundError
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources.folder import Tree
 from lora_operator.fetch.sources.volumes import ClaimSource, LocalSource
-from lora_operator.manifest import FetchRequest
 from lora_operator.reconcile import artifact as reconciled
 from lora_operator.reconcile.context import Context
+from lora_operator.wire.jobs import FetchRequest
 from tests.unit.builders import make_artifact
 
 WEIGHTS = "adapter_model.safetensors"

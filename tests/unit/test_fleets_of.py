@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 
 from lora_operator.api.common import ApiModel
-from lora_operator.kube import Kube
-from lora_operator.plan.modules import Decision
+from lora_operator.kube.client import Kube
+from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile.artifact import fleets_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.registry import ModelWant

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelCache
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.desired.evict_job import build_evict_job
 from lora_operator.desired.job import build_job, build_request
-from lora_operator.desired.placement import Placement
-from lora_operator.manifest import EvictRequest
+from lora_operator.desired.job_placement import Placement
 from lora_operator.plan.identity import workload_identity
+from lora_operator.wire.jobs import EvictRequest
 from tests.unit.builders import make_artifact, make_cache
 
 RESOURCES = {"limits": {"memory": "2Gi"}}

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_operator.engine_kit.ledger import DRAIN_SECONDS, QUIET_SECONDS, Generation, Ledger
-from lora_operator.engine_kit.modules import Module
+from lora_operator.engine_plugin.history import DRAIN_SECONDS, QUIET_SECONDS, Generation, Ledger
+from lora_operator.engine_plugin.list_file import Module
 from tests.unit.kit_pod import Json, Pod
 from tests.unit.kit_support import TOKEN, good_adapter
 
@@ -160,7 +160,7 @@ async def test_a_name_goes_to_another_object_in_one_step(pod: Pod) -> None:
 async def test_failures_are_tried_again_with_growing_waits_and_forgotten_with_the_adapter(
     pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_operator.engine_kit.ledger._BACKOFF", {"checks": (0.02, 0.1), "engine": (0.02, 0.1)})
+    monkeypatch.setattr("lora_operator.engine_plugin.history._BACKOFF", {"checks": (0.02, 0.1), "engine": (0.02, 0.1)})
     path = pod.adapter("one")
     pod.engine.refuses.add(path)
     async with pod.running():
@@ -225,7 +225,7 @@ async def test_no_order_of_lists_and_requests_breaks_the_rules_of_names(
     """Lists come in bursts, clients ask for public and internal names all the time, and somebody unloads by hand."""
     monkeypatch.setattr(pod.keeper, "PASS_SECONDS", 0.005)
     monkeypatch.setattr(pod.keeper, "HANDED_SECONDS", 0.05)
-    monkeypatch.setattr("lora_operator.engine_kit.ledger.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("lora_operator.engine_plugin.history.QUIET_SECONDS", 0.0)
     chance = random.Random(seed)
     pod.engine.version = version
     pod.engine.takes = lambda: chance.choice([0.0, 0.001, 0.01])
@@ -281,7 +281,7 @@ async def test_the_plain_name_returns_when_the_last_request_of_old_content_has_e
     pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pod.keeper, "DRAINING_SECONDS", 0.01)
-    monkeypatch.setattr("lora_operator.engine_kit.ledger.QUIET_SECONDS", 0.02)
+    monkeypatch.setattr("lora_operator.engine_plugin.history.QUIET_SECONDS", 0.02)
     one, two = pod.adapter("one"), pod.adapter("two")
 
     async def internal() -> str:
@@ -318,7 +318,7 @@ async def test_where_media_are_cached_by_name_no_name_goes_over_to_other_content
 ) -> None:
     """With tower or connector LoRA vLLM keeps what one content made of an image under the name alone."""
     monkeypatch.setattr(pod.keeper, "PASS_SECONDS", 0.01)
-    monkeypatch.setattr("lora_operator.engine_kit.ledger.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("lora_operator.engine_plugin.history.QUIET_SECONDS", 0.0)
     flag = SimpleNamespace(enable_tower_connector_lora=True)
     pod.engine.state.vllm_config = SimpleNamespace(lora_config=flag if told == "vllm_config" else None)
     pod.engine.state.args = {"args": flag, "nothing": None, "vllm_config": SimpleNamespace()}[told]

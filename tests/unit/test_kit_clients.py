@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lora_operator.engine_kit.gate import KEYLESS, OPEN_ROUTES
+from lora_operator.engine_plugin.gate import KEYLESS, OPEN_ROUTES
 from tests.unit.kit_pod import Json, Pod
 from tests.unit.kit_support import TOKEN
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_operator.engine_kit.gate import OPEN_ROUTES, Verdict, judge, read_token, without_token
+from lora_operator.engine_plugin.gate import OPEN_ROUTES, Verdict, judge, read_token, without_token
 from tests.unit.kit_pod import Json, Pod
 from tests.unit.kit_support import TOKEN
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_operator.engine_kit.modules import parse_list
+from lora_operator.engine_plugin.list_file import parse_list
 from tests.unit.kit_pod import Pod
 from tests.unit.kit_support import TOKEN, good_adapter
 
@@ -58,7 +58,7 @@ async def test_a_list_that_is_too_long_is_not_read_to_its_end(pod: Pod, monkeypa
 async def test_a_newer_mounted_list_is_seen_when_a_client_asks_for_its_name(
     pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_operator.engine_kit.inbox.REREAD_SECONDS", 0.0)
+    monkeypatch.setattr("lora_operator.engine_plugin.list_source.REREAD_SECONDS", 0.0)
     async with pod.running():
         await pod.put({"sql": pod.adapter("one")})
         body = pod.body({"sql": pod.adapter("one"), "new": pod.adapter("two")})

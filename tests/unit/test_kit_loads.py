@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_operator.engine_kit.launcher import plan_start
-from lora_operator.engine_kit.modules import Settings
+from lora_operator.engine_plugin.launcher import plan_start
+from lora_operator.engine_plugin.list_file import Settings
 from tests.unit.kit_pod import Pod
 from tests.unit.kit_support import TOKEN
 
@@ -184,7 +184,7 @@ async def test_a_dead_engine_is_dead_to_both_probes(pod: Pod) -> None:
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from lora_operator.engine_kit import loads
+from lora_operator.engine_plugin import loads
 
 loads.DEAD_SECONDS = loads.STATIC_SECONDS = 0.1
 listens = loads.watch_static(Path(sys.argv[1]))

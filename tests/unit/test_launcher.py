@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lora_operator.engine_kit.launcher import (
+from lora_operator.engine_plugin.launcher import (
     build_arguments,
     build_environment,
     engine_version,
@@ -23,7 +23,7 @@ from lora_operator.engine_kit.launcher import (
     split_modules,
     without_newer_flags,
 )
-from lora_operator.engine_kit.modules import Settings, newest_list, read_refused, write_refused
+from lora_operator.engine_plugin.list_file import Settings, newest_list, read_refused, write_refused
 from tests.unit.adapter_files import HIDDEN, PREFIX, Q, pair, safetensors
 from tests.unit.kit_support import good_adapter, settings_env
 
@@ -224,7 +224,7 @@ def test_a_failure_while_planning_starts_the_engine_without_adapters(
     def fail(_: Settings) -> Any:
         raise MemoryError("no\x1bmore")
 
-    monkeypatch.setattr("lora_operator.engine_kit.launcher.plan_start", fail)
+    monkeypatch.setattr("lora_operator.engine_plugin.launcher.plan_start", fail)
     assert prepare(pod.settings) == []
     assert "MemoryError: no more" in capfd.readouterr().err
 
@@ -239,7 +239,7 @@ def test_the_package_can_be_imported_by_the_engine_whatever_its_path_was() -> No
 def test_a_mounted_config_map_makes_only_the_package_importable(tmp_path: Path) -> None:
     """Its files are links into another folder, whose modules have names like `engine` and `text`."""
     root, env = mounted(tmp_path), settings_env(tmp_path)
-    engine = "import os; print(os.environ['PYTHONPATH']); import lora_operator_kit.checks"
+    engine = "import os; print(os.environ['PYTHONPATH']); import lora_operator_plugin.checks"
     command = [sys.executable, str(root), sys.executable, "-c", engine]
     for path, expected in ({}, str(root)), ({"PYTHONPATH": "/image/its/own"}, f"{root}:/image/its/own"):
         found = subprocess.run(command, env=env | path, check=True, capture_output=True, text=True, timeout=60)
@@ -249,9 +249,9 @@ def test_a_mounted_config_map_makes_only_the_package_importable(tmp_path: Path) 
 def mounted(folder: Path) -> Path:
     """The kit as the kubelet mounts it."""
     data, root = folder / "opt" / "..data", folder / "opt"
-    shutil.copytree(ROOT / "operator" / "lora_operator" / "engine_kit", data / "lora_operator_kit")
-    (data / "lora_operator_kit" / "__main__.py").rename(data / "__main__.py")
-    for name in ("lora_operator_kit", "__main__.py"):
+    shutil.copytree(ROOT / "operator" / "lora_operator" / "engine_plugin", data / "lora_operator_plugin")
+    (data / "lora_operator_plugin" / "__main__.py").rename(data / "__main__.py")
+    for name in ("lora_operator_plugin", "__main__.py"):
         (root / name).symlink_to(f"..data/{name}")
     return root
 
@@ -282,7 +282,15 @@ def test_it_becomes_the_engine_under_its_own_process_id(pod: Pod) -> None:
     """And so gets the kubelet's signals."""
     pod.list(1, {"sql": pod.adapter("a")})
     engine = "import json, os, sys, time; print(json.dumps([os.getpid(), sys.argv[1:]]), flush=True); time.sleep(60)"
-    command = [sys.executable, "-m", "lora_operator.engine_kit.launcher", sys.executable, "-c", engine, "--enable-lora"]
+    command = [
+        sys.executable,
+        "-m",
+        "lora_operator.engine_plugin.launcher",
+        sys.executable,
+        "-c",
+        engine,
+        "--enable-lora",
+    ]
     env = {**os.environ, **pod.env, "PYTHONPATH": str(ROOT / "operator")}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -299,7 +307,7 @@ def test_it_becomes_the_engine_under_its_own_process_id(pod: Pod) -> None:
 @pytest.mark.parametrize(("command", "status"), [([], 2), (["/nonexistent/engine"], 127)], ids=str)
 def test_without_an_engine_it_ends_with_a_status(pod: Pod, command: list[str], status: int) -> None:
     env = {**os.environ, **pod.env, "PYTHONPATH": str(ROOT / "operator")}
-    launcher = [sys.executable, "-m", "lora_operator.engine_kit.launcher", *command]
+    launcher = [sys.executable, "-m", "lora_operator.engine_plugin.launcher", *command]
     assert subprocess.run(launcher, env=env, capture_output=True, timeout=60).returncode == status
 
 
@@ -405,7 +413,7 @@ def test_an_engine_that_ignores_patterns_is_not_started_with_adapters_that_need_
     (Path(scaled) / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {"q_proj": 8}}))
     pod.list(1, {"plain": pod.adapter("plain"), "scaled": scaled})
     for version, passed in (((0, 31), ["plain"]), ((0, 32), ["plain", "scaled"]), (None, ["plain", "scaled"])):
-        monkeypatch.setattr("lora_operator.engine_kit.launcher.engine_version", lambda found=version: found)
+        monkeypatch.setattr("lora_operator.engine_plugin.launcher.engine_version", lambda found=version: found)
         assert names(prepare(pod.settings)) == passed
         dropped = {one["name"]: one["message"] for one in pod.report()["dropped"]}
         assert set(dropped) == {"plain", "scaled"} - set(passed)
@@ -450,7 +458,7 @@ def test_heads_are_dropped_where_no_argument_makes_another_model_of_the_base_mod
     (base / "model.safetensors").write_bytes(safetensors({f"{Q}.weight": (HIDDEN, HIDDEN)}))
     (base / "config.json").write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"]}))
     pod.env["LORA_OPERATOR_MODEL_PATH"] = str(base)
-    monkeypatch.setattr("lora_operator.engine_kit.launcher.engine_version", lambda: (0, 32))
+    monkeypatch.setattr("lora_operator.engine_plugin.launcher.engine_version", lambda: (0, 32))
     monkeypatch.setattr(sys, "argv", ["launcher", "vllm", "serve", str(base), *arguments])
     pod.list(1, {"head": str(head)})
     assert names(prepare(pod.settings)) == (["head"] if may else [])

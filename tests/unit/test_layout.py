@@ -22,10 +22,10 @@ PACKAGE = ROOT / "operator" / "lora_operator"
 SOURCES = {
     path.relative_to(PACKAGE): path.read_text()
     for path in sorted(PACKAGE.rglob("*.py"))
-    if path.name not in ("constants.py", "crdgen.py", "docgen.py")
+    if path.name != "constants.py" and path.parent.name != "gen"
 }
 CODE = "\n".join(SOURCES.values())
-KIT = "\n".join(text for path, text in SOURCES.items() if path.parts[0] == "engine_kit")
+KIT = "\n".join(text for path, text in SOURCES.items() if path.parts[0] == "engine_plugin")
 # Of the models, only properties over their own spec or fields count as readers; CEL is in camelCase.
 READERS = "\n".join(
     text if path.parts[0] != "api" else "\n".join(re.findall(r"self\.(?:spec\.\w+|\w+_\w+)", text))

@@ -10,9 +10,9 @@ from datetime import timedelta
 import pytest
 
 from lora_operator.constants import Reason
-from lora_operator.plan import list_room
-from lora_operator.plan.list_room import MAX_PACKED_BYTES, give_way
-from lora_operator.plan.modules import Module, ModuleList, encode_for_config_map
+from lora_operator.plan import list_limits as list_room
+from lora_operator.plan.adapter_list import Module, ModuleList, encode_for_config_map
+from lora_operator.plan.list_limits import MAX_PACKED_BYTES, give_way
 from tests.unit.builders import NOW
 from tests.unit.model_world import LLAMA, SERVING, Json, World
 from tests.unit.test_converging import adapter, apply, check_converged, check_idempotent, delete, listed, start, told
@@ -169,8 +169,8 @@ def test_that_nobody_came_or_went_is_no_reason_to_pack_again(narrow: World, monk
         apply(adapter(("team-a", f"late-{number}"), f"late-{number}", "org/one", secret=False))(narrow)
     narrow.skip(120)
     packed: list[object] = []
-    monkeypatch.setattr("lora_operator.plan.modules.gzip.compress", lambda *_, **__: packed.append(0))
-    monkeypatch.setattr("lora_operator.plan.list_room.zlib.compressobj", lambda *_, **__: packed.append(0))
+    monkeypatch.setattr("lora_operator.plan.adapter_list.gzip.compress", lambda *_, **__: packed.append(0))
+    monkeypatch.setattr("lora_operator.plan.list_limits.zlib.compressobj", lambda *_, **__: packed.append(0))
     narrow.refresh()
     narrow.passes(500)
     assert packed == []

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from lora_operator.constants import API_VERSION
-from lora_operator.kube import Kube
+from lora_operator.kube.client import Kube
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import observe_fleet, own_pods, tell_adapters

@@ -13,7 +13,7 @@ from lora_operator.constants import Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.adapter import AdapterPlan, plan_adapter, plan_refused
 from lora_operator.plan.adapter_content import AdapterObservation
-from lora_operator.plan.modules import Decision
+from lora_operator.plan.adapter_list import Decision
 from lora_operator.plan.wants import build_artifact
 from tests.unit.builders import (
     COMMIT,

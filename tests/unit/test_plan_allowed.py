@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lora_operator.api.cache import ModelCache
-from lora_operator.api.source import Source
-from lora_operator.plan.allowed import source_refused
+from lora_operator.api.sources.source import Source
+from lora_operator.plan.source_policy import source_refused
 from tests.unit.builders import make_cache
 
 SUM = "0" * 64

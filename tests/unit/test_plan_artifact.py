@@ -9,20 +9,14 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelArtifact, ModelCache
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.constants import ANNOTATION_REFRESH, REASONS, Reason, Retry
 from lora_operator.errors import ReasonError
-from lora_operator.manifest import FetchProgress, FetchResult
-from lora_operator.plan.artifact import (
-    ArtifactObservation,
-    ArtifactPlan,
-    SecretVersion,
-    plan_artifact,
-    plan_failure,
-)
-from lora_operator.plan.attempt import wanters_credentials
-from lora_operator.plan.fetch_job import JobView
+from lora_operator.plan.artifact import ArtifactObservation, ArtifactPlan, SecretVersion, plan_artifact, plan_failure
+from lora_operator.plan.job_view import JobView
+from lora_operator.plan.preconditions import wanters_credentials
 from lora_operator.plan.wants import build_artifact
+from lora_operator.wire.jobs import FetchProgress, FetchResult
 from tests.unit.builders import (
     COMMIT,
     LATER,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lora_operator.api import LoRAAdapter, VLLMDeployment
+from lora_operator.plan.adapter_list import Decision, Module, ModuleList, plan_list
 from lora_operator.plan.claims import Candidate, settle_claims
-from lora_operator.plan.modules import Decision, Module, ModuleList, plan_list
 from tests.unit.builders import make_adapter, make_deployment, make_module
 
 OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"

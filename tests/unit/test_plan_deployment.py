@@ -9,7 +9,8 @@ import pytest
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.plan.deployment import (
+from lora_operator.plan.adapter_list import ModuleList
+from lora_operator.plan.deployment_status import (
     Content,
     DeploymentObservation,
     model_is_ready,
@@ -17,7 +18,6 @@ from lora_operator.plan.deployment import (
     replicas_wanted,
     service_url,
 )
-from lora_operator.plan.modules import ModuleList
 from tests.unit.builders import (
     LATER,
     NOW,

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelArtifact, ModelCache
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.constants import ANNOTATION_EVICT
-from lora_operator.manifest import KEEP_BYTES, EvictResult, keep_mark
 from lora_operator.plan.cache import CacheObservation, plan_cache
 from lora_operator.plan.eviction import encode_keep, is_due, plan_eviction, read_result
-from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, views_in
+from lora_operator.plan.eviction_candidates import EvictionObservation, EvictJob, reclaimable_bytes, views_in
+from lora_operator.wire.jobs import KEEP_BYTES, EvictResult, keep_mark
 from tests.unit.builders import (
     CREATED,
     NOW,

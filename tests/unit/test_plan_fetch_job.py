@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
-from lora_operator.manifest import FetchResult
-from lora_operator.plan.fetch_job import given_up, silent_object, view_job
+from lora_operator.plan.job_view import given_up, silent_object, view_job
+from lora_operator.wire.jobs import FetchResult
 from tests.unit.builders import COMMIT, NOW, job_pod, make_job
 
 GOOD = FetchResult(

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from lora_operator.plan import placement
+from lora_operator.plan.adapter_list import Module, ModuleList
 from lora_operator.plan.fleet import AdapterLoad, Fleet, FleetPod, PodView, Served, serves, too_old_message
-from lora_operator.plan.modules import Module, ModuleList
 from lora_operator.plan.placement import is_lazy_on, preloading_pods
-from lora_operator.reconcile.pod import build_view
+from lora_operator.reconcile.engine_pod import build_view
 from lora_operator.vllm import KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
 from tests.unit.builders import fleet_pod, make_fleet, make_module, make_view
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_operator.constants import Reason
-from lora_operator.plan.fetch_job import view_job
+from lora_operator.plan.job_view import view_job
 from lora_operator.plan.jobs import has_ended
 from tests.unit.builders import NOW, job_pod, make_job
 from tests.unit.test_plan_fetch_job import GOOD, ended

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_operator.plan.modules import (
+from lora_operator.plan.adapter_list import (
     Decision,
     Module,
     ModuleList,

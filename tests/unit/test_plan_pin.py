@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.constants import Condition
-from lora_operator.manifest import FetchResult
 from lora_operator.plan.adapter import plan_adapter
+from lora_operator.plan.adapter_list import Decision, ModuleList, plan_list
 from lora_operator.plan.artifact import plan_artifact
-from lora_operator.plan.fetch_job import JobView
-from lora_operator.plan.modules import Decision, ModuleList, plan_list
+from lora_operator.plan.job_view import JobView
 from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.wants import build_artifact
+from lora_operator.wire.jobs import FetchResult
 from tests.unit.builders import (
     COMMIT,
     NOW,

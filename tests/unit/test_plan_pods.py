@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_operator.plan.pods import controller, engine_status, is_ready, pod_ip, running_container
+from lora_operator.kube.objects import controller, engine_status, is_ready, pod_ip, running_container
 from tests.unit.builders import engine_pod
 
 BARE: dict[str, Any] = {"metadata": {"name": "llama-0"}}

@@ -8,8 +8,8 @@ import pytest
 
 from lora_operator.api.progress import Progress
 from lora_operator.fetch.progress import Rate
-from lora_operator.manifest import FetchProgress
 from lora_operator.plan.progress import describe, format_seconds, look_every, mirrored, told
+from lora_operator.wire.jobs import FetchProgress
 from tests.unit.builders import NOW, through_the_api
 
 MIB = 1 << 20

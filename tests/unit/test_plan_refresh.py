@@ -9,7 +9,7 @@ import pytest
 
 from lora_operator.api import LoRAAdapter, ModelArtifact
 from lora_operator.api.artifact import ModelArtifactSpec
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.conditions import failing
 from lora_operator.constants import ANNOTATION_REFRESH, Reason
 from lora_operator.errors import ReasonError

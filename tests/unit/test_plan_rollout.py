@@ -10,10 +10,10 @@ import pytest
 
 from lora_operator.conditions import Verdict, failing
 from lora_operator.constants import Reason
+from lora_operator.desired.command_line import StaticModules
 from lora_operator.desired.common import literal
-from lora_operator.desired.engine import StaticModules
 from lora_operator.plan import rollout
-from lora_operator.plan.modules import Decision, Module, ModuleList
+from lora_operator.plan.adapter_list import Decision, Module, ModuleList
 from lora_operator.plan.rollout import (
     LONGEST,
     LONGEST_ROLLOUT,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lora_operator.plan.trouble import find_trouble, is_setting_up
+from lora_operator.plan.pod_trouble import find_trouble, is_setting_up
 from tests.unit.builders import NOW, engine_pod, make_workload
 
 Words = tuple[str, str]

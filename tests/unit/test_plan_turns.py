@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_operator.plan.turns import Ticket, describe_ahead, free_places, order, places
+from lora_operator.plan.fair_share import Ticket, describe_ahead, free_places, order, places
 from tests.unit.builders import NOW
 
 NAMESPACES = ("team-a", "team-b", "team-c")

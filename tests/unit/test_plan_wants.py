@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelArtifact, ModelCache
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.errors import ReasonError
-from lora_operator.plan.allowed import source_refused
+from lora_operator.plan.source_policy import source_refused
 from lora_operator.plan.wants import Credentials, build_artifact, find_cache, model_wants
 from tests.unit.builders import make_cache, make_deployment, not_ready
 

@@ -10,22 +10,15 @@ import pytest
 
 from lora_operator.conditions import is_passing
 from lora_operator.constants import Reason
-from lora_operator.kube import VLLM_DEPLOYMENTS, Kube
-from lora_operator.plan.modules import ModuleList
+from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import VLLM_DEPLOYMENTS
+from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.reconcile import context as context_module
 from lora_operator.reconcile.context import GATHER_SECONDS, PASSING_SECONDS, Context
-from lora_operator.reconcile.pod import POLL_IDLE, reconcile_pod
+from lora_operator.reconcile.engine_pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import (
-    Engines,
-    KitState,
-    LoadedModule,
-    ModuleFailure,
-    RetiredModule,
-    ServedModel,
-    WaitingModule,
-)
+from lora_operator.vllm import Engines, KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
 from tests.unit.builders import Conditions, engine_pod, make_deployment, make_module, make_workload, not_ready, ready
 
 FLEET = Key(Kind.VLLM_DEPLOYMENT, "serving", "llama")

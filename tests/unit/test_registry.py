@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_operator.plan.modules import Decision
+from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile.registry import ModelWant, Registry
 from lora_operator.reconcile.store import Key, Kind, Store
 

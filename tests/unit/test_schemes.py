@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from lora_operator.api import source
 from lora_operator.api.cache import ModelCacheSpec
 from lora_operator.api.common import ApiModel
-from lora_operator.api.source_base import SourceMember
+from lora_operator.api.sources import source
+from lora_operator.api.sources.base import SourceMember
 from lora_operator.constants import CREDENTIALS_KEY
-from lora_operator.manifest import FetchRequest
-from lora_operator.schemes import KEYS, SCHEMES, Keys, Scheme, keys_of
+from lora_operator.source_kinds import KEYS, SCHEMES, Keys, Scheme, keys_of
+from lora_operator.wire.jobs import FetchRequest
 
 BY_NAME = pytest.mark.parametrize("scheme", SCHEMES, ids=[scheme.member for scheme in SCHEMES])
 S3 = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}

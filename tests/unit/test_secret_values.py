@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lora_operator.errors import ReasonError
-from lora_operator.kube import Kube
+from lora_operator.kube.client import Kube
 from lora_operator.reconcile.context import Context
 
 ALL = {"AWS_ACCESS_KEY_ID": "ak", "AWS_SECRET_ACCESS_KEY": "sk", "AWS_SESSION_TOKEN": "st", "token": "hf", "other": "x"}

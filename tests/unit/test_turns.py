@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
-from lora_operator.plan.turns import Ticket
+from lora_operator.plan.fair_share import Ticket
 from lora_operator.reconcile.turns import Running, Turns
 from tests.unit.builders import NOW
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 
 from lora_operator.constants import ANNOTATION_REFRESH
-from lora_operator.kube import Kube
+from lora_operator.kube.client import Kube
 from lora_operator.plan.adapter import AdapterPlan
-from lora_operator.plan.modules import Decision
+from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile import adapter as adapter_module
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.context import Context

@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from lora_operator.api.common import ApiModel, FreeForm, LocalRef, ObjectName, asked_of_new, cel, matches
-from lora_operator.api.source_base import HOST
-from lora_operator.api.source_s3 import RoleArn
-from lora_operator.api.source_volume import Namespaces, admits
+from lora_operator.api.sources.base import HOST
+from lora_operator.api.sources.s3 import RoleArn
+from lora_operator.api.sources.volumes import Namespaces, admits
 from lora_operator.api.storage import AnnotationText, LabelText
 
 _PROXY = r"^https?://[A-Za-z0-9.\[\]:-]+/?$"

@@ -20,7 +20,7 @@ from lora_operator.api.common import (
     reason_column,
 )
 from lora_operator.api.progress import Progress
-from lora_operator.api.source import SOURCE_RULES, Source
+from lora_operator.api.sources.source import SOURCE_RULES, Source
 
 _INTERVAL = r"^([0-9]+(\.[0-9]+)?(h|m|s))+$"
 

@@ -20,9 +20,9 @@ from lora_operator.api.common import (
 )
 from lora_operator.api.model import LoadFormat
 from lora_operator.api.progress import Progress
-from lora_operator.api.source import CREDENTIALS_RULES, SOURCE_RULES, Source
-from lora_operator.api.source_s3 import AssumeRole
-from lora_operator.schemes import KEYS
+from lora_operator.api.sources.s3 import AssumeRole
+from lora_operator.api.sources.source import CREDENTIALS_RULES, SOURCE_RULES, Source
+from lora_operator.source_kinds import KEYS
 
 _SEVERAL = ", ".join(KEYS)
 

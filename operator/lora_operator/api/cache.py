@@ -20,11 +20,11 @@ from lora_operator.api.common import (
     cel,
     reason_column,
 )
-from lora_operator.api.source_base import HOST, HOSTS, Endpoint
-from lora_operator.api.source_buckets import AzureCacheSpec, GcsCacheSpec
-from lora_operator.api.source_http import HttpCacheSpec
-from lora_operator.api.source_oci import OciCacheSpec
-from lora_operator.api.source_volume import ClaimCacheSpec, LocalCacheSpec
+from lora_operator.api.sources.base import HOST, HOSTS, Endpoint
+from lora_operator.api.sources.buckets import AzureCacheSpec, GcsCacheSpec
+from lora_operator.api.sources.http import HttpCacheSpec
+from lora_operator.api.sources.oci import OciCacheSpec
+from lora_operator.api.sources.volumes import ClaimCacheSpec, LocalCacheSpec
 from lora_operator.api.storage import READ_WRITE_MANY, STORAGE_RULES, Quantity, StorageSpec
 
 DEFAULT_ENDPOINT = "https://huggingface.co"

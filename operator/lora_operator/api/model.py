@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lora_operator.api.common import ApiModel, ServedName
-from lora_operator.api.source import SOURCE_RULES, Source
+from lora_operator.api.sources.source import SOURCE_RULES, Source
 
 # Of vLLM's formats those that read a checkpoint's own files from a read-only folder: not those that make weights up (dummy), want
 # files of another kind (tensorizer, sharded_state), fetch by themselves, or write beside the files (npcache).

@@ -19,8 +19,7 @@ from lora_operator.constants import (
     KIT_STATE_MOUNT,
     MODULES_MOUNT,
 )
-from lora_operator.desired.common import CONTAINER_SECURITY, mounted_secret, owner_reference
-from lora_operator.desired.engine import (
+from lora_operator.desired.command_line import (
     DEAD_GRACE_SECONDS,
     GRACE_SECONDS,
     HOME_MOUNT,
@@ -32,16 +31,11 @@ from lora_operator.desired.engine import (
     build_env,
     build_launcher_command,
 )
-from lora_operator.desired.placement import keep_on_one_node
+from lora_operator.desired.common import CONTAINER_SECURITY, mounted_secret, owner_reference
+from lora_operator.desired.job_placement import keep_on_one_node
 from lora_operator.desired.pod_template import merge_pod_template
-from lora_operator.engine_kit.gate import READY_PATH
-from lora_operator.names import (
-    chat_config_map,
-    engine_labels,
-    kit_config_map,
-    modules_config_map,
-    short_hash,
-)
+from lora_operator.engine_plugin.gate import READY_PATH
+from lora_operator.names import chat_config_map, engine_labels, kit_config_map, modules_config_map, short_hash
 
 GATE_VOLUME: Final = "gate"
 

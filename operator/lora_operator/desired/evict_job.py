@@ -15,12 +15,12 @@ from lora_operator.constants import (
     LABEL_MANAGED_BY,
     MANAGED_BY,
 )
-from lora_operator.desired.access import with_job_template
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.desired.job import pod_security
-from lora_operator.desired.placement import Placement, keep_on_one_node
-from lora_operator.manifest import EVICT_REQUEST_ENV, EvictRequest
+from lora_operator.desired.job_placement import Placement, keep_on_one_node
+from lora_operator.desired.job_pod import with_job_template
 from lora_operator.names import bounded
+from lora_operator.wire.jobs import EVICT_REQUEST_ENV, EvictRequest
 
 DEADLINE_SECONDS: Final = 600  # downloads wait for it, so it must not hang
 

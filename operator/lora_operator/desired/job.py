@@ -17,10 +17,9 @@ from lora_operator.constants import (
     FETCH_CONTAINER,
     SOURCE_MOUNT,
 )
-from lora_operator.desired.access import with_access
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, mounted_secret, owner_reference
-from lora_operator.desired.placement import Placement, keep_on_one_node
-from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, Limits
+from lora_operator.desired.job_placement import Placement, keep_on_one_node
+from lora_operator.desired.job_pod import with_access
 from lora_operator.names import (
     bounded,
     fetch_labels,
@@ -31,7 +30,8 @@ from lora_operator.names import (
     short_hash,
     token_secret,
 )
-from lora_operator.schemes import Scheme
+from lora_operator.source_kinds import Scheme
+from lora_operator.wire.jobs import FETCH_REQUEST_ENV, FetchRequest, Limits
 
 MAX_VIEW_NAME: Final = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
 ANYWHERE: Final = Placement()

@@ -4,5 +4,5 @@ Below them lie three wings: `sources` (where content comes from), `content` (wha
 which may use those behind it and none before it.
 
 A program runs in its own pod, a download with a tenant's credentials, and writes only to the cache and to a temporary directory. It
-imports nothing of the operator but `engine_kit.checks`, `errors`, `constants` and `manifest`, and it never talks to the Kubernetes API.
+imports nothing of the operator but `engine_plugin.checks`, `errors`, `constants` and `wire`, and it never talks to the Kubernetes API.
 """

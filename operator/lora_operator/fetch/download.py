@@ -30,7 +30,7 @@ from lora_operator.fetch.progress import Reporter, measure_blobs, stall_after
 from lora_operator.fetch.result import failure, finish
 from lora_operator.fetch.sources.base import Source, Store, open_source
 from lora_operator.fetch.volume import layout, limits, reservations, store_locks, views
-from lora_operator.manifest import FETCH_REQUEST_ENV, FetchRequest, FetchResult, Manifest, ManifestFile
+from lora_operator.wire.jobs import FETCH_REQUEST_ENV, FetchRequest, FetchResult, Manifest, ManifestFile
 
 log = logging.getLogger(__name__)
 

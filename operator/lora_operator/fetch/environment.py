@@ -17,7 +17,7 @@ import certifi
 from lora_operator.constants import CREDENTIALS_KEY, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.manifest import FetchRequest
+from lora_operator.wire.jobs import FetchRequest
 
 DOWNLOAD_TIMEOUT_S: Final = 30  # without a byte, per request; the library tries five times more before it gives up
 METADATA_TIMEOUT_S: Final = 15

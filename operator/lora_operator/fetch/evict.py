@@ -29,7 +29,7 @@ from typing import Final
 
 from lora_operator.fetch import text
 from lora_operator.fetch.volume import layout, limits, released_payloads, store_locks, views
-from lora_operator.manifest import (
+from lora_operator.wire.jobs import (
     EVICT_REQUEST_ENV,
     KEEP_BYTES,
     TERMINATION_LOG_DEFAULT,

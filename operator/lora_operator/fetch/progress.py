@@ -21,7 +21,7 @@ from typing import Final, Literal, TextIO
 
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.heartbeat import GETTING_ON
-from lora_operator.manifest import FetchProgress
+from lora_operator.wire.jobs import FetchProgress
 
 Phase = Literal["Authorising", "Downloading", "Verifying", "Publishing"]
 

@@ -16,12 +16,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.volume.limits import NoRoomError
-from lora_operator.manifest import (
-    TERMINATION_LOG_BYTES,
-    TERMINATION_LOG_DEFAULT,
-    TERMINATION_LOG_ENV,
-    FetchResult,
-)
+from lora_operator.wire.jobs import TERMINATION_LOG_BYTES, TERMINATION_LOG_DEFAULT, TERMINATION_LOG_ENV, FetchResult
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing, find, ok
 from lora_operator.constants import CACHE_MOUNT, Condition, Reason
 from lora_operator.plan.adapter_content import AdapterContent, AdapterObservation, find_content, too_large
+from lora_operator.plan.adapter_list import Decision, Module
 from lora_operator.plan.adapter_status import adapter_status, loaded_verdict, not_loaded
 from lora_operator.plan.admission import admit, public_name, yield_name
-from lora_operator.plan.allowed import source_refused
-from lora_operator.plan.modules import Decision, Module
+from lora_operator.plan.source_policy import source_refused
 from lora_operator.plan.wants import Credentials
 
 SECRET_POLL_SECONDS: Final = 10.0

@@ -11,10 +11,10 @@ from lora_operator.api.progress import Progress
 from lora_operator.conditions import Verdict, failing, find, merge, ok, reason_of, with_ready_and_stalled
 from lora_operator.constants import REASONS, ROLLOUT, Condition, Reason
 from lora_operator.plan.adapter_content import AdapterContent, AdapterObservation
+from lora_operator.plan.adapter_list import Module
 from lora_operator.plan.admission import public_name
 from lora_operator.plan.fleet import AdapterLoad, Fleet
-from lora_operator.plan.list_room import MAX_PACKED_BYTES
-from lora_operator.plan.modules import Module
+from lora_operator.plan.list_limits import MAX_PACKED_BYTES
 from lora_operator.plan.progress import mirrored
 from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
 

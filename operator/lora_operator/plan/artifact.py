@@ -10,14 +10,14 @@ from lora_operator.api.cache import ModelCache
 from lora_operator.conditions import Verdict, failing, find, is_true, merge, ok, reason_of, with_stalled
 from lora_operator.constants import ANNOTATION_REFRESH, LABEL_MANAGED_BY, MANAGED_BY, REASONS, Condition, Reason, Retry
 from lora_operator.errors import ReasonError
-from lora_operator.manifest import FetchProgress, FetchResult
 from lora_operator.names import format_size, short_revision
-from lora_operator.plan.attempt import held_up
-from lora_operator.plan.fetch_job import JobView, given_up
+from lora_operator.plan.job_view import JobView, given_up
 from lora_operator.plan.pin import refused_by_pin
+from lora_operator.plan.preconditions import held_up
 from lora_operator.plan.progress import describe, look_every, told
 from lora_operator.plan.room import MAX_FAILURE_SHOWN, has_new_room, queued, without_room
 from lora_operator.plan.wants import Credentials
+from lora_operator.wire.jobs import FetchProgress, FetchResult
 
 FIRST_BACKOFF_SECONDS = 10
 # By the class of the reason; one that is otherwise waited for (a Job found the volume not mounted) is no reason to give up.

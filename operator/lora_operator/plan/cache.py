@@ -14,9 +14,9 @@ from lora_operator.conditions import Verdict, failing, is_true, merge, ok, with_
 from lora_operator.constants import Condition, Reason
 from lora_operator.desired.claim import claim_labels
 from lora_operator.errors import ReasonError
+from lora_operator.kube.objects import controller
 from lora_operator.names import format_size, parse_size
 from lora_operator.plan.eviction import held_up_verdict
-from lora_operator.plan.pods import controller
 
 POLL_SECONDS = {
     Reason.BOUND: 300.0,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from lora_operator.api.adapter import LoRAAdapter
 from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.plan.adapter_list import Decision, Module, ModuleList
 from lora_operator.plan.admission import admit, public_name, seniority
-from lora_operator.plan.modules import Decision, Module, ModuleList
 
 
 @dataclass(frozen=True)

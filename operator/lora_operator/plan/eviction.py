@@ -17,10 +17,8 @@ from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import EvictionStatus
 from lora_operator.conditions import Verdict, failing, ok
 from lora_operator.constants import ANNOTATION_EVICT, Reason
-from lora_operator.manifest import EvictResult, keep_mark
 from lora_operator.names import format_size
-from lora_operator.plan.jobs import true_conditions
-from lora_operator.plan.unused import (
+from lora_operator.plan.eviction_candidates import (
     EvictionObservation,
     EvictJob,
     candidates,
@@ -30,6 +28,8 @@ from lora_operator.plan.unused import (
     victims,
     view_name,
 )
+from lora_operator.plan.jobs import true_conditions
+from lora_operator.wire.jobs import EvictResult, keep_mark
 
 POLL_SECONDS: Final = 5.0
 POLL_UNSURE_SECONDS: Final = 15.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lora_operator.constants import HOT_LOAD, ROLLOUT
-from lora_operator.plan.modules import Module, ModuleList
+from lora_operator.plan.adapter_list import Module, ModuleList
 from lora_operator.plan.placement import is_lazy_on
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from lora_operator.api.cache import ModelCache
-from lora_operator.api.source import Source
-from lora_operator.api.source_s3 import AssumeRole
+from lora_operator.api.sources.s3 import AssumeRole
+from lora_operator.api.sources.source import Source
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 

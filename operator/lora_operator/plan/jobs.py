@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from lora_operator.plan.pods import is_controlled_by
-from lora_operator.plan.trouble import parse_time
+from lora_operator.kube.objects import is_controlled_by
+from lora_operator.plan.pod_trouble import parse_time
 
 LOST: Final = timedelta(
     seconds=60

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lora_operator.kube.objects import is_controlled_by
 from lora_operator.names import kit_config_map
-from lora_operator.plan.pods import is_controlled_by
 
 Body = dict[str, Any]
 

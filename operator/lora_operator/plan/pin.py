@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 

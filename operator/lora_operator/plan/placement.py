@@ -7,7 +7,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Final
 
-from lora_operator.plan.modules import Module
+from lora_operator.plan.adapter_list import Module
 
 _REMEMBERED: Final = 20_000  # adapters that preload, of all fleets
 

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Final
 
 from lora_operator.api.progress import Progress
-from lora_operator.manifest import FetchProgress
 from lora_operator.names import format_size
+from lora_operator.wire.jobs import FetchProgress
 
 TOLD_SECONDS: Final = 2.0  # between writes of an artifact's figures
 MIRRORED_SECONDS: Final = 10.0  # between writes of an adapter's

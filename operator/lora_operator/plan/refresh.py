@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from lora_operator.api.adapter import RefreshState
 from lora_operator.api.artifact import ModelArtifact
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.conditions import Verdict, find, is_true
 from lora_operator.constants import ANNOTATION_REFRESH, REASONS, Condition, Reason, Retry
 from lora_operator.names import bounded, parse_duration

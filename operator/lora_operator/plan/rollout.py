@@ -18,9 +18,9 @@ from typing import Any, Final
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.conditions import Verdict, find
 from lora_operator.constants import Condition, Reason
+from lora_operator.desired.command_line import StaticModules
 from lora_operator.desired.common import literal
-from lora_operator.desired.engine import StaticModules
-from lora_operator.plan.modules import MAX_GENERATION, Decision, Module, ModuleList
+from lora_operator.plan.adapter_list import MAX_GENERATION, Decision, Module, ModuleList
 
 QUIET: Final = timedelta(seconds=5)  # after the last change of the list
 LONGEST: Final = timedelta(seconds=60)  # after the first change that the pods don't have

@@ -7,11 +7,11 @@ from typing import Final
 
 from lora_operator.api.artifact import Failure, ModelArtifact, ModelArtifactStatus
 from lora_operator.api.cache import ModelCache
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.conditions import Verdict, failing, find, reason_of
 from lora_operator.constants import Condition, Reason
 from lora_operator.names import parse_size
-from lora_operator.plan.turns import FEWEST_TO_KEEP_ONE, describe_ahead
+from lora_operator.plan.fair_share import FEWEST_TO_KEEP_ONE, describe_ahead
 
 MAX_FAILURE_SHOWN: Final = (
     1900  # characters of a Job's message in a condition, so that what happens next is not cut off

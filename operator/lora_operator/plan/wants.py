@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lora_operator.api.artifact import ModelArtifactSpec
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.model import ModelSpec
-from lora_operator.api.source import Source
+from lora_operator.api.sources.source import Source
 from lora_operator.conditions import find
 from lora_operator.constants import (
     ANNOTATION_DEFAULT_CACHE,

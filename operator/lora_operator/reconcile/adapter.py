@@ -10,12 +10,12 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing
 from lora_operator.constants import Reason
 from lora_operator.errors import ForbiddenError, InvalidObjectError, OperatorError, ReasonError
-from lora_operator.kube import LORA_ADAPTERS
+from lora_operator.kube.kinds import LORA_ADAPTERS
 from lora_operator.plan.adapter import plan_adapter, plan_refused, unknown
 from lora_operator.plan.adapter_content import AdapterObservation, name_taken
+from lora_operator.plan.adapter_list import Decision, Module
 from lora_operator.plan.admission import admit, public_name
-from lora_operator.plan.deployment import service_url
-from lora_operator.plan.modules import Decision, Module
+from lora_operator.plan.deployment_status import service_url
 from lora_operator.plan.wants import Credentials, find_cache
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import observe_fleet

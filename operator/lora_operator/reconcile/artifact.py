@@ -13,7 +13,7 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import find
 from lora_operator.constants import FETCH_CONTAINER, Condition, Reason
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request, credentials_secret
-from lora_operator.desired.placement import job_placement
+from lora_operator.desired.job_placement import job_placement
 from lora_operator.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -23,28 +23,22 @@ from lora_operator.errors import (
     NotFoundError,
     ReasonError,
 )
-from lora_operator.kube import CLAIMS, JOBS, MODEL_ARTIFACTS, PODS, SECRETS
-from lora_operator.manifest import FetchProgress
+from lora_operator.kube.kinds import CLAIMS, JOBS, MODEL_ARTIFACTS, PODS, SECRETS
+from lora_operator.kube.objects import controller
 from lora_operator.names import job_name
-from lora_operator.plan.artifact import (
-    ArtifactObservation,
-    SecretVersion,
-    is_by_hand,
-    plan_artifact,
-    plan_failure,
-)
-from lora_operator.plan.attempt import wanters_credentials
-from lora_operator.plan.fetch_job import JobView, silent_object, view_job
+from lora_operator.plan.artifact import ArtifactObservation, SecretVersion, is_by_hand, plan_artifact, plan_failure
 from lora_operator.plan.identity import workload_identity
-from lora_operator.plan.pods import controller
+from lora_operator.plan.job_view import JobView, silent_object, view_job
+from lora_operator.plan.preconditions import wanters_credentials
 from lora_operator.plan.progress import MIRRORED_SECONDS
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.download_queue import note_ended_jobs, take_turn
+from lora_operator.reconcile.pod_events import last_warning
 from lora_operator.reconcile.registry import Announced
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
-from lora_operator.reconcile.waiting import note_ended_jobs, take_turn
-from lora_operator.reconcile.warnings import last_warning
+from lora_operator.wire.jobs import FetchProgress
 
 LOG_LINES = 20
 

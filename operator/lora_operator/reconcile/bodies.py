@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Final
 
 from lora_operator.constants import ANNOTATIONS, LABELS
-from lora_operator.plan.unused import views_in
+from lora_operator.plan.eviction_candidates import views_in
 
 Body = dict[str, Any]
 

@@ -6,7 +6,7 @@ from lora_operator.api.cache import ModelCache
 from lora_operator.constants import LABEL_CACHE, Reason
 from lora_operator.desired.claim import build_claim, wanted_owners
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, NotFoundError, ReasonError
-from lora_operator.kube import CLAIMS, MODEL_CACHES, STORAGE_CLASSES
+from lora_operator.kube.kinds import CLAIMS, MODEL_CACHES, STORAGE_CLASSES
 from lora_operator.names import label_value
 from lora_operator.plan.cache import CacheObservation, plan_cache, why_not_ours
 from lora_operator.reconcile.context import Context

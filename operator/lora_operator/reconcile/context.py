@@ -17,24 +17,19 @@ from typing import Any, Final
 
 from lora_operator.api.common import ApiModel, Metadata, Resource, StatusCondition
 from lora_operator.conditions import find, is_passing, is_true, reason_of
-from lora_operator.constants import (
-    API_VERSION,
-    REASONS,
-    Condition,
-    Reason,
-)
+from lora_operator.constants import API_VERSION, REASONS, Condition, Reason
 from lora_operator.desired.children import kit_hash
 from lora_operator.errors import AlreadyExistsError, ConflictError, ForbiddenError, NotFoundError, ReasonError
-from lora_operator.kube import CONFIG_MAPS, DEPLOYMENTS, SECRETS, SERVICES, Kube, ResourceType
+from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import BY_KIND, CONFIG_MAPS, DEPLOYMENTS, SECRETS, SERVICES, ResourceType
+from lora_operator.kube.objects import controller
 from lora_operator.names import short_hash
-from lora_operator.plan.pods import controller
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.registry import Registry
 from lora_operator.reconcile.routing import keys_for
 from lora_operator.reconcile.store import Body, Key, Kind, Store
-from lora_operator.resource_types import BY_KIND
-from lora_operator.schemes import keys_of
 from lora_operator.settings import Settings
+from lora_operator.source_kinds import keys_of
 from lora_operator.vllm import Engines
 
 MASTER_KEY_SECRET: Final = "lora-operator-key"  # noqa: S105  a name
@@ -289,7 +284,7 @@ def child_version(obj: Body) -> str:
 
 def load_kit_files() -> dict[str, str]:
     """The engine kit's files by name, as shipped in this operator."""
-    package = resources.files("lora_operator.engine_kit")
+    package = resources.files("lora_operator.engine_plugin")
     return {item.name: item.read_text() for item in package.iterdir() if item.name.endswith(".py")}
 
 

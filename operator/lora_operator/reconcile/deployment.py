@@ -18,23 +18,23 @@ from lora_operator.desired.children import (
 )
 from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
-from lora_operator.kube import DEPLOYMENTS, VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import DEPLOYMENTS, VLLM_DEPLOYMENTS
+from lora_operator.kube.objects import is_controlled_by, running_container
 from lora_operator.names import is_of_another_token, kit_config_map
+from lora_operator.plan.adapter_list import ModuleList, encode_for_config_map, names_passed_on
 from lora_operator.plan.claims import Candidate, settle_claims
-from lora_operator.plan.deployment import DeploymentObservation, plan_deployment, replicas_wanted
-from lora_operator.plan.modules import ModuleList, encode_for_config_map, names_passed_on
-from lora_operator.plan.pods import is_controlled_by, running_container
+from lora_operator.plan.deployment_status import DeploymentObservation, plan_deployment, replicas_wanted
 from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
+from lora_operator.reconcile.base_model import BLOCKED_SECONDS, Model, want_model
 from lora_operator.reconcile.context import Context, child_version
-from lora_operator.reconcile.disruption import keep_budget
+from lora_operator.reconcile.disruption_budget import keep_budget
 from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods, tell_adapters
 from lora_operator.reconcile.kits import remove_old_kits
 from lora_operator.reconcile.lists import held_list, next_list, stored_list
-from lora_operator.reconcile.model import BLOCKED_SECONDS, Model, want_model
+from lora_operator.reconcile.pod_events import SILENT_SECONDS, warnings_of
 from lora_operator.reconcile.replicas import keep_replicas
 from lora_operator.reconcile.rollout import Rollout, as_rolled, look_at_rollout
 from lora_operator.reconcile.store import Key, Kind
-from lora_operator.reconcile.warnings import SILENT_SECONDS, warnings_of
 
 
 async def reconcile_deployment(context: Context, key: Key) -> float | None:

@@ -17,20 +17,15 @@ from lora_operator.api.deployment import VLLMDeploymentStatus
 from lora_operator.conditions import failing, merge, with_ready_and_stalled
 from lora_operator.constants import Condition, Reason
 from lora_operator.errors import NotFoundError, OperatorError
-from lora_operator.kube import LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS, Kube, ResourceType
+from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS, ResourceType
 from lora_operator.reconcile.adapter import reconcile_adapter
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.cache import reconcile_cache
 from lora_operator.reconcile.context import Context, load_kit_files
 from lora_operator.reconcile.deployment import reconcile_deployment
-from lora_operator.reconcile.faults import (
-    TOLD_AFTER,
-    describe_fault,
-    fault_message,
-    settle_fault,
-    told_of_fault,
-)
-from lora_operator.reconcile.pod import reconcile_pod
+from lora_operator.reconcile.engine_pod import reconcile_pod
+from lora_operator.reconcile.faults import TOLD_AFTER, describe_fault, fault_message, settle_fault, told_of_fault
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines

@@ -10,10 +10,10 @@ from typing import Literal
 from lora_operator.api.cache import EvictionStatus, ModelCache, VolumeFigures
 from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, CACHE_MOUNT
 from lora_operator.desired.evict_job import build_evict_job, evict_job_name
-from lora_operator.desired.placement import job_placement
+from lora_operator.desired.job_placement import job_placement
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError
-from lora_operator.kube import JOBS, MODEL_ARTIFACTS, PODS
-from lora_operator.manifest import EvictRequest
+from lora_operator.kube.kinds import JOBS, MODEL_ARTIFACTS, PODS
+from lora_operator.kube.objects import controller
 from lora_operator.plan.eviction import (
     MAX_VIEWS,
     POLL_SECONDS,
@@ -25,18 +25,24 @@ from lora_operator.plan.eviction import (
     plan_eviction,
     read_result,
 )
-from lora_operator.plan.fetch_job import silent_object, view_job
+from lora_operator.plan.eviction_candidates import (
+    EvictionObservation,
+    EvictJob,
+    reclaimable_bytes,
+    short_of_room,
+    view_name,
+)
+from lora_operator.plan.job_view import silent_object, view_job
 from lora_operator.plan.jobs import lost_since
-from lora_operator.plan.pods import controller
-from lora_operator.plan.trouble import parse_time
-from lora_operator.plan.unused import EvictionObservation, EvictJob, reclaimable_bytes, short_of_room, view_name
+from lora_operator.plan.pod_trouble import parse_time
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.download_queue import caches_of, claim_of, has_ended, is_evicting
 from lora_operator.reconcile.lists import read_lists
+from lora_operator.reconcile.pod_events import last_warning
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 from lora_operator.reconcile.usage import used_views
-from lora_operator.reconcile.waiting import caches_of, claim_of, has_ended, is_evicting
-from lora_operator.reconcile.warnings import last_warning
+from lora_operator.wire.jobs import EvictRequest
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.kube import CONFIG_MAPS, REPLICA_SETS
+from lora_operator.kube.kinds import CONFIG_MAPS, REPLICA_SETS
 from lora_operator.names import engine_selector, kit_config_map
 from lora_operator.plan.kits import kits_to_remove, mounted, owned_kits
 from lora_operator.reconcile.context import Context

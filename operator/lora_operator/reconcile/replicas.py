@@ -10,8 +10,8 @@ import logging
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.errors import ConflictError, KubeError, NotFoundError
-from lora_operator.kube import VLLM_DEPLOYMENTS
-from lora_operator.plan.deployment import replicas_wanted
+from lora_operator.kube.kinds import VLLM_DEPLOYMENTS
+from lora_operator.plan.deployment_status import replicas_wanted
 from lora_operator.reconcile.context import Context
 
 log = logging.getLogger(__name__)

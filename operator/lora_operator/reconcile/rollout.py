@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import ANNOTATION_ARGUMENTS, ROLLOUT
-from lora_operator.desired.engine import StaticModules
-from lora_operator.plan.modules import ModuleList
+from lora_operator.desired.command_line import StaticModules
+from lora_operator.plan.adapter_list import ModuleList
+from lora_operator.plan.pod_trouble import find_trouble
 from lora_operator.plan.rollout import (
     Rolled,
     RolloutPlan,
@@ -21,7 +22,6 @@ from lora_operator.plan.rollout import (
     parse_rolled,
     plan_rollout,
 )
-from lora_operator.plan.trouble import find_trouble
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import all_own_pods
 

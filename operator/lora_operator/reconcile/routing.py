@@ -8,8 +8,8 @@ from typing import Any
 from lora_operator.api import LoRAAdapter, ModelArtifact, ModelCache, VLLMDeployment
 from lora_operator.conditions import find, is_true
 from lora_operator.constants import ANNOTATION_DEFAULT_CACHE, COMPONENT_ENGINE, LABEL_CACHE, LABEL_COMPONENT, Condition
+from lora_operator.kube.objects import controller
 from lora_operator.names import label_value
-from lora_operator.plan.pods import controller
 from lora_operator.reconcile.store import Change, Key, Kind, Store, artifacts_told
 
 

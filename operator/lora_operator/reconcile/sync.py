@@ -17,7 +17,8 @@ from typing import Final
 
 from lora_operator.constants import LABEL_MANAGED_BY, MANAGED_BY
 from lora_operator.errors import KubeError
-from lora_operator.kube import (
+from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     JOBS,
@@ -28,7 +29,6 @@ from lora_operator.kube import (
     PODS,
     SERVICES,
     VLLM_DEPLOYMENTS,
-    Kube,
     ResourceType,
 )
 from lora_operator.reconcile.store import Change, Kind, ObjectKey, Store

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from heapq import nsmallest
 
-from lora_operator.plan.turns import Ticket, free_places, keeps_back, order, places
+from lora_operator.plan.fair_share import Ticket, free_places, keeps_back, order, places
 from lora_operator.reconcile.store import ObjectKey
 
 Running = dict[str, tuple[str, ...]]  # artifact → namespaces of who wants it

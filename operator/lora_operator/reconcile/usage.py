@@ -6,8 +6,8 @@ import json
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import COMPONENT_ENGINE, LABEL_COMPONENT
-from lora_operator.plan.pods import running_container
-from lora_operator.plan.unused import views_in
+from lora_operator.kube.objects import running_container
+from lora_operator.plan.eviction_candidates import views_in
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.lists import list_as_read
 from lora_operator.reconcile.store import Body

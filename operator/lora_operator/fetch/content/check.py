@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_operator.constants import Reason
-from lora_operator.engine_kit import checks
+from lora_operator.engine_plugin import checks
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.content import pickles
 from lora_operator.fetch.content.select import ADAPTER_PICKLES
 from lora_operator.fetch.volume import layout, views
-from lora_operator.manifest import FetchRequest
+from lora_operator.wire.jobs import FetchRequest
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.manifest import MANIFEST_FILE
+from lora_operator.wire.jobs import MANIFEST_FILE
 
 MAX_FILES: Final = 2000
 _MAX_PART_BYTES: Final = 255

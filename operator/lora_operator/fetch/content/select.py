@@ -15,7 +15,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.content import file_names
-from lora_operator.manifest import MANIFEST_FILE, ContentType
+from lora_operator.wire.jobs import MANIFEST_FILE, ContentType
 
 _SHOWN: Final = 5
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.manifest import ManifestFile
+from lora_operator.wire.jobs import ManifestFile
 
 _CHUNK: Final = 1 << 20
 _WORKERS: Final = 2

@@ -31,7 +31,7 @@ from lora_operator.fetch.sources.object_store import Objects, ObjectStore, trans
 from lora_operator.fetch.sources.retries import persist
 from lora_operator.fetch.volume import file_locks, reservations, store_locks
 from lora_operator.fetch.volume.limits import require_size
-from lora_operator.manifest import FetchRequest, Limits
+from lora_operator.wire.jobs import FetchRequest, Limits
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from lora_operator.errors import ReasonError
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.progress import Reporter
-from lora_operator.manifest import FetchRequest
-from lora_operator.schemes import OFFLINE_FETCHER
+from lora_operator.source_kinds import OFFLINE_FETCHER
+from lora_operator.wire.jobs import FetchRequest
 
 if TYPE_CHECKING:
     from lora_operator.fetch.sources.checksums import Declared

@@ -33,7 +33,7 @@ from lora_operator.fetch.sources.http_client import new_transport
 from lora_operator.fetch.sources.object_place import Place, blob_name
 from lora_operator.fetch.sources.object_store import CHUNK, ObjectStore, revision_of, translated
 from lora_operator.fetch.volume import layout
-from lora_operator.manifest import AzureRequest, FetchRequest, GcsRequest
+from lora_operator.wire.jobs import AzureRequest, FetchRequest, GcsRequest
 
 if TYPE_CHECKING:
     from obstore import GetOptions

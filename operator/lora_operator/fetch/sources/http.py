@@ -26,7 +26,7 @@ from lora_operator.fetch.sources.http_client import Client, Found, origin, shown
 from lora_operator.fetch.sources.object_place import Place, blob_name
 from lora_operator.fetch.sources.object_store import ObjectStore, translated
 from lora_operator.fetch.volume import layout
-from lora_operator.manifest import FetchRequest, HttpRequest
+from lora_operator.wire.jobs import FetchRequest, HttpRequest
 
 FOLDER: Final = "http"
 _PROBES: Final = 8  # at once

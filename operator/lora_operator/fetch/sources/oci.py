@@ -28,7 +28,7 @@ from lora_operator.fetch.sources.object_place import Place, blob_name
 from lora_operator.fetch.sources.object_store import ObjectStore, translated
 from lora_operator.fetch.sources.oci_registry import INDEXES, Registry, login_of
 from lora_operator.fetch.volume import layout
-from lora_operator.manifest import FetchRequest, OciRequest
+from lora_operator.wire.jobs import FetchRequest, OciRequest
 
 FOLDER: Final = "oci"
 _PROBES: Final = 8  # at once

@@ -24,7 +24,7 @@ from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources.base import PlainSource
 from lora_operator.fetch.volume.layout import ARTIFACTS, HUB, inside
-from lora_operator.manifest import AzureRequest, FetchRequest, GcsRequest, HuggingFaceRequest, S3Request
+from lora_operator.wire.jobs import AzureRequest, FetchRequest, GcsRequest, HuggingFaceRequest, S3Request
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SUM: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

@@ -22,8 +22,8 @@ from lora_operator.fetch.sources.folder import Tree
 from lora_operator.fetch.sources.object_place import Place
 from lora_operator.fetch.sources.object_store import ObjectStore, revision_of, translated
 from lora_operator.fetch.volume import layout
-from lora_operator.manifest import ClaimRequest, FetchRequest, LocalRequest
-from lora_operator.schemes import RESERVED_FOLDERS
+from lora_operator.source_kinds import RESERVED_FOLDERS
+from lora_operator.wire.jobs import ClaimRequest, FetchRequest, LocalRequest
 
 
 class FolderSource(FilteredSource):

@@ -13,7 +13,7 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.manifest import Limits, VolumeState
+from lora_operator.wire.jobs import Limits, VolumeState
 
 _BLOBS: Final = "blobs"
 _MOST: Final = 2**63 - 1  # that an integer in a status can be

@@ -23,7 +23,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch.volume.layout import from_system, make_shared
 from lora_operator.fetch.volume.limits import require_room, to_write, with_need
 from lora_operator.fetch.volume.store_locks import STATE
-from lora_operator.manifest import Limits
+from lora_operator.wire.jobs import Limits
 
 DEAD_AFTER_S: Final = 120.0
 _TOLD_EVERY_S: Final = 5.0

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from lora_operator.fetch.volume import layout
-from lora_operator.manifest import MANIFEST_FILE, Manifest
+from lora_operator.wire.jobs import MANIFEST_FILE, Manifest
 
 log = logging.getLogger(__name__)
 

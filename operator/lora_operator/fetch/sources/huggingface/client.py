@@ -30,7 +30,7 @@ from lora_operator.fetch.sources.huggingface import resume, transport
 from lora_operator.fetch.sources.huggingface.errors import Subject, translate
 from lora_operator.fetch.sources.huggingface.xet import Xet, beyond_http
 from lora_operator.fetch.sources.retries import persist
-from lora_operator.manifest import HuggingFaceRequest
+from lora_operator.wire.jobs import HuggingFaceRequest
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.volume import layout
-from lora_operator.manifest import HuggingFaceRequest
+from lora_operator.wire.jobs import HuggingFaceRequest
 
 _SERVER_TEXT_BYTES: Final = 300
 

@@ -13,7 +13,7 @@ from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources.base import PlainSource
 from lora_operator.fetch.sources.huggingface import client, resume
 from lora_operator.fetch.volume import layout, store_locks
-from lora_operator.manifest import FetchRequest
+from lora_operator.wire.jobs import FetchRequest
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.volume import layout
-from lora_operator.manifest import S3Request
+from lora_operator.wire.jobs import S3Request
 
 SERVER_TEXT_BYTES: Final = 300
 RATE: Final = ("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429")

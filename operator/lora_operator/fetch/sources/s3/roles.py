@@ -26,7 +26,7 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.sources.s3.errors import RATE, SERVER_TEXT_BYTES, TRANSPORT, Subject, translate
-from lora_operator.manifest import RoleRequest
+from lora_operator.wire.jobs import RoleRequest
 
 _KEYS: Final = (
     "ExpiredToken",

@@ -33,7 +33,7 @@ from lora_operator.fetch.sources.object_store import CHUNK, ObjectStore, revisio
 from lora_operator.fetch.sources.s3.checksums import from_etag, from_head, from_parts, parts_of
 from lora_operator.fetch.sources.s3.errors import Subject, changed, translate, unreachable
 from lora_operator.fetch.sources.s3.roles import AssumedRole, Fixed
-from lora_operator.manifest import FetchRequest, S3Request
+from lora_operator.wire.jobs import FetchRequest, S3Request
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

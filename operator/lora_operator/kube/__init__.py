@@ -1,0 +1,1 @@
+"""The Kubernetes API: its client, the kinds of objects, and typed views of them."""

@@ -1,0 +1,311 @@
+"""What is true of a VLLMDeployment: its base model, its pods, and what they serve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from lora_operator.api.artifact import ModelArtifact
+from lora_operator.api.deployment import PodState, VLLMDeployment, VLLMDeploymentStatus
+from lora_operator.conditions import (
+    Verdict,
+    failing,
+    find,
+    is_true,
+    merge,
+    ok,
+    reason_of,
+    with_ready_and_stalled,
+    with_stalled,
+)
+from lora_operator.constants import CACHE_MOUNT, ROLLOUT, Condition, Reason
+from lora_operator.errors import ReasonError
+from lora_operator.kube.objects import is_controlled_by
+from lora_operator.names import engine_selector
+from lora_operator.plan.adapter_list import ModuleList
+from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves, too_old_message, waits
+from lora_operator.plan.list_limits import MAX_PACKED_BYTES
+from lora_operator.plan.placement import is_lazy_on
+from lora_operator.plan.pod_trouble import find_trouble
+from lora_operator.plan.refresh import describe
+from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
+from lora_operator.plan.wants import Role
+
+MAX_MISSING = 10
+ROLE_NAMES: Mapping[Role, str] = {"tokenizer": "tokenizer", "draftModel": "draft model"}
+MAX_ORPHANS = 20
+
+
+@dataclass(frozen=True)
+class Content:
+    """One content that the engines read, as far as it can be wanted."""
+
+    role: Role
+    artifact_name: str | None
+    artifact: ModelArtifact | None
+    blocked: ReasonError | None  # why no artifact can be wanted: cache or credentials
+
+
+@dataclass(frozen=True)
+class DeploymentObservation:
+    """All that is known when a deployment's status is planned."""
+
+    deployment: VLLMDeployment
+    artifact_name: str | None
+    artifact: ModelArtifact | None  # the base model's
+    blocked: ReasonError | None  # why no artifact can be wanted: cache or credentials
+    workload: dict[str, Any] | None  # the apps/v1 Deployment
+    template_error: ReasonError | None  # why the pods that the spec leads to can't be made
+    pods: Sequence[dict[str, Any]]  # those that have ended too
+    fleet: Fleet
+    modules: ModuleList | None
+    auxiliary: Sequence[Content] = ()  # tokenizer and draft model, where the spec has them
+    waits_for: str | None = None  # with updateStrategy Rollout: what its roll-out of the list waits for
+    left_out: Mapping[Reason, int] = field(
+        default_factory=dict
+    )  # how many adapters there is no room for, by the reason
+    warnings: Mapping[str, str] = field(default_factory=dict)  # what Events say of a pod that is not set up, by its UID
+    refresh: str | None = None  # the value of the refresh annotation that the artifacts are from
+    refresh_note: str = ""  # what becomes of the refresh that is not done yet
+
+
+def service_url(deployment: VLLMDeployment) -> str:
+    """Where the fleet is served inside the cluster."""
+    metadata = deployment.metadata
+    return f"http://{metadata.name}.{metadata.namespace}.svc:{deployment.spec.engine.port}"
+
+
+def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploymentStatus:
+    """The status."""
+    deployment, fleet = seen.deployment, seen.fleet
+    ready = [pod for pod in fleet.pods if pod.ready]
+    missing = _missing(fleet, seen.modules)
+    trouble = find_trouble(seen.pods, seen.workload, warnings=seen.warnings, now=now)
+    verdicts = {
+        Condition.MODEL_READY: _model_ready(seen),
+        Condition.AVAILABLE: _available(seen, ready, trouble),
+        Condition.ADAPTERS_IN_SYNC: _in_sync(seen, ready, missing),
+    }
+    conditions = with_ready_and_stalled(verdicts, f"{len(ready)} of {fleet.replicas} pods ready")
+    if verdicts[Condition.MODEL_READY].is_true and verdicts[Condition.AVAILABLE].is_true:
+        incomplete = _incomplete(seen, len(ready), trouble)
+        # What keeps a pod away is said before what the others still have to load; that they are coming, after it.
+        lasting = incomplete is not None and incomplete.reason is not Reason.PROGRESSING
+        if incomplete is not None and (lasting or conditions[Condition.READY].is_true):
+            conditions = with_stalled(conditions | {Condition.READY: incomplete})
+    orphans = tuple(f"{pod.name}/{name}" for pod in ready if pod.view for name in _unwanted(pod.view, seen))
+    path = seen.artifact.status.path if seen.artifact and verdicts[Condition.MODEL_READY].is_true else None
+    names = {content.role: content.artifact_name for content in seen.auxiliary}
+    return VLLMDeploymentStatus(
+        conditions=merge(deployment.status.conditions, conditions, generation=deployment.metadata.generation, now=now),
+        observed_generation=deployment.metadata.generation,
+        replicas=len(fleet.pods),
+        ready_replicas=len(ready),
+        ready_pods=f"{len(ready)}/{fleet.replicas}",
+        selector=engine_selector(deployment.metadata.name),
+        url=service_url(deployment),
+        model_path=f"{CACHE_MOUNT}/{path}" if path else None,
+        model_artifact=seen.artifact_name,
+        tokenizer_artifact=names.get("tokenizer"),
+        draft_model_artifact=names.get("draftModel"),
+        refresh=seen.refresh,
+        list_generation=seen.modules.generation if seen.modules else None,
+        adapters=len(seen.modules.modules) if seen.modules else None,
+        pods=tuple(_pod_state(pod, missing[pod.name], seen.modules) for pod in fleet.pods) or None,
+        orphans=orphans[:MAX_ORPHANS] or None,
+    )
+
+
+def _incomplete(seen: DeploymentObservation, ready: int, trouble: Verdict | None) -> Verdict | None:
+    """Why the fleet that serves is not all that the spec asks for, or None: what keeps the others away, else that it goes on."""
+    if seen.template_error is not None:
+        return failing(seen.template_error.reason, f"{seen.template_error.message}; the pods that run go on serving")
+    workload = seen.workload or {"metadata": {}}
+    status = workload.get("status") or {}
+    current = status.get("observedGeneration", 0) >= workload["metadata"].get("generation", 0)
+    updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
+    if current and updated == total == seen.fleet.replicas <= ready:
+        return None
+    progress = f"{ready} of {seen.fleet.replicas} pods ready"
+    if ready >= seen.fleet.replicas:
+        progress = f"rolling out: {updated if current else 0} of {seen.fleet.replicas} pods are of the present spec"
+    return (
+        failing(trouble.reason, f"{trouble.message}; {progress}") if trouble else failing(Reason.PROGRESSING, progress)
+    )
+
+
+def _model_ready(seen: DeploymentObservation) -> Verdict:
+    """Of all that the engines read; what else there is than a base model is named in the message."""
+    verdict = _content_ready(Content("model", seen.artifact_name, seen.artifact, seen.blocked))
+    messages = [verdict.message]
+    for content in seen.auxiliary:
+        if not verdict.is_true:
+            break
+        verdict = _content_ready(content)
+        messages.append(f"{ROLE_NAMES[content.role]}: {verdict.message}")
+    if not verdict.is_true:
+        return failing(verdict.reason, messages[-1])
+    return ok(Reason.MODEL_READY, "; ".join(messages) + seen.refresh_note)
+
+
+def _content_ready(content: Content) -> Verdict:
+    if content.blocked is not None:
+        return failing(content.blocked.reason, content.blocked.message)
+    condition = find(content.artifact.status.conditions, Condition.READY) if content.artifact else None
+    if condition is None:
+        return failing(Reason.QUEUED, f"ModelArtifact {content.artifact_name} has not started")
+    if condition.status == "True":
+        return ok(Reason.MODEL_READY, condition.message)
+    return failing(reason_of(condition.reason), condition.message)
+
+
+def describe_refresh(coming: Sequence[Content]) -> str:
+    """What is told of a refresh of all contents that is not done, what holds it up first; nothing where it found the same."""
+    verdicts = map(_content_ready, sorted(coming, key=lambda content: content.blocked is None))
+    return next((describe(verdict) for verdict in verdicts if not verdict.is_true), "")
+
+
+def _available(seen: DeploymentObservation, ready: list[FleetPod], trouble: Verdict | None) -> Verdict:
+    views = [pod.view for pod in ready if pod.view is not None]
+    open_gates = [pod.name for pod in ready if pod.view and pod.view.error is None and not pod.view.gate_closed]
+    if open_gates:
+        return failing(
+            Reason.GATE_MISSING,
+            f"pod {open_gates[0]}: the engine lets clients load adapters: the kit is not active; "
+            "check that engine.command starts vLLM's API server and takes --middleware",
+        )
+    old = [view for view in views if view.too_old]
+    if old:
+        return failing(Reason.ENGINE_TOO_OLD, too_old_message(old[0]))
+    if any(view.gate_closed for view in views):
+        return ok(Reason.AVAILABLE, f"{len(ready)} of {seen.fleet.replicas} pods ready")
+    if ready:
+        view = ready[0].view
+        return failing(
+            Reason.ENGINE_UNREACHABLE,
+            f"pod {ready[0].name} is ready, but its engine was not seen to refuse clients' loads: "
+            f"{(view.error if view else None) or 'not asked yet'}",
+        )
+    if seen.template_error is not None:
+        return failing(seen.template_error.reason, seen.template_error.message)
+    if seen.workload is None and not _model_ready(seen).is_true:
+        return failing(
+            Reason.MODEL_NOT_READY,
+            f"no pod is made before the base model is in the cache: {_model_ready(seen).message}",
+        )
+    if seen.workload is None and seen.waits_for is not None:
+        return failing(Reason.PROGRESSING, f"the first pod is made with its adapters: it waits {seen.waits_for}")
+    if seen.workload is not None and seen.fleet.replicas == 0:
+        return failing(Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+    if trouble is not None:
+        return trouble
+    return failing(Reason.PROGRESSING, f"0 of {seen.fleet.replicas} pods ready; engines are starting")
+
+
+def _in_sync(seen: DeploymentObservation, ready: list[FleetPod], missing: Mapping[str, Sequence[str]]) -> Verdict:
+    if seen.modules is None:
+        return failing(Reason.SYNC_PENDING, "the adapters have not all been looked at yet")
+    rolls = seen.deployment.spec.lora.update_strategy == ROLLOUT
+    if seen.waits_for is not None:
+        return failing(
+            Reason.SYNC_PENDING, f"list {seen.modules.generation} is not rolled out yet: it waits {seen.waits_for}"
+        )
+    wanted = seen.modules.by_name()
+    refused: set[str] = set()
+    for pod in ready:
+        view = pod.view
+        if view is None or view.error is not None:
+            return failing(Reason.SYNC_PENDING, f"pod {pod.name}: {view.error if view else 'not asked yet'}")
+        if view.list_generation != seen.modules.generation:
+            return failing(
+                Reason.SYNC_PENDING,
+                f"pod {pod.name} holds list {view.list_generation}, the current one is {seen.modules.generation}"
+                + ("; the pods are being replaced" if rolls else ""),
+            )
+        absent = set(missing[pod.name])
+        if absent - set(view.failures):
+            return failing(Reason.SYNC_PENDING, f"pod {pod.name} is loading {sorted(absent - set(view.failures))[0]}")
+        refused |= absent
+        if view.orphans:
+            return failing(
+                Reason.ORPHANS_LOADED, f"pod {pod.name} answers {', '.join(view.orphans[:5])}, which no object wants"
+            )
+        if not view.atomic_swap and not rolls:
+            return failing(
+                Reason.NO_ATOMIC_SWAP,
+                f"pod {pod.name}: vLLM {view.version} has no registry that the kit knows: "
+                "while an adapter changes its revision, a few requests for it may get 404",
+            )
+    if seen.left_out:
+        return _left_out(seen.left_out)
+    if refused:
+        return ok(
+            Reason.IN_SYNC,
+            f"list {seen.modules.generation}; not served: {', '.join(sorted(refused)[:5])} (see their status)",
+        )
+    return ok(Reason.IN_SYNC, f"list {seen.modules.generation} with {len(wanted)} adapters")
+
+
+def _left_out(counts: Mapping[Reason, int]) -> Verdict:
+    if arguments := counts.get(Reason.ARGUMENTS_TOO_LONG):
+        return failing(
+            Reason.ARGUMENTS_TOO_LONG,
+            f"{arguments} adapters don't fit into the pods' arguments ({MAX_ARGUMENT_BYTES >> 10} KiB): use "
+            "spec.lora.updateStrategy: HotLoad, or serve some of them by another VLLMDeployment",
+        )
+    return failing(
+        Reason.LIST_TOO_LONG,
+        f"{counts[Reason.LIST_TOO_LONG]} adapters don't fit into the list that pods are told ({MAX_PACKED_BYTES >> 10} KiB, packed), the "
+        "youngest of the namespaces that have most: delete some, give them shorter names, or serve some of them by another VLLMDeployment",
+    )
+
+
+def _unwanted(view: PodView, seen: DeploymentObservation) -> list[str]:
+    """Names that a pod answers and nobody wants. One that rolls answers them until it is replaced, so they are told as well."""
+    if seen.deployment.spec.lora.update_strategy != ROLLOUT or seen.modules is None:
+        return list(view.orphans)
+    return sorted({*view.orphans, *view.served} - set(seen.modules.by_name()))
+
+
+def _missing(fleet: Fleet, modules: ModuleList | None) -> dict[str, list[str]]:
+    """By pod the names that it should have loaded and has not; what it loads on the first request is not missing."""
+    names = {pod.name for pod in fleet.pods}
+    return {
+        pod.name: [
+            module.name
+            for module in (modules.modules if modules is not None else ())
+            if view is not None
+            and not serves(view, module)
+            and not (waits(view, module) and is_lazy_on(module, pod.name, names))
+        ]
+        for pod in fleet.pods
+        for view in (pod.view,)
+    }
+
+
+def _pod_state(pod: FleetPod, missing: Sequence[str], modules: ModuleList | None) -> PodState:
+    view = pod.view
+    return PodState(
+        name=pod.name,
+        ready=pod.ready,
+        list_generation=view.list_generation if view else None,
+        loaded=sum(serves(view, module) for module in modules.modules) if view and modules else 0,
+        missing=tuple(missing[:MAX_MISSING]) or None,
+        version=view.version if view else None,
+    )
+
+
+def replicas_wanted(deployment: VLLMDeployment, workload: dict[str, Any] | None) -> int:
+    """Pods that should exist: the spec's, else what its own Deployment has (an autoscaler's), else 1."""
+    if deployment.spec.replicas is not None:
+        return deployment.spec.replicas
+    if workload is None or not is_controlled_by(workload, deployment.metadata.uid):
+        return 1  # there is none yet, or that of an earlier VLLMDeployment of this name is still going
+    return int((workload.get("spec") or {}).get("replicas", 1))
+
+
+def model_is_ready(artifact: ModelArtifact | None) -> bool:
+    """Whether the base model is complete in the cache."""
+    return artifact is not None and is_true(artifact.status.conditions, Condition.READY)
