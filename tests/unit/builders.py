@@ -24,7 +24,7 @@ from lora_operator.constants import (
     Condition,
 )
 from lora_operator.plan.adapter_list import Module
-from lora_operator.plan.fleet import Fleet, FleetPod, PodView, Served
+from lora_operator.plan.deployment_pods import DeploymentPod, DeploymentPods, PodView, Served
 from lora_operator.reconcile.store import Change, Kind, ObjectKey, Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -303,14 +303,14 @@ def make_view(*modules: Module, generation: int | None = 1, **more: Any) -> PodV
     return PodView(**(values | more))
 
 
-def make_fleet(*pods: FleetPod, replicas: int | None = None) -> Fleet:
+def make_pods(*pods: DeploymentPod, replicas: int | None = None) -> DeploymentPods:
     """A fleet of these pods; `replicas` as many unless given."""
-    return Fleet(replicas=len(pods) if replicas is None else replicas, pods=pods)
+    return DeploymentPods(replicas=len(pods) if replicas is None else replicas, pods=pods)
 
 
-def fleet_pod(name: str = "llama-0", view: PodView | None = None, *, is_ready: bool = True) -> FleetPod:
+def make_pod(name: str = "llama-0", view: PodView | None = None, *, is_ready: bool = True) -> DeploymentPod:
     """One pod of a fleet."""
-    return FleetPod(name=name, ready=is_ready, view=view)
+    return DeploymentPod(name=name, ready=is_ready, view=view)
 
 
 def make_job(

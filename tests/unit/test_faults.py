@@ -15,7 +15,7 @@ from lora_operator.plan.fair_share import Ticket
 from lora_operator.reconcile import dispatch
 from lora_operator.reconcile.dispatch import Reconcile
 from lora_operator.reconcile.faults import describe_fault, settle_fault
-from lora_operator.reconcile.fleet import observe_fleet
+from lora_operator.reconcile.own_pods import observe_pods
 from lora_operator.reconcile.store import Key, Kind
 from lora_operator.reconcile.usage import used_views
 from tests.unit.model_world import LLAMA, MODULES, SERVING, Json, World
@@ -163,7 +163,7 @@ def test_a_pod_on_which_it_fails_does_not_hold_up_its_fleet(break_on: Break) -> 
     break_on(world, pod)
     world.restart()
     world.skip(60)
-    assert observe_fleet(world.context, world.store.deployments[LLAMA[1:]]) is not None
+    assert observe_pods(world.context, world.store.deployments[LLAMA[1:]]) is not None
     assert len(listed(world)) >= 2, "the other pod told the list"
     unsure = used_views(world.context, SERVING)[1]
     assert unsure is not None

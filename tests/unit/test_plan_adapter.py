@@ -19,13 +19,13 @@ from tests.unit.builders import (
     COMMIT,
     LATER,
     NOW,
-    fleet_pod,
     make_adapter,
     make_artifact,
     make_cache,
     make_deployment,
-    make_fleet,
     make_module,
+    make_pod,
+    make_pods,
     make_view,
     not_ready,
     ready_artifact,
@@ -69,7 +69,7 @@ def seen(adapter: LoRAAdapter | None = None, *artifacts: ModelArtifact, **more: 
         "base_artifact": BASE,
         "credentials": None,
         "artifacts": {a.key: a for a in artifacts},
-        "fleet": make_fleet(fleet_pod("a", make_view())),
+        "served": make_pods(make_pod("a", make_view())),
         "url": URL,
     }
     return AdapterObservation(**(values | more))
@@ -152,7 +152,7 @@ BLOCKED = BLOCKED.model_copy(
 Case = tuple[AdapterObservation, dict[str, tuple[str, str, str]] | None, str, float | None]
 CASES: dict[str, Case] = {
     "no deployment": (
-        seen(deployment=None, cache=None, fleet=None, url=None),
+        seen(deployment=None, cache=None, served=None, url=None),
         refused(
             "DeploymentNotFound",
             "VLLMDeployment serving/llama does not exist: create it or change vllmDeploymentRef",
@@ -173,7 +173,7 @@ CASES: dict[str, Case] = {
         None,
     ),
     "a name that an older adapter has, before anything is known of the pods": (
-        seen(None, GOOD, rivals=(RIVAL,), fleet=None),
+        seen(None, GOOD, rivals=(RIVAL,), served=None),
         refused("NameConflict", TAKEN) | {"Downloaded": DOWNLOADED},
         "served",
         None,
@@ -185,7 +185,7 @@ CASES: dict[str, Case] = {
         None,
     ),
     "a name that a younger adapter wants too": (
-        seen(None, GOOD, rivals=(YOUNGER,), fleet=make_fleet(fleet_pod("a", make_view(SQL)))),
+        seen(None, GOOD, rivals=(YOUNGER,), served=make_pods(make_pod("a", make_view(SQL)))),
         served("1 of 1"),
         "served",
         None,
@@ -273,25 +273,25 @@ CASES: dict[str, Case] = {
         None,
     ),
     "the rank that the deployment just allows": (
-        seen(None, ready_artifact(NAME, rank=64, base=BASE), fleet=make_fleet(fleet_pod("a", make_view(SQL)))),
+        seen(None, ready_artifact(NAME, rank=64, base=BASE), served=make_pods(make_pod("a", make_view(SQL)))),
         served("1 of 1"),
         "served",
         None,
     ),
     "nothing is known of the pods yet: what stands in the status stays": (
-        seen(None, GOOD, fleet=None),
+        seen(None, GOOD, served=None),
         None,
         "served",
         5.0,
     ),
     "every ready pod serves it": (
-        seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(SQL)))),
+        seen(None, GOOD, served=make_pods(make_pod("a", make_view(SQL)), make_pod("b", make_view(SQL)))),
         served("2 of 2"),
         "served",
         None,
     ),
     "a pod that is not ready does not count": (
-        seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(), is_ready=False))),
+        seen(None, GOOD, served=make_pods(make_pod("a", make_view(SQL)), make_pod("b", make_view(), is_ready=False))),
         served("1 of 1"),
         "served",
         None,
@@ -303,7 +303,7 @@ CASES: dict[str, Case] = {
         None,
     ),
     "some pods serve it": (
-        seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view()))),
+        seen(None, GOOD, served=make_pods(make_pod("a", make_view(SQL)), make_pod("b", make_view()))),
         loads("PartiallyLoaded", "1 of 2 ready pods serve it"),
         "served",
         None,
@@ -326,7 +326,7 @@ CASES: dict[str, Case] = {
         seen(
             None,
             GOOD,
-            fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(failures={"sql": "bad regex"}))),
+            served=make_pods(make_pod("a", make_view(SQL)), make_pod("b", make_view(failures={"sql": "bad regex"}))),
         ),
         loads("EngineRefused", "1 of 2 ready pods serve it; b: bad regex"),
         "served",
@@ -336,7 +336,7 @@ CASES: dict[str, Case] = {
         seen(
             make_adapter(loadPolicy="Lazy"),
             GOOD,
-            fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(waiting={"sql": SQL.path}))),
+            served=make_pods(make_pod("a", make_view(SQL)), make_pod("b", make_view(waiting={"sql": SQL.path}))),
         ),
         {
             "Accepted": ACCEPTED,
@@ -354,7 +354,7 @@ CASES: dict[str, Case] = {
         None,
     ),
     "it is suspended": (
-        seen(make_adapter(suspend=True), GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)))),
+        seen(make_adapter(suspend=True), GOOD, served=make_pods(make_pod("a", make_view(SQL)))),
         loads("Suspended", "spec.suspend is true: the adapter is kept, and not served"),
         "none",
         None,
@@ -370,21 +370,19 @@ CASES: dict[str, Case] = {
         None,
     ),
     "a pod does not answer": (
-        seen(
-            None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(error="timed out")))
-        ),
+        seen(None, GOOD, served=make_pods(make_pod("a", make_view(SQL)), make_pod("b", make_view(error="timed out")))),
         loads("EngineUnreachable", "1 of 2 ready pods serve it; b: timed out"),
         "served",
         None,
     ),
     "a pod does not answer and another is still loading": (
-        seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view()), fleet_pod("b", make_view(error="timed out")))),
+        seen(None, GOOD, served=make_pods(make_pod("a", make_view()), make_pod("b", make_view(error="timed out")))),
         loads("Loading", "0 of 2 ready pods serve it; b: timed out"),
         "served",
         None,
     ),
     "no pod is ready, and its deployment has not said why": (
-        seen(None, GOOD, fleet=make_fleet(fleet_pod("a", None, is_ready=False), replicas=2)),
+        seen(None, GOOD, served=make_pods(make_pod("a", None, is_ready=False), replicas=2)),
         loads("NoReadyPods", "0 of 2 pods of VLLMDeployment serving/llama are ready"),
         "served",
         None,
@@ -396,7 +394,7 @@ CASES: dict[str, Case] = {
             deployment=make_deployment(
                 conditions={"Available": ("False", "CrashLooping", "pod llama-0: last lines: /secret/path leaked")}
             ),
-            fleet=make_fleet(fleet_pod("llama-0", None, is_ready=False), replicas=2),
+            served=make_pods(make_pod("llama-0", None, is_ready=False), replicas=2),
         ),
         loads(
             "NoReadyPods",
@@ -413,7 +411,7 @@ CASES: dict[str, Case] = {
             deployment=make_deployment(
                 conditions={"Available": ("False", "PodsRefused", "exceeded quota: secret-name")}
             ),
-            fleet=make_fleet(replicas=2),
+            served=make_pods(replicas=2),
         ),
         loads(
             "NoReadyPods",
@@ -428,14 +426,14 @@ CASES: dict[str, Case] = {
             None,
             GOOD,
             deployment=make_deployment(conditions={"Available": ("True", "Available", "2 of 2 pods ready")}),
-            fleet=make_fleet(fleet_pod("llama-0", None, is_ready=False), replicas=2),
+            served=make_pods(make_pod("llama-0", None, is_ready=False), replicas=2),
         ),
         loads("NoReadyPods", "0 of 2 pods of VLLMDeployment serving/llama are ready"),
         "served",
         None,
     ),
     "no pod is wanted": (
-        seen(None, GOOD, fleet=make_fleet(replicas=0)),
+        seen(None, GOOD, served=make_pods(replicas=0)),
         loads("ScaledToZero", "the deployment is scaled to zero replicas"),
         "served",
         None,
@@ -467,7 +465,7 @@ def test_a_second_look_at_the_same_world_changes_nothing(case: str) -> None:
 def test_what_the_status_of_a_served_adapter_says() -> None:
     adapter = make_adapter(servedName="text2sql", baseModelName="llama")
     module = make_module("text2sql", path=SQL.path, base="llama")
-    plan = plan_adapter(seen(adapter, GOOD, fleet=make_fleet(fleet_pod("a", make_view(module)))), now=NOW)
+    plan = plan_adapter(seen(adapter, GOOD, served=make_pods(make_pod("a", make_view(module)))), now=NOW)
     assert plan.status is not None
     status = plan.status.to_wire()
     del status["conditions"]
@@ -556,7 +554,7 @@ def test_with_qualified_names_the_status_has_the_name_that_clients_write() -> No
     deployment = make_deployment(names="NamespaceQualified")
     module = make_module("team-a/sql", path=SQL.path)
     plan = plan_adapter(
-        seen(None, GOOD, deployment=deployment, fleet=make_fleet(fleet_pod("a", make_view(module)))), now=NOW
+        seen(None, GOOD, deployment=deployment, served=make_pods(make_pod("a", make_view(module)))), now=NOW
     )
     assert plan.status is not None
     assert plan.status.served_name == "team-a/sql"
@@ -567,7 +565,7 @@ def test_with_qualified_names_the_status_has_the_name_that_clients_write() -> No
 
 def test_a_namespace_that_is_not_admitted_learns_nothing_of_the_deployment() -> None:
     deployment = make_deployment(policy={"from": "Same"}, served_names=("hush/Hush",))
-    plan = plan_adapter(seen(deployment=deployment, fleet=None, url=None), now=NOW)
+    plan = plan_adapter(seen(deployment=deployment, served=None, url=None), now=NOW)
     assert plan.status is not None
     assert told(plan.status.conditions)["Ready"][1] == "NamespaceNotAllowed"
     assert "hush" not in str(plan.status.to_wire()).lower()
@@ -685,7 +683,7 @@ def test_what_it_has_stays_wanted_while_its_cache_is_away() -> None:
 def test_what_the_checks_in_a_pod_say_is_told_as_it_is() -> None:
     """An engine's version is known in its pod alone, so it is the first place where it can be judged."""
     says = "it needs vLLM 0.32 or newer; this engine is 0.31"
-    plan = plan_adapter(seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(failures={"sql": says})))), now=NOW)
+    plan = plan_adapter(seen(None, GOOD, served=make_pods(make_pod("a", make_view(failures={"sql": says})))), now=NOW)
     assert plan.status is not None
     loaded = find(plan.status.conditions, Condition.LOADED)
     assert loaded is not None
@@ -695,8 +693,8 @@ def test_what_the_checks_in_a_pod_say_is_told_as_it_is() -> None:
 
 
 def test_failures_are_bounded() -> None:
-    pods = [fleet_pod(f"p{i}", make_view(failures={"sql": "x" * 5000})) for i in range(9)]
-    plan = plan_adapter(seen(None, GOOD, fleet=make_fleet(*pods)), now=NOW)
+    pods = [make_pod(f"p{i}", make_view(failures={"sql": "x" * 5000})) for i in range(9)]
+    plan = plan_adapter(seen(None, GOOD, served=make_pods(*pods)), now=NOW)
     assert plan.status is not None
     assert plan.status.failures is not None
     assert [f.pod for f in plan.status.failures] == ["p0", "p1", "p2", "p3", "p4"]
@@ -706,9 +704,9 @@ def test_failures_are_bounded() -> None:
 
 
 def test_failures_go_once_there_are_none() -> None:
-    bad = plan_adapter(seen(None, GOOD, fleet=make_fleet(fleet_pod("a", make_view(failures={"sql": "x"})))), now=NOW)
+    bad = plan_adapter(seen(None, GOOD, served=make_pods(make_pod("a", make_view(failures={"sql": "x"})))), now=NOW)
     assert bad.status is not None
     adapter = make_adapter().model_copy(update={"status": bad.status})
-    good = plan_adapter(seen(adapter, GOOD, fleet=make_fleet(fleet_pod("a", make_view(SQL)))), now=NOW)
+    good = plan_adapter(seen(adapter, GOOD, served=make_pods(make_pod("a", make_view(SQL)))), now=NOW)
     assert good.status is not None
     assert "failures" not in good.status.to_wire()

@@ -9,7 +9,7 @@ import pytest
 
 from lora_operator.api import LoRAAdapter, VLLMDeployment
 from lora_operator.plan.adapter_list import Decision, Module, ModuleList, plan_list
-from lora_operator.plan.claims import Candidate, settle_claims
+from lora_operator.plan.admission import Candidate, settle_claims
 from tests.unit.builders import make_adapter, make_deployment, make_module
 
 OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"

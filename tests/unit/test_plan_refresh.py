@@ -19,12 +19,12 @@ from lora_operator.plan.wants import build_artifact
 from tests.unit.builders import (
     COMMIT,
     OTHER_COMMIT,
-    fleet_pod,
     make_adapter,
     make_artifact,
     make_cache,
-    make_fleet,
     make_module,
+    make_pod,
+    make_pods,
     make_view,
     ready_artifact,
     through_the_api,
@@ -80,21 +80,21 @@ def annotated(adapter: LoRAAdapter, value: str | None) -> LoRAAdapter:
     return adapter.model_copy(update={"metadata": adapter.metadata.model_copy(update={"annotations": annotations})})
 
 
-def fleet_of(artifact: ModelArtifact) -> Any:
+def pods_of(artifact: ModelArtifact) -> Any:
     path = f"/model-cache/{artifact.status.path}"
-    return make_fleet(fleet_pod("a", make_view(make_module(path=path))))
+    return make_pods(make_pod("a", make_view(make_module(path=path))))
 
 
 def settle(adapter: LoRAAdapter, *artifacts: ModelArtifact, now: datetime = SOON, **more: Any) -> LoRAAdapter:
     """The adapter with the status that a look at this world leaves."""
-    plan = plan_adapter(seen(adapter, *artifacts, fleet=fleet_of(artifacts[0]), **more), now=now)
+    plan = plan_adapter(seen(adapter, *artifacts, served=pods_of(artifacts[0]), **more), now=now)
     assert plan.status is not None
     return adapter.model_copy(update={"status": through_the_api(plan.status)})
 
 
 def look(adapter: LoRAAdapter, *artifacts: ModelArtifact, now: datetime = SOON, **more: Any) -> AdapterPlan:
     """A plan where the pods serve the first artifact."""
-    return plan_adapter(seen(adapter, *artifacts, fleet=fleet_of(artifacts[0]), **more), now=now)
+    return plan_adapter(seen(adapter, *artifacts, served=pods_of(artifacts[0]), **more), now=now)
 
 
 SERVED = settle(make_adapter(), good(make_adapter()))
@@ -177,7 +177,7 @@ def test_a_refresh_whose_content_is_of_too_large_a_rank_has_failed() -> None:
 
 
 def test_a_refresh_whose_artifact_can_not_be_made_has_failed() -> None:
-    observation = seen(ASKED, good(ASKED), fleet=fleet_of(good(ASKED)))
+    observation = seen(ASKED, good(ASKED), served=pods_of(good(ASKED)))
     cause = failing(Reason.NAME_TAKEN, "ModelArtifact serving/x exists with another spec: delete it")
     plan = plan_refused(observation, plan_adapter(observation, now=SOON), cause, now=SOON)
     assert "this content stays: NameTaken: ModelArtifact serving/x exists with another spec" in message(plan)
@@ -209,7 +209,7 @@ def test_a_refresh_lends_no_credentials_to_what_has_its_name() -> None:
     adapter = make_adapter(secret="hf")
     first = good(adapter, credentials=SECRET)
     asked = annotated(settle(adapter, first, credentials=SECRET), "1")
-    observation = seen(asked, first, fleet=fleet_of(first), credentials=SECRET)
+    observation = seen(asked, first, served=pods_of(first), credentials=SECRET)
     planned = plan_adapter(observation, now=SOON)
     assert planned.decision.lent() == {first.key: SECRET, key_of(asked, ONE, SECRET): SECRET}
     refused = plan_refused(observation, planned, failing(Reason.NAME_TAKEN, "exists with another spec"), now=SOON)

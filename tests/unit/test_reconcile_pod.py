@@ -10,7 +10,7 @@ import pytest
 from lora_operator.constants import API_VERSION
 from lora_operator.kube.client import Kube
 from lora_operator.plan.adapter_list import ModuleList
-from lora_operator.plan.fleet import PodView
+from lora_operator.plan.deployment_pods import PodView
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.engine_pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.store import Key, Kind, Store

@@ -21,7 +21,7 @@ from lora_operator.plan.wants import Credentials
 
 SECRET_POLL_SECONDS: Final = 10.0
 BLOCKED_POLL_SECONDS: Final = 10.0
-FLEET_POLL_SECONDS: Final = 5.0
+PODS_POLL_SECONDS: Final = 5.0
 REFUSED_POLL_SECONDS: Final = 60.0
 
 
@@ -78,13 +78,13 @@ def _plan_admitted(
         refreshing=content.refreshing,
         refused=_path(content.refused) if content.refused is not None else None,
     )
-    if accepted.is_true and module is not None and seen.fleet is None:
+    if accepted.is_true and module is not None and seen.served is None:
         # Nothing is known of the pods yet (the operator has just started): what stands in the status stays.
-        return AdapterPlan(decision, content.wanted, None, FLEET_POLL_SECONDS)
+        return AdapterPlan(decision, content.wanted, None, PODS_POLL_SECONDS)
     load = None
     loaded = _loaded_without_module(adapter, accepted)
-    if accepted.is_true and module is not None and seen.fleet is not None:
-        loaded, load = loaded_verdict(seen, deployment, module, seen.fleet)
+    if accepted.is_true and module is not None and seen.served is not None:
+        loaded, load = loaded_verdict(seen, deployment, module, seen.served)
     verdicts = {Condition.ACCEPTED: accepted, Condition.DOWNLOADED: content.downloaded, Condition.LOADED: loaded}
     status = adapter_status(seen, verdicts, now=now, content=content, load=load)
     return AdapterPlan(decision, content.wanted, status, _look_again(adapter, content, now=now))

@@ -14,7 +14,7 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing, find, is_true, ok, reason_of
 from lora_operator.constants import Condition, Reason
 from lora_operator.errors import ReasonError
-from lora_operator.plan.fleet import Fleet
+from lora_operator.plan.deployment_pods import DeploymentPods
 from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.refresh import Epoch, Refresh, describe, parse_interval, plan_refresh
 from lora_operator.plan.wants import Credentials, build_artifact
@@ -32,7 +32,7 @@ class AdapterObservation:
     base_artifact: str | None  # name of the base model's ModelArtifact; None while the deployment has not been planned
     credentials: Credentials | ReasonError | None
     artifacts: Mapping[tuple[str, str], ModelArtifact]
-    fleet: Fleet | None  # None while nothing is known of the pods
+    served: DeploymentPods | None  # None while nothing is known of the pods
     url: str | None
     left_out: Reason | None = (
         None  # there is no room for it: in the list, or (updateStrategy Rollout) the pods' arguments

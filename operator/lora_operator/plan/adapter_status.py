@@ -13,7 +13,7 @@ from lora_operator.constants import REASONS, ROLLOUT, Condition, Reason
 from lora_operator.plan.adapter_content import AdapterContent, AdapterObservation
 from lora_operator.plan.adapter_list import Module
 from lora_operator.plan.admission import public_name
-from lora_operator.plan.fleet import AdapterLoad, Fleet
+from lora_operator.plan.deployment_pods import AdapterLoad, DeploymentPods
 from lora_operator.plan.list_limits import MAX_PACKED_BYTES
 from lora_operator.plan.progress import mirrored
 from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
@@ -29,12 +29,12 @@ def not_loaded(accepted: Verdict) -> Verdict:
 
 
 def loaded_verdict(
-    seen: AdapterObservation, deployment: VLLMDeployment, module: Module, fleet: Fleet
+    seen: AdapterObservation, deployment: VLLMDeployment, module: Module, served: DeploymentPods
 ) -> tuple[Verdict, AdapterLoad]:
     """Of an adapter that is on the list: what the pods say of it."""
-    load = fleet.load_of(module)
+    load = served.load_of(module)
     left_out = _left_out(deployment, seen.left_out) if seen.left_out is not None else None
-    return left_out or _loaded(fleet, load, deployment), load
+    return left_out or _loaded(served, load, deployment), load
 
 
 def _left_out(deployment: VLLMDeployment, reason: Reason) -> Verdict:
@@ -52,11 +52,11 @@ def _left_out(deployment: VLLMDeployment, reason: Reason) -> Verdict:
     )
 
 
-def _loaded(fleet: Fleet, load: AdapterLoad, deployment: VLLMDeployment) -> Verdict:
+def _loaded(served: DeploymentPods, load: AdapterLoad, deployment: VLLMDeployment) -> Verdict:
     if load.wanted == 0:
-        if fleet.replicas == 0:
+        if served.replicas == 0:
             return failing(Reason.SCALED_TO_ZERO, "the deployment is scaled to zero replicas")
-        return failing(Reason.NO_READY_PODS, _why_down(fleet, deployment))
+        return failing(Reason.NO_READY_PODS, _why_down(served, deployment))
     counts = f"{load.loaded} of {load.wanted} ready pods serve it"
     if load.waiting:
         counts += f", {load.waiting} of them from the first request on"
@@ -72,10 +72,10 @@ def _loaded(fleet: Fleet, load: AdapterLoad, deployment: VLLMDeployment) -> Verd
     return failing(Reason.PARTIALLY_LOADED if load.loaded else Reason.LOADING, f"{counts}{cause}")
 
 
-def _why_down(fleet: Fleet, deployment: VLLMDeployment) -> str:
+def _why_down(served: DeploymentPods, deployment: VLLMDeployment) -> str:
     """The deployment's reason in the words of its documentation: pods' names and logs are not for other namespaces."""
     where = f"VLLMDeployment {deployment.metadata.namespace}/{deployment.metadata.name}"
-    message = f"0 of {fleet.replicas} pods of {where} are ready"
+    message = f"0 of {served.replicas} pods of {where} are ready"
     available = find(deployment.status.conditions, Condition.AVAILABLE)
     reason = reason_of(available.reason) if available and available.status != "True" else None
     if reason is None or reason is Reason.SCALED_TO_ZERO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,24 +14,32 @@ from lora_operator.conditions import (
     Verdict,
     failing,
     find,
-    is_true,
     merge,
     ok,
     reason_of,
     with_ready_and_stalled,
     with_stalled,
 )
-from lora_operator.constants import CACHE_MOUNT, ROLLOUT, Condition, Reason
+from lora_operator.constants import ANNOTATION_ARGUMENTS, CACHE_MOUNT, ROLLOUT, Condition, Reason
 from lora_operator.errors import ReasonError
-from lora_operator.kube.objects import is_controlled_by
 from lora_operator.names import engine_selector
 from lora_operator.plan.adapter_list import ModuleList
-from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves, too_old_message, waits
+from lora_operator.plan.deployment import DeploymentObservation, DeploymentPlan, annotations_of
+from lora_operator.plan.deployment_list import ListPlan
+from lora_operator.plan.deployment_pods import (
+    DeploymentPod,
+    DeploymentPods,
+    PodView,
+    is_lazy_on,
+    serves,
+    too_old_message,
+    waits,
+)
 from lora_operator.plan.list_limits import MAX_PACKED_BYTES
-from lora_operator.plan.placement import is_lazy_on
+from lora_operator.plan.model_contents import Content
 from lora_operator.plan.pod_trouble import find_trouble
 from lora_operator.plan.refresh import describe
-from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
+from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES, as_rolled, parse_rolled
 from lora_operator.plan.wants import Role
 
 MAX_MISSING = 10
@@ -39,27 +48,17 @@ MAX_ORPHANS = 20
 
 
 @dataclass(frozen=True)
-class Content:
-    """One content that the engines read, as far as it can be wanted."""
-
-    role: Role
-    artifact_name: str | None
-    artifact: ModelArtifact | None
-    blocked: ReasonError | None  # why no artifact can be wanted: cache or credentials
-
-
-@dataclass(frozen=True)
-class DeploymentObservation:
-    """All that is known when a deployment's status is planned."""
+class DeploymentOutcome:
+    """What was seen of a deployment, planned and refused, as far as its status reports it."""
 
     deployment: VLLMDeployment
     artifact_name: str | None
     artifact: ModelArtifact | None  # the base model's
     blocked: ReasonError | None  # why no artifact can be wanted: cache or credentials
-    workload: dict[str, Any] | None  # the apps/v1 Deployment
+    workload: dict[str, Any] | None  # the apps/v1 Deployment, with what was applied
     template_error: ReasonError | None  # why the pods that the spec leads to can't be made
     pods: Sequence[dict[str, Any]]  # those that have ended too
-    fleet: Fleet
+    served: DeploymentPods
     modules: ModuleList | None
     auxiliary: Sequence[Content] = ()  # tokenizer and draft model, where the spec has them
     waits_for: str | None = None  # with updateStrategy Rollout: what its roll-out of the list waits for
@@ -71,24 +70,55 @@ class DeploymentObservation:
     refresh_note: str = ""  # what becomes of the refresh that is not done yet
 
 
+def outcome(
+    seen: DeploymentObservation,
+    served: DeploymentPods,
+    plan: DeploymentPlan,
+    *,
+    workload: dict[str, Any] | None,
+    refused: ReasonError | None,
+) -> DeploymentOutcome:
+    """What a pass came to; `workload` is the Deployment as it left it."""
+    rolled = parse_rolled(annotations_of(workload).get(ANNOTATION_ARGUMENTS))
+    modules, waits_for = as_rolled(plan.modules, plan.rollout, rolled)
+    base = seen.model.base
+    return DeploymentOutcome(
+        deployment=seen.deployment,
+        artifact_name=base.artifact_name,
+        artifact=base.artifact,
+        blocked=base.blocked,
+        workload=workload,
+        template_error=refused,
+        pods=seen.pods,
+        served=served,
+        modules=modules,
+        waits_for=waits_for,
+        left_out=Counter(plan.adapters.left_out.values() if isinstance(plan.adapters, ListPlan) else ()),
+        auxiliary=seen.model.contents[1:],
+        warnings=seen.warnings,
+        refresh=seen.model.refresh,
+        refresh_note=seen.model.note,
+    )
+
+
 def service_url(deployment: VLLMDeployment) -> str:
-    """Where the fleet is served inside the cluster."""
+    """Where the deployment is served inside the cluster."""
     metadata = deployment.metadata
     return f"http://{metadata.name}.{metadata.namespace}.svc:{deployment.spec.engine.port}"
 
 
-def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploymentStatus:
-    """The status."""
-    deployment, fleet = seen.deployment, seen.fleet
-    ready = [pod for pod in fleet.pods if pod.ready]
-    missing = _missing(fleet, seen.modules)
+def plan_status(seen: DeploymentOutcome, *, now: datetime) -> VLLMDeploymentStatus:
+    """The conditions in the order in which a reader asks: model, pods, adapters; then the figures."""
+    deployment, served = seen.deployment, seen.served
+    ready = [pod for pod in served.pods if pod.ready]
+    missing = _missing(served, seen.modules)
     trouble = find_trouble(seen.pods, seen.workload, warnings=seen.warnings, now=now)
     verdicts = {
         Condition.MODEL_READY: _model_ready(seen),
         Condition.AVAILABLE: _available(seen, ready, trouble),
         Condition.ADAPTERS_IN_SYNC: _in_sync(seen, ready, missing),
     }
-    conditions = with_ready_and_stalled(verdicts, f"{len(ready)} of {fleet.replicas} pods ready")
+    conditions = with_ready_and_stalled(verdicts, f"{len(ready)} of {served.replicas} pods ready")
     if verdicts[Condition.MODEL_READY].is_true and verdicts[Condition.AVAILABLE].is_true:
         incomplete = _incomplete(seen, len(ready), trouble)
         # What keeps a pod away is said before what the others still have to load; that they are coming, after it.
@@ -101,9 +131,9 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
     return VLLMDeploymentStatus(
         conditions=merge(deployment.status.conditions, conditions, generation=deployment.metadata.generation, now=now),
         observed_generation=deployment.metadata.generation,
-        replicas=len(fleet.pods),
+        replicas=len(served.pods),
         ready_replicas=len(ready),
-        ready_pods=f"{len(ready)}/{fleet.replicas}",
+        ready_pods=f"{len(ready)}/{served.replicas}",
         selector=engine_selector(deployment.metadata.name),
         url=service_url(deployment),
         model_path=f"{CACHE_MOUNT}/{path}" if path else None,
@@ -113,30 +143,30 @@ def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> VLLMDeploy
         refresh=seen.refresh,
         list_generation=seen.modules.generation if seen.modules else None,
         adapters=len(seen.modules.modules) if seen.modules else None,
-        pods=tuple(_pod_state(pod, missing[pod.name], seen.modules) for pod in fleet.pods) or None,
+        pods=tuple(_pod_state(pod, missing[pod.name], seen.modules) for pod in served.pods) or None,
         orphans=orphans[:MAX_ORPHANS] or None,
     )
 
 
-def _incomplete(seen: DeploymentObservation, ready: int, trouble: Verdict | None) -> Verdict | None:
-    """Why the fleet that serves is not all that the spec asks for, or None: what keeps the others away, else that it goes on."""
+def _incomplete(seen: DeploymentOutcome, ready: int, trouble: Verdict | None) -> Verdict | None:
+    """Why the pods that serve are not all that the spec asks for, or None: what keeps the others away, else that it goes on."""
     if seen.template_error is not None:
         return failing(seen.template_error.reason, f"{seen.template_error.message}; the pods that run go on serving")
     workload = seen.workload or {"metadata": {}}
     status = workload.get("status") or {}
     current = status.get("observedGeneration", 0) >= workload["metadata"].get("generation", 0)
     updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
-    if current and updated == total == seen.fleet.replicas <= ready:
+    if current and updated == total == seen.served.replicas <= ready:
         return None
-    progress = f"{ready} of {seen.fleet.replicas} pods ready"
-    if ready >= seen.fleet.replicas:
-        progress = f"rolling out: {updated if current else 0} of {seen.fleet.replicas} pods are of the present spec"
+    progress = f"{ready} of {seen.served.replicas} pods ready"
+    if ready >= seen.served.replicas:
+        progress = f"rolling out: {updated if current else 0} of {seen.served.replicas} pods are of the present spec"
     return (
         failing(trouble.reason, f"{trouble.message}; {progress}") if trouble else failing(Reason.PROGRESSING, progress)
     )
 
 
-def _model_ready(seen: DeploymentObservation) -> Verdict:
+def _model_ready(seen: DeploymentOutcome) -> Verdict:
     """Of all that the engines read; what else there is than a base model is named in the message."""
     verdict = _content_ready(Content("model", seen.artifact_name, seen.artifact, seen.blocked))
     messages = [verdict.message]
@@ -167,7 +197,7 @@ def describe_refresh(coming: Sequence[Content]) -> str:
     return next((describe(verdict) for verdict in verdicts if not verdict.is_true), "")
 
 
-def _available(seen: DeploymentObservation, ready: list[FleetPod], trouble: Verdict | None) -> Verdict:
+def _available(seen: DeploymentOutcome, ready: list[DeploymentPod], trouble: Verdict | None) -> Verdict:
     views = [pod.view for pod in ready if pod.view is not None]
     open_gates = [pod.name for pod in ready if pod.view and pod.view.error is None and not pod.view.gate_closed]
     if open_gates:
@@ -180,7 +210,7 @@ def _available(seen: DeploymentObservation, ready: list[FleetPod], trouble: Verd
     if old:
         return failing(Reason.ENGINE_TOO_OLD, too_old_message(old[0]))
     if any(view.gate_closed for view in views):
-        return ok(Reason.AVAILABLE, f"{len(ready)} of {seen.fleet.replicas} pods ready")
+        return ok(Reason.AVAILABLE, f"{len(ready)} of {seen.served.replicas} pods ready")
     if ready:
         view = ready[0].view
         return failing(
@@ -197,14 +227,14 @@ def _available(seen: DeploymentObservation, ready: list[FleetPod], trouble: Verd
         )
     if seen.workload is None and seen.waits_for is not None:
         return failing(Reason.PROGRESSING, f"the first pod is made with its adapters: it waits {seen.waits_for}")
-    if seen.workload is not None and seen.fleet.replicas == 0:
+    if seen.workload is not None and seen.served.replicas == 0:
         return failing(Reason.SCALED_TO_ZERO, "spec.replicas is 0")
     if trouble is not None:
         return trouble
-    return failing(Reason.PROGRESSING, f"0 of {seen.fleet.replicas} pods ready; engines are starting")
+    return failing(Reason.PROGRESSING, f"0 of {seen.served.replicas} pods ready; engines are starting")
 
 
-def _in_sync(seen: DeploymentObservation, ready: list[FleetPod], missing: Mapping[str, Sequence[str]]) -> Verdict:
+def _in_sync(seen: DeploymentOutcome, ready: list[DeploymentPod], missing: Mapping[str, Sequence[str]]) -> Verdict:
     if seen.modules is None:
         return failing(Reason.SYNC_PENDING, "the adapters have not all been looked at yet")
     rolls = seen.deployment.spec.lora.update_strategy == ROLLOUT
@@ -262,16 +292,16 @@ def _left_out(counts: Mapping[Reason, int]) -> Verdict:
     )
 
 
-def _unwanted(view: PodView, seen: DeploymentObservation) -> list[str]:
+def _unwanted(view: PodView, seen: DeploymentOutcome) -> list[str]:
     """Names that a pod answers and nobody wants. One that rolls answers them until it is replaced, so they are told as well."""
     if seen.deployment.spec.lora.update_strategy != ROLLOUT or seen.modules is None:
         return list(view.orphans)
     return sorted({*view.orphans, *view.served} - set(seen.modules.by_name()))
 
 
-def _missing(fleet: Fleet, modules: ModuleList | None) -> dict[str, list[str]]:
+def _missing(served: DeploymentPods, modules: ModuleList | None) -> dict[str, list[str]]:
     """By pod the names that it should have loaded and has not; what it loads on the first request is not missing."""
-    names = {pod.name for pod in fleet.pods}
+    names = {pod.name for pod in served.pods}
     return {
         pod.name: [
             module.name
@@ -280,12 +310,12 @@ def _missing(fleet: Fleet, modules: ModuleList | None) -> dict[str, list[str]]:
             and not serves(view, module)
             and not (waits(view, module) and is_lazy_on(module, pod.name, names))
         ]
-        for pod in fleet.pods
+        for pod in served.pods
         for view in (pod.view,)
     }
 
 
-def _pod_state(pod: FleetPod, missing: Sequence[str], modules: ModuleList | None) -> PodState:
+def _pod_state(pod: DeploymentPod, missing: Sequence[str], modules: ModuleList | None) -> PodState:
     view = pod.view
     return PodState(
         name=pod.name,
@@ -295,17 +325,3 @@ def _pod_state(pod: FleetPod, missing: Sequence[str], modules: ModuleList | None
         missing=tuple(missing[:MAX_MISSING]) or None,
         version=view.version if view else None,
     )
-
-
-def replicas_wanted(deployment: VLLMDeployment, workload: dict[str, Any] | None) -> int:
-    """Pods that should exist: the spec's, else what its own Deployment has (an autoscaler's), else 1."""
-    if deployment.spec.replicas is not None:
-        return deployment.spec.replicas
-    if workload is None or not is_controlled_by(workload, deployment.metadata.uid):
-        return 1  # there is none yet, or that of an earlier VLLMDeployment of this name is still going
-    return int((workload.get("spec") or {}).get("replicas", 1))
-
-
-def model_is_ready(artifact: ModelArtifact | None) -> bool:
-    """Whether the base model is complete in the cache."""
-    return artifact is not None and is_true(artifact.status.conditions, Condition.READY)

@@ -22,11 +22,11 @@ class Ticket:
     since: datetime
     artifact: str
     namespaces: tuple[str, ...]  # of who wants it, sorted; never empty
-    adapter: bool = True  # else a whole fleet waits for it: a base model, tokenizer or draft model
+    adapter: bool = True  # else a whole deployment waits for it: a base model, tokenizer or draft model
 
     @property
     def place(self) -> tuple[bool, datetime, str, tuple[str, ...]]:
-        """What it is put in order by: what fleets wait for first, then by age."""
+        """What it is put in order by: what deployments wait for first, then by age."""
         return (self.adapter, self.since, self.artifact, self.namespaces)
 
 

@@ -63,6 +63,25 @@ class RolloutPlan:
     look_again: float | None = None
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """The adapters as arguments, and whether the pods are to have them now."""
+
+    static: StaticModules
+    plan: RolloutPlan
+
+
+def as_rolled(
+    modules: ModuleList | None, rollout: Rollout | None, rolled: Rolled | None
+) -> tuple[ModuleList | None, str | None]:
+    """The list under the generation that pods hold it by, where it is in their arguments by now; else what that waits for."""
+    if rollout is None or modules is None:
+        return modules, None
+    if rolled is None or rolled.digest != rollout.static.digest:
+        return modules, rollout.plan.waits_for
+    return replace(modules, generation=rolled.generation), None
+
+
 def parse_rolled(text: str | None) -> Rolled | None:
     """The Deployment's annotation; None where it has none, or one that somebody wrote by hand."""
     match = _ROLLED.fullmatch(text or "")

@@ -18,7 +18,7 @@ from lora_operator.plan.admission import admit, public_name
 from lora_operator.plan.deployment_status import service_url
 from lora_operator.plan.wants import Credentials, find_cache
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.fleet import observe_fleet
+from lora_operator.reconcile.own_pods import observe_pods
 from lora_operator.reconcile.store import Key, Kind, ObjectKey
 
 UNREADABLE_SECONDS: Final = 30.0
@@ -103,7 +103,7 @@ async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation
         base_artifact=want.artifact[1] if want and want.artifact else None,
         credentials=await _credentials(context, adapter, cache) if admitted else None,
         artifacts=store.artifacts,
-        fleet=observe_fleet(context, deployment) if deployment else None,
+        served=observe_pods(context, deployment) if deployment else None,
         url=service_url(deployment) if deployment and admitted else None,
         left_out=context.registry.left_out.get(adapter.deployment_key, {}).get(adapter.metadata.uid),
         name_held=entry is not None and entry.adapter in unreadable,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.api.sources.source import Source
-from lora_operator.constants import CACHE_MOUNT, Reason
-from lora_operator.desired.command_line import Auxiliary
+from lora_operator.constants import Reason
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
-from lora_operator.plan.deployment_status import Content, describe_refresh, model_is_ready
+from lora_operator.plan.deployment import BLOCKED_SECONDS
+from lora_operator.plan.deployment_status import describe_refresh
+from lora_operator.plan.model_contents import Content, ModelContents, model_is_ready
 from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.refresh import Epoch, requested
 from lora_operator.plan.source_policy import source_refused
@@ -21,43 +22,6 @@ from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.registry import ModelWant
 from lora_operator.reconcile.store import Key, Kind, ObjectKey
-
-BLOCKED_SECONDS: Final = 10.0  # until it is looked again whether what can't be wanted, or made, can be by now
-
-
-@dataclass(frozen=True)
-class Model:
-    """The contents as far as they can be wanted, the base model first."""
-
-    cache: ModelCache | None
-    contents: tuple[Content, ...]
-    refresh: str | None = None  # value of the refresh annotation that the contents are from
-    note: str = ""  # what becomes of a refresh that is not done
-
-    @property
-    def base(self) -> Content:
-        """The base model."""
-        return self.contents[0]
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether everything is complete in the cache."""
-        return all(model_is_ready(content.artifact) for content in self.contents)
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether something can't even be wanted."""
-        return any(content.blocked is not None for content in self.contents)
-
-    def path(self, role: Role) -> str | None:
-        """Where a content lies in the pods; None where the spec has none of it."""
-        artifact = next((content.artifact for content in self.contents if content.role == role), None)
-        return f"{CACHE_MOUNT}/{artifact.status.path}" if artifact is not None else None
-
-    @property
-    def auxiliary(self) -> Auxiliary:
-        """Where in the pods that lies which goes with the base model."""
-        return Auxiliary(tokenizer=self.path("tokenizer"), draft_model=self.path("draftModel"))
 
 
 @dataclass(frozen=True)
@@ -93,7 +57,7 @@ class _Choice:
     refreshing: list[_Want]
 
 
-async def want_model(context: Context, deployment: VLLMDeployment) -> Model:
+async def want_model(context: Context, deployment: VLLMDeployment) -> ModelContents:
     """Find the cache and the credentials, say what is wanted, and make sure that the artifacts exist."""
     cache = cache_of(context, deployment)
     found = [await _find(context, deployment, cache, want) for want in model_wants(deployment.spec.model)]
@@ -105,7 +69,7 @@ async def want_model(context: Context, deployment: VLLMDeployment) -> Model:
     known = cache if isinstance(cache, ModelCache) else None
     contents = [_content(context, want, cache_known=known is not None) for want in serving]
     coming = [_coming(context, want) for want in refreshing]
-    return Model(known, tuple(contents), choice.epoch.requested, describe_refresh(coming))
+    return ModelContents(known, tuple(contents), choice.epoch.requested, describe_refresh(coming))
 
 
 async def _find(

@@ -1,40 +1,51 @@
-"""One VLLMDeployment: the base model's artifact, the module list, the objects that it owns, and its status."""
+"""One VLLMDeployment: observe it, plan, apply the plan, and write one status of what was seen, planned and refused.
+
+A pass plans from one moment: `_observe` first asks for what it must, then reads everything else without an await, and nothing is
+awaited before the plan is published. So no list is applied that was not planned from what stands beside it.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Mapping
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
+from lora_operator.api.adapter import LoRAAdapter
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, ROLLOUT, Reason
-from lora_operator.desired.children import (
-    build_chat_config_map,
-    build_gate_secret,
-    build_kit_config_map,
-    build_modules_config_map,
-    build_service,
-    gate_token,
-)
-from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
+from lora_operator.constants import Reason
+from lora_operator.desired.children import build_gate_secret, gate_token
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
 from lora_operator.kube.kinds import DEPLOYMENTS, VLLM_DEPLOYMENTS
-from lora_operator.kube.objects import is_controlled_by, running_container
-from lora_operator.names import is_of_another_token, kit_config_map
-from lora_operator.plan.adapter_list import ModuleList, encode_for_config_map, names_passed_on
-from lora_operator.plan.claims import Candidate, settle_claims
-from lora_operator.plan.deployment_status import DeploymentObservation, plan_deployment, replicas_wanted
+from lora_operator.kube.objects import is_controlled_by
+from lora_operator.names import kit_config_map
+from lora_operator.plan.adapter_list import ModuleList
+from lora_operator.plan.admission import Candidate
+from lora_operator.plan.deployment import (
+    BLOCKED_SECONDS,
+    Children,
+    DeploymentObservation,
+    DeploymentPlan,
+    PodNeeds,
+    RollPods,
+    ScalePods,
+    is_live,
+    look_again,
+    plan_deployment,
+)
+from lora_operator.plan.deployment_list import ListObservation, ListPlan
+from lora_operator.plan.deployment_status import outcome, plan_status
+from lora_operator.plan.model_contents import ModelContents
 from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
-from lora_operator.reconcile.base_model import BLOCKED_SECONDS, Model, want_model
+from lora_operator.reconcile.base_model import want_model
 from lora_operator.reconcile.context import Context, child_version
 from lora_operator.reconcile.disruption_budget import keep_budget
-from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods, tell_adapters
-from lora_operator.reconcile.kits import remove_old_kits
-from lora_operator.reconcile.lists import held_list, next_list, stored_list
-from lora_operator.reconcile.pod_events import SILENT_SECONDS, warnings_of
-from lora_operator.reconcile.replicas import keep_replicas
-from lora_operator.reconcile.rollout import Rollout, as_rolled, look_at_rollout
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.own_pods import all_own_pods, learn_owners, observe_pods, report_readiness
+from lora_operator.reconcile.pod_events import warnings_of
+from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.stored_lists import held_list, stored_list
+from lora_operator.reconcile.upkeep import keep_replicas, remove_old_kits
+
+NOT_ASKED_SECONDS = 1.0  # between looks just after a start, while pods have not all been asked
+T = TypeVar("T")
 
 
 async def reconcile_deployment(context: Context, key: Key) -> float | None:
@@ -42,82 +53,153 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     place = (key.namespace, key.name)
     deployment = context.store.deployments.get(place)
     if deployment is None:
-        context.budgets.pop(place, None)
-        for artifact in context.registry.withdraw_deployment(place):
-            context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
+        _forget(context, place)
         return None
     await keep_replicas(context, deployment)
     model = await want_model(context, deployment)
-    await learn_owners(context, context.store.pods_of_deployment(place))
-    modules = await _update_list(context, deployment)
-    rollout = look_at_rollout(context, deployment, modules)
-    template_error = await _apply(context, deployment, model, modules, rollout)
-    _ask_pods(context, deployment, modules, rollout)
-    fleet = observe_fleet(context, deployment)
-    if fleet is None:
-        return 1.0  # just started: what stands in the status stays until the pods were asked
-    pods = all_own_pods(context, deployment)
-    silent, warnings = await warnings_of(context, pods)
-    told, waits_for = as_rolled(context, deployment, modules, rollout)
-    status = plan_deployment(
-        DeploymentObservation(
-            deployment=deployment,
-            artifact_name=model.base.artifact_name,
-            artifact=model.base.artifact,
-            blocked=model.base.blocked,
-            workload=context.store.workloads.get(place),
-            template_error=template_error,
-            pods=pods,
-            fleet=fleet,
-            modules=told,
-            waits_for=waits_for,
-            left_out=Counter(context.registry.left_out.get(place, {}).values()),
-            auxiliary=model.contents[1:],
-            warnings=warnings,
-            refresh=model.refresh,
-            refresh_note=model.note,
-        ),
-        now=context.now(),
-    )
+    seen = await _observe(context, deployment, model)
+    plan = plan_deployment(seen, now=context.now())
+    _publish(context, deployment, plan)
+    refused = await _apply(context, seen, plan)
+    if seen.served is None:
+        return NOT_ASKED_SECONDS  # what stands in the status stays until the pods were asked
+    workload = context.store.workloads.get(place)
+    found = outcome(seen, seen.served, plan, workload=workload, refused=refused)
+    status = plan_status(found, now=context.now())
     written = await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
-    if written or status == deployment.status:  # else it is told later, and they read it there
-        tell_adapters(context, deployment, fleet, status)
+    if written or status == deployment.status:  # else it is reported later, and adapters read it there
+        report_readiness(context, deployment, seen.served, status)
     await remove_old_kits(context, deployment)
     await keep_budget(context, deployment)
-    again = 60.0 if not model.is_blocked and template_error is None else BLOCKED_SECONDS
-    if silent:
-        again = min(again, SILENT_SECONDS)
-    return min(again, rollout.plan.look_again) if rollout and rollout.plan.look_again is not None else again
+    return look_again(seen, plan, refused)
 
 
-async def _apply(
-    context: Context, deployment: VLLMDeployment, model: Model, modules: ModuleList | None, rollout: Rollout | None
-) -> ReasonError | None:
+def _forget(context: Context, place: ObjectKey) -> None:
+    context.budgets.pop(place, None)
+    for artifact in context.registry.withdraw_deployment(place):
+        context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
+
+
+async def _observe(context: Context, deployment: VLLMDeployment, model: ModelContents) -> DeploymentObservation:
+    """All that is known at one moment."""
+    gate = await _gate(context, deployment)
+    stored = None if deployment.key in context.registry.lists else await stored_list(context, deployment)
+    await learn_owners(context, context.store.pods_of_deployment(deployment.key))
+    is_setting_up, warnings = await warnings_of(context, all_own_pods(context, deployment))
+    # From here on nothing is awaited.
+    store, registry = context.store, context.registry
+    pods = {_name(pod): pod for pod in all_own_pods(context, deployment)}
+    namespace, name = deployment.key
+    live = store.workloads.get(deployment.key)
+    is_ours = live is not None and is_controlled_by(live, deployment.metadata.uid)
+    serving = tuple(pod for pod, body in pods.items() if is_live(body))
+    return DeploymentObservation(
+        deployment=deployment,
+        model=model,
+        adapters=_observe_list(context, deployment, stored, serving),
+        workload=live,
+        is_as_made=live is None or not is_ours or context.adopt_child(live),
+        gate=gate,
+        kit=context.kit,
+        kit_files=context.kit_files,
+        is_kit_there=(namespace, kit_config_map(name, context.kit)) in store.config_maps,
+        pods=tuple(pods.values()),
+        served=observe_pods(context, deployment),
+        views={pod: view for pod in pods if (view := registry.views.get((namespace, pod))) is not None},
+        asked=frozenset(pod for pod in pods if (namespace, pod) in registry.asked),
+        is_setting_up=is_setting_up,
+        warnings=warnings,
+        unrolled=registry.unrolled.get(deployment.key),
+    )
+
+
+async def _gate(context: Context, deployment: VLLMDeployment) -> Body | ReasonError:
+    """The Secret that pods need, or why its token can't be known."""
+    master_key = await _tried(context.master_key())
+    if isinstance(master_key, ReasonError):
+        return master_key
+    return build_gate_secret(deployment, gate_token(master_key, deployment))
+
+
+def _observe_list(
+    context: Context, deployment: VLLMDeployment, stored: ModuleList | None, pods: tuple[str, ...]
+) -> ListObservation:
+    """What is known of the adapters, and of the list that its live `pods` were told; `stored` is what its ConfigMap had."""
+    registry, store, key = context.registry, context.store, deployment.key
+    previous = registry.lists.get(key) or stored
+    places = [(key[0], pod) for pod in pods]
+    known = registry.asked | registry.silent
+    return ListObservation(
+        candidates=tuple(_candidate(context, adapter) for adapter in store.adapters_of(key)),
+        previous=previous,
+        recovered=held_list(context, deployment, places) if previous is None else None,
+        unasked=tuple(place[1] for place in places if place not in known),
+        has_pods=bool(store.pods_of_deployment(key)),
+        highest=registry.held.get(key, 0),
+        unreadable=frozenset(unreadable_adapters(context)),
+        left_out=registry.left_out.get(key, {}),
+        crowd=registry.crowds.get(key),
+    )
+
+
+def _candidate(context: Context, adapter: LoRAAdapter) -> Candidate:
+    metadata = adapter.metadata
+    decision = context.registry.decision(adapter.key)
+    if decision is not None and (decision.uid, decision.generation) != (metadata.uid, metadata.generation):
+        decision = None
+    artifact = context.store.artifacts.get(decision.artifact) if decision and decision.artifact else None
+    return Candidate(adapter, namespace_labels(context, metadata.namespace), decision, artifact)
+
+
+def _publish(context: Context, deployment: VLLMDeployment, plan: DeploymentPlan) -> None:
+    """Record the list for whoever looks at a pod or an adapter, and wake those whom it concerns."""
+    registry, key = context.registry, deployment.key
+    if isinstance(plan.adapters, ListPlan):
+        registry.lists[key] = plan.adapters.modules
+        registry.left_out[key] = plan.adapters.left_out
+        if plan.adapters.crowd is not None:
+            registry.crowds[key] = plan.adapters.crowd
+        else:
+            registry.crowds.pop(key, None)
+    if plan.rollout is not None and plan.rollout.plan.unrolled is not None:
+        registry.unrolled[key] = plan.rollout.plan.unrolled
+    else:
+        registry.unrolled.pop(key, None)
+    for adapter in plan.adapters.adapters:
+        context.enqueue(Key(Kind.LORA_ADAPTER, *adapter))
+    for pod in sorted(plan.look_at):
+        context.enqueue(Key(Kind.POD, key[0], pod))
+
+
+async def _apply(context: Context, seen: DeploymentObservation, plan: DeploymentPlan) -> ReasonError | None:
     """Make what the deployment owns; returns why not all of that can be. What is refused holds up only what needs it."""
+    pods, made = plan.pods, plan.children
     listed = served = engines = None
-    made = model.is_ready or deployment.key in context.store.workloads
-    if modules is not None and model.cache is not None and made:
-        listed = await _refusal(_apply_list(context, deployment, modules))
-        service = context.store.services.get(deployment.key)
-        served = await _refusal(context.apply_child(build_service(deployment), service))
-        if not _is_foreign(context, deployment, listed):
-            engines = await _refusal(_apply_engines(context, deployment, model, rollout))
-    scaled = await _refusal(_scale(context, deployment))
+    is_rolled = False
+    if made is not None:
+        listed = await _tried(_apply_list(context, seen.deployment, made, plan.modules))
+        served = await _tried(_apply_child(context, made.service))
+        if not _is_foreign(seen, listed):
+            engines = await _tried(_apply_pods(context, made.needs, pods))
+            is_rolled = engines is None and isinstance(pods, RollPods)
+    instead = pods.otherwise if isinstance(pods, RollPods) else pods
+    scaled = None
+    if isinstance(instead, ScalePods) and not is_rolled:
+        scaled = await _tried(_scale(context, seen.deployment, instead.replicas))
     return engines or scaled or served or listed
 
 
-def _is_foreign(context: Context, deployment: VLLMDeployment, listed: ReasonError | None) -> bool:
+def _is_foreign(seen: DeploymentObservation, listed: ReasonError | None) -> bool:
     """Whether new pods would mount somebody else's list: the object of its name is not ours, or not yet again."""
     if listed is None:
         return False
-    new = deployment.key not in context.store.workloads
-    return listed.reason is Reason.NAME_TAKEN or (new and listed.reason is Reason.PROGRESSING)
+    return listed.reason is Reason.NAME_TAKEN or (seen.workload is None and listed.reason is Reason.PROGRESSING)
 
 
-async def _refusal(work: Awaitable[object]) -> ReasonError | None:
-    """Why one of the objects can't be made or changed; None where it was."""
+async def _tried(work: Awaitable[T]) -> T | ReasonError:
+    """What comes of it, or why one of the objects can't be made, changed or read."""
     try:
-        await work
+        return await work
     except ReasonError as error:
         return error
     except (ForbiddenError, InvalidObjectError) as error:
@@ -126,161 +208,61 @@ async def _refusal(work: Awaitable[object]) -> ReasonError | None:
         # An admission webhook is down, or somebody wrote at the same time; or the API server is away, and then the status can't
         # be written either.
         return ReasonError(Reason.PROGRESSING, f"{error}; tried again every {BLOCKED_SECONDS:.0f} s")
-    return None
 
 
-def _ask_pods(
-    context: Context, deployment: VLLMDeployment, modules: ModuleList | None, rollout: Rollout | None
-) -> None:
-    """Have those pods looked at of which nothing is known, and those that hold an older list and can be told a newer one."""
-    for pod in own_pods(context, deployment):
-        place_of_pod = (pod["metadata"]["namespace"], pod["metadata"]["name"])
-        view = context.registry.views.get(place_of_pod)
-        behind = modules and view and view.gate_closed and view.error is None and not view.too_old
-        behind = behind and rollout is None and view and view.update_strategy != ROLLOUT
-        if place_of_pod not in context.registry.asked or (
-            behind and modules and view and view.list_generation != modules.generation
-        ):
-            context.enqueue(Key(Kind.POD, *place_of_pod))
+async def _apply_child(context: Context, manifest: Body) -> None:
+    store, metadata = context.store, manifest["metadata"]
+    known = store.services if manifest["kind"] == "Service" else store.config_maps
+    await context.apply_child(manifest, known.get((metadata["namespace"], metadata["name"])))
 
 
-async def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
-    """The module list after all decisions; None while an adapter has not been decided on in its present form."""
-    registry, store = context.registry, context.store
-    previous = registry.lists.get(deployment.key) or await stored_list(context, deployment)
-    previous = registry.lists.get(deployment.key) or previous  # from here on nothing is awaited
-    if previous is None:
-        if not _all_asked(context, deployment):
-            return None  # the ConfigMap was lost: the pods tell what was listed, and how far the generations had come
-        previous = held_list(context, deployment)
-    candidates = []
-    for adapter in store.adapters_of(deployment.key):
-        decision = registry.decision(adapter.key)
-        form = (adapter.metadata.uid, adapter.metadata.generation)
-        if decision is None or (decision.uid, decision.generation) != form:
-            context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
-            if previous is None:
-                return None
-            decision = None  # one that can't be decided on keeps what it has, and holds up nobody else
-        elif previous is None and decision.keep_unknown and store.pods_of_deployment(deployment.key):
-            return None  # what it has, nobody knows: pods may hold a list with it; without any nothing can be lost
-        candidates.append(Candidate(adapter, namespace_labels(context, adapter.metadata.namespace), decision))
-    decisions = settle_claims(
-        candidates, deployment=deployment, previous=previous, unreadable=unreadable_adapters(context)
-    )
-    updated = next_list(context, deployment, previous, decisions)
-    registry.lists[deployment.key] = updated
-    for passed in names_passed_on(previous, updated):
-        context.enqueue(Key(Kind.LORA_ADAPTER, *passed))
-    if previous is None or updated.generation != previous.generation:
-        for pod in own_pods(context, deployment):
-            context.enqueue(Key(Kind.POD, pod["metadata"]["namespace"], pod["metadata"]["name"]))
-    return updated
-
-
-def _all_asked(context: Context, deployment: VLLMDeployment) -> bool:
-    asked = context.registry.asked | context.registry.silent
-    pods = {(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in own_pods(context, deployment)}
-    for pod in pods - asked:
-        context.enqueue(Key(Kind.POD, *pod))
-    return pods <= asked
-
-
-async def _apply_list(context: Context, deployment: VLLMDeployment, modules: ModuleList) -> None:
-    manifest = build_modules_config_map(deployment, encode_for_config_map(modules))
-    live = context.store.config_maps.get((deployment.key[0], manifest["metadata"]["name"]))
-    applied = await context.apply_child(manifest, live)
+async def _apply_list(context: Context, deployment: VLLMDeployment, made: Children, modules: ModuleList | None) -> None:
+    live = context.store.config_maps.get((deployment.key[0], _name(made.modules)))
+    applied = await context.apply_child(made.modules, live)
     context.registry.stored[deployment.key] = (child_version(applied), modules)
 
 
-async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Model, rollout: Rollout | None) -> None:
-    """The engines' Deployment, with what its pods need."""
-    store, place = context.store, deployment.key
-    assert model.cache is not None  # noqa: S101  checked by the caller; a narrowing for the type checker
-    secret = build_gate_secret(deployment, gate_token(await context.master_key(), deployment))
-    gate = secret["metadata"]["name"]
-    live = store.workloads.get(place)
+async def _apply_pods(context: Context, needs: PodNeeds, pods: object) -> None:
+    """What the pods need, and then their Deployment where they roll. Raises what is refused, and makes nothing after it."""
+    if isinstance(needs.gate, ReasonError):
+        raise needs.gate
     try:
-        await context.ensure_secret(secret, doubtful=_lacks_a_pod(context, deployment))
+        await context.ensure_secret(needs.gate, doubtful=needs.is_gate_doubtful)
     except ForbiddenError as error:
         # A full quota is told before the name is looked at, so also where the Secret exists. Pods that lack it say so themselves.
-        mounted = mounted_gate(live) if live is not None and is_controlled_by(live, deployment.metadata.uid) else None
-        if mounted != gate or "exceeded quota" not in str(error):
+        if not needs.is_gate_mounted or "exceeded quota" not in str(error):
             raise
-    model_path = model.path("model")
-    if not model.is_ready or model_path is None:
-        return  # the pods that run keep the model that they have
-    chat = build_chat_config_map(deployment)
-    if chat is not None:
-        await context.apply_child(chat, store.config_maps.get((place[0], chat["metadata"]["name"])))
-    if model.cache.access_modes is None:  # unknown: whether the pods belong on one node
-        where = f"{place[0]}/{model.cache.metadata.name}"
-        raise ReasonError(Reason.CACHE_NOT_READY, f"the claim of ModelCache {where} can't be looked at: see its status")
-    wanted = template_hash(deployment, model.cache, model_path=model_path, auxiliary=model.auxiliary)
-    if (
-        live is not None
-        and is_controlled_by(live, deployment.metadata.uid)
-        and _annotations(live).get(ANNOTATION_TEMPLATE_HASH) == wanted
-        and not (rollout and rollout.plan.roll)
-        and not is_of_another_token(mounted_gate(live) or gate, gate)  # else no pod answers until it has the new one
-        and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != context.kit)
-    ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
-        await _keep_kit(context, deployment, live)
-        return
-    if live is None and rollout and not rollout.plan.roll:
-        return
-    kit = build_kit_config_map(deployment, context.kit_files)
-    await context.apply_child(kit, store.config_maps.get((place[0], kit["metadata"]["name"])))
-    manifest = build_deployment(
-        deployment,
-        model.cache,
-        model_path=model_path,
-        replicas=replicas_wanted(deployment, live),
-        gate=gate,
-        kit=context.kit,
-        kit_files=tuple(sorted(context.kit_files)),
-        auxiliary=model.auxiliary,
-        static=rollout.static if rollout else None,
-    )
-    await context.refuse_foreign(manifest, live)
+    if needs.chat is not None:
+        await _apply_child(context, needs.chat)
+    if needs.kit is not None:
+        await _apply_child(context, needs.kit)
+    if needs.blocked is not None:
+        raise needs.blocked
+    if isinstance(pods, RollPods):
+        await _roll(context, pods.manifest)
+
+
+async def _roll(context: Context, manifest: Body) -> None:
+    metadata = manifest["metadata"]
+    await context.refuse_foreign(manifest, context.store.workloads.get((metadata["namespace"], metadata["name"])))
     try:
         context.note_child(await context.kube.apply(manifest))
     except InvalidObjectError as error:
         raise ReasonError(Reason.POD_TEMPLATE_INVALID, f"{error}; change spec.podTemplate or spec.engine") from error
 
 
-async def _scale(context: Context, deployment: VLLMDeployment) -> None:
-    """As many pods as are asked for, where the Deployment is ours and was not made anew with that number: that needs no model."""
+async def _scale(context: Context, deployment: VLLMDeployment, replicas: int) -> None:
     live = context.store.workloads.get(deployment.key)
-    if live is None or not is_controlled_by(live, deployment.metadata.uid):
+    if live is None:
         return
-    replicas = replicas_wanted(deployment, live)
-    if live["spec"].get("replicas") != replicas:
-        as_made = context.adopt_child(live)
-        patched = await context.kube.patch(DEPLOYMENTS, *deployment.key, {"spec": {"replicas": replicas}})
-        if as_made:
-            context.note_child(patched)
-        else:  # somebody changed it by hand: that is still to be repaired, whatever the number of pods
-            context.take(Kind.DEPLOYMENT, patched)
+    as_made = context.adopt_child(live)
+    patched = await context.kube.patch(DEPLOYMENTS, *deployment.key, {"spec": {"replicas": replicas}})
+    if as_made:
+        context.note_child(patched)
+    else:  # somebody changed it by hand: that is still to be repaired, whatever the number of pods
+        context.take(Kind.DEPLOYMENT, patched)
 
 
-def _lacks_a_pod(context: Context, deployment: VLLMDeployment) -> bool:
-    """Whether a pod does not start or does not answer, as without its Secret."""
-    for pod in own_pods(context, deployment):
-        view = context.registry.views.get((pod["metadata"]["namespace"], pod["metadata"]["name"]))
-        if running_container(pod) is None or (view is not None and view.error is not None):
-            return True
-    return False
-
-
-async def _keep_kit(context: Context, deployment: VLLMDeployment, live: Mapping[str, Any]) -> None:
-    """Repair the kit's ConfigMap where it is this operator's kit; an older operator's kit can't be made again."""
-    if _annotations(live).get(ANNOTATION_KIT) != context.kit:
-        return
-    place = (deployment.key[0], kit_config_map(deployment.key[1], context.kit))
-    if place not in context.store.config_maps:
-        await context.apply_child(build_kit_config_map(deployment, context.kit_files), None)
-
-
-def _annotations(obj: Mapping[str, Any]) -> dict[str, str]:
-    return obj["metadata"].get("annotations") or {}
+def _name(body: dict[str, Any]) -> str:
+    name: str = body["metadata"]["name"]
+    return name

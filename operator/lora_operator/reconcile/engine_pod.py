@@ -18,12 +18,11 @@ from lora_operator.kube.objects import engine_port, is_ready, pod_ip, running_co
 from lora_operator.names import label_value
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.plan.admission import public_name
-from lora_operator.plan.fleet import PodView, Served
-from lora_operator.plan.placement import is_lazy_on
+from lora_operator.plan.deployment_pods import PodView, Served, is_lazy_on
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.fleet import learn_owners, live_pods, own_pods
-from lora_operator.reconcile.lists import learn_held
+from lora_operator.reconcile.own_pods import learn_owners, live_pods, own_pods
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.stored_lists import learn_held
 from lora_operator.vllm import MINIMUM_VERSIONS, KitState, ServedModel, parse_version
 
 SETTLE_SECONDS: Final = 2.0  # how long a kit may hold the answer to a new list back while it loads

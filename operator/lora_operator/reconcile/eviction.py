@@ -38,9 +38,9 @@ from lora_operator.plan.pod_trouble import parse_time
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.download_queue import caches_of, claim_of, has_ended, is_evicting
-from lora_operator.reconcile.lists import read_lists
 from lora_operator.reconcile.pod_events import last_warning
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.stored_lists import read_lists
 from lora_operator.reconcile.usage import used_views
 from lora_operator.wire.jobs import EvictRequest
 

@@ -18,7 +18,7 @@ from lora_operator.conditions import Verdict, find, merge
 from lora_operator.constants import Condition, Reason
 from lora_operator.kube.objects import running_container
 from lora_operator.plan.adapter import undecidable
-from lora_operator.plan.fleet import PodView
+from lora_operator.plan.deployment_pods import PodView
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.registry import ModelWant
 from lora_operator.reconcile.store import Key, Kind, ObjectKey, describe_invalid

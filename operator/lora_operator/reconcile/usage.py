@@ -9,8 +9,8 @@ from lora_operator.constants import COMPONENT_ENGINE, LABEL_COMPONENT
 from lora_operator.kube.objects import running_container
 from lora_operator.plan.eviction_candidates import views_in
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.lists import list_as_read
 from lora_operator.reconcile.store import Body
+from lora_operator.reconcile.stored_lists import list_as_read
 
 
 def used_views(context: Context, namespace: str) -> tuple[frozenset[str], str | None]:

@@ -8,9 +8,9 @@ import pytest
 
 from lora_operator.constants import API_VERSION
 from lora_operator.kube.client import Kube
-from lora_operator.plan.fleet import Fleet, FleetPod, PodView
+from lora_operator.plan.deployment_pods import DeploymentPod, DeploymentPods, PodView
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.fleet import observe_fleet, own_pods, tell_adapters
+from lora_operator.reconcile.own_pods import observe_pods, own_pods, report_readiness
 from lora_operator.reconcile.store import Kind, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
@@ -80,11 +80,11 @@ def test_own_pods(case: str) -> None:
 
 
 VIEW = make_view()
-FLEETS: dict[str, tuple[Context, Fleet | None]] = {
-    "no pod": (context(workload=make_workload()), Fleet(2, ())),
+FLEETS: dict[str, tuple[Context, DeploymentPods | None]] = {
+    "no pod": (context(workload=make_workload()), DeploymentPods(2, ())),
     "a pod and what it showed": (
         context(engine_pod(), workload=make_workload(), view=VIEW),
-        Fleet(2, (FleetPod("llama-0", True, VIEW),)),
+        DeploymentPods(2, (DeploymentPod("llama-0", True, VIEW),)),
     ),
     "a ready pod that was not asked since this operator started: nothing is known": (
         context(engine_pod(), workload=make_workload(), asked=False),
@@ -92,7 +92,7 @@ FLEETS: dict[str, tuple[Context, Fleet | None]] = {
     ),
     "a pod that is not ready need not have been asked": (
         context(engine_pod(is_ready=False), workload=make_workload(), asked=False),
-        Fleet(2, (FleetPod("llama-0", False, None),)),
+        DeploymentPods(2, (DeploymentPod("llama-0", False, None),)),
     ),
     "a pod whose owner is not known: nothing is known": (
         context(engine_pod(), workload=make_workload(), owners={}),
@@ -100,7 +100,7 @@ FLEETS: dict[str, tuple[Context, Fleet | None]] = {
     ),
     "what another pod of that name showed does not count": (
         context(engine_pod(uid="uid-new"), workload=make_workload(), view=VIEW),
-        Fleet(2, (FleetPod("llama-0", True, None),)),
+        DeploymentPods(2, (DeploymentPod("llama-0", True, None),)),
     ),
     "what the container before this one showed does not count": (
         context(
@@ -108,15 +108,15 @@ FLEETS: dict[str, tuple[Context, Fleet | None]] = {
             workload=make_workload(),
             view=VIEW,
         ),
-        Fleet(2, (FleetPod("llama-0", True, None),)),
+        DeploymentPods(2, (DeploymentPod("llama-0", True, None),)),
     ),
     "a pod that is being deleted is not counted on": (
         context(engine_pod(deleted=True), workload=make_workload()),
-        Fleet(2, ()),
+        DeploymentPods(2, ()),
     ),
     "somebody else's pod with our labels": (
         context(owned_elsewhere("uid-foreign-rs"), workload=make_workload()),
-        Fleet(2, ()),
+        DeploymentPods(2, ()),
     ),
 }
 
@@ -124,15 +124,15 @@ FLEETS: dict[str, tuple[Context, Fleet | None]] = {
 @pytest.mark.parametrize("case", FLEETS)
 def test_observe_fleet(case: str) -> None:
     found, expected = FLEETS[case]
-    assert observe_fleet(found, make_deployment()) == expected
+    assert observe_pods(found, make_deployment()) == expected
 
 
-def told_of(found: Context, reason: str, message: str, fleet: Fleet) -> int:
+def told_of(found: Context, reason: str, message: str, fleet: DeploymentPods) -> int:
     """How many adapters are woken by this state of their deployment."""
     woken: list[object] = []
     found.enqueue = woken.append
     deployment = make_deployment(conditions={"Available": ("False", reason, message)})
-    tell_adapters(found, deployment, fleet, deployment.status)
+    report_readiness(found, deployment, fleet, deployment.status)
     return len(woken)
 
 
@@ -142,9 +142,9 @@ def test_adapters_are_woken_by_another_reason_and_not_by_other_words() -> None:
     for number in range(3):
         body = make_adapter(f"a{number}").to_wire() | {"apiVersion": API_VERSION, "kind": "LoRAAdapter"}
         found.store.upsert(Kind.LORA_ADAPTER, body)
-    down = Fleet(1, (FleetPod("llama-0", False, None),))
+    down = DeploymentPods(1, (DeploymentPod("llama-0", False, None),))
 
     assert told_of(found, "Progressing", "engines are starting", down) == 3
     assert told_of(found, "CrashLooping", "restarted 1 time", down) == 3
     assert told_of(found, "CrashLooping", "restarted 2 times", down) == 0
-    assert told_of(found, "CrashLooping", "restarted 3 times", Fleet(2, down.pods)) == 3
+    assert told_of(found, "CrashLooping", "restarted 3 times", DeploymentPods(2, down.pods)) == 3

@@ -6,66 +6,75 @@ from dataclasses import replace
 
 import pytest
 
-from lora_operator.plan import placement
+from lora_operator.plan import deployment_pods
 from lora_operator.plan.adapter_list import Module, ModuleList
-from lora_operator.plan.fleet import AdapterLoad, Fleet, FleetPod, PodView, Served, serves, too_old_message
-from lora_operator.plan.placement import is_lazy_on, preloading_pods
+from lora_operator.plan.deployment_pods import (
+    AdapterLoad,
+    DeploymentPod,
+    DeploymentPods,
+    PodView,
+    Served,
+    is_lazy_on,
+    preloading_pods,
+    serves,
+    too_old_message,
+)
 from lora_operator.reconcile.engine_pod import build_view
 from lora_operator.vllm import KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
-from tests.unit.builders import fleet_pod, make_fleet, make_module, make_view
+from tests.unit.builders import make_module, make_pod, make_pods, make_view
 
 SQL = make_module()
 OLD = make_module(path="/model-cache/artifacts/older")
 FAILED = make_view(failures={"sql": "rank 64 is greater than max_lora_rank 16"})
 
-LOADS: dict[str, tuple[Fleet, AdapterLoad]] = {
-    "no pod": (make_fleet(), AdapterLoad(0, 0, 0, False, ())),
+LOADS: dict[str, tuple[DeploymentPods, AdapterLoad]] = {
+    "no pod": (make_pods(), AdapterLoad(0, 0, 0, False, ())),
     "every ready pod serves it": (
-        make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(SQL))),
+        make_pods(make_pod("a", make_view(SQL)), make_pod("b", make_view(SQL))),
         AdapterLoad(2, 2, 0, False, ()),
     ),
     "a pod that is not ready does not count, serving or not": (
-        make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(SQL), is_ready=False)),
+        make_pods(make_pod("a", make_view(SQL)), make_pod("b", make_view(SQL), is_ready=False)),
         AdapterLoad(1, 1, 0, False, ()),
     ),
     "a pod that does not serve it yet": (
-        make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view())),
+        make_pods(make_pod("a", make_view(SQL)), make_pod("b", make_view())),
         AdapterLoad(2, 1, 0, False, ()),
     ),
     "a pod that serves another revision under the name": (
-        make_fleet(fleet_pod("a", make_view(OLD))),
+        make_pods(make_pod("a", make_view(OLD))),
         AdapterLoad(1, 0, 0, False, ()),
     ),
     "an engine that refused it, in its words": (
-        make_fleet(fleet_pod("a", FAILED)),
+        make_pods(make_pod("a", FAILED)),
         AdapterLoad(1, 0, 0, True, (("a", "rank 64 is greater than max_lora_rank 16"),)),
     ),
     "an old failure of the name does not count once it is served": (
-        make_fleet(fleet_pod("a", make_view(SQL, failures={"sql": "once"}))),
+        make_pods(make_pod("a", make_view(SQL, failures={"sql": "once"}))),
         AdapterLoad(1, 1, 0, False, ()),
     ),
     "a pod that does not answer, though it served before": (
-        make_fleet(fleet_pod("a", make_view(SQL, error="no answer in 10 s"))),
+        make_pods(make_pod("a", make_view(SQL, error="no answer in 10 s"))),
         AdapterLoad(1, 0, 1, False, (("a", "no answer in 10 s"),)),
     ),
     "a pod that will load it on the first request, as it was told to": (
-        make_fleet(fleet_pod("a", make_view(SQL)), fleet_pod("b", make_view(waiting={"sql": SQL.path}))),
+        make_pods(make_pod("a", make_view(SQL)), make_pod("b", make_view(waiting={"sql": SQL.path}))),
         AdapterLoad(2, 2, 0, False, (), 1),
     ),
     "one that would load other content": (
-        make_fleet(fleet_pod("a", make_view(waiting={"sql": OLD.path}))),
+        make_pods(make_pod("a", make_view(waiting={"sql": OLD.path}))),
         AdapterLoad(1, 0, 0, False, ()),
     ),
     "one where the first request failed": (
-        make_fleet(fleet_pod("a", make_view(waiting={"sql": SQL.path}, failures={"sql": "bad"}))),
+        make_pods(make_pod("a", make_view(waiting={"sql": SQL.path}, failures={"sql": "bad"}))),
         AdapterLoad(1, 0, 0, True, (("a", "bad"),)),
     ),
     "a pod that was not asked": (
-        make_fleet(fleet_pod("a", None)),
+        make_pods(make_pod("a", None)),
         AdapterLoad(1, 0, 1, False, (("a", "not asked yet"),)),
     ),
     "a pod whose gate is open serves nothing that counts": (
-        make_fleet(fleet_pod("a", make_view(SQL, gate_closed=False))),
+        make_pods(make_pod("a", make_view(SQL, gate_closed=False))),
         AdapterLoad(1, 0, 1, False, (("a", "its gate is missing"),)),
     ),
 }
@@ -79,8 +88,8 @@ def test_load_of(case: str) -> None:
 
 
 def test_a_pod_that_is_to_load_it_in_advance_and_only_waits_does_not_count() -> None:
-    waiting = fleet_pod("a", make_view(waiting={"sql": SQL.path}))
-    assert make_fleet(waiting).load_of(SQL).loaded == 0
+    waiting = make_pod("a", make_view(waiting={"sql": SQL.path}))
+    assert make_pods(waiting).load_of(SQL).loaded == 0
 
 
 def test_of_those_that_preload_each_must_have_it_and_the_others_must_know_of_it() -> None:
@@ -89,10 +98,10 @@ def test_of_those_that_preload_each_must_have_it_and_the_others_must_know_of_it(
     (chosen,) = preloading_pods(module.uid, 1, names)
     waits = make_view(waiting={"sql": module.path})
     views = {name: make_view(module) if name == chosen else waits for name in names}
-    assert make_fleet(*(fleet_pod(name, views[name]) for name in names)).load_of(module) == AdapterLoad(
+    assert make_pods(*(make_pod(name, views[name]) for name in names)).load_of(module) == AdapterLoad(
         3, 3, 0, False, (), 2
     )
-    assert make_fleet(*(fleet_pod(name, waits) for name in names)).load_of(module).loaded == 2
+    assert make_pods(*(make_pod(name, waits) for name in names)).load_of(module).loaded == 2
 
 
 def by_list(*modules: Module, generation: int, since: int | None = None) -> ModuleList:
@@ -128,15 +137,15 @@ OUTDATED: dict[str, tuple[ModuleList | None, PodView, int]] = {
 @pytest.mark.parametrize("case", OUTDATED)
 def test_a_look_from_before_the_list_that_named_it_tells_nothing(case: str) -> None:
     modules, view, expected = OUTDATED[case]
-    fleet = replace(make_fleet(fleet_pod("a", view)), modules=modules)
+    fleet = replace(make_pods(make_pod("a", view)), modules=modules)
     module = make_module(lazy=True) if view.waiting else SQL
     assert fleet.load_of(module) == AdapterLoad(1, expected, 0, False, ())
 
 
 def test_an_earlier_failure_of_the_name_is_not_told_of_what_has_it_now() -> None:
-    pod = fleet_pod("a", FAILED_AT_3)
-    assert replace(make_fleet(pod), modules=by_list(SQL, generation=3)).load_of(SQL).refused
-    assert not replace(make_fleet(pod), modules=by_list(SQL, generation=4)).load_of(SQL).refused
+    pod = make_pod("a", FAILED_AT_3)
+    assert replace(make_pods(pod), modules=by_list(SQL, generation=3)).load_of(SQL).refused
+    assert not replace(make_pods(pod), modules=by_list(SQL, generation=4)).load_of(SQL).refused
 
 
 SERVES: dict[str, tuple[Served | None, bool]] = {
@@ -274,7 +283,7 @@ def test_fewer_pods_than_are_to_preload_all_do() -> None:
 
 
 def test_a_fleets_pod_is_a_value() -> None:
-    assert FleetPod("a", True, None) == fleet_pod("a")
+    assert DeploymentPod("a", True, None) == make_pod("a")
 
 
 ROLLING = {"0.32.0": False, "0.18.1": False, "0.10.0": False, "0.9.2": True, "dev": False}
@@ -296,7 +305,7 @@ def test_who_preloads_is_found_once_for_all_pods(monkeypatch: pytest.MonkeyPatch
         weighed.append(pod)
         return pod.encode()
 
-    monkeypatch.setattr(placement, "_weight", weight)
+    monkeypatch.setattr(deployment_pods, "_weight", weight)
     module, pods = make_module(uid="asked about often", preload=2), [f"llama-{number}" for number in range(20)]
     assert sum(not is_lazy_on(module, pod, set(pods)) for pod in pods) == 2
     assert len(weighed) == len(pods)

@@ -8,8 +8,7 @@ from lora_operator.constants import Condition
 from lora_operator.errors import NotFoundError
 from lora_operator.kube.kinds import REPLICA_SETS
 from lora_operator.kube.objects import controller, is_ready, running_container
-from lora_operator.plan.deployment_status import replicas_wanted
-from lora_operator.plan.fleet import Fleet, FleetPod
+from lora_operator.plan.deployment_pods import DeploymentPod, DeploymentPods, replicas_wanted
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 
@@ -62,7 +61,7 @@ def live_pods(context: Context, deployment: VLLMDeployment) -> list[Body]:
     return [pod for pod in own_pods(context, deployment) if not pod["metadata"].get("deletionTimestamp")]
 
 
-def observe_fleet(context: Context, deployment: VLLMDeployment) -> Fleet | None:
+def observe_pods(context: Context, deployment: VLLMDeployment) -> DeploymentPods | None:
     """The pods as last seen; None while a pod's owner is not known, or a ready pod was not asked since this operator started."""
     workload = context.store.workloads.get(deployment.key)
     for pod in context.store.pods_of_deployment(deployment.key):
@@ -79,12 +78,14 @@ def observe_fleet(context: Context, deployment: VLLMDeployment) -> Fleet | None:
         ready = is_ready(pod)
         if ready and place not in context.registry.asked:
             return None
-        pods.append(FleetPod(name=metadata["name"], ready=ready, view=view))
+        pods.append(DeploymentPod(name=metadata["name"], ready=ready, view=view))
     modules = context.registry.lists.get(deployment.key)
-    return Fleet(replicas=replicas_wanted(deployment, workload), pods=tuple(pods), modules=modules)
+    return DeploymentPods(replicas=replicas_wanted(deployment, workload), pods=tuple(pods), modules=modules)
 
 
-def tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, status: VLLMDeploymentStatus) -> None:
+def report_readiness(
+    context: Context, deployment: VLLMDeployment, served: DeploymentPods, status: VLLMDeploymentStatus
+) -> None:
     """Wake the adapters when pods came, went, or changed their readiness, or are away for another reason.
 
     Not for other words of the same reason, which may come with every restart of an engine; and of what engines serve,
@@ -92,8 +93,8 @@ def tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, st
     """
     available = find(status.conditions, Condition.AVAILABLE)
     readiness = (
-        fleet.replicas,
-        tuple((pod.name, pod.ready, pod.view is None) for pod in fleet.pods),
+        served.replicas,
+        tuple((pod.name, pod.ready, pod.view is None) for pod in served.pods),
         available and available.reason,
     )
     if context.registry.readiness.get(deployment.key) != readiness:
@@ -102,5 +103,5 @@ def tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, st
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
         modules = context.registry.lists.get(deployment.key)
         if modules is not None and any(module.preload for module in modules.modules):  # others may have to preload now
-            for pod in fleet.pods:
+            for pod in served.pods:
                 context.enqueue(Key(Kind.POD, deployment.key[0], pod.name))

@@ -1,77 +1,19 @@
-"""Which list a deployment's pods are told: as far as there is room what was decided; and which one they were told before this
-operator started, from its ConfigMap, else from the pods themselves."""
+"""Which list a deployment's pods were told before this operator started: from its ConfigMap, else from the pods themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable
 
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import MODULES_KEY, ROLLOUT, Reason
+from lora_operator.constants import MODULES_KEY
 from lora_operator.errors import EngineRefused, NotFoundError
 from lora_operator.kube.kinds import CONFIG_MAPS
 from lora_operator.kube.objects import is_controlled_by
 from lora_operator.names import modules_config_map
-from lora_operator.plan.adapter_list import Decision, Module, ModuleList, decode_from_config_map, plan_list
-from lora_operator.plan.list_limits import give_way
-from lora_operator.plan.rollout import leave_out
+from lora_operator.plan.adapter_list import Module, ModuleList, decode_from_config_map
 from lora_operator.reconcile.context import Context, child_version
-from lora_operator.reconcile.fleet import own_pods
-from lora_operator.reconcile.store import Key, Kind, ObjectKey
+from lora_operator.reconcile.store import ObjectKey
 from lora_operator.vllm import HeldList
-
-
-def next_list(
-    context: Context, deployment: VLLMDeployment, previous: ModuleList | None, decisions: list[Decision]
-) -> ModuleList:
-    """The list that the decisions lead to, without those that there is no room for, whose adapters are told."""
-    rolls = deployment.spec.lora.update_strategy == ROLLOUT
-    left_out: dict[str, Reason] = {}
-
-    def plan() -> ModuleList:
-        return plan_list(
-            previous,
-            decisions,
-            deployment="/".join(deployment.key),
-            above=context.registry.held.get(deployment.key, 0),
-            all_eager=rolls,
-        )
-
-    if rolls:
-        present = {module.uid: module for module in previous.modules} if previous else {}
-        decisions, without = leave_out(decisions, present)
-        left_out = dict.fromkeys(without, Reason.ARGUMENTS_TOO_LONG)
-    updated = plan()
-    if without := _give_way(context, deployment, updated):
-        decisions = [replace(one, module=None, keep=False) if one.uid in without else one for one in decisions]
-        left_out |= dict.fromkeys(without, Reason.LIST_TOO_LONG)
-        updated = plan()
-    _tell_left_out(context, deployment, left_out)
-    return updated
-
-
-def _give_way(context: Context, deployment: VLLMDeployment, everybody: ModuleList) -> frozenset[str]:
-    """Those that the list has no room for, found anew where anybody has come, gone or changed: packing takes its time."""
-    crowds = context.registry.crowds
-    known = crowds.get(deployment.key)
-    if known is not None and known[0] == everybody.modules:
-        return known[1]
-    made = {one.metadata.uid: one.metadata.creation_timestamp for one in context.store.adapters_of(deployment.key)}
-    found = give_way(everybody, made)
-    if found:
-        crowds[deployment.key] = (everybody.modules, found)
-    else:
-        crowds.pop(deployment.key, None)
-    return found
-
-
-def _tell_left_out(context: Context, deployment: VLLMDeployment, left_out: Mapping[str, Reason]) -> None:
-    before = context.registry.left_out.get(deployment.key, {})
-    context.registry.left_out[deployment.key] = left_out
-    for adapter in context.store.adapters_of(deployment.key) if before != left_out else ():
-        uid = adapter.metadata.uid
-        if before.get(uid) != left_out.get(uid):
-            context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
 
 
 async def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
@@ -126,13 +68,12 @@ async def learn_held(context: Context, deployment: VLLMDeployment, pod: ObjectKe
             raise
 
 
-def held_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
-    """The newest list that any of its pods holds, as far as it is of adapters that exist; None where no pod holds any.
+def held_list(context: Context, deployment: VLLMDeployment, pods: Iterable[ObjectKey]) -> ModuleList | None:
+    """The newest list that any of these pods of its holds, as far as it is of adapters that exist; None where no pod holds any.
 
     Pods are data from outside: an entry counts only by the UID of an adapter that names the deployment.
     """
-    places = [(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in own_pods(context, deployment)]
-    lists = [found for place in places if (found := context.registry.held_lists.get(place)) is not None]
+    lists = [found for place in pods if (found := context.registry.held_lists.get(place)) is not None]
     newest: HeldList | None = max(lists, key=lambda one: one.generation, default=None)
     if newest is None or not newest.generation:  # a fresh pod was never told one
         return None

@@ -1,13 +1,23 @@
-"""What is known of a deployment's pods, as values: one view per pod, and what each adapter may conclude from them."""
+"""What is known of a deployment's pods, as values: one view per pod, and what each adapter may conclude from them.
+
+Which of them load an adapter in advance is found by rendezvous hashing, so that a pod that comes or goes moves as few adapters
+as can be.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final
 
+from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import HOT_LOAD, ROLLOUT
+from lora_operator.kube.objects import is_controlled_by
 from lora_operator.plan.adapter_list import Module, ModuleList
-from lora_operator.plan.placement import is_lazy_on
+
+_REMEMBERED: Final = 20_000  # adapters that preload, of all deployments
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class PodView:
 
 
 @dataclass(frozen=True)
-class FleetPod:
+class DeploymentPod:
     """One pod of the deployment, and the last look at its engine if there was one for this container."""
 
     name: str
@@ -52,7 +62,7 @@ class FleetPod:
 
 @dataclass(frozen=True)
 class AdapterLoad:
-    """How one module stands on the fleet's ready pods."""
+    """How one module stands on the deployment's ready pods."""
 
     wanted: int
     loaded: int
@@ -63,11 +73,11 @@ class AdapterLoad:
 
 
 @dataclass(frozen=True)
-class Fleet:
+class DeploymentPods:
     """The pods of a deployment at one moment."""
 
     replicas: int
-    pods: tuple[FleetPod, ...]
+    pods: tuple[DeploymentPod, ...]
     modules: ModuleList | None = None  # None: no list is known yet, so no pod was told of one
 
     def load_of(self, module: Module) -> AdapterLoad:
@@ -127,3 +137,34 @@ def serves(view: PodView, module: Module) -> bool:
 def waits(view: PodView, module: Module) -> bool:
     """Whether the pod acknowledged a list by which the first request for the module's name loads the module's content."""
     return view.waiting.get(module.name) == module.path and module.name not in view.failures
+
+
+def is_lazy_on(module: Module, pod: str, pods: Collection[str]) -> bool:
+    """Whether a pod loads the module on the first request only. `pods` are all pods of the deployment by name."""
+    if module.preload:
+        return pod not in preloading_pods(module.uid, module.preload, pods)
+    return module.lazy
+
+
+def preloading_pods(uid: str, count: int, pods: Collection[str]) -> frozenset[str]:
+    """The `count` pods with the highest weights for an adapter. A pod's weight depends on no other pod."""
+    return _chosen(uid, count, frozenset(pods))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _chosen(uid: str, count: int, pods: frozenset[str]) -> frozenset[str]:
+    """Asked for every adapter on behalf of every pod, so it is found once for all pods."""
+    return frozenset(sorted(pods, key=lambda pod: _weight(uid, pod), reverse=True)[:count])
+
+
+def _weight(uid: str, pod: str) -> bytes:
+    return hashlib.sha256(f"{uid}/{pod}".encode()).digest()
+
+
+def replicas_wanted(deployment: VLLMDeployment, workload: dict[str, Any] | None) -> int:
+    """Pods that should exist: the spec's, else what its own Deployment has (an autoscaler's), else 1."""
+    if deployment.spec.replicas is not None:
+        return deployment.spec.replicas
+    if workload is None or not is_controlled_by(workload, deployment.metadata.uid):
+        return 1  # there is none yet, or that of an earlier VLLMDeployment of this name is still going
+    return int((workload.get("spec") or {}).get("replicas", 1))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_operator.plan.kits import kits_to_remove, mounted, owned_kits
+from lora_operator.reconcile.upkeep import kits_to_remove, mounted, owned_kits
 
 OWNED, FOREIGN = "uid-llama", "uid-other"
 

@@ -1,0 +1,94 @@
+"""What is kept in order beside a deployment's pods: a number of replicas that its spec leaves out, and old engine plugins.
+
+A plugin is mounted by name, so a pod that is made from an older ReplicaSet (a roll-back, a pod replaced in mid-roll-out) needs the
+plugin of its time. Unknown is not empty: with ReplicaSets that could not be listed, nothing may be removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from lora_operator.api.deployment import VLLMDeployment
+from lora_operator.errors import ConflictError, KubeError, NotFoundError
+from lora_operator.kube.kinds import CONFIG_MAPS, REPLICA_SETS, VLLM_DEPLOYMENTS
+from lora_operator.kube.objects import is_controlled_by
+from lora_operator.names import engine_selector, kit_config_map
+from lora_operator.plan.deployment_pods import replicas_wanted
+from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.store import Body
+
+LOOK_SECONDS: Final = 300.0  # between looks at the ReplicaSets, which alone may still need an old plugin
+log = logging.getLogger(__name__)
+
+
+async def keep_replicas(context: Context, deployment: VLLMDeployment) -> None:
+    """Write spec.replicas where it is not there: what runs, where somebody has just removed it; else 1.
+
+    An autoscaler takes a missing number for zero, and stays away. So the operator writes it, once, through the scale subresource, as
+    `kubectl scale` and autoscalers do: whoever applies a manifest without it leaves it alone from then on.
+    """
+    if deployment.spec.replicas is not None:
+        return
+    metadata = deployment.metadata
+    replicas = replicas_wanted(deployment, context.store.workloads.get(deployment.key))
+    # Only into the object as it was seen: who set the number since then is not overwritten, and this object's next word wakes us.
+    scale = {"metadata": {"resourceVersion": metadata.resource_version}, "spec": {"replicas": replicas}}
+    try:
+        await context.kube.patch(VLLM_DEPLOYMENTS, *deployment.key, scale, subresource="scale")
+    except (ConflictError, NotFoundError):
+        return
+    except KubeError as error:  # a role or webhook that refuses it; engines and adapters must not wait for that
+        log.warning("spec.replicas of VLLMDeployment %s/%s is not written: %s", *deployment.key, error)
+
+
+async def remove_old_kits(context: Context, deployment: VLLMDeployment) -> None:
+    """Delete what is certainly unused. Costs nothing while there is no plugin but the one in use."""
+    namespace, name = deployment.key
+    workload = context.store.workloads.get(deployment.key)
+    if workload is None:
+        return
+    beside = [body for place, body in context.store.config_maps.items() if place[0] == namespace]
+    kits = owned_kits(beside, deployment=name, uid=deployment.metadata.uid)
+    pods = context.store.pods_of_deployment(deployment.key)
+    current = kit_config_map(name, context.kit)
+    candidates = kits_to_remove(kits, current=current, users=[workload, *pods])
+    if not candidates:
+        return
+    looked_at, looked = context.registry.kits_looked_at.get(deployment.key, (frozenset(), 0.0))
+    if looked_at == candidates and time.monotonic() - looked < LOOK_SECONDS:
+        return
+    # Listed after the Deployment was read: a ReplicaSet that came since is of its template, or of a newer one of ours.
+    replica_sets, _ = await context.kube.list(REPLICA_SETS, namespace=namespace, label_selector=engine_selector(name))
+    context.registry.kits_looked_at[deployment.key] = (candidates, time.monotonic())
+    for kit in sorted(candidates - mounted(replica_sets)):
+        body = context.store.config_maps[(namespace, kit)]
+        await context.kube.delete(CONFIG_MAPS, namespace, kit, uid=body["metadata"]["uid"])
+
+
+def owned_kits(config_maps: Iterable[Body], *, deployment: str, uid: str) -> frozenset[str]:
+    """Names of the plugins' ConfigMaps that the VLLMDeployment of that name and UID owns."""
+    prefix = kit_config_map(deployment, "")
+    return frozenset(
+        body["metadata"]["name"]
+        for body in config_maps
+        if body["metadata"]["name"].startswith(prefix) and is_controlled_by(body, uid)
+    )
+
+
+def mounted(templates: Iterable[Body]) -> frozenset[str]:
+    """Names of the ConfigMaps that Deployments, ReplicaSets and pods mount as volumes."""
+    specs = [template["spec"].get("template", template)["spec"] for template in templates]
+    return frozenset(
+        volume["configMap"]["name"]
+        for spec in specs
+        for volume in spec.get("volumes") or ()
+        if (volume.get("configMap") or {}).get("name")
+    )
+
+
+def kits_to_remove(kits: frozenset[str], *, current: str, users: Iterable[Body]) -> frozenset[str]:
+    """Plugins that none of `users` (the Deployment, all its ReplicaSets, all its pods) mounts; never the operator's own."""
+    return kits - mounted(users) - {current}
