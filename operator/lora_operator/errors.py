@@ -70,7 +70,7 @@ class StaleList(EngineError):  # noqa: N818
 
     def __init__(self, state: Any, message: str = "the pod holds a newer module list") -> None:
         super().__init__(message)
-        self.state = state  # a vllm.KitState
+        self.state = state  # a wire.plugin.PluginState
 
 
 class KubeError(OperatorError):

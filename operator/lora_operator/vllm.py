@@ -6,134 +6,24 @@ followed, and no proxy from the environment is used. The gate's token must never
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Annotated, Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 import aiohttp
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from lora_operator.constants import HOT_LOAD, ROLLOUT
-from lora_operator.engine_plugin.versions import FIRST_RELEASE
 from lora_operator.errors import EngineRefused, EngineUnreachable, StaleList
-from lora_operator.plan.adapter_list import MAX_GENERATION
+from lora_operator.wire.plugin import MAX_MESSAGE, HeldList, Message, PluginState, ServedModel
 
 TOKEN_HEADER: Final = "X-LoRA-Operator-Token"  # noqa: S105 - the header's name
 GATE_ERROR_TYPE: Final = "lora_operator_gate"
 MAX_ANSWER: Final = 32 * 2**20  # 5,000 modules take about 4 MB in /v1/models
-MAX_MESSAGE: Final = 500
 REQUEST_TIMEOUT: Final = 10.0
 CONNECT_TIMEOUT: Final = 3.0
 
-# The oldest vLLM for each updateStrategy. Below 0.26 an adapter that is loaded while all slots run silently gives wrong weights to
-# running requests; below 0.10 the kit was never tried.
-MINIMUM_VERSIONS: Final = {HOT_LOAD: (0, 26), ROLLOUT: (0, 10)}
-
-_VERSION: Final = re.compile(r"^v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?")
-_CONFIG: Final = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
 _ResultT = TypeVar("_ResultT")
-
-
-def parse_version(text: str) -> tuple[int, ...] | None:
-    """'0.32.0', 'v0.26.1rc2', '0.11.2+cpu' as numbers; None for what is no release version ('dev', '0.1.dev12' of a clone without tags)."""
-    match = _VERSION.match(text.strip())
-    version = () if match is None else tuple(int(part) for part in match.groups() if part is not None)
-    return version if version >= FIRST_RELEASE else None
-
-
-def _cut(value: Any) -> Any:
-    return value[:MAX_MESSAGE] if isinstance(value, str) else value
-
-
-Name = Annotated[str, Field(max_length=1024)]
-Path = Annotated[str, Field(max_length=4096)]
-Message = Annotated[str, BeforeValidator(_cut)]
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="ignore"))
-class ServedModel:
-    """One entry of /v1/models: `root` is the path that it was loaded from, `parent` its lineage (None: a base model)."""
-
-    id: Name
-    root: Path | None = None
-    parent: Name | None = None
-
-
-@dataclass(frozen=True, config=_CONFIG)
-class LoadedModule:
-    """An adapter that the kit has in the engine's registry under its public name."""
-
-    name: Name
-    internal_name: Name
-    path: Path
-    base_model_name: Name | None = None
-
-
-@dataclass(frozen=True, config=_CONFIG)
-class WaitingModule:
-    """An adapter of the list that the first request for it will load."""
-
-    name: Name
-    path: Path
-
-
-@dataclass(frozen=True, config=_CONFIG)
-class ModuleFailure:
-    """An adapter of the list that the pod does not serve, and why; `stage`: refused by the kit's "checks" or by the "engine"."""
-
-    name: Name
-    path: Path
-    stage: Name
-    message: Message
-
-
-@dataclass(frozen=True, config=_CONFIG)
-class RetiredModule:
-    """Content that is no longer served under a public name; `running`: requests may still use its files."""
-
-    internal_name: Name
-    path: Path
-    running: bool = True
-
-
-@dataclass(frozen=True, config=_CONFIG)
-class KitState:
-    """What a pod's kit says of itself; `instance` is another one after every start of the engine's process."""
-
-    kit: Name
-    vllm_version: Name
-    instance: Name
-    list_generation: Annotated[int, Field(ge=0, lt=MAX_GENERATION)] | None
-    settled: bool
-    list_digest: Annotated[str, Field(max_length=64)] | None = None
-    loaded: tuple[LoadedModule, ...] = ()
-    waiting: tuple[WaitingModule, ...] = ()
-    failures: tuple[ModuleFailure, ...] = ()
-    retired: tuple[RetiredModule, ...] = ()
-    atomic_swap: bool = False
-    update_strategy: Name = HOT_LOAD  # Rollout: its list is in the pod's arguments, and it takes no other
-
-
-@dataclass(frozen=True, config=_CONFIG)
-class HeldModule:
-    """An entry of the list that a pod holds; `uid`: of the adapter that it was told for."""
-
-    name: Name
-    path: Path
-    base_model_name: Name | None = None
-    revision: Name = ""
-    uid: Name = ""
-
-
-@dataclass(frozen=True, config=_CONFIG)
-class HeldList:
-    """The list that a pod holds, whatever of it is loaded."""
-
-    generation: Annotated[int, Field(ge=0, lt=MAX_GENERATION)] = 0
-    modules: tuple[HeldModule, ...] = ()
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="ignore"))
@@ -141,7 +31,7 @@ class _ModelList:
     data: tuple[ServedModel, ...]
 
 
-_STATE: Final = TypeAdapter(KitState)
+_STATE: Final = TypeAdapter(PluginState)
 _HELD: Final = TypeAdapter(HeldList)
 _MODELS: Final = TypeAdapter(_ModelList)
 
@@ -173,7 +63,7 @@ class Engines:
         if self._session is not None:
             await self._session.close()
 
-    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> KitState:
+    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
         """Gives a pod the module list (JSON, may be gzip) and waits up to `wait` seconds (≤ 30) until it is loaded.
 
         An answer means that the pod keeps the list over restarts. Raises StaleList when it holds a newer one, EngineRefused
@@ -194,7 +84,7 @@ class Engines:
             raise StaleList(_understood(_STATE, url, answer))
         return _understood(_STATE, url, _successful(url, status, answer, token))
 
-    async def state(self, url: str, token: str) -> KitState:
+    async def state(self, url: str, token: str) -> PluginState:
         """What the pod's kit holds; raises EngineRefused (a 404 where there is no kit) and EngineUnreachable."""
         status, answer = await self._request("GET", f"{url}/lora-operator/v1/state", token=token)
         return _understood(_STATE, url, _successful(url, status, answer, token))

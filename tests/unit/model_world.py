@@ -33,8 +33,8 @@ from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.routing import keys_for
 from lora_operator.reconcile.store import OWN_KINDS, Key, Kind, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import HeldList, HeldModule, KitState, LoadedModule, ServedModel
 from lora_operator.wire.jobs import FetchRequest, FetchResult
+from lora_operator.wire.plugin import HeldEntry, HeldList, LoadedAdapter, PluginState, ServedModel
 from tests.unit.builders import take_list
 
 Json = dict[str, Any]
@@ -77,16 +77,15 @@ class Engine:
         """Public name to path."""
         return {module["name"]: module["path"] for module in (self.held or {"modules": ()})["modules"]}
 
-    def state(self) -> KitState:
+    def state(self) -> PluginState:
         """As the kit tells it."""
         modules = (self.held or {"modules": ()})["modules"]
-        return KitState(
+        return PluginState(
             kit="kit",
             vllm_version="0.32.0",
-            instance="one",
             list_generation=self.held["generation"] if self.held else None,
             settled=True,
-            loaded=tuple(LoadedModule(m["name"], m["name"], m["path"], m["baseModelName"]) for m in modules),
+            loaded=tuple(LoadedAdapter(m["name"], m["name"], m["path"], m["baseModelName"]) for m in modules),
             atomic_swap=True,
         )
 
@@ -109,7 +108,7 @@ class Engines:
         """As Engines'."""
         return self._engine(url) is not None
 
-    async def state(self, url: str, token: str) -> KitState:
+    async def state(self, url: str, token: str) -> PluginState:
         """As Engines'."""
         return self._engine(url).state()
 
@@ -117,7 +116,7 @@ class Engines:
         """As Engines'."""
         held = self._engine(url).held or {"generation": 0, "modules": ()}
         entries = [
-            HeldModule(m["name"], m["path"], m["baseModelName"], m["revision"], m["uid"]) for m in held["modules"]
+            HeldEntry(m["name"], m["path"], m["baseModelName"], m["revision"], m["uid"]) for m in held["modules"]
         ]
         return HeldList(held["generation"], tuple(entries))
 
@@ -129,7 +128,7 @@ class Engines:
             *(ServedModel(m["name"], m["path"], m["baseModelName"]) for m in modules),
         )
 
-    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> KitState:
+    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
         """As Engines'."""
         engine, sent = self._engine(url), json.loads(body)
         if engine.held is not None and sent["generation"] < engine.held["generation"]:

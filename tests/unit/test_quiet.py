@@ -18,7 +18,15 @@ from lora_operator.reconcile.context import GATHER_SECONDS, PASSING_SECONDS, Con
 from lora_operator.reconcile.engine_pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import Engines, KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
+from lora_operator.vllm import Engines
+from lora_operator.wire.plugin import (
+    FailedAdapter,
+    LoadedAdapter,
+    PluginState,
+    RetiredContent,
+    ServedModel,
+    WaitingAdapter,
+)
 from tests.unit.builders import Conditions, engine_pod, make_deployment, make_module, make_workload, not_ready, ready
 
 FLEET = Key(Kind.VLLM_DEPLOYMENT, "serving", "llama")
@@ -171,10 +179,10 @@ class Engine:
 
     def __init__(self) -> None:
         module = make_module()
-        loaded = LoadedModule(name="sql", internal_name="sql", path=module.path, base_model_name=module.base_model_name)
-        self.state_now = KitState(
-            kit="k", vllm_version="0.32.0", instance="i", list_generation=3, settled=True, loaded=(loaded,)
+        loaded = LoadedAdapter(
+            name="sql", internal_name="sql", path=module.path, base_model_name=module.base_model_name
         )
+        self.state_now = PluginState(kit="k", vllm_version="0.32.0", list_generation=3, settled=True, loaded=(loaded,))
         self.listed = [ServedModel(id="sql", root=module.path, parent=module.base_model_name)]
         self.asked: list[str] = []
 
@@ -183,12 +191,12 @@ class Engine:
         self.asked.append("gate")
         return True
 
-    async def state(self, *_: Any) -> KitState:
+    async def state(self, *_: Any) -> PluginState:
         """The kit's."""
         self.asked.append("state")
         return self.state_now
 
-    async def put_modules(self, *_: Any, **__: Any) -> KitState:
+    async def put_modules(self, *_: Any, **__: Any) -> PluginState:
         """The kit's state after it took a list."""
         self.asked.append("modules")
         return self.state_now
@@ -260,7 +268,7 @@ async def test_a_newer_list_is_pushed_without_another_question_before() -> None:
 
 async def test_a_pod_with_a_failure_is_asked_for_it_at_every_look() -> None:
     looks = Looks()
-    failure = ModuleFailure(name="sql", path="/x", stage="engine", message="no")
+    failure = FailedAdapter(name="sql", path="/x", stage="engine", message="no")
     looks.engine.state_now = replace(looks.engine.state_now, failures=(failure,))
     await looks.look()
     asked, _ = await looks.look()
@@ -269,7 +277,7 @@ async def test_a_pod_with_a_failure_is_asked_for_it_at_every_look() -> None:
 
 async def test_a_pod_that_may_fail_to_load_one_at_its_first_request_is_asked_at_every_look() -> None:
     looks = Looks()
-    looks.engine.state_now = replace(looks.engine.state_now, waiting=(WaitingModule(name="lazy", path="/x"),))
+    looks.engine.state_now = replace(looks.engine.state_now, waiting=(WaitingAdapter(name="lazy", path="/x"),))
     await looks.look()
     asked, _ = await looks.look()
     assert asked == ["state", "models"]
@@ -277,7 +285,7 @@ async def test_a_pod_that_may_fail_to_load_one_at_its_first_request_is_asked_at_
 
 async def test_a_pod_is_asked_soon_again_for_content_that_requests_may_still_use() -> None:
     looks = Looks()
-    retired = RetiredModule(internal_name="gone", path="/model-cache/artifacts/gone-view", running=True)
+    retired = RetiredContent(internal_name="gone", path="/model-cache/artifacts/gone-view", running=True)
     looks.engine.state_now = replace(looks.engine.state_now, retired=(retired,))
     _, again = await looks.look()
     assert again is not None

@@ -24,7 +24,7 @@ from lora_operator.reconcile.registry import ModelWant
 from lora_operator.reconcile.store import Key, Kind, Store
 from lora_operator.reconcile.usage import used_views
 from lora_operator.settings import Settings
-from lora_operator.vllm import Engines, ServedModel
+from lora_operator.vllm import Engines
 from lora_operator.wire.jobs import (
     EVICT_REQUEST_ENV,
     KEEP_BYTES,
@@ -34,6 +34,7 @@ from lora_operator.wire.jobs import (
     VolumeState,
     keep_mark,
 )
+from lora_operator.wire.plugin import ServedModel
 from tests.unit.builders import (
     CREATED,
     engine_pod,

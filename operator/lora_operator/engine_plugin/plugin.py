@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import time
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -61,7 +60,6 @@ class Plugin:
     def __init__(self, app: App) -> None:
         self._app = app
         self._settings = Settings.read(os.environ)
-        self._instance = secrets.token_hex(8)
         self._version = ""
         self._keeper: Keeper | None = None
         self._task: asyncio.Task[None] | None = None
@@ -214,7 +212,6 @@ class Plugin:
         return {
             "kit": self._settings.kit,
             "vllmVersion": self._version,
-            "instance": self._instance,
             "listGeneration": modules.generation if modules is not None else None,
             "listDigest": modules.digest if modules is not None else None,
             "settled": keeper.settled,
