@@ -51,7 +51,7 @@ class Setting:
         return self.known[adapter, number]
 
     def copy(self, adapter: str, name: str) -> str:
-        """The path of the same files at a place of their own: other content, as far as the kit can tell."""
+        """The path of the same files at a place of their own: other content, as far as the plugin can tell."""
         if name not in self.paths:
             self.paths[name] = self.engine.publish(Path(self.paths[adapter]), name)
         return self.paths[name]
@@ -250,4 +250,4 @@ def request_quietly(engine: EngineProcess, wanted: dict[str, str]) -> None:
         for name, path in wanted.items()
     ]
     body = {"version": 1, "deployment": "test/tiny", "generation": engine.generation, "modules": modules}
-    engine.kit("PUT", "/lora-operator/v1/modules?wait=10", body)
+    engine.ask_plugin("PUT", "/lora-operator/v1/modules?wait=10", body)

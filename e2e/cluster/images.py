@@ -89,7 +89,7 @@ def operator_image(*, kit_comment: str = "") -> Image:
     for name in _OPERATOR_FILES:
         _stage(paths.REPO / name, context / name)
     if kit_comment:
-        with (context / "operator" / "lora_operator" / "engine_plugin" / "text.py").open("a") as file:
+        with (context / "operator" / "lora_operator" / "engine_plugin" / "clean_text.py").open("a") as file:
             file.write(f"# {kit_comment}\n")
     base = base_image()
     key = paths.content_key(base.stem, context, relative_to=context)  # of the copy: the work tree may change meanwhile

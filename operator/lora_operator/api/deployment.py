@@ -23,7 +23,7 @@ from lora_operator.api.common import (
 from lora_operator.api.model import ModelSpec
 from lora_operator.api.storage import Quantity
 from lora_operator.constants import DEFAULT_ENGINE_PORT
-from lora_operator.engine_plugin.environment import IGNORED_ENV, IGNORED_ENV_PREFIXES
+from lora_operator.engine_plugin.ignored_env import IGNORED_ENV, IGNORED_ENV_PREFIXES
 
 DEFAULT_REQUEST_SIZE = "64Mi"
 # Flags that follow from other fields of the spec, or that would open or break what the operator runs (probes and the operator speak

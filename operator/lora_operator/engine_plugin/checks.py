@@ -1,7 +1,7 @@
 """Checks a LoRA adapter's files before any engine sees them: what vLLM refuses, and what it would serve wrongly.
 
 One bad `--lora-modules` entry stops a whole engine, and some adapters are accepted with status 200 and answer nonsense, so
-this is stricter than vLLM. It is used by the fetcher (before anything is published), by the launcher and by the kit. It never
+this is stricter than vLLM. It is used by the fetcher (before anything is published), by the launcher and by the plugin. It never
 imports more than the standard library, never unpickles, and trusts nothing that it reads.
 """
 
@@ -15,10 +15,11 @@ from typing import Final
 
 from .basefiles import read_base_model
 from .basemodel import BaseModel
+from .clean_text import clean
 from .fits import check_fit, require_no_patterns
-from .pairs import Content, sort_tensors
+from .pairs import AdapterTensors, sort_tensors
 from .peftconfig import ConfigProblem, PeftConfig, parse_config
-from .problems import CONFIG, WEIGHTS, AdapterProblem, Kind
+from .problems import CONFIG, WEIGHTS, AdapterProblem, ProblemKind
 from .tensors import (
     ADAPTER_HEADER_BYTES,
     FileProblem,
@@ -28,7 +29,6 @@ from .tensors import (
     read_header,
     require_readable,
 )
-from .text import clean
 from .values import scan_values as read_values
 from .versions import Version
 
@@ -38,7 +38,7 @@ __all__ = [
     "AdapterInfo",
     "AdapterProblem",
     "BaseModel",
-    "Kind",
+    "ProblemKind",
     "check_adapter",
     "read_base_model",
 ]
@@ -80,11 +80,11 @@ def check_adapter(
     """
     folder = Path(path)
     if not kind_of(folder, stat.S_ISDIR):
-        raise AdapterProblem(Kind.INVALID, f"{folder.name} is missing or is no folder")
+        raise AdapterProblem(ProblemKind.INVALID, f"{folder.name} is missing or is no folder")
     config = _read_config(folder, root)
     if max_rank is not None and config.max_rank > max_rank:
         raise AdapterProblem(
-            Kind.RANK,
+            ProblemKind.RANK,
             f"{CONFIG} has rank {clean(config.max_rank, limit=30)}, the deployment's lora.maxLoraRank is {max_rank}: raise it"
             " there, or train the adapter with a smaller rank",
         )
@@ -120,7 +120,7 @@ def _read_config(folder: Path, root: Path | None) -> PeftConfig:
             if str(problem) == "is missing"
             else ""
         )
-        raise AdapterProblem(Kind.INVALID, f"{CONFIG} {problem}{hint}") from None
+        raise AdapterProblem(ProblemKind.INVALID, f"{CONFIG} {problem}{hint}") from None
 
 
 def _clean_pickle(folder: Path, root: Path | None, scanned: Collection[str] | None) -> Path | None:
@@ -131,7 +131,7 @@ def _clean_pickle(folder: Path, root: Path | None, scanned: Collection[str] | No
     try:
         open_regular(folder / found, root=root).close()
     except FileProblem as problem:
-        raise AdapterProblem(Kind.INVALID, f"{found} {problem}") from None
+        raise AdapterProblem(ProblemKind.INVALID, f"{found} {problem}") from None
     return folder / found
 
 
@@ -150,18 +150,18 @@ def _weights_problem(folder: Path, problem: FileProblem) -> AdapterProblem:
         for name in _PICKLES:
             if kind_of(folder / name):
                 return AdapterProblem(
-                    Kind.UNSAFE,
+                    ProblemKind.UNSAFE,
                     f"the weights are only in {name}, a pickle file, which can run code when it is read: save the adapter again with"
                     " PEFT's save_pretrained(…, safe_serialization=True)",
                 )
-    return AdapterProblem(Kind.INVALID, f"{WEIGHTS} {problem}")
+    return AdapterProblem(ProblemKind.INVALID, f"{WEIGHTS} {problem}")
 
 
-def _require_effect(content: Content, zeros: Collection[str]) -> None:
+def _require_effect(content: AdapterTensors, zeros: Collection[str]) -> None:
     """A half that is all zero makes a module's change zero; modules that got no gradient are normal, an adapter of nothing else is not."""
     if not content.heads and all(pair.a_name in zeros or pair.b_name in zeros for pair in content.pairs.values()):
         raise AdapterProblem(
-            Kind.INVALID,
+            ProblemKind.INVALID,
             f"{WEIGHTS} holds lora_A or lora_B of zeros alone for every module: the adapter changes nothing; the training did not reach it, or"
             " it was saved without gathering the weights (DeepSpeed ZeRO-3): export it again",
         )
