@@ -1,7 +1,7 @@
-"""Talks to engine pods: the engine kit's HTTP API and vLLM's own routes. The only place that does, and the only aiohttp client.
+"""Talks to engine pods: the engine plugin's HTTP API and vLLM's own routes. The only place that does, and the only aiohttp client.
 
 Answers come from pods that tenants' content runs in: they are bounded in size, checked against a schema, redirects are not
-followed, and no proxy from the environment is used. The gate's token must never get into an error message or a log.
+followed, and no proxy from the environment is used. The admin API's token must never get into an error message or a log.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import aiohttp
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from lora_operator.engine_plugin.admin_guard import API_PREFIX, ERROR_TYPE
 from lora_operator.errors import EngineRefused, EngineUnreachable, StaleList
 from lora_operator.wire.plugin import MAX_MESSAGE, HeldList, Message, PluginState, ServedModel
 
 TOKEN_HEADER: Final = "X-LoRA-Operator-Token"  # noqa: S105 - the header's name
-GATE_ERROR_TYPE: Final = "lora_operator_gate"
-MAX_ANSWER: Final = 32 * 2**20  # 5,000 modules take about 4 MB in /v1/models
+MAX_ANSWER: Final = 32 * 2**20  # 5,000 adapters take about 4 MB in /v1/models
 REQUEST_TIMEOUT: Final = 10.0
 CONNECT_TIMEOUT: Final = 3.0
 
@@ -59,12 +59,12 @@ class Engines:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the session; further calls are an error."""
+        """Close the session; further calls are an error."""
         if self._session is not None:
             await self._session.close()
 
     async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
-        """Gives a pod the module list (JSON, may be gzip) and waits up to `wait` seconds (≤ 30) until it is loaded.
+        """Give a pod the adapter list (JSON, may be gzip) and wait up to `wait` seconds (≤ 30) until it is loaded.
 
         An answer means that the pod keeps the list over restarts. Raises StaleList when it holds a newer one, EngineRefused
         and EngineUnreachable.
@@ -74,7 +74,7 @@ class Engines:
             headers["Content-Encoding"] = "gzip"
         status, answer = await self._request(
             "PUT",
-            f"{url}/lora-operator/v1/modules?wait={wait:g}",
+            f"{url}{API_PREFIX}modules?wait={wait:g}",
             token=token,
             data=body,
             headers=headers,
@@ -85,22 +85,22 @@ class Engines:
         return _understood(_STATE, url, _successful(url, status, answer, token))
 
     async def state(self, url: str, token: str) -> PluginState:
-        """What the pod's kit holds; raises EngineRefused (a 404 where there is no kit) and EngineUnreachable."""
-        status, answer = await self._request("GET", f"{url}/lora-operator/v1/state", token=token)
+        """What the pod's plugin reports; raises EngineRefused (a 404 where there is no plugin) and EngineUnreachable."""
+        status, answer = await self._request("GET", f"{url}{API_PREFIX}state", token=token)
         return _understood(_STATE, url, _successful(url, status, answer, token))
 
     async def held_list(self, url: str, token: str) -> HeldList:
-        """The list that the pod's kit holds; raises EngineRefused (a 404 by a kit that does not tell) and EngineUnreachable."""
-        status, answer = await self._request("GET", f"{url}/lora-operator/v1/modules", token=token)
+        """The list that the pod's plugin holds; raises EngineRefused (a 404 by one that can't report it) and EngineUnreachable."""
+        status, answer = await self._request("GET", f"{url}{API_PREFIX}modules", token=token)
         return _understood(_HELD, url, _successful(url, status, answer, token))
 
     async def models(self, url: str, token: str) -> tuple[ServedModel, ...]:
-        """What the engine serves by its own word; raises EngineRefused and EngineUnreachable."""
+        """What the engine itself lists as served; raises EngineRefused and EngineUnreachable."""
         status, answer = await self._request("GET", f"{url}/v1/models", token=token)
         return _understood(_MODELS, url, _successful(url, status, answer, token)).data
 
     async def gate_is_closed(self, url: str) -> bool:
-        """Whether a client without the token is refused by the kit when it loads an adapter.
+        """Whether the plugin refuses a client without the token that loads an adapter.
 
         Any other answer is False; raises EngineUnreachable when there is none. What it asks for can't exist, so it does no harm.
         """
@@ -113,7 +113,7 @@ class Engines:
         if status != 401:
             return False
         try:
-            return bool(_GATE.validate_json(answer).error.type == GATE_ERROR_TYPE)
+            return bool(_GATE.validate_json(answer).error.type == ERROR_TYPE)
         except ValidationError:
             return False
 

@@ -36,7 +36,7 @@ class AdapterBounds:
         stacks: Sequence[tuple[int, ...]] = (),
         flat: Collection[str] = (),
     ) -> AdapterBounds:
-        """Those of a base model; `stacks` are shapes of tensors that hold a matrix for each expert, `flat` modules without a matrix."""
+        """The bounds of a base model's adapters; `stacks` are shapes of tensors that hold a matrix for each expert, `flat` modules without a matrix."""
         count = len(modules) + 2 * sum(stack[0] for stack in stacks)
         numbers = [int(after) for name in modules if (after := _expert(name)).isdigit() and len(after) < 9]
         experts = max([number + 1 for number in numbers] + [stack[0] for stack in stacks], default=1)
@@ -61,9 +61,8 @@ class AdapterBounds:
 
 # Without a base model, or one whose files tell no shapes: more than any model has (vocabularies are below 300,000).
 UNKNOWN: Final = AdapterBounds(side=1 << 20, experts=1 << 12, modules=1 << 16, values=None, vocabulary=0)
-MOST_VALUES: Final = (
-    1 << 34
-)  # where a model's own sum is not known: rank 256 on all modules of a model of 400 billion parameters is 10 billion
+# Where a model's own sum is not known: rank 256 on all modules of a model of 400 billion parameters is 10 billion.
+MOST_VALUES: Final = 1 << 34
 
 
 def _expert(name: str) -> str:

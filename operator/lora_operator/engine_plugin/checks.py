@@ -71,23 +71,17 @@ def check_adapter(
 ) -> AdapterInfo:
     """Check the adapter in the folder `path`; raises AdapterProblem.
 
-    `scanned` names pickled weights that were found to hold nothing but tensors; where it is not given, the folder's manifest says
-    it. Of those only the configuration is checked: what shapes they hold is known only by reading them.
-
-    Without `base` tensors are not compared with a base model; without `max_rank` any rank goes; with `root`, files that
-    resolve to outside of it are refused; with `engine`, vLLM's version, what older ones serve wrongly is refused, and
-    what the base model's class does not take, unless `recast` says that the engine may make another of it; with `scan_values`, all weights are read to find NaN, infinity, absurd values, and changes that are all zero.
+    base         compare tensors with this base model
+    max_rank     refuse a larger rank
+    root         refuse files that resolve to outside of this folder
+    engine       vLLM's version: refuse what older ones serve wrongly, and what the base model's class does not take
+    recast       the engine may make another class of the base model, so that the latter is not known
+    scan_values  read all weights, to find NaN, infinity, absurd values, and changes that are all zero
+    scanned      pickled weights that hold nothing but tensors, of which only the configuration is checked; else the manifest's
     """
     folder = Path(path)
-    if not kind_of(folder, stat.S_ISDIR):
-        raise AdapterProblem(ProblemKind.INVALID, f"{folder.name} is missing or is no folder")
     config = _read_config(folder, root)
-    if max_rank is not None and config.max_rank > max_rank:
-        raise AdapterProblem(
-            ProblemKind.RANK,
-            f"{CONFIG} has rank {clean(config.max_rank, limit=30)}, the deployment's lora.maxLoraRank is {max_rank}: raise it"
-            " there, or train the adapter with a smaller rank",
-        )
+    _require_rank(config, max_rank)
     pickle = None if kind_of(folder / WEIGHTS) else _clean_pickle(folder, root, scanned)
     if pickle is not None:
         require_no_patterns(config, engine)
@@ -102,12 +96,27 @@ def check_adapter(
                 _require_effect(content, read_values(file, tensors, body))
     except FileProblem as problem:
         raise _weights_problem(folder, problem) from None
-    kinds = {module.rpartition(".")[2] for module in content.pairs}
     size = body + max((tensor.end for tensor in tensors.values()), default=0)
-    return AdapterInfo(config.max_rank, tuple(sorted(clean(kind, limit=80) for kind in kinds)), len(tensors), size)
+    return AdapterInfo(config.max_rank, _kinds(content), len(tensors), size)
+
+
+def _kinds(content: AdapterTensors) -> tuple[str, ...]:
+    kinds = {module.rpartition(".")[2] for module in content.pairs}
+    return tuple(sorted(clean(kind, limit=80) for kind in kinds))
+
+
+def _require_rank(config: PeftConfig, max_rank: int | None) -> None:
+    if max_rank is not None and config.max_rank > max_rank:
+        raise AdapterProblem(
+            ProblemKind.RANK,
+            f"{CONFIG} has rank {clean(config.max_rank, limit=30)}, the deployment's lora.maxLoraRank is {max_rank}: raise it"
+            " there, or train the adapter with a smaller rank",
+        )
 
 
 def _read_config(folder: Path, root: Path | None) -> PeftConfig:
+    if not kind_of(folder, stat.S_ISDIR):
+        raise AdapterProblem(ProblemKind.INVALID, f"{folder.name} is missing or is no folder")
     try:
         with open_regular(folder / CONFIG, root=root) as file:
             raw = file.read(_CONFIG_BYTES + 1)

@@ -52,7 +52,7 @@ def check_fit(
 
 
 def require_no_patterns(config: PeftConfig, engine: Version | None) -> None:
-    """Of pickled weights, whose modules are not known."""
+    """Raises AdapterProblem where the engine would not obey the patterns of pickled weights, whose modules are not known."""
     if engine is not None and engine < PATTERNS and config.has_patterns:
         raise AdapterProblem(
             ProblemKind.INVALID,
@@ -189,13 +189,7 @@ def _check_pair(module: str, pair: Pair, config: PeftConfig, base: BaseModel | N
         raise AdapterProblem(
             ProblemKind.INVALID, f"{WEIGHTS} has tensors for the module {quoted(module)} that are no matrices"
         )
-    rank, _ = config.rank_and_scale(module)
-    if a[0] != b[1] or a[0] != rank:
-        raise AdapterProblem(
-            ProblemKind.INVALID,
-            f"{WEIGHTS} has tensors of rank {a[0]} and {b[1]} for the module {quoted(module)}, but {CONFIG} says {rank}: the two files do"
-            " not belong together",
-        )
+    _require_rank(module, (a[0], b[1]), config)
     if not pair.name.startswith(PREFIX) and fit is not Fit.PRESENT:
         raise AdapterProblem(
             ProblemKind.INVALID,
@@ -213,6 +207,16 @@ def _check_pair(module: str, pair: Pair, config: PeftConfig, base: BaseModel | N
     if kind in VOCABULARY or pair.embedding:
         _refuse_vocabulary(module, found[1], width.outputs)
     _refuse_width(module, found=found, width=width, transposed=config.transposed)
+
+
+def _require_rank(module: str, found: tuple[int, int], config: PeftConfig) -> None:
+    rank, _ = config.rank_and_scale(module)
+    if found != (rank, rank):
+        raise AdapterProblem(
+            ProblemKind.INVALID,
+            f"{WEIGHTS} has tensors of rank {found[0]} and {found[1]} for the module {quoted(module)}, but {CONFIG} says {rank}: the two files do"
+            " not belong together",
+        )
 
 
 def _refuse_wrapped(module: str, base: BaseModel | None) -> None:

@@ -4,7 +4,7 @@ Content is (public name, path). Each has one integer id for ever, and no id ever
 always right. The first content that a process serves under a name has the plain name as its internal one, other content gets
 `<name>@<revision>.<list generation>`; a name with an @ is never another content's. The plain name may go over to the current
 content, but only once no request of other content can be running under it, and only in an engine whose prefix cache tells paths
-apart: two contents under one internal name poison caches or end the engine (engine-facts.md 1, 2 and 13). So nothing that was
+apart: two contents under one internal name poison caches or end the engine (docs/decisions.md 1 and 16). So nothing that was
 ever loaded is forgotten. Times are monotonic seconds, given by the caller.
 """
 

@@ -33,7 +33,7 @@ from .tensors import is_inside, kind_of
 from .versions import Version, parse_version
 
 FLAG: Final = "--lora-modules"
-# Flags that the operator sets and older engines don't know, with the first version that does (engine-facts.md 13).
+# Flags that the operator sets and older engines don't know, with the first version that does.
 _NEWER_FLAGS: Final = {"--shutdown-timeout": (0, 18)}
 # Flags by which another class may serve the base model than its config.json names, with other modules and a head.
 _RECASTING: Final = ("--hf-overrides", "--convert", "--runner", "--task", "--model-impl", "--config")

@@ -31,7 +31,7 @@ class Pair:
 
     @property
     def halves(self) -> list[Tensor]:
-        """Those that are there."""
+        """lora_A and lora_B, or the one that the file has."""
         return [half for half in (self.a, self.b) if half is not None]
 
 
@@ -45,7 +45,7 @@ class AdapterTensors:
 
 
 def sort_tensors(tensors: Mapping[str, Tensor], config: PeftConfig) -> AdapterTensors:
-    """Raises AdapterProblem for what is no part of a LoRA adapter that vLLM takes."""
+    """The tensors of a weights file by module; raises AdapterProblem for what is no part of a LoRA adapter that vLLM takes."""
     content = AdapterTensors()
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:

@@ -53,7 +53,7 @@ class PatternKey:
 
     @classmethod
     def of(cls, text: str) -> PatternKey:
-        """Raises NotAllowed."""
+        """The key of a text from adapter_config.json, compiled; raises NotAllowed."""
         if len(text) > _MAX_KEY or not _GRAMMAR.fullmatch(text):  # the length first: the text may be megabytes
             raise NotAllowed
         # Names between `|` stand in vLLM's own group.

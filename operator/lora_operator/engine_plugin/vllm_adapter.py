@@ -3,8 +3,8 @@
 Everything that depends on vLLM is in this file: `vllm.lora.request`, `vllm.lora.resolver`, public routes, and one thing that is not
 public, the dictionary of `find_registry`. It never decides what is served; reconciler.py does.
 
-Rules that must hold whatever happens (see engine-facts.md 2 and 11): no second integer id for one internal name, and no other weights
-under an internal name that was ever served. Hence vLLM's own loading is only ever asked for a scratch name, or where that is
+Rules that must hold whatever happens (docs/decisions.md 1 and 16): no second integer id for one content, no second content for one id,
+and no two contents under one internal name at once. Hence vLLM's own loading is only ever asked for a scratch name, or where that is
 impossible (no registry) for the name itself under vLLM's lock; and what is handed out a second time keeps its id.
 """
 
@@ -35,14 +35,14 @@ _CAUSE: Final = re.compile(r"Worker failed with error '(.*)', please check the s
 def keys_have_paths(version: str) -> bool:
     """Whether prefix-cache keys hold the adapter's path, so that blocks of one internal name's contents are kept apart.
 
-    Name only in 0.11.1 to 0.30, name and path from 0.31.0 on (engine-facts.md 13). Of an unknown version the worse is assumed.
+    Name only in 0.11.1 to 0.30, name and path from 0.31.0 on. Of an unknown version the worse is assumed.
     """
     parsed = parse_version(version)
     return parsed is not None and parsed >= (0, 31)
 
 
 def loads_while_running(version: str) -> bool:
-    """Whether an adapter may be loaded while requests run: before 0.26 that can change their answers (engine-facts.md 13).
+    """Whether an adapter may be loaded while requests run: before 0.26 that can change their answers.
 
     Of an unknown version (a build of one's own) the better is assumed, as by the operator.
     """
@@ -278,7 +278,7 @@ def adapters_in_use() -> frozenset[str] | None:
     """Internal names that have running or waiting requests; None when the metrics do not tell.
 
     Every combination of labels ever seen stays for ever in vllm:lora_requests_info, its value being when it was last true: only
-    the newest one counts (engine-facts.md 7).
+    the newest one counts.
     """
     try:
         from prometheus_client import REGISTRY  # type: ignore[import-not-found]

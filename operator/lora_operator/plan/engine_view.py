@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -82,7 +82,32 @@ def build_view(
     The two were asked for one after the other, so names may have moved in between. Only what the engine lists counts as served, and
     what nothing explains is an orphan.
     """
-    listed = {model.id: model for model in models if model.id not in served_names and model.parent is not None}
+    adapters = [model for model in models if model.id not in served_names and model.parent is not None]
+    served, waiting, orphans = _sort_out(state, adapters)
+    return PodView(
+        uid=uid,
+        container_id=container,
+        gate_closed=True,
+        version=state.vllm_version,
+        too_old=is_too_old(state),
+        list_generation=state.list_generation,
+        list_digest=state.list_digest,
+        settled=state.settled,
+        served=served,
+        waiting=waiting,
+        failures={failure.name: failure.message for failure in state.failures},
+        retired=tuple(sorted(content.path for content in state.retired)),
+        orphans=tuple(sorted(orphans)),
+        atomic_swap=state.atomic_swap,
+        update_strategy=state.update_strategy,
+    )
+
+
+def _sort_out(
+    state: PluginState, models: Iterable[ServedModel]
+) -> tuple[dict[str, Served], dict[str, str], Collection[str]]:
+    """What is served by public name, what waits for its first request (name to path), and listed names that nothing explains."""
+    listed = {model.id: model for model in models}
     served = {}
     for adapter in state.loaded:
         model = listed.pop(adapter.internal_name, None)
@@ -97,23 +122,7 @@ def build_view(
         if model.root is not None and waiting.get(public) == model.root:
             served[public] = Served(path=model.root, parent=model.parent, internal_name=model.id)
             del waiting[public], listed[model.id]
-    return PodView(
-        uid=uid,
-        container_id=container,
-        gate_closed=True,
-        version=state.vllm_version,
-        too_old=is_too_old(state),
-        list_generation=state.list_generation,
-        list_digest=state.list_digest,
-        settled=state.settled,
-        served=served,
-        waiting=waiting,
-        failures={failure.name: failure.message for failure in state.failures},
-        retired=tuple(sorted(content.path for content in state.retired)),
-        orphans=tuple(sorted(listed)),
-        atomic_swap=state.atomic_swap,
-        update_strategy=state.update_strategy,
-    )
+    return served, waiting, listed.keys()
 
 
 def changed_names(old: PodView | None, new: PodView | None, modules: ModuleList | None) -> set[str] | None:
