@@ -1,7 +1,7 @@
 """A small world for the property test: an API server, a cluster and engines in memory, with the real reconcilers at work in it.
 
 The reconcilers, the store, the registry and every plan are the operator's own. What is played is what they talk to: objects by
-key with their versions, watches that lag, Jobs that end as their repository says, pods that come and go, and a kit that does at
+key with their versions, watches that lag, Jobs that end as their repository says, pods that come and go, and a plugin that does at
 once what a list says. Time is a number. Nothing awaits, so a pass is a plain call.
 """
 
@@ -66,7 +66,7 @@ class Died(BaseException):
 
 
 class Engine:
-    """One engine pod's idealised kit."""
+    """One engine pod's idealised plugin."""
 
     def __init__(self, held: Json | None) -> None:
         self.held = held  # a list as it came
@@ -78,7 +78,7 @@ class Engine:
         return {module["name"]: module["path"] for module in (self.held or {"modules": ()})["modules"]}
 
     def state(self) -> PluginState:
-        """As the kit tells it."""
+        """As the plugin tells it."""
         modules = (self.held or {"modules": ()})["modules"]
         return PluginState(
             kit="kit",

@@ -175,7 +175,7 @@ async def test_a_change_that_comes_just_before_a_status_write_is_looked_at_at_on
 
 
 class Engine:
-    """One engine with its kit, as the client sees it; counts what it is asked."""
+    """One engine with its plugin, as the client sees it; counts what it is asked."""
 
     def __init__(self) -> None:
         module = make_module()
@@ -192,12 +192,12 @@ class Engine:
         return True
 
     async def state(self, *_: Any) -> PluginState:
-        """The kit's."""
+        """The plugin's."""
         self.asked.append("state")
         return self.state_now
 
     async def put_modules(self, *_: Any, **__: Any) -> PluginState:
-        """The kit's state after it took a list."""
+        """The plugin's state after it took a list."""
         self.asked.append("modules")
         return self.state_now
 

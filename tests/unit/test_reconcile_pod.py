@@ -23,7 +23,7 @@ POD = Key(Kind.POD, "serving", "llama-0")
 
 
 class Engine:
-    """An engine whose kit remembers what it was told."""
+    """An engine whose plugin remembers what it was told."""
 
     def __init__(self, strategy: str, version: str) -> None:
         self.told: list[bytes] = []

@@ -1,4 +1,4 @@
-"""The engines' client, against a small server that speaks the kit's and vLLM's HTTP API over loopback."""
+"""The engines' client, against a small server that speaks the plugin's and vLLM's HTTP API over loopback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STATE = {
     "failures": [{"name": "bad", "path": "/model-cache/artifacts/y", "stage": "engine", "message": "m" * 9000}],
     "retired": [{"internalName": "sql", "path": "/model-cache/artifacts/z", "running": True}],
     "atomicSwap": True,
-    "aFieldOfALaterKit": {},
+    "aFieldOfALaterPlugin": {},
 }
 MODELS = {
     "object": "list",
