@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from lora_operator.plan.engine_view import MINIMUM_VERSIONS, build_view, parse_version
+from lora_operator.plan.adapter_list import ModuleList
+from lora_operator.plan.engine_view import (
+    MINIMUM_VERSIONS,
+    build_view,
+    changed_names,
+    holds,
+    is_at_rest,
+    list_for,
+    parse_version,
+)
 from lora_operator.plan.fleet import PodView, Served, too_old_message
 from lora_operator.wire.plugin import (
     FailedAdapter,
@@ -14,7 +25,7 @@ from lora_operator.wire.plugin import (
     ServedModel,
     WaitingAdapter,
 )
-from tests.unit.builders import make_module
+from tests.unit.builders import make_module, make_view
 
 SQL = make_module()
 OLD = make_module(path="/model-cache/artifacts/older")
@@ -142,3 +153,72 @@ def test_versions_are_compared_as_numbers(text: str, version: tuple[int, ...] | 
     assert parse_version(text) == version
     if version is not None:
         assert (version >= MINIMUM_VERSIONS["HotLoad"]) is hot
+
+
+# What a pod is sent, and what its view is news to
+
+
+def test_each_pod_is_sent_what_it_preloads_and_the_rest_lazily() -> None:
+    pods = {"llama-0", "llama-1", "llama-2"}
+    modules = ModuleList("serving/llama", 4, (make_module(preload=1), make_module("chat", lazy=True)))
+    sent = {pod: list_for(modules, pod, pods) for pod in pods}
+    for one in sent.values():
+        assert one is not None
+        assert (one.generation, [module.preload for module in one.modules]) == (4, [0, 0])
+        assert one.modules[1].lazy
+    assert sum(one is not None and not one.modules[0].lazy for one in sent.values()) == 1
+    plain = ModuleList("serving/llama", 4, (make_module(),))
+    assert list_for(plain, "llama-0", pods) is plain
+    assert list_for(None, "llama-0", pods) is None
+
+
+@pytest.mark.parametrize(
+    ("generation", "digest", "same"), [(4, None, True), (4, "own", True), (4, "other", False), (3, "own", False)]
+)
+def test_a_plugin_without_a_digest_knows_one_list_per_generation(
+    generation: int, digest: str | None, same: bool
+) -> None:
+    modules = ModuleList("serving/llama", 4, (make_module(),))
+    held = state(list_generation=generation, list_digest=modules.digest if digest == "own" else digest)
+    assert holds(held, modules) is same
+
+
+BUSY = {
+    "nothing": ({}, True),
+    "not all tried yet": ({"settled": False}, False),
+    "one that waits for its first request": ({"waiting": {"sql": "/x"}}, False),
+    "a failure": ({"failures": {"sql": "no"}}, False),
+    "content that requests may use": ({"retired": ("/x",)}, False),
+    "no answer": ({"error": "no answer"}, False),
+}
+
+
+@pytest.mark.parametrize("case", BUSY)
+def test_a_pod_is_at_rest_with_nothing_that_its_list_of_models_would_not_show(case: str) -> None:
+    more, expected = BUSY[case]
+    assert is_at_rest(replace(make_view(SQL), **more)) is expected  # type: ignore[arg-type]
+
+
+NEWS = {
+    "nothing": ({}, set()),
+    "another path": ({"served": {"sql": Served("/other", "meta/Llama", "sql")}}, {"sql"}),
+    "a failure of another name": ({"failures": {"chat": "no"}}, {"chat"}),
+    "one more that waits": ({"waiting": {"lazy": "/x"}}, {"lazy"}),
+    "another error": ({"error": "no answer"}, None),
+    "another guard": ({"gate_closed": False}, None),
+}
+
+
+@pytest.mark.parametrize("case", NEWS)
+def test_a_view_is_news_to_the_names_that_it_shows_otherwise(case: str) -> None:
+    more, expected = NEWS[case]
+    old = make_view(SQL)
+    assert changed_names(old, replace(old, **more), None) == expected  # type: ignore[arg-type]
+    assert changed_names(None, old, None) is None
+    assert changed_names(old, None, None) is None
+
+
+def test_an_acknowledged_list_is_news_to_the_names_that_it_brought() -> None:
+    old, new = (replace(make_view(), list_generation=generation) for generation in (3, 4))
+    modules = ModuleList("serving/llama", 4, (make_module("chat"), make_module()), since={"chat": 2})
+    assert changed_names(old, new, modules) == {"sql"}
