@@ -18,8 +18,8 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
     """Bring one cache's status to what is true. Returns after how many seconds to look again by itself."""
     cache = context.store.caches.get((key.namespace, key.name))
     if cache is None:
-        context.registry.volumes.pop((key.namespace, key.name), None)
-        context.registry.contents.pop((key.namespace, key.name), None)
+        context.records.caches.pop((key.namespace, key.name), None)
+        context.records.turns.prune(context.store.caches)
         return None
     refused: ReasonError | None = None
     try:
@@ -40,10 +40,10 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
         pods=_pods(context, cache),
         eviction=eviction.status,
         reclaimable=eviction.reclaimable,
-        volume=context.registry.volumes.get(cache.key),
+        volume=context.records.caches.peek(cache.key).volume,
     )
-    status, again = plan_cache(observation, now=context.now())
-    await context.write_status(MODEL_CACHES, Kind.MODEL_CACHE, cache, status)
+    status, again = plan_cache(observation, now=context.clock.now())
+    await context.statuses.write(MODEL_CACHES, Kind.MODEL_CACHE, cache, status)
     if failed is not None:
         raise failed
     await remove_recorded_jobs(context, key)

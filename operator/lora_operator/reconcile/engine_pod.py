@@ -23,6 +23,7 @@ from lora_operator.plan.fleet import PodView
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, live_pods, own_pods
 from lora_operator.reconcile.lists import learn_held
+from lora_operator.reconcile.records import PodRecord
 from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
 from lora_operator.wire.plugin import PluginState
 
@@ -53,11 +54,11 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
     pod = context.store.pods.get(place)
     deployment = _deployment(context, pod) if pod else None
     if pod is None or deployment is None:
-        context.registry.forget_pod(place)
+        context.records.pods.pop(place, None)
         return None
-    await learn_owners(context, [pod])
+    await learn_owners(context, deployment, pod)
     if pod not in own_pods(context, deployment):
-        context.registry.forget_pod(place)
+        context.records.pods.pop(place, None)
         context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
         return None
     container, address = running_container(pod), pod_ip(pod)
@@ -68,7 +69,7 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
     engine = _Engine(
         pod=place,
         url=f"http://{host}:{engine_port(pod) or deployment.spec.engine.port}",
-        token=gate_token(await context.master_key(), deployment),
+        token=gate_token(await context.secrets.master_key(), deployment),
         container=container,
         uid=pod["metadata"]["uid"],
         ready=is_ready(pod),
@@ -90,24 +91,26 @@ def _deployment(context: Context, pod: Body) -> VLLMDeployment | None:
 
 async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -> float:
     """Ask the engine, and give it the list where it has another one; a failure becomes a view, too."""
-    known = context.registry.views.get(engine.pod)
+    record = context.records.pods[engine.pod]
+    known = record.view
     if known is not None and known.container_id != engine.container:
         known = None  # of an earlier container: nothing of it holds, and the guard must be proven anew
     try:
-        return await _ask(context, deployment, engine, known)
+        return await _ask(context, deployment, engine, record, known)
     except StaleList as error:
         _note_held(context, deployment, error.state)
         context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
         return POLL_UNSETTLED
     except EngineError as error:
-        return _note_failure(context, deployment, engine, known, error)
+        return _note_failure(context, deployment, engine, record, known, error)
 
 
-async def _ask(context: Context, deployment: VLLMDeployment, engine: _Engine, known: PodView | None) -> float:
-    registry = context.registry
+async def _ask(
+    context: Context, deployment: VLLMDeployment, engine: _Engine, record: PodRecord, known: PodView | None
+) -> float:
     rolls = deployment.spec.lora.update_strategy == ROLLOUT  # then no pod is sent a list
     names = {body["metadata"]["name"] for body in live_pods(context, deployment)}
-    modules = None if rolls else list_for(registry.lists.get(deployment.key), engine.pod[1], names)
+    modules = None if rolls else list_for(_list(context, deployment), engine.pod[1], names)
     if not (known is not None and known.gate_closed) and not await context.engines.gate_is_closed(engine.url):
         _publish(context, deployment, engine.pod, PodView(uid=engine.uid, container_id=engine.container))
         return POLL_FAILING
@@ -118,8 +121,8 @@ async def _ask(context: Context, deployment: VLLMDeployment, engine: _Engine, kn
     state = await _exchange(context, engine, known, modules)
     _note_held(context, deployment, state)
     models = await context.engines.models(engine.url, engine.token)
-    registry.misses.pop(engine.pod, None)
-    registry.listed[engine.pod] = models
+    record.misses = 0
+    record.listed = models
     view = build_view(engine.uid, engine.container, state, models, served_names=deployment.spec.model.served_names)
     _publish(context, deployment, engine.pod, view)
     told = modules is not None and holds(state, modules)
@@ -129,13 +132,17 @@ async def _ask(context: Context, deployment: VLLMDeployment, engine: _Engine, kn
 
 
 def _note_failure(
-    context: Context, deployment: VLLMDeployment, engine: _Engine, known: PodView | None, error: EngineError
+    context: Context,
+    deployment: VLLMDeployment,
+    engine: _Engine,
+    record: PodRecord,
+    known: PodView | None,
+    error: EngineError,
 ) -> float:
     """Publish that a pod can't be asked; returns after how many seconds to ask again."""
-    registry = context.registry
     if not engine.ready and isinstance(error, EngineUnreachable):
-        if engine.pod not in registry.silent:
-            registry.silent.add(engine.pod)
+        if not record.silent:
+            record.silent = True
             context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
         return POLL_STARTING  # an engine that loads its model does not listen yet
     before = known.error if known is not None else None
@@ -146,8 +153,8 @@ def _note_failure(
         gate_closed=known is not None and known.gate_closed,
     )
     _publish(context, deployment, engine.pod, failed)
-    misses = registry.misses[engine.pod] = registry.misses.get(engine.pod, 0) + 1
-    return min(POLL_FAILING * 2.0 ** min(misses - 1, 8), POLL_FAILING_LONGEST)
+    record.misses += 1
+    return min(POLL_FAILING * 2.0 ** min(record.misses - 1, 8), POLL_FAILING_LONGEST)
 
 
 def _idle() -> float:
@@ -158,14 +165,19 @@ async def _is_as_before(context: Context, engine: _Engine, known: PodView | None
     """Whether a pod that was at rest lists the same as then: so its plugin need not be asked. One request."""
     if known is None or modules is None or not holds(known, modules) or not is_at_rest(known):
         return False
-    before = context.registry.listed.get(engine.pod)
+    before = context.records.pods.peek(engine.pod).listed
     return before is not None and await context.engines.models(engine.url, engine.token) == before
+
+
+def _list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
+    return context.records.deployments.peek(deployment.key).modules
 
 
 def _note_held(context: Context, deployment: VLLMDeployment, state: PluginState) -> None:
     """Remember the highest generation that any pod holds: a list is never numbered like another one before it."""
-    held = context.registry.held
-    held[deployment.key] = max(held.get(deployment.key, 0), state.list_generation or 0)
+    if deployment.key in context.store.deployments:  # else it was deleted while its pod was asked
+        record = context.records.deployments[deployment.key]
+        record.held = max(record.held, state.list_generation or 0)
 
 
 async def _exchange(
@@ -183,19 +195,13 @@ async def _exchange(
 
 
 def _publish(context: Context, deployment: VLLMDeployment, pod: ObjectKey, view: PodView | None) -> None:
-    registry = context.registry
-    old = registry.views.get(pod)
-    first = pod not in registry.asked
-    registry.asked.add(pod)
-    registry.silent.discard(pod)
-    if view is None:
-        registry.views.pop(pod, None)
-    else:
-        registry.views[pod] = view
+    record = context.records.pods[pod]
+    old, first = record.view, not record.asked
+    record.view, record.asked, record.silent = view, True, False
     if old == view and not first:
         return
     context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
-    names = None if first else changed_names(old, view, registry.lists.get(deployment.key))
+    names = None if first else changed_names(old, view, _list(context, deployment))
     for adapter in context.store.adapters_of(deployment.key):
         if names is None or public_name(adapter, deployment) in names:
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))

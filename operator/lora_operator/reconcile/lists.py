@@ -15,8 +15,9 @@ from lora_operator.names import modules_config_map
 from lora_operator.plan.adapter_list import Decision, Module, ModuleList, decode_from_config_map, plan_list
 from lora_operator.plan.list_limits import give_way
 from lora_operator.plan.rollout import leave_out
-from lora_operator.reconcile.context import Context, child_version
+from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import own_pods
+from lora_operator.reconcile.services import child_version
 from lora_operator.reconcile.store import Key, Kind, ObjectKey
 from lora_operator.wire.plugin import HeldList
 
@@ -33,7 +34,7 @@ def next_list(
             previous,
             decisions,
             deployment="/".join(deployment.key),
-            above=context.registry.held.get(deployment.key, 0),
+            above=context.records.deployments.peek(deployment.key).held,
             all_eager=rolls,
         )
 
@@ -52,22 +53,19 @@ def next_list(
 
 def _give_way(context: Context, deployment: VLLMDeployment, everybody: ModuleList) -> frozenset[str]:
     """Those that the list has no room for, found anew where anybody has come, gone or changed: packing takes its time."""
-    crowds = context.registry.crowds
-    known = crowds.get(deployment.key)
+    record = context.records.deployments[deployment.key]
+    known = record.crowd
     if known is not None and known[0] == everybody.modules:
         return known[1]
     made = {one.metadata.uid: one.metadata.creation_timestamp for one in context.store.adapters_of(deployment.key)}
     found = give_way(everybody, made)
-    if found:
-        crowds[deployment.key] = (everybody.modules, found)
-    else:
-        crowds.pop(deployment.key, None)
+    record.crowd = (everybody.modules, found) if found else None
     return found
 
 
 def _tell_left_out(context: Context, deployment: VLLMDeployment, left_out: Mapping[str, Reason]) -> None:
-    before = context.registry.left_out.get(deployment.key, {})
-    context.registry.left_out[deployment.key] = left_out
+    record = context.records.deployments[deployment.key]
+    before, record.left_out = record.left_out, left_out
     for adapter in context.store.adapters_of(deployment.key) if before != left_out else ():
         uid = adapter.metadata.uid
         if before.get(uid) != left_out.get(uid):
@@ -82,6 +80,7 @@ async def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleLis
     is_read, found = list_as_read(context, deployment)
     if is_read:
         return found
+    record = context.records.deployments[deployment.key]
     try:
         body = await context.kube.get(CONFIG_MAPS, *_place(deployment))
     except NotFoundError:
@@ -90,7 +89,7 @@ async def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleLis
         return None
     data = (body.get("binaryData") or {}).get(MODULES_KEY)
     found = decode_from_config_map(data) if isinstance(data, str) else None
-    context.registry.stored[deployment.key] = (child_version(body), found)
+    record.stored = (child_version(body), found)
     return found
 
 
@@ -106,7 +105,7 @@ def list_as_read(context: Context, deployment: VLLMDeployment) -> tuple[bool, Mo
     body = context.store.config_maps.get(_place(deployment))
     if body is None or not is_controlled_by(body, deployment.metadata.uid):
         return True, None
-    known = context.registry.stored.get(deployment.key)
+    known = context.records.deployments.peek(deployment.key).stored
     return (True, known[1]) if known is not None and known[0] == child_version(body) else (False, None)
 
 
@@ -116,11 +115,13 @@ def _place(deployment: VLLMDeployment) -> ObjectKey:
 
 async def learn_held(context: Context, deployment: VLLMDeployment, pod: ObjectKey, url: str, token: str) -> None:
     """Ask a pod which list it holds, where nothing else tells it. An older kit does not tell."""
-    if deployment.key in context.registry.lists or await stored_list(context, deployment) is not None:
-        context.registry.held_lists.pop(pod, None)
+    record = context.records.pods[pod]
+    known = context.records.deployments.peek(deployment.key).modules is not None
+    if known or await stored_list(context, deployment) is not None:
+        record.held_list = None
         return
     try:
-        context.registry.held_lists[pod] = await context.engines.held_list(url, token)
+        record.held_list = await context.engines.held_list(url, token)
     except EngineRefused as error:
         if error.status != 404:
             raise
@@ -132,7 +133,7 @@ def held_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None
     Pods are data from outside: an entry counts only by the UID of an adapter that names the deployment.
     """
     places = [(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in own_pods(context, deployment)]
-    lists = [found for place in places if (found := context.registry.held_lists.get(place)) is not None]
+    lists = [found for place in places if (found := context.records.pods.peek(place).held_list) is not None]
     newest: HeldList | None = max(lists, key=lambda one: one.generation, default=None)
     if newest is None or not newest.generation:  # a fresh pod was never told one
         return None
