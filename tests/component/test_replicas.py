@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from lora_operator.kube.kinds import VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import VLLM_DEPLOYMENTS, Kind
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.pod_events import last_warning
 from lora_operator.reconcile.replicas import keep_replicas
-from lora_operator.reconcile.store import Kind
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
 from tests.unit.builders import make_workload

@@ -23,9 +23,10 @@ from lora_operator.constants import (
     MANAGED_BY,
     Condition,
 )
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Module
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView, Served
-from lora_operator.reconcile.store import Change, Kind, ObjectKey, Store
+from lora_operator.reconcile.store import Change, ObjectKey, Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 9, 0, 0, tzinfo=UTC)

@@ -10,10 +10,10 @@ import pytest
 
 from lora_operator.constants import ANNOTATION_EVICT, LABEL_CACHE
 from lora_operator.kube.answers import MAX_TEXT_NESTING, flattened, parsed, refusal
+from lora_operator.kube.kinds import METADATA_ONLY, Kind
 from lora_operator.kube.watch_lines import Lines
 from lora_operator.reconcile.bodies import MAX_NESTING, is_too_deep, slim
-from lora_operator.reconcile.store import Key, Kind, Store
-from lora_operator.reconcile.sync import METADATA_ONLY
+from lora_operator.reconcile.store import Key, Store
 from tests.unit.builders import engine_pod, make_adapter, make_deployment, make_workload
 
 DEEP = 5_000

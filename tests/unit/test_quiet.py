@@ -11,12 +11,12 @@ import pytest
 from lora_operator.conditions import is_passing
 from lora_operator.constants import Reason
 from lora_operator.kube.client import Kube
-from lora_operator.kube.kinds import VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.reconcile import context as context_module
 from lora_operator.reconcile.context import GATHER_SECONDS, PASSING_SECONDS, Context
 from lora_operator.reconcile.engine_pod import POLL_IDLE, reconcile_pod
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines, KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
 from tests.unit.builders import Conditions, engine_pod, make_deployment, make_module, make_workload, not_ready, ready
@@ -69,7 +69,7 @@ class Writer:
     async def write(self, conditions: Conditions, *, over: Conditions | None = None) -> bool:
         """Has a status written over what the object has."""
         old, new = make_deployment(conditions=ready() if over is None else over), make_deployment(conditions=conditions)
-        return await self.context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, old, new.status)
+        return await self.context.write_status(old, new.status)
 
 
 @pytest.mark.parametrize(

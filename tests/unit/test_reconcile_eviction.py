@@ -15,13 +15,14 @@ from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, Reason
 from lora_operator.errors import ForbiddenError, UnavailableError
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision, ModuleList
 from lora_operator.reconcile.cache import reconcile_cache
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.download_queue import is_evicting
 from lora_operator.reconcile.eviction import reconcile_eviction
 from lora_operator.reconcile.registry import ModelWant
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.reconcile.usage import used_views
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines, ServedModel

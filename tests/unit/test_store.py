@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lora_operator.constants import LABEL_ARTIFACT, LABEL_DEPLOYMENT
+from lora_operator.kube.kinds import Kind
 from lora_operator.names import label_value
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from tests.unit.builders import take_list
 
 

@@ -6,11 +6,12 @@ from typing import Any, cast
 
 from lora_operator.api import ModelArtifact
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.plan.artifact import ArtifactObservation, plan_artifact
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.download_queue import take_turn
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import make_adapter, make_artifact, make_cache, make_job, ready_artifact

@@ -10,7 +10,7 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing
 from lora_operator.constants import Reason
 from lora_operator.errors import ForbiddenError, InvalidObjectError, OperatorError, ReasonError
-from lora_operator.kube.kinds import LORA_ADAPTERS
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter import plan_adapter, plan_refused, unknown
 from lora_operator.plan.adapter_content import AdapterObservation, name_taken
 from lora_operator.plan.adapter_list import Decision, Module
@@ -19,7 +19,7 @@ from lora_operator.plan.deployment_status import service_url
 from lora_operator.plan.wants import Credentials, find_cache
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import observe_fleet
-from lora_operator.reconcile.store import Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 
 UNREADABLE_SECONDS: Final = 30.0
 
@@ -49,7 +49,7 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
         _publish(context, adapter, unknown(adapter))
         raise
     if plan.status is not None:
-        await context.write_status(LORA_ADAPTERS, Kind.LORA_ADAPTER, adapter, plan.status)
+        await context.write_status(adapter, plan.status)
     return plan.requeue_after
 
 

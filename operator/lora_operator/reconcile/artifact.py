@@ -23,7 +23,7 @@ from lora_operator.errors import (
     NotFoundError,
     ReasonError,
 )
-from lora_operator.kube.kinds import CLAIMS, JOBS, MODEL_ARTIFACTS, PODS, SECRETS
+from lora_operator.kube.kinds import CLAIMS, JOBS, MODEL_ARTIFACTS, PODS, SECRETS, Kind
 from lora_operator.kube.objects import controller
 from lora_operator.names import job_name
 from lora_operator.plan.artifact import ArtifactObservation, SecretVersion, is_by_hand, plan_artifact, plan_failure
@@ -37,7 +37,7 @@ from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.download_queue import note_ended_jobs, take_turn
 from lora_operator.reconcile.pod_events import last_warning
 from lora_operator.reconcile.registry import Announced
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Body, Key, ObjectKey
 from lora_operator.wire.jobs import FetchProgress
 
 LOG_LINES = 20
@@ -74,7 +74,7 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
             context.registry.turns.started(_cache_key(artifact), artifact.metadata.name)
     if status not in (None, artifact.status):
         assert status is not None  # noqa: S101  a narrowing for the type checker
-        if not await context.write_status(MODEL_ARTIFACTS, Kind.MODEL_ARTIFACT, artifact, status):
+        if not await context.write_status(artifact, status):
             delete_jobs = ()  # what they led to is not written down
     _announce(context, key)  # whatever becomes of the Jobs
     for name in delete_jobs:

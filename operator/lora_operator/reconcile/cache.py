@@ -6,12 +6,12 @@ from lora_operator.api.cache import ModelCache
 from lora_operator.constants import LABEL_CACHE, Reason
 from lora_operator.desired.claim import build_claim, wanted_owners
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, NotFoundError, ReasonError
-from lora_operator.kube.kinds import CLAIMS, MODEL_CACHES, STORAGE_CLASSES
+from lora_operator.kube.kinds import CLAIMS, STORAGE_CLASSES
 from lora_operator.names import label_value
 from lora_operator.plan.cache import CacheObservation, plan_cache, why_not_ours
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.eviction import Eviction, reconcile_eviction, remove_recorded_jobs
-from lora_operator.reconcile.store import Body, Key, Kind
+from lora_operator.reconcile.store import Body, Key
 
 
 async def reconcile_cache(context: Context, key: Key) -> float | None:
@@ -43,7 +43,7 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
         volume=context.registry.volumes.get(cache.key),
     )
     status, again = plan_cache(observation, now=context.now())
-    await context.write_status(MODEL_CACHES, Kind.MODEL_CACHE, cache, status)
+    await context.write_status(cache, status)
     if failed is not None:
         raise failed
     await remove_recorded_jobs(context, key)

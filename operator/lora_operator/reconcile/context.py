@@ -21,13 +21,13 @@ from lora_operator.constants import API_VERSION, REASONS, Condition, Reason
 from lora_operator.desired.children import kit_hash
 from lora_operator.errors import AlreadyExistsError, ConflictError, ForbiddenError, NotFoundError, ReasonError
 from lora_operator.kube.client import Kube
-from lora_operator.kube.kinds import BY_KIND, CONFIG_MAPS, DEPLOYMENTS, SECRETS, SERVICES, ResourceType
+from lora_operator.kube.kinds import SECRETS, Kind, kind_of, type_of
 from lora_operator.kube.objects import controller
 from lora_operator.names import short_hash
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.registry import Registry
 from lora_operator.reconcile.routing import keys_for
-from lora_operator.reconcile.store import Body, Key, Kind, Store
+from lora_operator.reconcile.store import Body, Key, Store
 from lora_operator.settings import Settings
 from lora_operator.source_kinds import keys_of
 from lora_operator.vllm import Engines
@@ -37,11 +37,6 @@ SECRET_SECONDS: Final = 3600.0  # between looks for a Secret that nothing makes 
 DOUBTED_SECRET_SECONDS: Final = 10.0
 PASSING_SECONDS: Final = 1.0  # a load takes some 50 ms: what is over so soon is not worth two writes and two Events
 GATHER_SECONDS: Final = 0.3  # in which changes of a fleet that leave its Ready alone become one write
-_CHILD_KINDS: Final[Mapping[str, tuple[ResourceType, Kind]]] = {
-    "Deployment": (DEPLOYMENTS, Kind.DEPLOYMENT),
-    "ConfigMap": (CONFIG_MAPS, Kind.CONFIG_MAP),
-    "Service": (SERVICES, Kind.SERVICE),
-}
 
 
 @dataclass
@@ -121,13 +116,13 @@ class Context:
         named = keys_of(key, [key for key, value in (secret.get("data") or {}).items() if value])
         return {file: _value(secret, key, f"{namespace}/{name}") for file, key in named.items()}
 
-    async def write_status(self, rt: ResourceType, kind: Kind, resource: Resource, status: ApiModel) -> bool:
+    async def write_status(self, resource: Resource, status: ApiModel) -> bool:
         """Write a status where it changed, then post an Event where Ready did. Returns whether it was written.
 
         What will probably be over in a moment is looked at again before it is told.
         """
         old: Any = resource.status  # type: ignore[attr-defined]
-        metadata = resource.metadata
+        kind, metadata = kind_of(resource), resource.metadata
         key = Key(kind, metadata.namespace, metadata.name)
         wait = self._hold_back(key, old, status)
         if status == old:
@@ -137,7 +132,7 @@ class Context:
             return False
         try:
             body = await self.kube.apply_status(
-                rt,
+                kind.info.rt,
                 metadata.namespace,
                 metadata.name,
                 status.to_wire(),
@@ -153,15 +148,15 @@ class Context:
         if after is not None and (before is None or (before.status, before.reason) != (after.status, after.reason)):
             stalled = find(status.conditions, Condition.STALLED) is not None  # type: ignore[attr-defined]
             warning = after.status != "True" and (stalled or REASONS[reason_of(after.reason)].warns)
-            await self.event(kind, resource, warning=warning, reason=after.reason, message=after.message)
+            await self.event(resource, warning=warning, reason=after.reason, message=after.message)
         return True
 
-    async def event(self, kind: Kind, resource: Resource, *, warning: bool, reason: str, message: str) -> None:
+    async def event(self, resource: Resource, *, warning: bool, reason: str, message: str) -> None:
         """Post an Event about one of our objects."""
         metadata = resource.metadata
         about = {
             "apiVersion": API_VERSION,
-            "kind": kind.value,
+            "kind": kind_of(resource).value,
             "name": metadata.name,
             "namespace": metadata.namespace,
             "uid": metadata.uid,
@@ -198,7 +193,7 @@ class Context:
         await self.refuse_foreign(obj, live)
         result = await self.kube.apply(obj)
         self._applied[place] = (digest, child_version(result))
-        self.store.upsert(_CHILD_KINDS[obj["kind"]][1], result)  # no news for the owner, whose reconcile this is
+        self.store.upsert(Kind(obj["kind"]), result)  # no news for the owner, whose reconcile this is
         return result
 
     async def ensure_secret(self, obj: dict[str, Any], *, doubtful: bool = False) -> None:
@@ -224,7 +219,7 @@ class Context:
         namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
         if live is None:
             try:
-                live = await self.kube.get(BY_KIND[obj["apiVersion"], obj["kind"]], namespace, name)
+                live = await self.kube.get(type_of(obj), namespace, name)
             except NotFoundError:
                 return
         ours, owner = obj["metadata"]["ownerReferences"][0], controller(live)
@@ -249,7 +244,7 @@ class Context:
         """Record the API server's answer to a write of a child that `adopt_child` judges."""
         place = (applied["kind"], applied["metadata"]["namespace"], applied["metadata"]["name"])
         self._applied[place] = ("", child_version(applied))
-        self.take(_CHILD_KINDS[applied["kind"]][1], applied)
+        self.take(Kind(applied["kind"]), applied)
 
     def take(self, kind: Kind, body: Body, *, seen: Metadata | None = None) -> None:
         """Put the API server's answer to a write into the store: the watch will say the same later, and then it is no news.

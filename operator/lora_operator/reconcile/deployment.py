@@ -18,7 +18,7 @@ from lora_operator.desired.children import (
 )
 from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
-from lora_operator.kube.kinds import DEPLOYMENTS, VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import DEPLOYMENTS, Kind
 from lora_operator.kube.objects import is_controlled_by, running_container
 from lora_operator.names import is_of_another_token, kit_config_map
 from lora_operator.plan.adapter_list import ModuleList, encode_for_config_map, names_passed_on
@@ -34,7 +34,7 @@ from lora_operator.reconcile.lists import held_list, next_list, stored_list
 from lora_operator.reconcile.pod_events import SILENT_SECONDS, warnings_of
 from lora_operator.reconcile.replicas import keep_replicas
 from lora_operator.reconcile.rollout import Rollout, as_rolled, look_at_rollout
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key
 
 
 async def reconcile_deployment(context: Context, key: Key) -> float | None:
@@ -79,7 +79,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         ),
         now=context.now(),
     )
-    written = await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
+    written = await context.write_status(deployment, status)
     if written or status == deployment.status:  # else it is told later, and they read it there
         tell_adapters(context, deployment, fleet, status)
     await remove_old_kits(context, deployment)

@@ -21,7 +21,6 @@ from lora_operator.kube.objects import is_controlled_by
 from lora_operator.names import engine_labels
 from lora_operator.plan.admission import selector_matches
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Kind
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +41,7 @@ async def keep_budget(context: Context, deployment: VLLMDeployment) -> None:
         context.budgets[place] = (form, time.monotonic() + FAILED_LOOK_SECONDS)
         log.warning("PodDisruptionBudget of VLLMDeployment %s/%s: %s", *place, error)
         if isinstance(error, ReasonError):
-            await context.event(
-                Kind.VLLM_DEPLOYMENT, deployment, warning=True, reason=error.reason, message=error.message
-            )
+            await context.event(deployment, warning=True, reason=error.reason, message=error.message)
 
 
 async def _keep(context: Context, deployment: VLLMDeployment) -> None:

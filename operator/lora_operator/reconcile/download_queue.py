@@ -8,12 +8,13 @@ from typing import Any
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.bounds import DEFAULT_MAX_CONCURRENT
 from lora_operator.api.cache import VolumeFigures
+from lora_operator.kube.kinds import Kind
 from lora_operator.kube.objects import controller
 from lora_operator.plan import jobs
 from lora_operator.plan.artifact import ArtifactObservation, ArtifactPlan, plan_artifact
 from lora_operator.plan.fair_share import Ticket
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 from lora_operator.reconcile.turns import Running
 
 

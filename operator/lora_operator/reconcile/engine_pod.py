@@ -14,6 +14,7 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import LABEL_DEPLOYMENT, ROLLOUT
 from lora_operator.desired.children import gate_token
 from lora_operator.errors import EngineError, EngineUnreachable, StaleList
+from lora_operator.kube.kinds import Kind
 from lora_operator.kube.objects import engine_port, is_ready, pod_ip, running_container
 from lora_operator.names import label_value
 from lora_operator.plan.adapter_list import ModuleList
@@ -23,7 +24,7 @@ from lora_operator.plan.placement import is_lazy_on
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, live_pods, own_pods
 from lora_operator.reconcile.lists import learn_held
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Body, Key, ObjectKey
 from lora_operator.vllm import MINIMUM_VERSIONS, KitState, ServedModel, parse_version
 
 SETTLE_SECONDS: Final = 2.0  # how long a kit may hold the answer to a new list back while it loads

@@ -12,7 +12,7 @@ from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, CACHE_
 from lora_operator.desired.evict_job import build_evict_job, evict_job_name
 from lora_operator.desired.job_placement import job_placement
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError
-from lora_operator.kube.kinds import JOBS, MODEL_ARTIFACTS, PODS
+from lora_operator.kube.kinds import JOBS, MODEL_ARTIFACTS, PODS, Kind
 from lora_operator.kube.objects import controller
 from lora_operator.plan.eviction import (
     MAX_VIEWS,
@@ -40,7 +40,7 @@ from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.download_queue import caches_of, claim_of, has_ended, is_evicting
 from lora_operator.reconcile.lists import read_lists
 from lora_operator.reconcile.pod_events import last_warning
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Body, Key, ObjectKey
 from lora_operator.reconcile.usage import used_views
 from lora_operator.wire.jobs import EvictRequest
 

@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from lora_operator.api.common import StatusCondition
 from lora_operator.conditions import Verdict, find, merge
 from lora_operator.constants import Condition, Reason
+from lora_operator.kube.kinds import Kind
 from lora_operator.kube.objects import running_container
 from lora_operator.plan.adapter import undecidable
 from lora_operator.plan.fleet import PodView
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.registry import ModelWant
-from lora_operator.reconcile.store import Key, Kind, ObjectKey, describe_invalid
+from lora_operator.reconcile.store import Key, ObjectKey, describe_invalid
 
 TOLD_AFTER: Final = 2  # failures in a row: what is over with the next attempt, 0.2 s later, is in the log alone
 MAX_CAUSE: Final = 300

@@ -6,12 +6,12 @@ from lora_operator.api.deployment import VLLMDeployment, VLLMDeploymentStatus
 from lora_operator.conditions import find
 from lora_operator.constants import Condition
 from lora_operator.errors import NotFoundError
-from lora_operator.kube.kinds import REPLICA_SETS
+from lora_operator.kube.kinds import REPLICA_SETS, Kind
 from lora_operator.kube.objects import controller, is_ready, running_container
 from lora_operator.plan.deployment_status import replicas_wanted
 from lora_operator.plan.fleet import Fleet, FleetPod
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Body, Key, ObjectKey
 
 
 async def learn_owners(context: Context, pods: list[Body]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import MODULES_KEY, ROLLOUT, Reason
 from lora_operator.errors import EngineRefused, NotFoundError
-from lora_operator.kube.kinds import CONFIG_MAPS
+from lora_operator.kube.kinds import CONFIG_MAPS, Kind
 from lora_operator.kube.objects import is_controlled_by
 from lora_operator.names import modules_config_map
 from lora_operator.plan.adapter_list import Decision, Module, ModuleList, decode_from_config_map, plan_list
@@ -17,7 +17,7 @@ from lora_operator.plan.list_limits import give_way
 from lora_operator.plan.rollout import leave_out
 from lora_operator.reconcile.context import Context, child_version
 from lora_operator.reconcile.fleet import own_pods
-from lora_operator.reconcile.store import Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 from lora_operator.vllm import HeldList
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from lora_operator.api import LoRAAdapter, ModelArtifact, ModelCache, VLLMDeployment
 from lora_operator.conditions import find, is_true
 from lora_operator.constants import ANNOTATION_DEFAULT_CACHE, COMPONENT_ENGINE, LABEL_CACHE, LABEL_COMPONENT, Condition
+from lora_operator.kube.kinds import Kind
 from lora_operator.kube.objects import controller
 from lora_operator.names import label_value
-from lora_operator.reconcile.store import Change, Key, Kind, Store, artifacts_told
+from lora_operator.reconcile.store import Change, Key, Store, artifacts_told
 
 
 def keys_for(change: Change, store: Store) -> set[Key]:
@@ -25,12 +26,10 @@ def keys_for(change: Change, store: Store) -> set[Key]:
             return {change.key, *_for_cache(change, store)}
         case Kind.MODEL_ARTIFACT:
             return {change.key, *_for_artifact(change, store)}
-        case Kind.JOB:
-            return _owner(change, "ModelArtifact", Kind.MODEL_ARTIFACT) | _owner(change, "ModelCache", Kind.MODEL_CACHE)
+        case Kind.JOB | Kind.DEPLOYMENT | Kind.CONFIG_MAP | Kind.SERVICE:
+            return set(_owners(change))
         case Kind.POD:
             return set(_for_pod(change, store))
-        case Kind.DEPLOYMENT | Kind.CONFIG_MAP | Kind.SERVICE:
-            return _owner(change, "VLLMDeployment", Kind.VLLM_DEPLOYMENT)
         case Kind.NAMESPACE:
             return set(_for_namespace(change, store))
 
@@ -109,13 +108,11 @@ def _for_artifact(change: Change, store: Store) -> Iterator[Key]:
                 yield Key(Kind.MODEL_ARTIFACT, *other.key)
 
 
-def _owner(change: Change, owner_kind: str, kind: Kind) -> set[Key]:
-    found = set()
+def _owners(change: Change) -> Iterator[Key]:
     for body in (change.old, change.new):
         owner = controller(body) if body is not None else None
-        if owner is not None and owner[0] == owner_kind:
-            found.add(Key(kind, change.key.namespace, owner[1]))
-    return found
+        if owner is not None and owner[0] in change.kind.info.owners:
+            yield Key(Kind(owner[0]), change.key.namespace, owner[1])
 
 
 def _for_pod(change: Change, store: Store) -> Iterator[Key]:

@@ -11,16 +11,15 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
 from lora_operator.api import LoRAAdapter, ModelArtifact, ModelCache, VLLMDeployment
-from lora_operator.api.common import Resource
 from lora_operator.conditions import find
 from lora_operator.constants import LABEL_ARTIFACT, LABEL_DEPLOYMENT, Condition
+from lora_operator.kube.kinds import Kind
 from lora_operator.names import label_value
 from lora_operator.reconcile.bodies import MAX_NESTING, is_too_deep, slim
 from lora_operator.reconcile.index import Index
@@ -30,31 +29,6 @@ MAX_INVALID_MESSAGE: Final = 1000
 
 ObjectKey = tuple[str, str]  # (namespace, name); the namespace is "" for what has none
 Body = dict[str, Any]
-
-
-class Kind(StrEnum):
-    """The kinds that are watched."""
-
-    LORA_ADAPTER = "LoRAAdapter"
-    VLLM_DEPLOYMENT = "VLLMDeployment"
-    MODEL_CACHE = "ModelCache"
-    MODEL_ARTIFACT = "ModelArtifact"
-    JOB = "Job"
-    POD = "Pod"
-    DEPLOYMENT = "Deployment"
-    NAMESPACE = "Namespace"
-    CONFIG_MAP = "ConfigMap"
-    SERVICE = "Service"
-
-
-OWN_KINDS: Final = (Kind.LORA_ADAPTER, Kind.VLLM_DEPLOYMENT, Kind.MODEL_CACHE, Kind.MODEL_ARTIFACT)
-
-_MODELS: Final[Mapping[Kind, type[Resource]]] = {
-    Kind.LORA_ADAPTER: LoRAAdapter,
-    Kind.VLLM_DEPLOYMENT: VLLMDeployment,
-    Kind.MODEL_CACHE: ModelCache,
-    Kind.MODEL_ARTIFACT: ModelArtifact,
-}
 
 
 class Key(NamedTuple):
@@ -252,7 +226,7 @@ class Store:
     # Inside
 
     def _parse(self, key: Key, body: Mapping[str, Any]) -> Any | None:
-        model, kept = _MODELS.get(key.kind), slim(key.kind.value, body)
+        model, kept = key.kind.info.model, slim(key.kind.value, body)
         self._invalid.pop(key, None)
         self._concerned.pop(key, None)
         if model is None:
