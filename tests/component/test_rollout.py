@@ -142,7 +142,7 @@ class World:
         """The Deployment's status as its controller would write it: one pod, of the present form, that is up or starting."""
         live = self.context.store.workloads[self.namespace, "llama"]
         counts = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": ready, "availableReplicas": ready}
-        status = counts | {"observedGeneration": live["metadata"]["generation"]}
+        status = counts | {"observedGeneration": live.generation}
         body = await self.kube.apply_status(DEPLOYMENTS, self.namespace, "llama", status)
         self.context.store.upsert(Kind.DEPLOYMENT, body)
 

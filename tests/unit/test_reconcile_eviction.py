@@ -102,6 +102,7 @@ class World:
 
     def __init__(self, *, asked: str | None = "now", pod: Json | None = None, **cache: Any) -> None:
         self.api, self.woken = Api(), list[Key]()
+        self.bodies: dict[tuple[str, str], Json] = {}
         self.context = Context(
             kube=cast(Kube, self.api),
             engines=cast(Engines, None),
@@ -146,6 +147,7 @@ class World:
     def raw(self, kind: Kind, body: Json) -> None:
         self.api.version += 1
         version = {"resourceVersion": str(self.api.version)}
+        self.bodies[kind.value, body["metadata"]["name"]] = body
         self.context.store.upsert(kind, {**body, "metadata": body["metadata"] | version})
 
     async def until_the_job(self) -> None:
@@ -376,7 +378,7 @@ async def test_the_end_is_recorded_downloads_go_on_and_the_job_goes() -> None:
     volume = VolumeState(total_bytes=10, free_bytes=5, used_bytes=4)
     message = EvictResult(ok=True, views=1, freed_bytes=1024, volume=volume).model_dump_json(by_alias=True)
     state = {"terminated": {"exitCode": 0, "message": message}}
-    world.api.pods = [{"metadata": {"name": "p"}, "status": {"containerStatuses": [{"state": state}]}}]
+    world.api.pods = [{"metadata": {"name": "p"}, "status": {"containerStatuses": [{"name": "evict", "state": state}]}}]
     world.api.deleted.clear()
     world.woken.clear()
     await reconcile_cache(world.context, key)
@@ -470,9 +472,9 @@ async def test_a_removal_whose_node_is_lost_ends_and_the_next_one_takes_nothing_
     await world.until_the_job()
     made = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=9)
     world.make_pod(RUNNING, made=made)
+    job, pod = world.bodies["Job", "default-evict-1"], world.bodies["Pod", "p"]
     target = {"conditions": [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]}
-    world.raw(Kind.JOB, world.context.store.jobs["serving", "default-evict-1"] | {"status": target})
-    pod = world.context.store.pods["serving", "p"]
+    world.raw(Kind.JOB, job | {"status": target})
     for seconds in (50, 61):
         deleted = {"deletionTimestamp": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()}
         world.raw(Kind.POD, pod | {"metadata": pod["metadata"] | deleted})

@@ -21,6 +21,9 @@ from lora_operator.api import (
 )
 from lora_operator.api.common import ApiModel, Resource, ResourceInfo
 from lora_operator.constants import GROUP, LABEL_MANAGED_BY, MANAGED_BY, VERSION
+from lora_operator.kube.objects import KubeObject, Namespace
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Job, Workload
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ class KindInfo:
     """What is known of a watched kind: where its URL is, what it is parsed into, what of it is asked for, who owns such objects."""
 
     rt: ResourceType
-    model: type[Resource] | None = None  # None: no kind of ours
+    model: type[Resource] | None = None  # of a kind of ours
     status: type[ApiModel] | None = None  # of the model
+    view: type[KubeObject] = KubeObject  # of another kind
     label_selector: str | None = None
     metadata_only: bool = False  # the rest may be a megabyte each, of anybody's objects
     owners: tuple[Kind, ...] = ()  # kinds of ours that control objects of this one themselves
@@ -111,10 +115,10 @@ KINDS: Final[Mapping[Kind, KindInfo]] = MappingProxyType(
         Kind.VLLM_DEPLOYMENT: KindInfo(VLLM_DEPLOYMENTS, VLLMDeployment, deployment.RESOURCE.status),
         Kind.MODEL_CACHE: KindInfo(MODEL_CACHES, ModelCache, cache.RESOURCE.status),
         Kind.MODEL_ARTIFACT: KindInfo(MODEL_ARTIFACTS, ModelArtifact, artifact.RESOURCE.status),
-        Kind.NAMESPACE: KindInfo(NAMESPACES, metadata_only=True),
-        Kind.JOB: KindInfo(JOBS, label_selector=_OURS, owners=(Kind.MODEL_ARTIFACT, Kind.MODEL_CACHE)),
-        Kind.POD: KindInfo(PODS, label_selector=_OURS),
-        Kind.DEPLOYMENT: KindInfo(DEPLOYMENTS, label_selector=_OURS, owners=_FLEET),
+        Kind.NAMESPACE: KindInfo(NAMESPACES, view=Namespace, metadata_only=True),
+        Kind.JOB: KindInfo(JOBS, view=Job, label_selector=_OURS, owners=(Kind.MODEL_ARTIFACT, Kind.MODEL_CACHE)),
+        Kind.POD: KindInfo(PODS, view=Pod, label_selector=_OURS),
+        Kind.DEPLOYMENT: KindInfo(DEPLOYMENTS, view=Workload, label_selector=_OURS, owners=_FLEET),
         Kind.CONFIG_MAP: KindInfo(CONFIG_MAPS, label_selector=_OURS, metadata_only=True, owners=_FLEET),
         Kind.SERVICE: KindInfo(SERVICES, label_selector=_OURS, metadata_only=True, owners=_FLEET),
     }

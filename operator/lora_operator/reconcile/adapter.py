@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from lora_operator.api.adapter import LoRAAdapter
@@ -111,10 +112,10 @@ async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation
     )
 
 
-def namespace_labels(context: Context, namespace: str) -> dict[str, str] | None:
+def namespace_labels(context: Context, namespace: str) -> Mapping[str, str] | None:
     """A namespace's labels; None where the namespace is not known."""
-    body = context.store.namespaces.get(("", namespace))
-    return None if body is None else body["metadata"].get("labels") or {}
+    known = context.store.namespaces.get(("", namespace))
+    return None if known is None else known.labels
 
 
 def _rivals(context: Context, adapter: LoRAAdapter, deployment: VLLMDeployment | None) -> tuple[LoRAAdapter, ...]:

@@ -24,7 +24,8 @@ from lora_operator.errors import (
     ReasonError,
 )
 from lora_operator.kube.kinds import CLAIMS, JOBS, MODEL_ARTIFACTS, PODS, SECRETS, Kind
-from lora_operator.kube.objects import controller
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Job
 from lora_operator.names import job_name
 from lora_operator.plan.artifact import ArtifactObservation, SecretVersion, is_by_hand, plan_artifact, plan_failure
 from lora_operator.plan.identity import workload_identity
@@ -143,7 +144,7 @@ async def _observe(
     )
 
 
-async def _view(context: Context, job: Body, known: list[Body]) -> JobView:
+async def _view(context: Context, job: Job, known: list[Pod]) -> JobView:
     pods = await _pods_of(context, job, known)
     now = context.now()
     silent = silent_object(job, pods, now=now)
@@ -151,13 +152,14 @@ async def _view(context: Context, job: Body, known: list[Body]) -> JobView:
     return view_job(job, pods, warning=warning, now=now)
 
 
-async def _pods_of(context: Context, job: Body, known: list[Body]) -> list[Body]:
+async def _pods_of(context: Context, job: Job, known: list[Pod]) -> list[Pod]:
     """A Job's pods; asked for where the Job has ended and none of them is known to have: its watch may be ahead of the pods'."""
     view = view_job(job, known, now=context.now())
     if not view.finished or view.left_result:
         return known
-    selector = f"batch.kubernetes.io/job-name={job['metadata']['name']}"
-    return (await context.kube.list(PODS, namespace=job["metadata"]["namespace"], label_selector=selector))[0]
+    selector = f"batch.kubernetes.io/job-name={job.name}"
+    listed, _ = await context.kube.list(PODS, namespace=job.namespace, label_selector=selector)
+    return [Pod.parse(body) for body in listed]
 
 
 async def _secret_version(context: Context, credentials: Credentials) -> SecretVersion | ReasonError:
@@ -296,13 +298,13 @@ async def _create_job(
         job = await context.kube.create(manifest)
     except ConflictError:
         job = await context.kube.get(JOBS, namespace, job_name(artifact.metadata.name, attempt))
-        owner = controller(job)
-        if owner is None or owner[:2] != ("ModelArtifact", artifact.metadata.name):
+        owner = Job.parse(job).owner
+        if owner is None or owner[:2] != (Kind.MODEL_ARTIFACT, artifact.metadata.name):
             raise ReasonError(
                 Reason.JOB_FAILED,
                 f"Job {namespace}/{job['metadata']['name']} exists and is not this artifact's: delete it",
             ) from None
-        if owner[2] != artifact.metadata.uid:
+        if owner.uid != artifact.metadata.uid:
             return None
     except ForbiddenError as error:
         raise ReasonError(Reason.JOB_UNSCHEDULABLE, f"the download Job was refused: {error}") from error

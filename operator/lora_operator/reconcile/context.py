@@ -22,7 +22,8 @@ from lora_operator.desired.children import kit_hash
 from lora_operator.errors import AlreadyExistsError, ConflictError, ForbiddenError, NotFoundError, ReasonError
 from lora_operator.kube.client import Kube
 from lora_operator.kube.kinds import SECRETS, Kind, kind_of, type_of
-from lora_operator.kube.objects import controller
+from lora_operator.kube.objects import KubeObject
+from lora_operator.kube.workloads import Workload
 from lora_operator.names import short_hash
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.registry import Registry
@@ -183,17 +184,18 @@ class Context:
             del self._passing[key]
         return wait
 
-    async def apply_child(self, obj: dict[str, Any], live: Body | None) -> Body:
+    async def apply_child(self, obj: dict[str, Any], live: KubeObject | None) -> KubeObject:
         """Apply a child unless it is known to be as applied. `live` is what the store has of it."""
         place = (obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
         digest = short_hash(obj, 32)
         known = self._applied.get(place)
-        if known is not None and known[0] == digest and live is not None and known[1] == child_version(live):
+        if known is not None and known[0] == digest and live is not None and known[1] == live.version:
             return live
         await self.refuse_foreign(obj, live)
-        result = await self.kube.apply(obj)
-        self._applied[place] = (digest, child_version(result))
-        self.store.upsert(Kind(obj["kind"]), result)  # no news for the owner, whose reconcile this is
+        body = await self.kube.apply(obj)
+        result = KubeObject.parse(body)
+        self._applied[place] = (digest, result.version)
+        self.store.upsert(Kind(obj["kind"]), body)  # no news for the owner, whose reconcile this is
         return result
 
     async def ensure_secret(self, obj: dict[str, Any], *, doubtful: bool = False) -> None:
@@ -214,37 +216,36 @@ class Context:
             place: (now, now + SECRET_SECONDS * spread)
         }
 
-    async def refuse_foreign(self, obj: dict[str, Any], live: Body | None) -> None:
+    async def refuse_foreign(self, obj: dict[str, Any], live: KubeObject | None) -> None:
         """Raise ReasonError(NameTaken) where an object of that name exists that our object's owner does not control."""
         namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
         if live is None:
             try:
-                live = await self.kube.get(type_of(obj), namespace, name)
+                live = KubeObject.parse(await self.kube.get(type_of(obj), namespace, name))
             except NotFoundError:
                 return
-        ours, owner = obj["metadata"]["ownerReferences"][0], controller(live)
-        if owner is not None and owner[:2] == (ours["kind"], ours["name"]) and owner[2] != ours["uid"]:
+        ours, owner = obj["metadata"]["ownerReferences"][0], live.owner
+        if owner is not None and owner[:2] == (ours["kind"], ours["name"]) and owner.uid != ours["uid"]:
             raise ReasonError(
                 Reason.PROGRESSING,
-                f"{obj['kind']} {namespace}/{name} of an earlier {owner[0]} {owner[1]} is being deleted",
+                f"{obj['kind']} {namespace}/{name} of an earlier {owner.kind} {owner.name} is being deleted",
             )
-        if owner is None or owner[2] != ours["uid"]:
+        if owner is None or owner.uid != ours["uid"]:
             raise ReasonError(
                 Reason.NAME_TAKEN,
                 f"{obj['kind']} {namespace}/{name} exists and is not this object's own: delete it, or choose another name",
             )
 
-    def adopt_child(self, live: Body) -> bool:
+    def adopt_child(self, live: Workload) -> bool:
         """For a child that must not be re-applied for its own sake: whether it is as it was when first seen or last applied."""
-        place = (live["kind"], live["metadata"]["namespace"], live["metadata"]["name"])
-        known = self._applied.setdefault(place, ("", child_version(live)))
-        return known[1] == child_version(live)
+        known = self._applied.setdefault((Kind.DEPLOYMENT, *live.key), ("", live.version))
+        return known[1] == live.version
 
     def note_child(self, applied: Body) -> None:
         """Record the API server's answer to a write of a child that `adopt_child` judges."""
-        place = (applied["kind"], applied["metadata"]["namespace"], applied["metadata"]["name"])
-        self._applied[place] = ("", child_version(applied))
-        self.take(Kind(applied["kind"]), applied)
+        live = Workload.parse(applied)
+        self._applied[Kind.DEPLOYMENT, *live.key] = ("", live.version)
+        self.take(Kind.DEPLOYMENT, applied)
 
     def take(self, kind: Kind, body: Body, *, seen: Metadata | None = None) -> None:
         """Put the API server's answer to a write into the store: the watch will say the same later, and then it is no news.
@@ -269,12 +270,6 @@ def _asked_for(metadata: Metadata) -> tuple[Any, ...]:
         metadata.annotations,
         metadata.deletion_timestamp,
     )
-
-
-def child_version(obj: Body) -> str:
-    """What changes when somebody changes the object: its generation where it has one, else its resourceVersion."""
-    metadata = obj["metadata"]
-    return f"{metadata.get('uid')}/{metadata.get('generation') or metadata.get('resourceVersion')}"
 
 
 def load_kit_files() -> dict[str, str]:

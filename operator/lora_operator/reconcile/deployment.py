@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Mapping
-from typing import Any
+from collections.abc import Awaitable
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, ROLLOUT, Reason
@@ -19,14 +18,14 @@ from lora_operator.desired.children import (
 from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
 from lora_operator.kube.kinds import DEPLOYMENTS, Kind
-from lora_operator.kube.objects import is_controlled_by, running_container
+from lora_operator.kube.workloads import Workload
 from lora_operator.names import is_of_another_token, kit_config_map
 from lora_operator.plan.adapter_list import ModuleList, encode_for_config_map, names_passed_on
 from lora_operator.plan.claims import Candidate, settle_claims
 from lora_operator.plan.deployment_status import DeploymentObservation, plan_deployment, replicas_wanted
 from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
 from lora_operator.reconcile.base_model import BLOCKED_SECONDS, Model, want_model
-from lora_operator.reconcile.context import Context, child_version
+from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.disruption_budget import keep_budget
 from lora_operator.reconcile.fleet import all_own_pods, learn_owners, observe_fleet, own_pods, tell_adapters
 from lora_operator.reconcile.kits import remove_old_kits
@@ -134,7 +133,7 @@ def _ask_pods(
 ) -> None:
     """Have those pods looked at of which nothing is known, and those that hold an older list and can be told a newer one."""
     for pod in own_pods(context, deployment):
-        place_of_pod = (pod["metadata"]["namespace"], pod["metadata"]["name"])
+        place_of_pod = pod.key
         view = context.registry.views.get(place_of_pod)
         behind = modules and view and view.gate_closed and view.error is None and not view.too_old
         behind = behind and rollout is None and view and view.update_strategy != ROLLOUT
@@ -174,13 +173,13 @@ async def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleLi
         context.enqueue(Key(Kind.LORA_ADAPTER, *passed))
     if previous is None or updated.generation != previous.generation:
         for pod in own_pods(context, deployment):
-            context.enqueue(Key(Kind.POD, pod["metadata"]["namespace"], pod["metadata"]["name"]))
+            context.enqueue(Key(Kind.POD, *pod.key))
     return updated
 
 
 def _all_asked(context: Context, deployment: VLLMDeployment) -> bool:
     asked = context.registry.asked | context.registry.silent
-    pods = {(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in own_pods(context, deployment)}
+    pods = {pod.key for pod in own_pods(context, deployment)}
     for pod in pods - asked:
         context.enqueue(Key(Kind.POD, *pod))
     return pods <= asked
@@ -190,7 +189,7 @@ async def _apply_list(context: Context, deployment: VLLMDeployment, modules: Mod
     manifest = build_modules_config_map(deployment, encode_for_config_map(modules))
     live = context.store.config_maps.get((deployment.key[0], manifest["metadata"]["name"]))
     applied = await context.apply_child(manifest, live)
-    context.registry.stored[deployment.key] = (child_version(applied), modules)
+    context.registry.stored[deployment.key] = (applied.version, modules)
 
 
 async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Model, rollout: Rollout | None) -> None:
@@ -204,7 +203,7 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
         await context.ensure_secret(secret, doubtful=_lacks_a_pod(context, deployment))
     except ForbiddenError as error:
         # A full quota is told before the name is looked at, so also where the Secret exists. Pods that lack it say so themselves.
-        mounted = mounted_gate(live) if live is not None and is_controlled_by(live, deployment.metadata.uid) else None
+        mounted = mounted_gate(live) if live is not None and live.is_controlled_by(deployment.metadata.uid) else None
         if mounted != gate or "exceeded quota" not in str(error):
             raise
     model_path = model.path("model")
@@ -219,11 +218,11 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
     wanted = template_hash(deployment, model.cache, model_path=model_path, auxiliary=model.auxiliary)
     if (
         live is not None
-        and is_controlled_by(live, deployment.metadata.uid)
-        and _annotations(live).get(ANNOTATION_TEMPLATE_HASH) == wanted
+        and live.is_controlled_by(deployment.metadata.uid)
+        and live.annotations.get(ANNOTATION_TEMPLATE_HASH) == wanted
         and not (rollout and rollout.plan.roll)
         and not is_of_another_token(mounted_gate(live) or gate, gate)  # else no pod answers until it has the new one
-        and (context.adopt_child(live) or _annotations(live).get(ANNOTATION_KIT) != context.kit)
+        and (context.adopt_child(live) or live.annotations.get(ANNOTATION_KIT) != context.kit)
     ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
         await _keep_kit(context, deployment, live)
         return
@@ -252,10 +251,10 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
 async def _scale(context: Context, deployment: VLLMDeployment) -> None:
     """As many pods as are asked for, where the Deployment is ours and was not made anew with that number: that needs no model."""
     live = context.store.workloads.get(deployment.key)
-    if live is None or not is_controlled_by(live, deployment.metadata.uid):
+    if live is None or not live.is_controlled_by(deployment.metadata.uid):
         return
     replicas = replicas_wanted(deployment, live)
-    if live["spec"].get("replicas") != replicas:
+    if live.replicas != replicas:
         as_made = context.adopt_child(live)
         patched = await context.kube.patch(DEPLOYMENTS, *deployment.key, {"spec": {"replicas": replicas}})
         if as_made:
@@ -267,20 +266,16 @@ async def _scale(context: Context, deployment: VLLMDeployment) -> None:
 def _lacks_a_pod(context: Context, deployment: VLLMDeployment) -> bool:
     """Whether a pod does not start or does not answer, as without its Secret."""
     for pod in own_pods(context, deployment):
-        view = context.registry.views.get((pod["metadata"]["namespace"], pod["metadata"]["name"]))
-        if running_container(pod) is None or (view is not None and view.error is not None):
+        view = context.registry.views.get(pod.key)
+        if pod.running_engine is None or (view is not None and view.error is not None):
             return True
     return False
 
 
-async def _keep_kit(context: Context, deployment: VLLMDeployment, live: Mapping[str, Any]) -> None:
+async def _keep_kit(context: Context, deployment: VLLMDeployment, live: Workload) -> None:
     """Repair the kit's ConfigMap where it is this operator's kit; an older operator's kit can't be made again."""
-    if _annotations(live).get(ANNOTATION_KIT) != context.kit:
+    if live.annotations.get(ANNOTATION_KIT) != context.kit:
         return
     place = (deployment.key[0], kit_config_map(deployment.key[1], context.kit))
     if place not in context.store.config_maps:
         await context.apply_child(build_kit_config_map(deployment, context.kit_files), None)
-
-
-def _annotations(obj: Mapping[str, Any]) -> dict[str, str]:
-    return obj["metadata"].get("annotations") or {}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.bounds import DEFAULT_MAX_CONCURRENT
 from lora_operator.api.cache import VolumeFigures
 from lora_operator.kube.kinds import Kind
-from lora_operator.kube.objects import controller
-from lora_operator.plan import jobs
+from lora_operator.kube.workloads import Job
+from lora_operator.plan import job_view
 from lora_operator.plan.artifact import ArtifactObservation, ArtifactPlan, plan_artifact
 from lora_operator.plan.fair_share import Ticket
 from lora_operator.reconcile.context import Context
@@ -58,9 +57,9 @@ def is_evicting(context: Context, cache: ObjectKey) -> bool:
     if claim in context.registry.evicting:
         return True
     for (namespace, _), job in context.store.jobs.items():
-        owner = controller(job)
-        ours = namespace == cache[0] and owner is not None and owner[0] == "ModelCache" and not has_ended(context, job)
-        if ours and owner is not None and claim_of(context, (namespace, owner[1])) == claim:
+        if namespace != cache[0] or job.owner is None or job.owner.kind != Kind.MODEL_CACHE or has_ended(context, job):
+            continue
+        if claim_of(context, (namespace, job.owner.name)) == claim:
             return True
     return False
 
@@ -105,18 +104,22 @@ def note_ended_jobs(context: Context, seen: ArtifactObservation) -> None:
 def _running(context: Context, cache: ObjectKey) -> list[ModelArtifact]:
     store, found = context.store, []
     for (namespace, _), job in store.jobs.items():
-        owner = controller(job)
-        if namespace != cache[0] or owner is None or owner[0] != "ModelArtifact" or has_ended(context, job):
+        if (
+            namespace != cache[0]
+            or job.owner is None
+            or job.owner.kind != Kind.MODEL_ARTIFACT
+            or has_ended(context, job)
+        ):
             continue
-        artifact = store.artifacts.get((namespace, owner[1]))
+        artifact = store.artifacts.get((namespace, job.owner.name))
         if artifact is not None and artifact.spec.cache_ref.name == cache[1]:
             found.append(artifact)
     return found
 
 
-def has_ended(context: Context, job: dict[str, Any]) -> bool:
+def has_ended(context: Context, job: Job) -> bool:
     """Whether a Job is over, as far as its pods are known."""
-    return jobs.has_ended(job, context.store.pods.values(), now=context.now())
+    return job_view.has_ended(job, context.store.pods.values(), now=context.now())
 
 
 def _cache_key(artifact: ModelArtifact) -> ObjectKey:

@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from lora_operator.errors import KubeError
 from lora_operator.kube.kinds import EVENTS
+from lora_operator.kube.objects import KubeObject
+from lora_operator.kube.pods import Pod
 from lora_operator.plan.pod_trouble import SETUP_SECONDS, is_setting_up
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Body
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ SILENT_SECONDS: Final = 5.0
 MAX_ASKED: Final = 1000  # objects
 
 
-async def warnings_of(context: Context, pods: Iterable[Body]) -> tuple[bool, dict[str, str]]:
+async def warnings_of(context: Context, pods: Iterable[Pod]) -> tuple[bool, dict[str, str]]:
     """Whether a pod is being set up, and for one whose set-up takes longer than usual the newest warning, by its UID.
 
     One is enough: what keeps a pod of a fleet from being set up keeps the others.
@@ -31,26 +32,26 @@ async def warnings_of(context: Context, pods: Iterable[Body]) -> tuple[bool, dic
     coming = [pod for pod in pods if is_setting_up(pod, now=now, seconds=0)]
     slow = next((pod for pod in coming if is_setting_up(pod, now=now, seconds=SETUP_SECONDS)), None)
     warning = await last_warning(context, slow) if slow is not None else None
-    return bool(coming), {slow["metadata"]["uid"]: warning} if slow is not None and warning else {}
+    return bool(coming), {slow.uid: warning} if slow is not None and warning else {}
 
 
-async def last_warning(context: Context, obj: Body) -> str | None:
+async def last_warning(context: Context, obj: KubeObject) -> str | None:
     """The newest Warning about an object, as "<reason>: <message>"; None where there is none or Events can't be read."""
-    metadata, known = obj["metadata"], context.registry.warnings
-    asked, said = known.get(metadata["uid"], (0.0, None))
+    known = context.registry.warnings
+    asked, said = known.get(obj.uid, (0.0, None))
     if asked and time.monotonic() - asked < SILENT_SECONDS:
         return said
     try:
         events, _ = await context.kube.list(
-            EVENTS, namespace=metadata["namespace"], field_selector=f"involvedObject.uid={metadata['uid']},type=Warning"
+            EVENTS, namespace=obj.namespace, field_selector=f"involvedObject.uid={obj.uid},type=Warning"
         )
     except KubeError as error:
-        log.info("the Events of %s/%s can't be read: %s", metadata["namespace"], metadata["name"], error)
+        log.info("the Events of %s/%s can't be read: %s", obj.namespace, obj.name, error)
         return said
     newest = max(events, key=_when, default=None)
     said = f"{newest.get('reason')}: {newest.get('message')}" if newest else None
-    known.pop(metadata["uid"], None)
-    known[metadata["uid"]] = (time.monotonic(), said)
+    known.pop(obj.uid, None)
+    known[obj.uid] = (time.monotonic(), said)
     while len(known) > MAX_ASKED:
         del known[next(iter(known))]
     return said
