@@ -52,8 +52,8 @@ class World:
     def starts(self, artifact: ModelArtifact) -> bool:
         """Whether a look at it takes a place."""
         seen = ArtifactObservation(artifact, self.cache, None, True, None, (), None)
-        plan = take_turn(self.context, seen, plan_artifact(seen, now=self.context.now()))
-        return plan.start is not None
+        now = self.context.now()
+        return plan_artifact(take_turn(self.context, seen, now=now), now=now).start is not None
 
     @property
     def head(self) -> str:
@@ -82,6 +82,6 @@ def test_the_last_place_is_kept_for_whoever_has_content_in_the_cache() -> None:
     assert not world.starts(crowd)
     world.context.registry.withdraw_decision(("team-b", "there"))
     seen = ArtifactObservation(there, world.cache, None, False, None, (), None)
-    take_turn(world.context, seen, plan_artifact(seen, now=world.context.now()))
+    take_turn(world.context, seen, now=world.context.now())
     assert world.starts(crowd), "nobody wants what is there"
     assert world.context.registry.turns.starting(CACHE) == 1

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.conditions import find
+from lora_operator.conditions import find, is_true
 from lora_operator.constants import FETCH_CONTAINER, Condition, Reason
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request, credentials_secret
 from lora_operator.desired.job_placement import job_placement
@@ -55,18 +55,19 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
             context.enqueue(Key(Kind.MODEL_ARTIFACT, key.namespace, name))
         context.enqueue_all(context.registry.wanters(place))
         return None
-    credentials = _credentials(context, artifact)
-    seen = await _observe(context, artifact, credentials)
-    plan = take_turn(context, seen, plan_artifact(seen, now=context.now()))
+    gathered = await _gather(context, artifact)
+    # From here until something is done nothing is awaited: who wants the artifact now is not overlooked.
+    now = context.now()
+    seen = take_turn(context, _observe(context, artifact, gathered), now=now)
+    plan = plan_artifact(seen, now=now)
     note_ended_jobs(context, seen)
-    came = context.registry.wanters(place) or context.registry.is_made_for(place)  # while we looked
-    if plan.delete_artifact and not came:
+    if plan.delete_artifact:
         await context.kube.delete(MODEL_ARTIFACTS, *place, uid=artifact.metadata.uid)
         return None
     status, delete_jobs = plan.status, plan.delete_jobs
     if plan.start is not None:
         try:
-            await _start(context, artifact, plan.start, credentials)
+            await _start(context, artifact, plan.start, gathered.credentials)
         except ReasonError as error:
             begun = artifact.model_copy(update={"status": plan.status or artifact.status})
             status = plan_failure(begun, error.reason, error.message, attempt=plan.start, now=context.now())
@@ -114,31 +115,45 @@ def _credentials(context: Context, artifact: ModelArtifact) -> Credentials | Rea
     return wanters_credentials(artifact, cache, offered)
 
 
-async def _observe(
-    context: Context, artifact: ModelArtifact, credentials: Credentials | ReasonError | None
-) -> ArtifactObservation:
-    store, namespace = context.store, artifact.metadata.namespace
-    pods = store.pods_of_artifact(artifact.key)
-    jobs = tuple([await _view(context, job, pods) for job in store.jobs_of_artifact(artifact.key)])
+@dataclass(frozen=True)
+class _Gathered:
+    """What had to be asked for."""
+
+    credentials: Credentials | ReasonError | None
+    secret: SecretVersion | ReasonError | None
+    jobs: tuple[JobView, ...]
+    progress: FetchProgress | None
+
+
+async def _gather(context: Context, artifact: ModelArtifact) -> _Gathered:
+    """Ask for what the store does not have: Events, the Job's log, the Secret's version."""
+    credentials, pods = _credentials(context, artifact), context.store.pods_of_artifact(artifact.key)
+    jobs = tuple([await _view(context, job, pods) for job in context.store.jobs_of_artifact(artifact.key)])
     running = next((job for job in jobs if not job.finished and job.owner_uid == artifact.metadata.uid), None)
+    secret: SecretVersion | ReasonError | None = credentials if isinstance(credentials, ReasonError) else None
+    idle = running is None and not is_true(artifact.status.conditions, Condition.READY)
+    if isinstance(credentials, tuple) and idle:
+        secret = await _secret_version(context, credentials)
+    progress = await _progress(context, artifact.metadata.namespace, running) if running else None
+    return _Gathered(credentials, secret, jobs, progress)
+
+
+def _observe(context: Context, artifact: ModelArtifact, gathered: _Gathered) -> ArtifactObservation:
+    """All that the plan goes by, but for the artifact's turn."""
+    store, namespace = context.store, artifact.metadata.namespace
     wanted: bool | None = bool(context.registry.wanters(artifact.key)) or is_by_hand(artifact)
     doubtful = not wanted and (store.is_told(artifact.key) or context.registry.is_made_for(artifact.key))
     if not wanted and (doubtful or not context.registry.all_decided(store, namespace)):
         wanted = None  # what a status says is in use is gone by after a restart, or where a decision is taken back
     base_ref = artifact.spec.base_model_ref
-    secret: SecretVersion | ReasonError | None = credentials if isinstance(credentials, ReasonError) else None
-    ready = find(artifact.status.conditions, Condition.READY)
-    idle = running is None and not (ready and ready.status == "True")
-    if isinstance(credentials, tuple) and idle:
-        secret = await _secret_version(context, credentials)
     return ArtifactObservation(
         artifact=artifact,
-        cache=store.caches.get((namespace, artifact.spec.cache_ref.name)),
+        cache=store.caches.get(_cache_key(artifact)),
         base=store.artifacts.get((namespace, base_ref.name)) if base_ref else None,
         wanted=wanted,
-        secret=secret,
-        jobs=jobs,
-        progress=await _progress(context, namespace, running) if running else None,
+        secret=gathered.secret,
+        jobs=gathered.jobs,
+        progress=gathered.progress,
         running=len(store.jobs),
         others_wait=context.registry.turns.waits(_cache_key(artifact)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.bounds import DEFAULT_MAX_CONCURRENT
@@ -10,32 +11,33 @@ from lora_operator.api.cache import VolumeFigures
 from lora_operator.kube.kinds import Kind
 from lora_operator.kube.workloads import Job
 from lora_operator.plan import job_view
-from lora_operator.plan.artifact import ArtifactObservation, ArtifactPlan, plan_artifact
+from lora_operator.plan.artifact import ArtifactObservation, waits_for_turn
 from lora_operator.plan.fair_share import Ticket
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import Key, ObjectKey
 from lora_operator.reconcile.turns import Running
 
 
-def take_turn(context: Context, seen: ArtifactObservation, plan: ArtifactPlan) -> ArtifactPlan:
-    """The plan, or that the artifact waits, where it would start and it is not its turn. Awaits nothing: turns are taken one by one."""
+def take_turn(context: Context, seen: ArtifactObservation, *, now: datetime) -> ArtifactObservation:
+    """What is seen, with whether it is the artifact's turn where it waits for that. Awaits nothing: turns are taken one by one.
+
+    One whose turn it is has its place from here on: `Turns.started` must follow.
+    """
     artifact, turns, cache = seen.artifact, context.registry.turns, _cache_key(seen.artifact)
     namespaces = wanting_namespaces(context, artifact)
     turns.use(cache, artifact.metadata.name, namespaces if seen.wanted else ())
-    if not plan.waits_for_turn:
+    if not waits_for_turn(seen, now=now):
         turns.leave(artifact.key)
-        return plan
-    now = context.now()
+        return seen
     if is_evicting(context, cache):
-        return plan_artifact(replace(seen, evicting=True), now=now)
+        return replace(seen, evicting=True)
     since = artifact.status.next_attempt_time or artifact.metadata.creation_timestamp or now
     ticket = Ticket(since, artifact.metadata.name, namespaces, adapter=artifact.spec.type == "Adapter")
     limit = seen.cache.spec.download.max_concurrent if seen.cache else DEFAULT_MAX_CONCURRENT
     ahead = turns.ahead(cache, ticket, running_jobs(context, cache), limit=limit)
-    if ahead:
-        return plan_artifact(replace(seen, ahead=ahead), now=now)
-    turns.start(cache, artifact.metadata.name)
-    return plan
+    if not ahead:
+        turns.start(cache, artifact.metadata.name)
+    return replace(seen, ahead=ahead)
 
 
 def claim_of(context: Context, cache: ObjectKey) -> ObjectKey:
