@@ -92,7 +92,7 @@ class Namespace(KubeObject):
         return super()._fields(body) | {"labels": some_of(labels, tuple(labels))}
 
 
-class Condition(NamedTuple):
+class ObjectCondition(NamedTuple):
     """One condition of an object's status."""
 
     type: str
@@ -187,10 +187,10 @@ def _controller(metadata: Mapping[str, Any]) -> Owner | None:
     return None
 
 
-def conditions_of(status: Mapping[str, Any]) -> tuple[Condition, ...]:
+def conditions_of(status: Mapping[str, Any]) -> tuple[ObjectCondition, ...]:
     """The conditions of a status."""
     return tuple(
-        Condition(
+        ObjectCondition(
             text_of(one.get("type")),
             text_of(one.get("status")),
             text_of(one.get("reason")),

@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple, Self
 from lora_operator.constants import ENGINE_CONTAINER
 from lora_operator.kube.objects import (
     Body,
-    Condition,
     KubeObject,
+    ObjectCondition,
     conditions_of,
     mapping,
     number_of,
@@ -92,7 +92,7 @@ class Pod(KubeObject):
     address: str | None = None
     started_at: str = ""  # when its kubelet took it, as the API server writes it
     started: datetime | None = None
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[ObjectCondition, ...] = ()
     init_containers: tuple[ContainerStatus, ...] = ()
     containers: tuple[ContainerStatus, ...] = ()
 
@@ -127,9 +127,9 @@ class Pod(KubeObject):
         """Whether Kubernetes sends requests to it."""
         return not self.is_deleting and self.condition("Ready").is_true
 
-    def condition(self, type_: str) -> Condition:
+    def condition(self, type_: str) -> ObjectCondition:
         """The condition of that type; one that says nothing where there is none."""
-        return next((one for one in self.conditions if one.type == type_), Condition(type_))
+        return next((one for one in self.conditions if one.type == type_), ObjectCondition(type_))
 
     def container(self, name: str) -> ContainerStatus:
         """The status of the container of that name; one that says nothing where there is none yet."""

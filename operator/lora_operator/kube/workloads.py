@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from lora_operator.kube.objects import (
     Body,
-    Condition,
     KubeObject,
+    ObjectCondition,
     conditions_of,
     mapping,
     number_of,
@@ -29,7 +29,7 @@ class Job(KubeObject):
     is_suspended: bool = False
     deadline: int | None = None  # seconds
     started: datetime | None = None
-    conditions: tuple[Condition, ...] = ()  # that are true
+    conditions: tuple[ObjectCondition, ...] = ()  # that are true
 
     @classmethod
     def _fields(cls, body: Body) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Job(KubeObject):
             "conditions": tuple(one for one in conditions_of(status) if one.is_true),
         }
 
-    def says(self, *types: str) -> Condition | None:
+    def says(self, *types: str) -> ObjectCondition | None:
         """The condition of the first of these types that is true."""
         return next((one for type_ in types for one in self.conditions if one.type == type_), None)
 
@@ -56,7 +56,7 @@ class Job(KubeObject):
         return self.is_deleting or self.says("FailureTarget", "SuccessCriteriaMet") is not None
 
     @property
-    def failure(self) -> Condition | None:
+    def failure(self) -> ObjectCondition | None:
         """Why it fails or has failed."""
         return self.says("Failed", "FailureTarget")
 
@@ -73,7 +73,7 @@ class Workload(KubeObject):
     updated_pods: int = 0
     pods: int = 0
     ready_pods: int = 0
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[ObjectCondition, ...] = ()
 
     @classmethod
     def _fields(cls, body: Body) -> dict[str, Any]:
@@ -92,6 +92,6 @@ class Workload(KubeObject):
             "conditions": conditions_of(status),
         }
 
-    def condition(self, type_: str) -> Condition:
+    def condition(self, type_: str) -> ObjectCondition:
         """The condition of that type; one that says nothing where there is none."""
-        return next((one for one in self.conditions if one.type == type_), Condition(type_))
+        return next((one for one in self.conditions if one.type == type_), ObjectCondition(type_))
