@@ -469,9 +469,9 @@ def test_without_the_registry_it_serves_all_the_same_and_says_so(
     kit: Kit, reference: dict[str, list[int]], tmp_path: Path
 ) -> None:
     kit.engine.kill()  # one engine at a time
-    engine = EngineProcess(tmp_path / "engine", kit.tiny / "base", middleware="without_registry.Kit")
+    engine = EngineProcess(tmp_path / "engine", kit.tiny / "base", middleware="without_registry.Plugin")
     (engine.root / "kit" / "without_registry.py").write_text(
-        "from lora_operator_plugin import kit\nkit.find_registry = lambda app: None\nKit = kit.Kit\n"
+        "from lora_operator_plugin import plugin\nplugin.find_registry = lambda app: None\nPlugin = plugin.Plugin\n"
     )
     one, two = (engine.publish(kit.tiny / "adapters" / name, name) for name in ("one", "one-v2"))
     engine.put_on_disk({"sql": one}, lineage=SERVED[1])

@@ -25,11 +25,11 @@ import os, signal
 from pathlib import Path
 from lora_operator_plugin import loads
 loads.DEAD_SECONDS, loads.STATIC_SECONDS = 20.0, 0.0  # before the kit is imported: it watches from then on
-from lora_operator_plugin import engine, keeper, kit
+from lora_operator_plugin import plugin, reconciler, vllm_adapter
 from vllm.v1.engine.async_llm import AsyncLLM
 
-keeper.UNREADY_SECONDS = kit.UNREADY_SECONDS = 2.0
-kit.DEAD_SECONDS = 8.0
+reconciler.UNREADY_SECONDS = plugin.UNREADY_SECONDS = 2.0
+plugin.DEAD_SECONDS = 8.0
 add_lora = AsyncLLM.add_lora
 
 def core():
@@ -44,13 +44,13 @@ async def add_or_hang(self, lora_request):
         os.kill(core(), signal.SIGSTOP)
     return await add_lora(self, lora_request)
 
-def find_registry(app, find=kit.find_registry):
-    Path("media-by-name").write_text(str(engine.caches_media_by_name(app)))
+def find_registry(app, find=plugin.find_registry):
+    Path("media-by-name").write_text(str(vllm_adapter.caches_media_by_name(app)))
     return find(app)
 
 AsyncLLM.add_lora = add_or_hang
-kit.find_registry = find_registry
-Kit = kit.Kit
+plugin.find_registry = find_registry
+Plugin = plugin.Plugin
 """
 
 
@@ -61,7 +61,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
     engine = EngineProcess(
         tmp_path_factory.mktemp("stuck"),
         tiny / "base",
-        middleware="impatient.Kit",
+        middleware="impatient.Plugin",
         args=["--enable-tower-connector-lora"],
     )
     (engine.root / "kit" / "impatient.py").write_text(IMPATIENT)

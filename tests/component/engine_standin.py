@@ -41,7 +41,7 @@ def load_kit(resolvers: dict[str, Any]) -> tuple[str, ModuleType]:
     spec.loader.exec_module(package)
     with mock.patch.dict(sys.modules):
         install_vllm(resolvers)
-        kit = importlib.import_module(f"{name}.kit")
+        kit = importlib.import_module(f"{name}.plugin")
         ours = {key: module for key, module in sys.modules.items() if key.startswith(name)}
     sys.modules.update(ours)
     return name, kit
@@ -79,14 +79,14 @@ class StandIn:
         """The engine starts, and answers from then on."""
         resolvers: dict[str, Any] = {}
         self._package, module = load_kit(resolvers)
-        keeper = sys.modules[f"{self._package}.keeper"]
+        keeper = sys.modules[f"{self._package}.reconciler"]
         keeper.check_module = self._check  # type: ignore[attr-defined]
         keeper._vanished = lambda paths: []  # type: ignore[attr-defined]
-        names = sys.modules[f"{self._package}.names"]
+        names = sys.modules[f"{self._package}.served"]
         names._is_ours = lambda path, root: path.startswith("/model-cache/")  # type: ignore[attr-defined]
         self.engine = HonestEngine(resolvers)
         with mock.patch.dict(os.environ, self._environment):
-            self._kit = module.Kit(self.engine)
+            self._kit = module.Plugin(self.engine)
         self._life: asyncio.Queue[Any] = asyncio.Queue()
         up: asyncio.Queue[Any] = asyncio.Queue()
         self._task = asyncio.create_task(

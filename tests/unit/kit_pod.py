@@ -43,7 +43,7 @@ class Pod:
     @asynccontextmanager
     async def running(self, *, answer: str = "lifespan.startup.complete") -> AsyncIterator[None]:
         """Between the server's start-up and its shutdown."""
-        self.kit = self.module.Kit(self.engine)
+        self.kit = self.module.Plugin(self.engine)
         received: asyncio.Queue[Json] = asyncio.Queue()
         sent: asyncio.Queue[Json] = asyncio.Queue()
         scope = {"type": "lifespan", "app": self.engine}

@@ -102,7 +102,7 @@ async def test_refusals_say_who_refuses_and_reach_no_engine(pod: Pod) -> None:
 
 async def test_websockets_are_closed_before_they_open(pod: Pod) -> None:
     sent: list[Json] = []
-    kit = pod.module.Kit(pod.engine)
+    kit = pod.module.Plugin(pod.engine)
 
     async def receive() -> Json:
         return {"type": "websocket.connect"}

@@ -55,7 +55,7 @@ class StuckError(Exception):
     """The engine does not answer a load while it starts: only another process helps."""
 
 
-class Kit:
+class Plugin:
     """The middleware; vLLM makes it, possibly more than once, and the one whose lifespan runs does the work."""
 
     def __init__(self, app: App) -> None:
