@@ -19,7 +19,10 @@ def vllm() -> Iterator[dict[str, Any]]:
     resolvers: dict[str, Any] = {}
     installed = install_vllm(resolvers)
     yield resolvers
-    for name in [*installed, *(f"lora_operator.engine_plugin.{part}" for part in ("vllm_adapter", "reconciler", "plugin"))]:
+    for name in [
+        *installed,
+        *(f"lora_operator.engine_plugin.{part}" for part in ("vllm_adapter", "reconciler", "plugin")),
+    ]:
         sys.modules.pop(name, None)
 
 
