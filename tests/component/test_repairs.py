@@ -216,7 +216,7 @@ async def test_a_pod_that_does_not_answer_is_named_and_delays_no_other(
 async def test_what_is_edited_or_deleted_by_hand_is_repaired(
     world: World, control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_operator.reconcile.context.SECRET_SECONDS", 0.1)
+    monkeypatch.setattr("lora_operator.reconcile.services.SECRET_SECONDS", 0.1)
     await world.make_fleet()
     async with running_operator(control_plane):
         await world.adapter("sql", world.team_a)

@@ -152,7 +152,7 @@ def holders(world: World) -> dict[str, Json]:
 
 def listed(world: World) -> dict[str, str]:
     """Uid to public name, by what pods are told."""
-    modules = world.context.registry.lists.get((SERVING, "llama")) or world.modules()
+    modules = world.context.records.deployments.peek((SERVING, "llama")).modules or world.modules()
     return {module.uid: module.name for module in modules.modules} if modules else {}
 
 

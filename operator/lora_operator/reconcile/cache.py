@@ -7,7 +7,7 @@ from lora_operator.constants import LABEL_CACHE, Reason
 from lora_operator.desired.claim import build_claim, wanted_owners
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, NotFoundError, ReasonError
 from lora_operator.kube.kinds import CLAIMS, STORAGE_CLASSES
-from lora_operator.kube.objects import Claim, mapping, text_of
+from lora_operator.kube.objects import Claim, mapping
 from lora_operator.kube.pods import Pod
 from lora_operator.names import label_value
 from lora_operator.plan.cache import CacheObservation, plan_cache, why_not_ours
@@ -20,8 +20,8 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
     """Bring one cache's status to what is true. Returns after how many seconds to look again by itself."""
     cache = context.store.caches.get((key.namespace, key.name))
     if cache is None:
-        context.registry.volumes.pop((key.namespace, key.name), None)
-        context.registry.contents.pop((key.namespace, key.name), None)
+        context.records.caches.pop((key.namespace, key.name), None)
+        context.records.turns.prune(context.store.caches)
         return None
     refused: ReasonError | None = None
     try:
@@ -42,10 +42,10 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
         pods=_pods(context, cache),
         eviction=eviction.status,
         reclaimable=eviction.reclaimable,
-        volume=context.registry.volumes.get(cache.key),
+        volume=context.records.caches.peek(cache.key).volume,
     )
-    status, again = plan_cache(observation, now=context.now())
-    await context.write_status(cache, status)
+    status, again = plan_cache(observation, now=context.clock.now())
+    await context.statuses.write(cache, status)
     if failed is not None:
         raise failed
     await remove_recorded_jobs(context, key)
@@ -84,7 +84,7 @@ async def _binding_mode(context: Context, claim: Claim) -> str | None:
         found = await context.kube.get(STORAGE_CLASSES, "", claim.storage_class)
     except NotFoundError:
         return None
-    return text_of(found.get("volumeBindingMode"))
+    return str(found.get("volumeBindingMode"))
 
 
 def _pods(context: Context, cache: ModelCache) -> list[Pod]:

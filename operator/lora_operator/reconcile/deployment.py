@@ -41,13 +41,12 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     place = (key.namespace, key.name)
     deployment = context.store.deployments.get(place)
     if deployment is None:
-        context.budgets.pop(place, None)
-        for artifact in context.registry.withdraw_deployment(place):
+        for artifact in context.records.forget_deployment(place):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
         return None
     await keep_replicas(context, deployment)
     model = await want_model(context, deployment)
-    await learn_owners(context, context.store.pods_of_deployment(place))
+    await learn_owners(context, deployment)
     modules = await _update_list(context, deployment)
     rollout = look_at_rollout(context, deployment, modules)
     template_error = await _apply(context, deployment, model, modules, rollout)
@@ -56,7 +55,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     if fleet is None:
         return 1.0  # just started: what stands in the status stays until the pods were asked
     pods = all_own_pods(context, deployment)
-    silent, warnings = await warnings_of(context, pods)
+    silent, warnings = await warnings_of(context, pods, known=context.records.deployments[place].warnings)
     told, waits_for = as_rolled(context, deployment, modules, rollout)
     status = plan_deployment(
         DeploymentObservation(
@@ -70,15 +69,15 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
             fleet=fleet,
             modules=told,
             waits_for=waits_for,
-            left_out=Counter(context.registry.left_out.get(place, {}).values()),
+            left_out=Counter(context.records.deployments.peek(place).left_out.values()),
             auxiliary=model.contents[1:],
             warnings=warnings,
             refresh=model.refresh,
             refresh_note=model.note,
         ),
-        now=context.now(),
+        now=context.clock.now(),
     )
-    written = await context.write_status(deployment, status)
+    written = await context.statuses.write(deployment, status)
     if written or status == deployment.status:  # else it is told later, and they read it there
         tell_adapters(context, deployment, fleet, status)
     await remove_old_kits(context, deployment)
@@ -98,7 +97,7 @@ async def _apply(
     if modules is not None and model.cache is not None and made:
         listed = await _refusal(_apply_list(context, deployment, modules))
         service = context.store.services.get(deployment.key)
-        served = await _refusal(context.apply_child(build_service(deployment), service))
+        served = await _refusal(context.children.apply(build_service(deployment), service))
         if not _is_foreign(context, deployment, listed):
             engines = await _refusal(_apply_engines(context, deployment, model, rollout))
     scaled = await _refusal(_scale(context, deployment))
@@ -134,27 +133,26 @@ def _ask_pods(
     """Have those pods looked at of which nothing is known, and those that hold an older list and can be told a newer one."""
     for pod in own_pods(context, deployment):
         place_of_pod = pod.key
-        view = context.registry.views.get(place_of_pod)
+        record = context.records.pods.peek(place_of_pod)
+        view = record.view
         behind = modules and view and view.gate_closed and view.error is None and not view.too_old
         behind = behind and rollout is None and view and view.update_strategy != ROLLOUT
-        if place_of_pod not in context.registry.asked or (
-            behind and modules and view and view.list_generation != modules.generation
-        ):
+        if not record.asked or (behind and modules and view and view.list_generation != modules.generation):
             context.enqueue(Key(Kind.POD, *place_of_pod))
 
 
 async def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
     """The module list after all decisions; None while an adapter has not been decided on in its present form."""
-    registry, store = context.registry, context.store
-    previous = registry.lists.get(deployment.key) or await stored_list(context, deployment)
-    previous = registry.lists.get(deployment.key) or previous  # from here on nothing is awaited
+    store, record = context.store, context.records.deployments[deployment.key]
+    previous = record.modules or await stored_list(context, deployment)
+    previous = record.modules or previous  # from here on nothing is awaited
     if previous is None:
         if not _all_asked(context, deployment):
             return None  # the ConfigMap was lost: the pods tell what was listed, and how far the generations had come
         previous = held_list(context, deployment)
     candidates = []
     for adapter in store.adapters_of(deployment.key):
-        decision = registry.decision(adapter.key)
+        decision = context.records.decision(adapter.key)
         form = (adapter.metadata.uid, adapter.metadata.generation)
         if decision is None or (decision.uid, decision.generation) != form:
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
@@ -168,7 +166,7 @@ async def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleLi
         candidates, deployment=deployment, previous=previous, unreadable=unreadable_adapters(context)
     )
     updated = next_list(context, deployment, previous, decisions)
-    registry.lists[deployment.key] = updated
+    record.modules = updated
     for passed in names_passed_on(previous, updated):
         context.enqueue(Key(Kind.LORA_ADAPTER, *passed))
     if previous is None or updated.generation != previous.generation:
@@ -178,29 +176,30 @@ async def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleLi
 
 
 def _all_asked(context: Context, deployment: VLLMDeployment) -> bool:
-    asked = context.registry.asked | context.registry.silent
     pods = {pod.key for pod in own_pods(context, deployment)}
-    for pod in pods - asked:
+    records = {pod: context.records.pods.peek(pod) for pod in pods}
+    missing = [pod for pod, record in records.items() if not (record.asked or record.silent)]
+    for pod in missing:
         context.enqueue(Key(Kind.POD, *pod))
-    return pods <= asked
+    return not missing
 
 
 async def _apply_list(context: Context, deployment: VLLMDeployment, modules: ModuleList) -> None:
     manifest = build_modules_config_map(deployment, encode_for_config_map(modules))
     live = context.store.config_maps.get((deployment.key[0], manifest["metadata"]["name"]))
-    applied = await context.apply_child(manifest, live)
-    context.registry.stored[deployment.key] = (applied.version, modules)
+    applied = await context.children.apply(manifest, live)
+    context.records.deployments[deployment.key].stored = (applied.version, modules)
 
 
 async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Model, rollout: Rollout | None) -> None:
     """The engines' Deployment, with what its pods need."""
     store, place = context.store, deployment.key
     assert model.cache is not None  # noqa: S101  checked by the caller; a narrowing for the type checker
-    secret = build_gate_secret(deployment, gate_token(await context.master_key(), deployment))
+    secret = build_gate_secret(deployment, gate_token(await context.secrets.master_key(), deployment))
     gate = secret["metadata"]["name"]
     live = store.workloads.get(place)
     try:
-        await context.ensure_secret(secret, doubtful=_lacks_a_pod(context, deployment))
+        await context.children.ensure_secret(secret, doubtful=_lacks_a_pod(context, deployment))
     except ForbiddenError as error:
         # A full quota is told before the name is looked at, so also where the Secret exists. Pods that lack it say so themselves.
         mounted = mounted_gate(live) if live is not None and live.is_controlled_by(deployment.metadata.uid) else None
@@ -211,7 +210,7 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
         return  # the pods that run keep the model that they have
     chat = build_chat_config_map(deployment)
     if chat is not None:
-        await context.apply_child(chat, store.config_maps.get((place[0], chat["metadata"]["name"])))
+        await context.children.apply(chat, store.config_maps.get((place[0], chat["metadata"]["name"])))
     if model.cache.access_modes is None:  # unknown: whether the pods belong on one node
         where = f"{place[0]}/{model.cache.metadata.name}"
         raise ReasonError(Reason.CACHE_NOT_READY, f"the claim of ModelCache {where} can't be looked at: see its status")
@@ -222,14 +221,14 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
         and live.annotations.get(ANNOTATION_TEMPLATE_HASH) == wanted
         and not (rollout and rollout.plan.roll)
         and not is_of_another_token(mounted_gate(live) or gate, gate)  # else no pod answers until it has the new one
-        and (context.adopt_child(live) or live.annotations.get(ANNOTATION_KIT) != context.kit)
+        and (context.children.adopt(deployment.key, live) or live.annotations.get(ANNOTATION_KIT) != context.kit)
     ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
         await _keep_kit(context, deployment, live)
         return
     if live is None and rollout and not rollout.plan.roll:
         return
     kit = build_kit_config_map(deployment, context.kit_files)
-    await context.apply_child(kit, store.config_maps.get((place[0], kit["metadata"]["name"])))
+    await context.children.apply(kit, store.config_maps.get((place[0], kit["metadata"]["name"])))
     manifest = build_deployment(
         deployment,
         model.cache,
@@ -241,9 +240,9 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
         auxiliary=model.auxiliary,
         static=rollout.static if rollout else None,
     )
-    await context.refuse_foreign(manifest, live)
+    await context.children.refuse_foreign(manifest, live)
     try:
-        context.note_child(await context.kube.apply(manifest))
+        context.children.note(deployment.key, await context.kube.apply(manifest))
     except InvalidObjectError as error:
         raise ReasonError(Reason.POD_TEMPLATE_INVALID, f"{error}; change spec.podTemplate or spec.engine") from error
 
@@ -255,18 +254,18 @@ async def _scale(context: Context, deployment: VLLMDeployment) -> None:
         return
     replicas = replicas_wanted(deployment, live)
     if live.replicas != replicas:
-        as_made = context.adopt_child(live)
+        as_made = context.children.adopt(deployment.key, live)
         patched = await context.kube.patch(DEPLOYMENTS, *deployment.key, {"spec": {"replicas": replicas}})
         if as_made:
-            context.note_child(patched)
+            context.children.note(deployment.key, patched)
         else:  # somebody changed it by hand: that is still to be repaired, whatever the number of pods
-            context.take(Kind.DEPLOYMENT, patched)
+            context.answers.take(Kind.DEPLOYMENT, patched)
 
 
 def _lacks_a_pod(context: Context, deployment: VLLMDeployment) -> bool:
     """Whether a pod does not start or does not answer, as without its Secret."""
     for pod in own_pods(context, deployment):
-        view = context.registry.views.get(pod.key)
+        view = context.records.pods.peek(pod.key).view
         if pod.running_engine is None or (view is not None and view.error is not None):
             return True
     return False
@@ -278,4 +277,4 @@ async def _keep_kit(context: Context, deployment: VLLMDeployment, live: Workload
         return
     place = (deployment.key[0], kit_config_map(deployment.key[1], context.kit))
     if place not in context.store.config_maps:
-        await context.apply_child(build_kit_config_map(deployment, context.kit_files), None)
+        await context.children.apply(build_kit_config_map(deployment, context.kit_files), None)

@@ -18,7 +18,8 @@ from lora_operator.kube.kinds import OWN_KINDS, Kind
 from lora_operator.reconcile.adapter import reconcile_adapter
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.cache import reconcile_cache
-from lora_operator.reconcile.context import Context, load_kit_files
+from lora_operator.reconcile.clock import Clock
+from lora_operator.reconcile.context import Context, build_context, load_kit_files
 from lora_operator.reconcile.deployment import reconcile_deployment
 from lora_operator.reconcile.engine_pod import reconcile_pod
 from lora_operator.reconcile.faults import TOLD_AFTER, describe_fault, fault_message, settle_fault, told_of_fault
@@ -43,10 +44,23 @@ class Dispatcher:
     """The work queue's handler."""
 
     def __init__(
-        self, kube: Kube, engines: Engines, store: Store, settings: Settings, enqueue: Callable[..., None]
+        self,
+        kube: Kube,
+        engines: Engines,
+        store: Store,
+        settings: Settings,
+        enqueue: Callable[..., None],
+        *,
+        clock: Clock | None = None,
     ) -> None:
-        self._context = Context(
-            kube=kube, engines=engines, store=store, settings=settings, enqueue=enqueue, kit_files=load_kit_files()
+        self._context = build_context(
+            kube=kube,
+            engines=engines,
+            store=store,
+            settings=settings,
+            enqueue=enqueue,
+            clock=clock,
+            kit_files=load_kit_files(),
         )
         self._reported: dict[Key, str] = {}
         self._faults: dict[Key, tuple[int, str]] = {}  # failures in a row by a bug of ours, and the cause that was told
@@ -88,7 +102,7 @@ class Dispatcher:
         body = await self._find(key)
         if body is None:
             return
-        told = partial(told_of_fault, cause=cause, now=self._context.now())
+        told = partial(told_of_fault, cause=cause, now=self._context.clock.now())
         if await self._write_conditions(key, body, lambda before, generation: told(before, generation=generation)):
             await self._context.kube.event(
                 body, type="Warning", reason=Reason.OPERATOR_ERROR, message=fault_message(cause)
@@ -133,7 +147,7 @@ class Dispatcher:
             return
         verdict = failing(Reason.INVALID_SPEC, f"the object can't be read by this operator: {problem}")
         verdicts = with_ready_and_stalled({Condition.ACCEPTED: verdict}, "")
-        told = partial(merge, verdicts=verdicts, now=self._context.now())
+        told = partial(merge, verdicts=verdicts, now=self._context.clock.now())
         await self._write_conditions(key, body, lambda before, generation: told(before, generation=generation))
         self._reported[key] = problem
 

@@ -6,7 +6,6 @@ Nothing else of a fleet depends on it. What keeps it from being made is logged a
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -31,17 +30,17 @@ FAILED_LOOK_SECONDS: Final = 60.0
 async def keep_budget(context: Context, deployment: VLLMDeployment) -> None:
     """Make the budget as the spec wants it, or have it gone. Where pods have another one already, that is theirs."""
     place, form = deployment.key, f"{deployment.metadata.uid}/{deployment.spec.disruption_budget}"
-    known = context.budgets.get(place)
-    if known is not None and known[0] == form and time.monotonic() < known[1]:
+    record = context.records.deployments[place]
+    if record.budget is not None and record.budget[0] == form and context.clock.monotonic() < record.budget[1]:
         return
-    context.budgets[place] = (form, time.monotonic() + LOOK_SECONDS)
+    record.budget = (form, context.clock.monotonic() + LOOK_SECONDS)
     try:
         await _keep(context, deployment)
     except (KubeError, ReasonError) as error:
-        context.budgets[place] = (form, time.monotonic() + FAILED_LOOK_SECONDS)
+        record.budget = (form, context.clock.monotonic() + FAILED_LOOK_SECONDS)
         log.warning("PodDisruptionBudget of VLLMDeployment %s/%s: %s", *place, error)
         if isinstance(error, ReasonError):
-            await context.event(deployment, warning=True, reason=error.reason, message=error.message)
+            await context.statuses.event(deployment, warning=True, reason=error.reason, message=error.message)
 
 
 async def _keep(context: Context, deployment: VLLMDeployment) -> None:
@@ -67,7 +66,7 @@ async def _keep(context: Context, deployment: VLLMDeployment) -> None:
         )
     budget = build_disruption_budget(deployment)
     if ours is None or any(ours["spec"].get(key) != value for key, value in budget["spec"].items()):
-        await context.refuse_foreign(budget, live)
+        await context.children.refuse_foreign(budget, live)
         await context.kube.apply(budget)
 
 

@@ -23,7 +23,7 @@ def take_turn(context: Context, seen: ArtifactObservation, *, now: datetime) -> 
 
     One whose turn it is has its place from here on: `Turns.started` must follow.
     """
-    artifact, turns, cache = seen.artifact, context.registry.turns, _cache_key(seen.artifact)
+    artifact, turns, cache = seen.artifact, context.records.turns, _cache_key(seen.artifact)
     namespaces = wanting_namespaces(context, artifact)
     turns.use(cache, artifact.metadata.name, namespaces if seen.wanted else ())
     if not waits_for_turn(seen, now=now):
@@ -56,7 +56,7 @@ def caches_of(context: Context, claim: ObjectKey) -> list[ObjectKey]:
 def is_evicting(context: Context, cache: ObjectKey) -> bool:
     """Whether content is being removed from the cache's volume, or is about to be."""
     claim = claim_of(context, cache)
-    if claim in context.registry.evicting:
+    if claim in context.records.evicting:
         return True
     for (namespace, _), job in context.store.jobs.items():
         if namespace != cache[0] or job.owner is None or job.owner.kind != Kind.MODEL_CACHE or has_ended(context, job):
@@ -68,7 +68,7 @@ def is_evicting(context: Context, cache: ObjectKey) -> bool:
 
 def wanting_namespaces(context: Context, artifact: ModelArtifact) -> tuple[str, ...]:
     """On whose account a download goes: its wanters' namespaces; its own for one made by hand."""
-    wanters = context.registry.wanters(artifact.key)
+    wanters = context.records.wanters(artifact.key)
     return tuple(sorted({key.namespace for key in wanters})) or (artifact.metadata.namespace,)
 
 
@@ -89,16 +89,16 @@ def note_ended_jobs(context: Context, seen: ArtifactObservation) -> None:
     if not ended:
         return
     cache = _cache_key(artifact)
-    for name in context.registry.turns.next(cache, len(ended), running_jobs(context, cache)):
+    for name in context.records.turns.next(cache, len(ended), running_jobs(context, cache)):
         context.enqueue(Key(Kind.MODEL_ARTIFACT, artifact.metadata.namespace, name))
     told = [result.volume for result in ended if result.volume is not None]
     if told:
         volume = told[-1]
-        context.registry.volumes[cache] = VolumeFigures(
+        context.records.caches[cache].volume = VolumeFigures(
             total_bytes=volume.total_bytes,
             free_bytes=volume.free_bytes,
             used_bytes=volume.used_bytes,
-            time=context.now().replace(microsecond=0),
+            time=context.clock.now().replace(microsecond=0),
         )
         context.enqueue(Key(Kind.MODEL_CACHE, *cache))
 
@@ -121,7 +121,7 @@ def _running(context: Context, cache: ObjectKey) -> list[ModelArtifact]:
 
 def has_ended(context: Context, job: Job) -> bool:
     """Whether a Job is over, as far as its pods are known."""
-    return job_view.has_ended(job, context.store.pods.values(), now=context.now())
+    return job_view.has_ended(job, context.store.pods.values(), now=context.clock.now())
 
 
 def _cache_key(artifact: ModelArtifact) -> ObjectKey:

@@ -54,11 +54,11 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
     pod = context.store.pods.get(place)
     deployment = _deployment(context, pod) if pod else None
     if pod is None or deployment is None:
-        context.registry.forget_pod(place)
+        context.records.pods.pop(place, None)
         return None
-    await learn_owners(context, [pod])
+    await learn_owners(context, deployment, pod)
     if pod not in own_pods(context, deployment):
-        context.registry.forget_pod(place)
+        context.records.pods.pop(place, None)
         context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
         return None
     container, address = pod.running_engine, pod.address
@@ -69,7 +69,7 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
     engine = _Engine(
         pod=place,
         url=f"http://{host}:{pod.spec.engine_port or deployment.spec.engine.port}",
-        token=gate_token(await context.master_key(), deployment),
+        token=gate_token(await context.secrets.master_key(), deployment),
         container=container,
         uid=pod.uid,
         ready=pod.is_ready,
@@ -89,10 +89,10 @@ def _deployment(context: Context, pod: Pod) -> VLLMDeployment | None:
 
 
 async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -> float:
-    registry = context.registry
+    record = context.records.pods[engine.pod]
     rolls = deployment.spec.lora.update_strategy == ROLLOUT  # then no pod is told a list
     modules = None if rolls else list_for(context, deployment, engine.pod)
-    known = registry.views.get(engine.pod)
+    known = record.view
     if known is not None and known.container_id != engine.container:
         known = None
     try:
@@ -112,8 +112,8 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
         return POLL_UNSETTLED
     except EngineError as error:
         if not engine.ready and isinstance(error, EngineUnreachable):
-            if engine.pod not in registry.silent:
-                registry.silent.add(engine.pod)
+            if not record.silent:
+                record.silent = True
                 context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
             return POLL_STARTING  # an engine that loads its model does not listen yet
         failing = known is not None and known.error is not None
@@ -126,10 +126,10 @@ async def _look(context: Context, deployment: VLLMDeployment, engine: _Engine) -
             gate_closed=known is not None and known.gate_closed,
         )
         _publish(context, deployment, engine.pod, failed)
-        misses = registry.misses[engine.pod] = registry.misses.get(engine.pod, 0) + 1
-        return min(POLL_FAILING * 2.0 ** min(misses - 1, 8), POLL_FAILING_LONGEST)
-    registry.misses.pop(engine.pod, None)
-    registry.listed[engine.pod] = models
+        record.misses += 1
+        return min(POLL_FAILING * 2.0 ** min(record.misses - 1, 8), POLL_FAILING_LONGEST)
+    record.misses = 0
+    record.listed = models
     view = build_view(engine.uid, engine.container, state, models, served_names=deployment.spec.model.served_names)
     _publish(context, deployment, engine.pod, view)
     told = modules is not None and _holds(state, modules)
@@ -152,13 +152,13 @@ async def _is_as_before(context: Context, engine: _Engine, known: PodView | None
         return False
     if not known.settled or known.error is not None or known.failures or known.waiting or known.retired:
         return False
-    before = context.registry.listed.get(engine.pod)
+    before = context.records.pods.peek(engine.pod).listed
     return before is not None and await context.engines.models(engine.url, engine.token) == before
 
 
 def list_for(context: Context, deployment: VLLMDeployment, pod: ObjectKey) -> ModuleList | None:
     """What a pod is to be told: the deployment's list, with what this pod loads in advance and what on the first request."""
-    modules = context.registry.lists.get(deployment.key)
+    modules = context.records.deployments.peek(deployment.key).modules
     if modules is None or not any(module.preload for module in modules.modules):
         return modules
     names = {pod.name for pod in live_pods(context, deployment)}
@@ -178,8 +178,9 @@ def _holds(held: KitState | PodView, modules: ModuleList) -> bool:
 
 def _note_held(context: Context, deployment: VLLMDeployment, state: KitState) -> None:
     """Remember the highest generation that any pod holds: a list is never numbered like another one before it."""
-    held = context.registry.held
-    held[deployment.key] = max(held.get(deployment.key, 0), state.list_generation or 0)
+    if deployment.key in context.store.deployments:  # else it was deleted while its pod was asked
+        record = context.records.deployments[deployment.key]
+        record.held = max(record.held, state.list_generation or 0)
 
 
 async def _exchange(context: Context, engine: _Engine, known: PodView | None, modules: ModuleList | None) -> KitState:
@@ -244,19 +245,13 @@ def build_view(
 
 
 def _publish(context: Context, deployment: VLLMDeployment, pod: ObjectKey, view: PodView | None) -> None:
-    registry = context.registry
-    old = registry.views.get(pod)
-    first = pod not in registry.asked
-    registry.asked.add(pod)
-    registry.silent.discard(pod)
-    if view is None:
-        registry.views.pop(pod, None)
-    else:
-        registry.views[pod] = view
+    record = context.records.pods[pod]
+    old, first = record.view, not record.asked
+    record.view, record.asked, record.silent = view, True, False
     if old == view and not first:
         return
     context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
-    names = None if first else _changed_names(old, view, registry.lists.get(deployment.key))
+    names = None if first else _changed_names(old, view, context.records.deployments.peek(deployment.key).modules)
     for adapter in context.store.adapters_of(deployment.key):
         if names is None or public_name(adapter, deployment) in names:
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))

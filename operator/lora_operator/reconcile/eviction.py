@@ -56,19 +56,19 @@ class Eviction:
 async def reconcile_eviction(context: Context, cache: ModelCache) -> Eviction:
     """Look at one cache, and begin or end a removal where one is due."""
     seen = await _observe(context, cache)
-    volume = context.registry.volumes.get(cache.key) or cache.status.volume
+    volume = context.records.caches.peek(cache.key).volume or cache.status.volume
     used = volume.used_bytes if volume is not None and seen.fetching_since is None else 0
     reclaimable = reclaimable_bytes((*seen.artifacts, *seen.beside), seen.unwanted, used=used)
-    plan = plan_eviction(seen, now=context.now())
+    plan = plan_eviction(seen, now=context.clock.now())
     claim = claim_of(context, cache.key)
     if plan.start is not None and is_evicting(context, cache.key):  # from another cache over the claim
         plan = EvictionPlan(cache.status.eviction, requeue_after=POLL_SECONDS)
     if plan.start is not None:
-        context.registry.evicting.add(claim)
+        context.records.evicting.add(claim)
         try:
             plan = await _start(context, cache, plan, plan.start)
         finally:
-            context.registry.evicting.discard(claim)  # the Job is in the store by now
+            context.records.evicting.discard(claim)  # the Job is in the store by now
     if plan.status is not None and plan.status.message != (cache.status.eviction or EvictionStatus()).message:
         for artifact in short_of_room(seen):  # which say it, too
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact.key), after=1.0)
@@ -94,17 +94,17 @@ async def remove_recorded_jobs(context: Context, key: Key) -> None:
 async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
     attempt = (cache.status.eviction.attempt if cache.status.eviction else 0) + 1
     known = context.store.jobs.get((cache.metadata.namespace, evict_job_name(cache.metadata.name, attempt)))
-    job = await _look(context, known) if known and known.is_controlled_by(cache.metadata.uid) else None
+    job = await _look(context, cache, known) if known and known.is_controlled_by(cache.metadata.uid) else None
     if job is not None and job.result is not None and (told := job.result.volume) is not None:
-        context.registry.volumes[cache.key] = VolumeFigures(
+        context.records.caches[cache.key].volume = VolumeFigures(
             total_bytes=told.total_bytes,
             free_bytes=told.free_bytes,
             used_bytes=told.used_bytes,
-            time=context.now().replace(microsecond=0),
+            time=context.clock.now().replace(microsecond=0),
         )
     await read_lists(context, cache.metadata.namespace)
     # From here on nothing is awaited: what is seen and what follows from it are of one moment.
-    store, registry, namespace = context.store, context.registry, cache.metadata.namespace
+    store, records, namespace = context.store, context.records, cache.metadata.namespace
     artifacts = store.artifacts_of(cache.key)
     caches = caches_of(context, claim_of(context, cache.key))
     beside = [artifact for key in caches if key != cache.key for artifact in store.artifacts_of(key)]
@@ -115,7 +115,7 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
         artifacts=artifacts,
         beside=beside,
         unwanted=frozenset(
-            a.metadata.name for a in artifacts if not registry.wanters(a.key) and not store.is_told(a.key)
+            a.metadata.name for a in artifacts if not records.wanters(a.key) and not store.is_told(a.key)
         ),
         used=frozenset(),
         unsure=None,
@@ -124,7 +124,7 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
         unread=any(_is_unread(context, job) for job in store.jobs.values() if job.namespace == namespace),
         swept=swept,
     )
-    if not is_due(seen, now=context.now()):
+    if not is_due(seen, now=context.clock.now()):
         return seen
     used, unsure = used_views(context, namespace)
     if len(views | used) > MAX_VIEWS:
@@ -137,22 +137,22 @@ def _is_swept(context: Context, cache: ModelCache, views: frozenset[str]) -> boo
 
     Those that refreshes were for are deleted when they are superseded: their content is unused like other, and may be gone back to.
     """
-    store, contents, eviction = context.store, context.registry.contents, cache.status.eviction
-    before = contents.get(cache.key, {})
+    store, record, eviction = context.store, context.records.caches[cache.key], cache.status.eviction
+    before = record.contents
     gone = {key: view for key, view in before.items() if key not in store.artifacts and view not in views}
     used, unsure = used_views(context, cache.metadata.namespace) if gone else (frozenset(), None)
     held = {key: view for key, view in gone.items() if view in used or unsure is not None}
     if len(held) < len(gone) and cache.spec.eviction.policy != "Never" and not (eviction and eviction.left_over):
         return True
     lasting = (a for a in store.artifacts_of(cache.key) if ANNOTATION_REFRESH not in a.metadata.annotations)
-    contents[cache.key] = {a.key: view for a in lasting if (view := view_name(a))} | held
+    record.contents = {a.key: view for a in lasting if (view := view_name(a))} | held
     return False
 
 
 def _fetching_since(context: Context, caches: Collection[ObjectKey]) -> datetime | None:
     """When the oldest download began whose end is not known; one may have ended long ago on a node that is lost."""
-    store, now = context.store, context.now()
-    began = [now for key in caches if context.registry.turns.starting(key)]
+    store, now = context.store, context.clock.now()
+    began = [now for key in caches if context.records.turns.starting(key)]
     for (namespace, _), job in store.jobs.items():
         if job.owner is None or job.owner.kind != Kind.MODEL_ARTIFACT or has_ended(context, job):
             continue
@@ -173,13 +173,15 @@ def _is_unread(context: Context, job: Job) -> bool:
     return attempt_of(job) > (artifact.status.finished_attempt or 0)
 
 
-async def _look(context: Context, job: Job) -> EvictJob:
+async def _look(context: Context, cache: ModelCache, job: Job) -> EvictJob:
     found = EvictJob(job.name, since=job.created, requested=job.annotations.get(ANNOTATION_EVICT))
     known = list(context.store.pods.values())
-    lost = lost_since(job, known, now=context.now())
+    lost = lost_since(job, known, now=context.clock.now())
     if not has_ended(context, job):
-        silent = silent_object(job, known, now=context.now())
-        view = view_job(job, known, warning=await last_warning(context, silent) if silent is not None else None)
+        silent = silent_object(job, known, now=context.clock.now())
+        asked = context.records.caches[cache.key].warnings
+        warning = await last_warning(context, silent, known=asked) if silent is not None else None
+        view = view_job(job, known, warning=warning)
         suspended = f"Job {view.name} is suspended, and not by this operator: resume it" if view.suspended else None
         return replace(found, started=view.pod is not None, trouble=view.waiting[1] if view.waiting else suspended)
     selector = f"batch.kubernetes.io/job-name={job.name}"
@@ -192,15 +194,17 @@ async def _look(context: Context, job: Job) -> EvictJob:
 
 async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attempt: int) -> EvictionPlan:
     """Delete the artifacts whose content goes, then make the Job that keeps what the others have by then."""
-    registry, store = context.registry, context.store
+    records, store = context.records, context.store
     claim, namespace = claim_of(context, cache.key), cache.metadata.namespace
     for artifact in plan.remove:
-        if registry.wanters(artifact.key) or store.is_told(artifact.key):
+        if records.wanters(artifact.key) or store.is_told(artifact.key):
             continue  # somebody has come while we deleted others
         try:
             await context.kube.delete(MODEL_ARTIFACTS, *artifact.key, uid=artifact.metadata.uid)
         except (ForbiddenError, InvalidObjectError) as error:
-            return EvictionPlan(could_not(plan.status, f"its object can't be deleted: {error}", now=context.now()))
+            return EvictionPlan(
+                could_not(plan.status, f"its object can't be deleted: {error}", now=context.clock.now())
+            )
         change = store.remove(Kind.MODEL_ARTIFACT, *artifact.key, uid=artifact.metadata.uid)
         if change is not None:  # whoever wants it from now on makes it anew
             context.enqueue(change.key)
@@ -210,7 +214,7 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
         return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
     views = {view_name(a) for key in caches_of(context, claim) for a in store.artifacts_of(key)} - {""}
     # Who saw one Ready until just now may be telling pods of it.
-    views |= {view_name(a) for a in plan.remove if registry.wanters(a.key) or store.is_told(a.key)}
+    views |= {view_name(a) for a in plan.remove if records.wanters(a.key) or store.is_told(a.key)}
     request = EvictRequest(
         cache_root=CACHE_MOUNT,
         owner=cache.status.claim_uid,
@@ -231,16 +235,16 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
         placement=job_placement(cache, fleets),
     )
     try:
-        context.take(Kind.JOB, await context.kube.create(manifest))
+        context.answers.take(Kind.JOB, await context.kube.create(manifest))
     except ConflictError:
         body = await context.kube.get(JOBS, namespace, manifest["metadata"]["name"])
         job = Job.parse(body)
         if job.is_controlled_by(cache.metadata.uid):
-            context.take(Kind.JOB, body)
+            context.answers.take(Kind.JOB, body)
             return plan
         if job.owner is not None and job.owner.kind == Kind.MODEL_CACHE:  # an earlier cache's of this name
             await context.kube.delete(JOBS, namespace, job.name)
         return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
     except (ForbiddenError, InvalidObjectError) as error:
-        return EvictionPlan(could_not(plan.status, f"the Job was refused: {error}", now=context.now()))
+        return EvictionPlan(could_not(plan.status, f"the Job was refused: {error}", now=context.clock.now()))
     return plan

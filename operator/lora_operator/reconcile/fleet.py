@@ -15,10 +15,13 @@ from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import Key, ObjectKey
 
 
-async def learn_owners(context: Context, pods: list[Pod]) -> None:
-    """Ask for the owner of every ReplicaSet that is not known yet; it never changes."""
-    owners = context.registry.replica_set_owners
-    for pod in pods:
+async def learn_owners(context: Context, deployment: VLLMDeployment, only: Pod | None = None) -> None:
+    """Ask for the owner of every ReplicaSet of its pods, or of one's, that is not known yet; it never changes."""
+    pods = context.store.pods_of_deployment(deployment.key)
+    owners = context.records.deployments[deployment.key].replica_sets
+    for gone in owners.keys() - {pod.owner.uid for pod in pods if pod.owner is not None}:
+        del owners[gone]
+    for pod in pods if only is None else (only,):
         owner = pod.owner
         if owner is None or owner[0] != "ReplicaSet" or owner[2] in owners:
             continue
@@ -44,7 +47,7 @@ def all_own_pods(context: Context, deployment: VLLMDeployment) -> list[Pod]:
         return []
     if not workload.is_controlled_by(deployment.metadata.uid):
         return []
-    owners = context.registry.replica_set_owners
+    owners = context.records.deployments.peek(deployment.key).replica_sets
     found = []
     for pod in context.store.pods_of_deployment(deployment.key):
         owner = pod.owner
@@ -60,23 +63,23 @@ def live_pods(context: Context, deployment: VLLMDeployment) -> list[Pod]:
 
 def observe_fleet(context: Context, deployment: VLLMDeployment) -> Fleet | None:
     """The pods as last seen; None while a pod's owner is not known, or a ready pod was not asked since this operator started."""
-    workload = context.store.workloads.get(deployment.key)
+    workload, record = context.store.workloads.get(deployment.key), context.records.deployments.peek(deployment.key)
     for pod in context.store.pods_of_deployment(deployment.key):
         owner = pod.owner
-        if owner is not None and owner[0] == "ReplicaSet" and owner[2] not in context.registry.replica_set_owners:
+        if owner is not None and owner[0] == "ReplicaSet" and owner[2] not in record.replica_sets:
             return None
     pods = []
     for pod in live_pods(context, deployment):
         place: ObjectKey = pod.key
-        view = context.registry.views.get(place)
+        known = context.records.pods.peek(place)
+        view = known.view
         if view is not None and (view.uid != pod.uid or view.container_id != pod.running_engine):
             view = None
         ready = pod.is_ready
-        if ready and place not in context.registry.asked:
+        if ready and not known.asked:
             return None
         pods.append(FleetPod(name=pod.name, ready=ready, view=view))
-    modules = context.registry.lists.get(deployment.key)
-    return Fleet(replicas=replicas_wanted(deployment, workload), pods=tuple(pods), modules=modules)
+    return Fleet(replicas=replicas_wanted(deployment, workload), pods=tuple(pods), modules=record.modules)
 
 
 def tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, status: VLLMDeploymentStatus) -> None:
@@ -91,11 +94,12 @@ def tell_adapters(context: Context, deployment: VLLMDeployment, fleet: Fleet, st
         tuple((pod.name, pod.ready, pod.view is None) for pod in fleet.pods),
         available and available.reason,
     )
-    if context.registry.readiness.get(deployment.key) != readiness:
-        context.registry.readiness[deployment.key] = readiness
+    record = context.records.deployments[deployment.key]
+    if record.readiness != readiness:
+        record.readiness = readiness
         for adapter in context.store.adapters_of(deployment.key):
             context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
-        modules = context.registry.lists.get(deployment.key)
+        modules = record.modules
         if modules is not None and any(module.preload for module in modules.modules):  # others may have to preload now
             for pod in fleet.pods:
                 context.enqueue(Key(Kind.POD, deployment.key[0], pod.name))

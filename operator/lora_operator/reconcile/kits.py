@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 from lora_operator.api.deployment import VLLMDeployment
@@ -28,11 +27,13 @@ async def remove_old_kits(context: Context, deployment: VLLMDeployment) -> None:
     candidates = kits_to_remove(kits, current=current, users=[workload.template, *(pod.spec for pod in pods)])
     if not candidates:
         return
-    looked_at, looked = context.registry.kits_looked_at.get(deployment.key, (frozenset(), 0.0))
-    if looked_at == candidates and time.monotonic() - looked < LOOK_SECONDS:
+    record = context.records.deployments[deployment.key]
+    looked_at, looked = record.kits_looked_at
+    if looked_at == candidates and context.clock.monotonic() - looked < LOOK_SECONDS:
         return
     # Listed after the Deployment was read: a ReplicaSet that came since is of its template, or of a newer one of ours.
     replica_sets, _ = await context.kube.list(REPLICA_SETS, namespace=namespace, label_selector=engine_selector(name))
-    context.registry.kits_looked_at[deployment.key] = (candidates, time.monotonic())
+    record.kits_looked_at = (candidates, context.clock.monotonic())
     for kit in sorted(candidates - mounted(Workload.parse(body).template for body in replica_sets)):
         await context.kube.delete(CONFIG_MAPS, namespace, kit, uid=context.store.config_maps[(namespace, kit)].uid)
+        record.children.pop(("ConfigMap", kit), None)

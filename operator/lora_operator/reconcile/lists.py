@@ -33,7 +33,7 @@ def next_list(
             previous,
             decisions,
             deployment="/".join(deployment.key),
-            above=context.registry.held.get(deployment.key, 0),
+            above=context.records.deployments.peek(deployment.key).held,
             all_eager=rolls,
         )
 
@@ -52,22 +52,19 @@ def next_list(
 
 def _give_way(context: Context, deployment: VLLMDeployment, everybody: ModuleList) -> frozenset[str]:
     """Those that the list has no room for, found anew where anybody has come, gone or changed: packing takes its time."""
-    crowds = context.registry.crowds
-    known = crowds.get(deployment.key)
+    record = context.records.deployments[deployment.key]
+    known = record.crowd
     if known is not None and known[0] == everybody.modules:
         return known[1]
     made = {one.metadata.uid: one.metadata.creation_timestamp for one in context.store.adapters_of(deployment.key)}
     found = give_way(everybody, made)
-    if found:
-        crowds[deployment.key] = (everybody.modules, found)
-    else:
-        crowds.pop(deployment.key, None)
+    record.crowd = (everybody.modules, found) if found else None
     return found
 
 
 def _tell_left_out(context: Context, deployment: VLLMDeployment, left_out: Mapping[str, Reason]) -> None:
-    before = context.registry.left_out.get(deployment.key, {})
-    context.registry.left_out[deployment.key] = left_out
+    record = context.records.deployments[deployment.key]
+    before, record.left_out = record.left_out, left_out
     for adapter in context.store.adapters_of(deployment.key) if before != left_out else ():
         uid = adapter.metadata.uid
         if before.get(uid) != left_out.get(uid):
@@ -82,6 +79,7 @@ async def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleLis
     is_read, found = list_as_read(context, deployment)
     if is_read:
         return found
+    record = context.records.deployments[deployment.key]
     try:
         body = await context.kube.get(CONFIG_MAPS, *_place(deployment))
     except NotFoundError:
@@ -91,7 +89,7 @@ async def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleLis
         return None
     data = (body.get("binaryData") or {}).get(MODULES_KEY)
     found = decode_from_config_map(data) if isinstance(data, str) else None
-    context.registry.stored[deployment.key] = (config_map.version, found)
+    record.stored = (config_map.version, found)
     return found
 
 
@@ -107,7 +105,7 @@ def list_as_read(context: Context, deployment: VLLMDeployment) -> tuple[bool, Mo
     config_map = context.store.config_maps.get(_place(deployment))
     if config_map is None or not config_map.is_controlled_by(deployment.metadata.uid):
         return True, None
-    known = context.registry.stored.get(deployment.key)
+    known = context.records.deployments.peek(deployment.key).stored
     return (True, known[1]) if known is not None and known[0] == config_map.version else (False, None)
 
 
@@ -117,11 +115,13 @@ def _place(deployment: VLLMDeployment) -> ObjectKey:
 
 async def learn_held(context: Context, deployment: VLLMDeployment, pod: ObjectKey, url: str, token: str) -> None:
     """Ask a pod which list it holds, where nothing else tells it. An older kit does not tell."""
-    if deployment.key in context.registry.lists or await stored_list(context, deployment) is not None:
-        context.registry.held_lists.pop(pod, None)
+    record = context.records.pods[pod]
+    known = context.records.deployments.peek(deployment.key).modules is not None
+    if known or await stored_list(context, deployment) is not None:
+        record.held_list = None
         return
     try:
-        context.registry.held_lists[pod] = await context.engines.held_list(url, token)
+        record.held_list = await context.engines.held_list(url, token)
     except EngineRefused as error:
         if error.status != 404:
             raise
@@ -133,7 +133,7 @@ def held_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None
     Pods are data from outside: an entry counts only by the UID of an adapter that names the deployment.
     """
     places = [pod.key for pod in own_pods(context, deployment)]
-    lists = [found for place in places if (found := context.registry.held_lists.get(place)) is not None]
+    lists = [found for place in places if (found := context.records.pods.peek(place).held_list) is not None]
     newest: HeldList | None = max(lists, key=lambda one: one.generation, default=None)
     if newest is None or not newest.generation:  # a fresh pod was never told one
         return None

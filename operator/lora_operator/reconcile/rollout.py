@@ -36,9 +36,9 @@ class Rollout:
 
 def look_at_rollout(context: Context, deployment: VLLMDeployment, modules: ModuleList | None) -> Rollout | None:
     """Decide whether the list is rolled out now; None where pods are told of it instead, or it is not known."""
-    unrolled = context.registry.unrolled
+    record = context.records.deployments[deployment.key]
     if deployment.spec.lora.update_strategy != ROLLOUT or modules is None:
-        unrolled.pop(deployment.key, None)
+        record.unrolled = None
         return None
     static, rolled = build_static(modules), _rolled(context, deployment)
     if rolled is not None and rolled.digest == static.digest:
@@ -46,15 +46,12 @@ def look_at_rollout(context: Context, deployment: VLLMDeployment, modules: Modul
     plan = plan_rollout(
         static,
         rolled,
-        unrolled.get(deployment.key),
+        record.unrolled,
         coming=_coming(context, deployment),
         rolling=_is_rolling(context, deployment),
-        now=context.now(),
+        now=context.clock.now(),
     )
-    if plan.unrolled is None:
-        unrolled.pop(deployment.key, None)
-    else:
-        unrolled[deployment.key] = plan.unrolled
+    record.unrolled = plan.unrolled
     return Rollout(static, plan)
 
 
@@ -73,7 +70,7 @@ def as_rolled(
 def _is_rolling(context: Context, deployment: VLLMDeployment) -> bool:
     workload = context.store.workloads.get(deployment.key)
     pods = all_own_pods(context, deployment)
-    return is_rolling(workload, find_trouble(pods, workload, warnings={}, now=context.now()))
+    return is_rolling(workload, find_trouble(pods, workload, warnings={}, now=context.clock.now()))
 
 
 def _rolled(context: Context, deployment: VLLMDeployment) -> Rolled | None:
@@ -85,7 +82,7 @@ def _coming(context: Context, deployment: VLLMDeployment) -> tuple[str, ...]:
     """Adapters that may soon be on the list, as they are named in messages."""
     found = []
     for adapter in context.store.adapters_of(deployment.key):
-        decision = context.registry.decision(adapter.key)
+        decision = context.records.decision(adapter.key)
         metadata = adapter.metadata
         if decision is not None and (decision.uid, decision.generation) != (metadata.uid, metadata.generation):
             decision = None

@@ -48,7 +48,7 @@ def used_views(context: Context, namespace: str) -> tuple[frozenset[str], str | 
 def _undecided(context: Context, namespace: str) -> str | None:
     for key in context.store.invalid_in(namespace):
         return f"{key} can't be read by this operator: {context.store.invalid[key][:200]}"
-    waits_for = context.registry.undecided(context.store, namespace)
+    waits_for = context.records.undecided(context.store, namespace)
     return (
         f"{waits_for} has not been looked at yet: where that lasts, see its status" if waits_for is not None else None
     )
@@ -57,13 +57,13 @@ def _undecided(context: Context, namespace: str) -> str | None:
 def _listed(context: Context, deployment: VLLMDeployment) -> tuple[set[str] | None, bool]:
     """What the pods are told and what they will be told, None where it is not known; and whether the ConfigMap's present list is read."""
     found: set[str] = set()
-    modules = context.registry.lists.get(deployment.key)
+    modules = context.records.deployments.peek(deployment.key).modules
     is_read, stored = list_as_read(context, deployment)
     for known in (modules, stored):
         for module in known.modules if known is not None else ():
             found |= views_in(module.path)
     for adapter in context.store.adapters_of(deployment.key):
-        decision = context.registry.decision(adapter.key)
+        decision = context.records.decision(adapter.key)
         if decision is not None and decision.module is not None:
             found |= views_in(decision.module.path)
     return (None if modules is None else found), is_read
@@ -75,12 +75,12 @@ def _served(context: Context, pod: Pod) -> tuple[set[str], str | None]:
         return set(), None
     if container is None:
         return set(), None  # it begins with the list that is known here, and leaves out what is not there
-    view = context.registry.views.get(key)
+    view = context.records.pods.peek(key).view
     if view is None or view.container_id != container or view.error is not None or not view.gate_closed:
         why = view.error if view is not None and view.error else "it has not answered yet"
         return set(), f"pod {key[0]}/{key[1]} may be serving, and can't be asked: {why}"
     paths = [served.path for served in view.served.values()] + [*view.waiting.values(), *view.retired]
-    models = context.registry.listed.get(key)
+    models = context.records.pods.peek(key).listed
     roots = [model.root for model in models if model.root] if isinstance(models, tuple) else []
     if view.orphans and not roots:
         return set(), f"pod {key[0]}/{key[1]} serves {view.orphans[0]}, and it is not known from where"
