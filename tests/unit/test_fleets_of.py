@@ -8,11 +8,12 @@ import pytest
 
 from lora_operator.api.common import ApiModel
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile.artifact import fleets_of
 from lora_operator.reconcile.context import Context, build_context
 from lora_operator.reconcile.records import ModelWant
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import make_adapter, make_artifact, make_cache, make_deployment

@@ -10,12 +10,12 @@ import pytest
 from lora_operator.conditions import is_passing
 from lora_operator.constants import Reason
 from lora_operator.kube.client import Kube
-from lora_operator.kube.kinds import VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.engine_pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.services import GATHER_SECONDS, PASSING_SECONDS
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from lora_operator.wire.plugin import (
@@ -76,7 +76,7 @@ class Writer:
     async def write(self, conditions: Conditions, *, over: Conditions | None = None) -> bool:
         """Has a status written over what the object has."""
         old, new = make_deployment(conditions=ready() if over is None else over), make_deployment(conditions=conditions)
-        return await self.context.statuses.write(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, old, new.status)
+        return await self.context.statuses.write(old, new.status)
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,14 @@ from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, Reason
 from lora_operator.errors import ForbiddenError, UnavailableError
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision, ModuleList
 from lora_operator.reconcile.cache import reconcile_cache
 from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.download_queue import is_evicting
 from lora_operator.reconcile.eviction import reconcile_eviction
 from lora_operator.reconcile.records import ModelWant
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.reconcile.usage import used_views
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
@@ -102,6 +103,7 @@ class World:
 
     def __init__(self, *, asked: str | None = "now", pod: Json | None = None, **cache: Any) -> None:
         self.api, self.woken = Api(), list[Key]()
+        self.bodies: dict[tuple[str, str], Json] = {}
         self.context = build_context(
             kube=cast(Kube, self.api),
             engines=cast(Engines, None),
@@ -146,6 +148,7 @@ class World:
     def raw(self, kind: Kind, body: Json) -> None:
         self.api.version += 1
         version = {"resourceVersion": str(self.api.version)}
+        self.bodies[kind.value, body["metadata"]["name"]] = body
         self.context.store.upsert(kind, {**body, "metadata": body["metadata"] | version})
 
     async def until_the_job(self) -> None:
@@ -376,7 +379,7 @@ async def test_the_end_is_recorded_downloads_go_on_and_the_job_goes() -> None:
     volume = VolumeState(total_bytes=10, free_bytes=5, used_bytes=4)
     message = EvictResult(ok=True, views=1, freed_bytes=1024, volume=volume).model_dump_json(by_alias=True)
     state = {"terminated": {"exitCode": 0, "message": message}}
-    world.api.pods = [{"metadata": {"name": "p"}, "status": {"containerStatuses": [{"state": state}]}}]
+    world.api.pods = [{"metadata": {"name": "p"}, "status": {"containerStatuses": [{"name": "evict", "state": state}]}}]
     world.api.deleted.clear()
     world.woken.clear()
     await reconcile_cache(world.context, key)
@@ -470,9 +473,9 @@ async def test_a_removal_whose_node_is_lost_ends_and_the_next_one_takes_nothing_
     await world.until_the_job()
     made = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=9)
     world.make_pod(RUNNING, made=made)
+    job, pod = world.bodies["Job", "default-evict-1"], world.bodies["Pod", "p"]
     target = {"conditions": [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]}
-    world.raw(Kind.JOB, world.context.store.jobs["serving", "default-evict-1"] | {"status": target})
-    pod = world.context.store.pods["serving", "p"]
+    world.raw(Kind.JOB, job | {"status": target})
     for seconds in (50, 61):
         deleted = {"deletionTimestamp": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()}
         world.raw(Kind.POD, pod | {"metadata": pod["metadata"] | deleted})

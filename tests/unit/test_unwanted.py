@@ -8,13 +8,14 @@ import pytest
 
 from lora_operator.constants import ANNOTATION_REFRESH
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter import AdapterPlan
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile import adapter as adapter_module
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.records import ModelWant
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import make_adapter, make_deployment, ready_artifact

@@ -14,7 +14,8 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import LABEL_DEPLOYMENT, ROLLOUT
 from lora_operator.desired.children import gate_token
 from lora_operator.errors import EngineError, EngineUnreachable, StaleList
-from lora_operator.kube.objects import engine_port, is_ready, pod_ip, running_container
+from lora_operator.kube.kinds import Kind
+from lora_operator.kube.pods import Pod
 from lora_operator.names import label_value
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.plan.admission import public_name
@@ -24,7 +25,7 @@ from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, live_pods, own_pods
 from lora_operator.reconcile.lists import learn_held
 from lora_operator.reconcile.records import PodRecord
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 from lora_operator.wire.plugin import PluginState
 
 SETTLE_SECONDS: Final = 2.0  # how long a plugin may hold the answer to a new list back while it loads
@@ -61,25 +62,24 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
         context.records.pods.pop(place, None)
         context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
         return None
-    container, address = running_container(pod), pod_ip(pod)
+    container, address = pod.running_engine, pod.address
     if container is None or address is None:
         _publish(context, deployment, place, None)
         return None
     host = f"[{address}]" if ":" in address else address
     engine = _Engine(
         pod=place,
-        url=f"http://{host}:{engine_port(pod) or deployment.spec.engine.port}",
+        url=f"http://{host}:{pod.spec.engine_port or deployment.spec.engine.port}",
         token=gate_token(await context.secrets.master_key(), deployment),
         container=container,
-        uid=pod["metadata"]["uid"],
-        ready=is_ready(pod),
+        uid=pod.uid,
+        ready=pod.is_ready,
     )
     return await _look(context, deployment, engine)
 
 
-def _deployment(context: Context, pod: Body) -> VLLMDeployment | None:
-    label = pod["metadata"].get("labels", {}).get(LABEL_DEPLOYMENT)
-    namespace = pod["metadata"]["namespace"]
+def _deployment(context: Context, pod: Pod) -> VLLMDeployment | None:
+    label, namespace = pod.labels.get(LABEL_DEPLOYMENT), pod.namespace
     found = context.store.deployments.get((namespace, label or ""))
     if found is not None or label is None:
         return found
@@ -109,7 +109,7 @@ async def _ask(
     context: Context, deployment: VLLMDeployment, engine: _Engine, record: PodRecord, known: PodView | None
 ) -> float:
     rolls = deployment.spec.lora.update_strategy == ROLLOUT  # then no pod is sent a list
-    names = {body["metadata"]["name"] for body in live_pods(context, deployment)}
+    names = {pod.name for pod in live_pods(context, deployment)}
     modules = None if rolls else list_for(_list(context, deployment), engine.pod[1], names)
     if not (known is not None and known.gate_closed) and not await context.engines.gate_is_closed(engine.url):
         _publish(context, deployment, engine.pod, PodView(uid=engine.uid, container_id=engine.container))
