@@ -19,11 +19,13 @@ import kopf
 from lora_operator.errors import OperatorError
 from lora_operator.health import health_app, serve_health
 from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import OWN_KINDS, Kind
 from lora_operator.logs import set_up_logging
+from lora_operator.reconcile.clock import Clock
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.queue import WorkQueue
 from lora_operator.reconcile.routing import keys_for
-from lora_operator.reconcile.store import OWN_KINDS, Change, Key, Kind, Store
+from lora_operator.reconcile.store import Change, Key, Store
 from lora_operator.reconcile.sync import Sync
 from lora_operator.settings import Settings, read_settings
 from lora_operator.vllm import Engines
@@ -184,8 +186,9 @@ async def operate(settings: Settings, *, stop: asyncio.Event | None = None) -> N
     set_on_signals(stop)
     store = Store()
     async with Kube(await load_configuration()) as kube, Engines() as engines:
-        queue = WorkQueue(lambda key: dispatcher(key), workers=128)
-        dispatcher = Dispatcher(kube, engines, store, settings, queue.add)
+        clock = Clock()
+        queue = WorkQueue(lambda key: dispatcher(key), workers=128, clock=clock)
+        dispatcher = Dispatcher(kube, engines, store, settings, queue.add, clock=clock)
         operator = Operator(kube, store, queue, stop)
         async with serve_health(health_app(queue, operator.sync.missing), port=settings.health_port):
             await operator.run()

@@ -9,7 +9,7 @@ import pytest
 
 from lora_operator.api import RESOURCES
 from lora_operator.constants import GROUP
-from lora_operator.reconcile.context import MASTER_KEY_SECRET
+from lora_operator.reconcile.services import MASTER_KEY_SECRET
 from tests.chart.conftest import Rendered
 
 Render = Callable[..., Rendered]

@@ -18,7 +18,7 @@ from e2e.cluster import tools
 from e2e.cluster.controlplane import ControlPlane
 from lora_operator.api import RESOURCES
 from lora_operator.kube.client import Kube, load_configuration
-from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.context import Context, build_context
 from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
@@ -109,7 +109,7 @@ def namespace(kubectl: Kubectl) -> str:
 async def context(control_plane: ControlPlane) -> AsyncIterator[Context]:
     """What a reconciler is given: a real API server, an empty store."""
     async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube:
-        yield Context(
+        yield build_context(
             kube=kube,
             engines=cast(Engines, None),
             store=Store(),

@@ -1,7 +1,7 @@
 """The whole operator in process on a real API server, in a cluster without nodes and controllers: the test plays these.
 
 The operator is the real one: watches, store, queue and reconcilers. Downloads end as the test says, by the statuses of Jobs and
-their pods; engine pods are objects with an address of this machine, where a stand-in engine with the real kit listens.
+their pods; engine pods are objects with an address of this machine, where a stand-in engine with the real plugin listens.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from lora_operator.kube.kinds import (
     PODS,
     SECRETS,
     VLLM_DEPLOYMENTS,
+    Kind,
     ResourceType,
 )
 from lora_operator.main import Operator
 from lora_operator.plan.adapter_list import ModuleList, decode_from_config_map
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.queue import WorkQueue
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from lora_operator.wire.jobs import EvictRequest, EvictResult, FetchRequest, FetchResult

@@ -9,10 +9,10 @@ import pytest
 
 from e2e.cluster import ControlPlane
 from lora_operator.kube.client import Kube, load_configuration
-from lora_operator.kube.kinds import CLAIMS, MODEL_CACHES
+from lora_operator.kube.kinds import CLAIMS, MODEL_CACHES, Kind
 from lora_operator.reconcile.cache import reconcile_cache
-from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.context import build_context
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.component.conftest import Kubectl
@@ -41,7 +41,7 @@ class World:
     def __init__(self, kube: Kube, kubectl: Kubectl, namespace: str) -> None:
         self.kube, self.kubectl, self.namespace = kube, kubectl, namespace
         self.store = Store()
-        self.context = Context(
+        self.context = build_context(
             kube=kube,
             engines=cast(Engines, None),
             store=self.store,

@@ -25,7 +25,7 @@ from lora_operator.kube.kinds import (
     VLLM_DEPLOYMENTS,
     ResourceType,
 )
-from lora_operator.plan import jobs as plan_jobs
+from lora_operator.plan import job_view
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
 from tests.component.reconcile_support import NEVER, World, asking, failure, owner, running_operator, until
@@ -216,7 +216,7 @@ async def test_a_pod_that_does_not_answer_is_named_and_delays_no_other(
 async def test_what_is_edited_or_deleted_by_hand_is_repaired(
     world: World, control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_operator.reconcile.context.SECRET_SECONDS", 0.1)
+    monkeypatch.setattr("lora_operator.reconcile.services.SECRET_SECONDS", 0.1)
     await world.make_fleet()
     async with running_operator(control_plane):
         await world.adapter("sql", world.team_a)
@@ -467,7 +467,7 @@ async def test_a_download_whose_node_is_lost_is_tried_again(
     world: World, control_plane: ControlPlane, kubectl: Kubectl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kubernetes says Failed only when the pod is gone, and nobody confirms the end of one on a lost node: a finalizer plays that."""
-    monkeypatch.setattr(plan_jobs, "LOST", timedelta(seconds=1))
+    monkeypatch.setattr(job_view, "LOST", timedelta(seconds=1))
     await world.make_fleet()
     world.outcomes["org/sql"] = NEVER
     async with running_operator(control_plane):

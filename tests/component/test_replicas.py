@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from lora_operator.kube.kinds import VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import VLLM_DEPLOYMENTS, Kind
+from lora_operator.kube.objects import KubeObject
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.pod_events import last_warning
-from lora_operator.reconcile.store import Kind
+from lora_operator.reconcile.records import Warnings
 from lora_operator.reconcile.upkeep import keep_replicas
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
@@ -106,7 +107,7 @@ def event(namespace: str, name: str, uid: str, **fields: Any) -> dict[str, Any]:
 
 
 async def test_the_newest_warning_about_an_object_is_found(context: Context, namespace: str) -> None:
-    job = {"metadata": {"name": "j", "namespace": namespace, "uid": "uid-j"}}
+    job, known = KubeObject(name="j", namespace=namespace, uid="uid-j"), Warnings()
     for body in (
         event(namespace, "a", "uid-j", message="old", lastTimestamp="2026-01-01T00:00:00Z"),
         event(namespace, "b", "uid-j", message="exceeded quota", lastTimestamp="2026-01-01T00:00:09Z"),
@@ -114,9 +115,9 @@ async def test_the_newest_warning_about_an_object_is_found(context: Context, nam
         event(namespace, "d", "uid-other", message="another's", lastTimestamp="2026-01-01T00:00:11Z"),
     ):
         await context.kube.create(body)
-    assert await last_warning(context, job) == "FailedCreate: exceeded quota"
-    silent = {"metadata": {"name": "k", "namespace": namespace, "uid": "uid-k"}}
-    assert await last_warning(context, silent) is None
+    assert await last_warning(context, job, known=known) == "FailedCreate: exceeded quota"
+    silent = KubeObject(name="k", namespace=namespace, uid="uid-k")
+    assert await last_warning(context, silent, known=known) is None
 
     await context.kube.create(event(namespace, "e", "uid-j", message="new", lastTimestamp="2026-01-01T00:00:12Z"))
-    assert await last_warning(context, job) == "FailedCreate: exceeded quota", "not asked again at once"
+    assert await last_warning(context, job, known=known) == "FailedCreate: exceeded quota", "not asked again at once"

@@ -15,7 +15,7 @@ from e2e.cluster import ControlPlane, tools
 from lora_operator.errors import ForbiddenError
 from lora_operator.kube.client import Kube, load_configuration
 from lora_operator.kube.kinds import DEPLOYMENTS, JOBS, LORA_ADAPTERS, PODS, SECRETS
-from lora_operator.reconcile.context import MASTER_KEY_SECRET
+from lora_operator.reconcile.services import MASTER_KEY_SECRET
 from tests.chart.conftest import Helm, render_chart
 from tests.component.conftest import Kubectl
 from tests.component.reconcile_support import NEVER, World, running_operator, until

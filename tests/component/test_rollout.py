@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -22,31 +22,21 @@ from lora_operator.desired.command_line import StaticModules
 from lora_operator.desired.common import literal
 from lora_operator.desired.deployment import build_deployment
 from lora_operator.kube.client import Kube, load_configuration
-from lora_operator.kube.kinds import DEPLOYMENTS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import DEPLOYMENTS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS, Kind
 from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
-from lora_operator.reconcile import context as context_module
+from lora_operator.reconcile import services
 from lora_operator.reconcile.adapter import reconcile_adapter
-from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.context import Context, build_context
 from lora_operator.reconcile.deployment import reconcile_deployment
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.component.conftest import Kubectl
+from tests.unit.fake_clock import FakeClock
 
 API = "lora-operator.dev/v1alpha1"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 READY = ok(Reason.READY, "there")
-
-
-@dataclass
-class Clock(Context):
-    """What reconcilers are given, with a clock that only the test moves."""
-
-    time: datetime = START
-
-    def now(self) -> datetime:
-        """The test's time."""
-        return self.time
 
 
 @dataclass
@@ -55,7 +45,8 @@ class World:
 
     namespace: str
     kube: Kube
-    context: Clock
+    context: Context
+    clock: FakeClock
     templates: list[str] = field(default_factory=list)  # each other pod template that was seen
 
     async def apply(self, kind: Kind, name: str, spec: dict[str, Any]) -> None:
@@ -126,7 +117,7 @@ class World:
     async def after(self, seconds: float) -> None:
         """Time passes, second by second."""
         for _ in range(int(seconds)):
-            self.context.time += timedelta(seconds=1)
+            self.clock.seconds += 1
             await self.look()
 
     async def served(self) -> list[str]:
@@ -142,7 +133,7 @@ class World:
         """The Deployment's status as its controller would write it: one pod, of the present form, that is up or starting."""
         live = self.context.store.workloads[self.namespace, "llama"]
         counts = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": ready, "availableReplicas": ready}
-        status = counts | {"observedGeneration": live["metadata"]["generation"]}
+        status = counts | {"observedGeneration": live.generation}
         body = await self.kube.apply_status(DEPLOYMENTS, self.namespace, "llama", status)
         self.context.store.upsert(Kind.DEPLOYMENT, body)
 
@@ -158,17 +149,19 @@ async def world(
 ) -> AsyncIterator[World]:
     """A namespace with a cache, and a fleet whose base model is there. Statuses are written at once."""
     for wait in ("PASSING_SECONDS", "GATHER_SECONDS"):
-        monkeypatch.setattr(context_module, wait, 0.0)
+        monkeypatch.setattr(services, wait, 0.0)
     async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube:
-        context = Clock(
+        clock = FakeClock(start=START)
+        context = build_context(
             kube=kube,
             engines=Engines(),
             store=Store(),
             settings=Settings(operator_image="images.example/operator", operator_namespace=namespace),
             enqueue=lambda *_, **__: None,
             kit_files={"kit.py": "# one"},
+            clock=clock,
         )
-        world = World(namespace, kube, context)
+        world = World(namespace, kube, context, clock)
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "resourceVersion": "1"}}
         context.store.upsert(Kind.NAMESPACE, body)
         await world.apply(Kind.MODEL_CACHE, "default", {"storage": {"existingClaim": "models"}})
@@ -191,14 +184,14 @@ def restart(world: World) -> Callable[[str], None]:
 
     def take_over(kit: str) -> None:
         old = world.context
-        world.context = Clock(
+        world.context = build_context(
             kube=old.kube,
             engines=old.engines,
             store=old.store,
             settings=old.settings,
             enqueue=old.enqueue,
             kit_files={"kit.py": kit},
-            time=old.time,
+            clock=old.clock,
         )
 
     return take_over
@@ -351,7 +344,9 @@ async def test_lazy_adapters_are_in_the_arguments_and_lazy_again_when_pods_are_t
     assert await world.served() == ["lazy", "placed"]
 
     def entries() -> list[tuple[str, bool, int]]:
-        modules = world.context.registry.lists[world.namespace, "llama"].modules
+        updated = world.context.records.deployments[world.namespace, "llama"].modules
+        assert updated is not None
+        modules = updated.modules
         return [(module.name, module.lazy, module.preload) for module in modules]
 
     assert entries() == [("lazy", False, 0), ("placed", False, 0)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,30 +11,38 @@ from e2e.cluster import ControlPlane
 from lora_operator.api import VLLMDeployment
 from lora_operator.desired.children import build_gate_secret, build_kit_config_map, kit_hash
 from lora_operator.kube.client import Kube, load_configuration
-from lora_operator.kube.kinds import CONFIG_MAPS, REPLICA_SETS, SECRETS
+from lora_operator.kube.kinds import CONFIG_MAPS, REPLICA_SETS, SECRETS, Kind
 from lora_operator.names import engine_labels, kit_config_map
-from lora_operator.reconcile import context as context_module
-from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile import services
+from lora_operator.reconcile.context import Context, build_context
+from lora_operator.reconcile.store import Store
 from lora_operator.reconcile.upkeep import remove_old_kits
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import make_deployment, take_list
+from tests.unit.fake_clock import FakeClock
 
 NOW, OLD, OLDER, OLDEST = ({"kit.py": f"# {age}"} for age in ("now", "old", "older", "oldest"))
 
 
 @pytest.fixture
-async def context(control_plane: ControlPlane) -> AsyncIterator[Context]:
+def clock() -> FakeClock:
+    """The context's clock."""
+    return FakeClock()
+
+
+@pytest.fixture
+async def context(control_plane: ControlPlane, clock: FakeClock) -> AsyncIterator[Context]:
     """A context of an operator whose kit is NOW; its store is filled by the test."""
     async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube, Engines() as engines:
-        yield Context(
+        yield build_context(
             kube=kube,
             engines=engines,
             store=Store(),
             settings=Settings(operator_image="i", operator_namespace="n"),
             enqueue=lambda *_: None,
             kit_files=NOW,
+            clock=clock,
         )
 
 
@@ -101,27 +108,25 @@ async def test_without_a_deployment_in_the_store_every_kit_stays(context: Contex
 
 
 async def test_a_gate_secret_is_written_once_an_hour_and_soon_where_it_may_be_missing(
-    context: Context, namespace: str, monkeypatch: pytest.MonkeyPatch
+    context: Context, clock: FakeClock, namespace: str
 ) -> None:
     secret = build_gate_secret(deployment_in(namespace), "token")
     place = (SECRETS, namespace, secret["metadata"]["name"])
-    now = 1000.0
-    monkeypatch.setattr(context_module, "time", SimpleNamespace(monotonic=lambda: now))
 
     async def there(*, doubtful: bool = False) -> bool:
         """Whether a Secret that somebody deleted is there after a look."""
         await context.kube.delete(*place)
-        await context.ensure_secret(secret, doubtful=doubtful)
+        await context.children.ensure_secret(secret, doubtful=doubtful)
         items, _ = await context.kube.list(SECRETS, namespace=namespace)
         return bool(items)
 
     assert await there()
-    now += context_module.SECRET_SECONDS * 0.7
+    clock.seconds += services.SECRET_SECONDS * 0.7
     assert not await there()
     assert await there(doubtful=True)
-    now += context_module.DOUBTED_SECRET_SECONDS / 2
+    clock.seconds += services.DOUBTED_SECRET_SECONDS / 2
     assert not await there(doubtful=True)
-    now += context_module.DOUBTED_SECRET_SECONDS
+    clock.seconds += services.DOUBTED_SECRET_SECONDS
     assert await there(doubtful=True)
-    now += context_module.SECRET_SECONDS * 1.3
+    clock.seconds += services.SECRET_SECONDS * 1.3
     assert await there()

@@ -11,9 +11,10 @@ from e2e.cluster import ControlPlane
 from lora_operator.api import VLLMDeployment
 from lora_operator.constants import ANNOTATION_REFRESH
 from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.base_model import want_model
-from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.context import Context, build_context
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.component.conftest import Kubectl
@@ -36,7 +37,7 @@ async def context(control_plane: ControlPlane, kubectl: Kubectl, namespace: str)
     store = Store()
     store.upsert(Kind.MODEL_CACHE, kubectl.read("mcache/example", "-n", namespace))
     async with Kube(await load_configuration(str(control_plane.kubeconfig))) as kube:
-        yield Context(
+        yield build_context(
             kube=kube,
             engines=cast(Engines, None),
             store=store,
@@ -67,7 +68,7 @@ async def test_each_part_is_wanted_with_its_own_secret(context: Context, kubectl
     wanted = await want_model(context, deployment(kubectl, namespace))
     assert not wanted.is_blocked
     key = Key(Kind.VLLM_DEPLOYMENT, namespace, "example")
-    lent = [context.registry.wanters((namespace, content.artifact_name or ""))[key] for content in wanted.contents]
+    lent = [context.records.wanters((namespace, content.artifact_name or ""))[key] for content in wanted.contents]
     assert [credentials and credentials[:3] for credentials in lent] == [
         (namespace, "for-model", "token"),
         (namespace, "for-tok", "token"),
@@ -151,7 +152,7 @@ def annotated(found: VLLMDeployment, **status: Any) -> VLLMDeployment:
 
 def coming(context: Context, namespace: str) -> dict[str, str]:
     """What is being refreshed, by role."""
-    want = context.registry.model_want((namespace, "example"))
+    want = context.records.model_want((namespace, "example"))
     assert want is not None
     return dict(zip(("model", "tokenizer", "draftModel"), (key[1] for key, _ in want.refreshing), strict=False))
 
@@ -166,7 +167,7 @@ async def test_a_refresh_is_of_all_contents_at_once(context: Context, kubectl: K
     new = coming(context, namespace)
     assert set(new) == {"model", "tokenizer", "draftModel"}
     assert not set(new.values()) & set(status.values())
-    lent = context.registry.wanters((namespace, new["tokenizer"]))[Key(Kind.VLLM_DEPLOYMENT, namespace, "example")]
+    lent = context.records.wanters((namespace, new["tokenizer"]))[Key(Kind.VLLM_DEPLOYMENT, namespace, "example")]
     assert lent is not None
     assert lent[1] == "for-tok"
 
@@ -178,7 +179,7 @@ async def test_a_refresh_is_of_all_contents_at_once(context: Context, kubectl: K
     assert {content.role: content.artifact_name for content in done.contents} == new
     assert (done.refresh, done.note, done.auxiliary.tokenizer) == ("1", "", "/model-cache/artifacts/tokenizer-2")
     assert coming(context, namespace) == {}
-    assert not context.registry.wanters((namespace, status["modelArtifact"]))
+    assert not context.records.wanters((namespace, status["modelArtifact"]))
     settled = annotated(deployment(kubectl, namespace, **status), refresh="1")
     assert await want_model(context, settled) == done
 

@@ -1,7 +1,7 @@
 """A small world for the property test: an API server, a cluster and engines in memory, with the real reconcilers at work in it.
 
-The reconcilers, the store, the registry and every plan are the operator's own. What is played is what they talk to: objects by
-key with their versions, watches that lag, Jobs that end as their repository says, pods that come and go, and a kit that does at
+The reconcilers, the store, the records and every plan are the operator's own. What is played is what they talk to: objects by
+key with their versions, watches that lag, Jobs that end as their repository says, pods that come and go, and a plugin that does at
 once what a list says. Time is a number. Nothing awaits, so a pass is a plain call.
 """
 
@@ -26,16 +26,17 @@ from lora_operator.errors import (
     StaleList,
     UnavailableError,
 )
-from lora_operator.kube.kinds import ResourceType
+from lora_operator.kube.kinds import OWN_KINDS, Kind, ResourceType
 from lora_operator.plan.adapter_list import ModuleList, decode_from_config_map
-from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.routing import keys_for
-from lora_operator.reconcile.store import OWN_KINDS, Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import HeldList, HeldModule, KitState, LoadedModule, ServedModel
 from lora_operator.wire.jobs import FetchRequest, FetchResult
+from lora_operator.wire.plugin import HeldEntry, HeldList, LoadedAdapter, PluginState, ServedModel
 from tests.unit.builders import take_list
+from tests.unit.fake_clock import FakeClock
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -66,7 +67,7 @@ class Died(BaseException):
 
 
 class Engine:
-    """One engine pod's idealised kit."""
+    """One engine pod's idealised plugin."""
 
     def __init__(self, held: Json | None) -> None:
         self.held = held  # a list as it came
@@ -77,16 +78,15 @@ class Engine:
         """Public name to path."""
         return {module["name"]: module["path"] for module in (self.held or {"modules": ()})["modules"]}
 
-    def state(self) -> KitState:
-        """As the kit tells it."""
+    def state(self) -> PluginState:
+        """As the plugin tells it."""
         modules = (self.held or {"modules": ()})["modules"]
-        return KitState(
+        return PluginState(
             kit="kit",
             vllm_version="0.32.0",
-            instance="one",
             list_generation=self.held["generation"] if self.held else None,
             settled=True,
-            loaded=tuple(LoadedModule(m["name"], m["name"], m["path"], m["baseModelName"]) for m in modules),
+            loaded=tuple(LoadedAdapter(m["name"], m["name"], m["path"], m["baseModelName"]) for m in modules),
             atomic_swap=True,
         )
 
@@ -109,7 +109,7 @@ class Engines:
         """As Engines'."""
         return self._engine(url) is not None
 
-    async def state(self, url: str, token: str) -> KitState:
+    async def state(self, url: str, token: str) -> PluginState:
         """As Engines'."""
         return self._engine(url).state()
 
@@ -117,7 +117,7 @@ class Engines:
         """As Engines'."""
         held = self._engine(url).held or {"generation": 0, "modules": ()}
         entries = [
-            HeldModule(m["name"], m["path"], m["baseModelName"], m["revision"], m["uid"]) for m in held["modules"]
+            HeldEntry(m["name"], m["path"], m["baseModelName"], m["revision"], m["uid"]) for m in held["modules"]
         ]
         return HeldList(held["generation"], tuple(entries))
 
@@ -129,7 +129,7 @@ class Engines:
             *(ServedModel(m["name"], m["path"], m["baseModelName"]) for m in modules),
         )
 
-    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> KitState:
+    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
         """As Engines'."""
         engine, sent = self._engine(url), json.loads(body)
         if engine.held is not None and sent["generation"] < engine.held["generation"]:
@@ -246,7 +246,7 @@ class World:
         self.refused: Callable[[str, Json], KubeError | None] = lambda _verb, _obj: None  # what is not accepted
         self.unlisted = False  # the operator has started, and can't list a kind
         self.steps_left: int | None = None  # until the operator dies: its writes, and its questions to engines
-        self.time = 0.0
+        self.clock = FakeClock(start=START)
         self.writes = 0
         self.published: set[str] = set()  # paths of all content that ever was in the cache
         self.lists: list[ModuleList] = []  # as the operator wrote them, since the last one was lost
@@ -325,11 +325,11 @@ class World:
         It is listed again as far as its content is there; what was kept for its name is not.
         """
         self.lists.clear()
-        if LLAMA[1:] not in self.context.registry.lists:
+        if self.context.records.deployments.peek(LLAMA[1:]).modules is None:
             self.held = {}
 
     def _stamp(self) -> str:
-        return (START + timedelta(seconds=int(self.time))).isoformat().replace("+00:00", "Z")
+        return (START + timedelta(seconds=int(self.clock.seconds))).isoformat().replace("+00:00", "Z")
 
     def _tell(self, event: str, body: Json) -> None:
         if body["kind"] in _WATCHED:
@@ -371,20 +371,20 @@ class World:
         self._unseen: dict[Key, int] = {}  # what users wrote, until the operator has looked at it
         self._failures: dict[Key, int] = {}
         self._pending.clear()
-        self.context = Context(
+        self.context = build_context(
             kube=Kube(self),  # type: ignore[arg-type]
             engines=Engines(self),  # type: ignore[arg-type]
             store=self.store,
             settings=Settings(operator_image="x", operator_namespace="system"),
             enqueue=self.enqueue,
             kit_files={"kit.py": ""},
+            clock=self.clock,
+            master_key=b"key",
         )
         self.dispatcher = Dispatcher(
             self.context.kube, self.context.engines, self.store, self.context.settings, self.enqueue
         )
         self.dispatcher._context = self.context
-        self.context._master_key = b"key"
-        self.context.now = lambda: START + timedelta(seconds=self.time)  # type: ignore[method-assign]
         for kind in Kind:
             bodies = [body for body in self.objects.values() if body["kind"] == kind.value]
             take_list(self.store, kind, bodies, str(self._count))
@@ -401,7 +401,7 @@ class World:
 
     def enqueue(self, key: Key, *, after: float = 0) -> None:
         """Put a key on the work queue."""
-        due = self.time + after
+        due = self.clock.seconds + after
         self._due[key] = min(due, self._due.get(key, due))
 
     def _hear(self, *, all_of_it: bool) -> None:
@@ -424,10 +424,10 @@ class World:
         done = 0
         while done < most and not self.unlisted:
             self._hear(all_of_it=False)
-            due = sorted(key for key, at in self._due.items() if at <= self.time)
+            due = sorted(key for key, at in self._due.items() if at <= self.clock.seconds)
             if not due:
                 self._hear(all_of_it=True)
-                if not any(at <= self.time for at in self._due.values()):
+                if not any(at <= self.clock.seconds for at in self._due.values()):
                     assert not self._unseen, "a user's change waits for the clock"
                     break
                 continue
@@ -462,14 +462,14 @@ class World:
 
     def skip(self, seconds: float) -> None:
         """Time passes; the operator does what falls due."""
-        end = self.time + seconds
+        end = self.clock.seconds + seconds
         for _ in range(2000):
             self.passes(200)
-            due = min((at for at in self._due.values() if at > self.time), default=end)
+            due = min((at for at in self._due.values() if at > self.clock.seconds), default=end)
             if due > end or self.unlisted:
                 break
-            self.time = due
-        self.time = end
+            self.clock.seconds = due
+        self.clock.seconds = end
         self.passes(200)
 
     # The cluster

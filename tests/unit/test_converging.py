@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.kube.kinds import Kind
+from lora_operator.reconcile.store import Key
 from tests.unit.model_world import LLAMA, MODULES, SERVING, Json, World, packed
 
 ADAPTERS = [("team-a", "x"), ("team-a", "y"), ("team-b", "x"), ("team-b", "z")]
@@ -151,7 +152,7 @@ def holders(world: World) -> dict[str, Json]:
 
 def listed(world: World) -> dict[str, str]:
     """Uid to public name, by what pods are told."""
-    modules = world.context.registry.lists.get((SERVING, "llama")) or world.modules()
+    modules = world.context.records.deployments.peek((SERVING, "llama")).modules or world.modules()
     return {module.uid: module.name for module in modules.modules} if modules else {}
 
 

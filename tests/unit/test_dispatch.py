@@ -8,9 +8,9 @@ import pytest
 
 from lora_operator.constants import API_VERSION
 from lora_operator.kube.client import Kube
-from lora_operator.kube.kinds import ResourceType
+from lora_operator.kube.kinds import Kind, ResourceType
 from lora_operator.reconcile.dispatch import Dispatcher
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import make_adapter, ready

@@ -11,12 +11,13 @@ from pydantic import BaseModel, ValidationError
 
 from lora_operator.constants import API_VERSION
 from lora_operator.errors import UnavailableError
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.fair_share import Ticket
 from lora_operator.reconcile import dispatch
 from lora_operator.reconcile.dispatch import Reconcile
 from lora_operator.reconcile.faults import describe_fault, settle_fault
 from lora_operator.reconcile.own_pods import observe_pods
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key
 from lora_operator.reconcile.usage import used_views
 from tests.unit.model_world import LLAMA, MODULES, SERVING, Json, World
 from tests.unit.test_converging import (
@@ -83,7 +84,7 @@ def test_an_adapter_on_which_it_fails_holds_up_nobody_and_says_so(break_on: Brea
     assert is_told(world, ODD)
     assert conditions(world, ODD)["Ready"]["status"] == "Unknown"
     assert world.events.count("OperatorError") == 1
-    assert world.context.registry.undecided(world.store, SERVING) is None
+    assert world.context.records.undecided(world.store, SERVING) is None
     assert used_views(world.context, SERVING)[1] is None, "content that nothing uses may go"
     before = version(world, ODD)
     world.skip(600)
@@ -134,7 +135,7 @@ def test_every_kind_says_it_and_takes_it_back(break_on: Break, kind: Kind) -> No
     world.skip(30)
     assert is_told(world, key)
     assert conditions(world, key)["Ready"]["status"] == "True", "what is in use is in use as before"
-    assert world.context.registry.undecided(world.store, SERVING) is None
+    assert world.context.records.undecided(world.store, SERVING) is None
     world.faulty.clear()
     world.skip(120)
     assert "OperatorFault" not in conditions(world, key)
@@ -147,7 +148,7 @@ def test_adapters_of_a_fleet_on_which_it_fails_from_the_start_are_decided(break_
     break_on(world, FLEET)
     world.restart()
     world.skip(60)
-    assert world.context.registry.undecided(world.store, SERVING) is None
+    assert world.context.records.undecided(world.store, SERVING) is None
     assert not [place for place in world.objects if place[0] == "ModelArtifact" and is_unused(world.objects[place])]
 
 
@@ -209,7 +210,7 @@ def test_a_new_fleet_gets_its_pods_though_an_adapter_can_t_be_decided_on(
 
 def test_an_artifact_on_which_it_fails_leaves_its_place_in_the_queue() -> None:
     world = World(8)
-    turns, place = world.context.registry.turns, (SERVING, "default")
+    turns, place = world.context.records.turns, (SERVING, "default")
     first, second = (Ticket(datetime(2026, 1, day, tzinfo=UTC), f"a-{day}", (SERVING,), adapter=True) for day in (1, 2))
     assert turns.ahead(place, first, {}, limit=1) == 0
     assert turns.ahead(place, second, {}, limit=1) == 1

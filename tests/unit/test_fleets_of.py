@@ -8,11 +8,12 @@ import pytest
 
 from lora_operator.api.common import ApiModel
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile.artifact import fleets_of
-from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.registry import ModelWant
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile.context import Context, build_context
+from lora_operator.reconcile.records import ModelWant
+from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import make_adapter, make_artifact, make_cache, make_deployment
@@ -39,7 +40,7 @@ def context() -> Context:
         body(Kind.LORA_ADAPTER, make_adapter("sql", deployment="by-name")),
     ):
         store.upsert(kind, model)
-    return Context(
+    return build_context(
         kube=cast(Kube, None),
         engines=cast(Engines, None),
         store=store,
@@ -57,16 +58,16 @@ def test_one_made_by_hand_is_for_all_that_use_its_cache(context: Context) -> Non
 
 
 def test_a_fleet_that_wants_it(context: Context) -> None:
-    context.registry.publish_model_want(("serving", "by-default"), ModelWant("u", 1, ARTIFACT.key, None))
+    context.records.publish_model_want(("serving", "by-default"), ModelWant("u", 1, ARTIFACT.key, None))
     assert names(context) == {"by-default"}
 
 
 def test_the_fleet_of_an_adapter_that_wants_it(context: Context) -> None:
     decision = Decision(uid="u", generation=1, accepted=True, artifact=ARTIFACT.key)
-    context.registry.publish_decision(("team-a", "sql"), decision)
+    context.records.publish_decision(("team-a", "sql"), decision)
     assert names(context) == {"by-name"}
 
 
 def test_a_wanter_that_is_gone_says_nothing(context: Context) -> None:
-    context.registry.publish_model_want(("serving", "gone"), ModelWant("u", 1, ARTIFACT.key, None))
+    context.records.publish_model_want(("serving", "gone"), ModelWant("u", 1, ARTIFACT.key, None))
     assert names(context) == {"by-default", "by-name"}

@@ -10,10 +10,11 @@ import pytest
 
 from lora_operator.errors import AlreadyExistsError, ConflictError, ForbiddenError, InvalidObjectError, KubeError
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.artifact import reconcile_artifact
-from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.download_queue import running_jobs
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import make_artifact, make_cache
@@ -90,7 +91,7 @@ class World:
 
     def __init__(self) -> None:
         self.api = Api()
-        self.context = Context(
+        self.context = build_context(
             kube=cast(Kube, self.api),
             engines=cast(Engines, None),
             store=Store(),

@@ -35,6 +35,16 @@ READERS = "\n".join(
 PASSED_ON = {"VLLMDeployment.engine.env.value_from"}
 
 
+@pytest.mark.parametrize(
+    "path", [str(path) for path in SOURCES if path.parts[0] == "reconcile" and path.stem != "clock"]
+)
+def test_no_reconciler_reads_a_clock_that_it_was_not_given(path: str) -> None:
+    bare = re.compile(
+        r"^(?:import|from) time\b|\bdatetime\.(?:now|utcnow|today)\(|\bget_(?:running|event)_loop\(\)\.time\(", re.M
+    )
+    assert bare.findall(SOURCES[Path(path)]) == []
+
+
 @pytest.mark.parametrize("page", ["concepts.md", "development.md"])
 def test_the_contents_of_a_page_have_all_its_sections_in_order(page: str) -> None:
     text = (ROOT / "docs" / page).read_text()

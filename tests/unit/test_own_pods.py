@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from lora_operator.constants import API_VERSION
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.deployment_pods import DeploymentPod, DeploymentPods, PodView
-from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.context import Context, build_context
 from lora_operator.reconcile.own_pods import observe_pods, own_pods, report_readiness
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import engine_pod, make_adapter, make_deployment, make_view, make_workload
@@ -33,18 +35,18 @@ def context(
         store.upsert(Kind.DEPLOYMENT, workload)
     for pod in pods:
         store.upsert(Kind.POD, pod)
-    found = Context(
+    found = build_context(
         kube=cast(Kube, None),
         engines=cast(Engines, None),
         store=store,
         settings=Settings(operator_image="i", operator_namespace="n"),
         enqueue=lambda *_: None,
     )
-    found.registry.replica_set_owners.update(OWNERS if owners is None else owners)
+    found.records.deployments["serving", "llama"].replica_sets.update(OWNERS if owners is None else owners)
     if asked:
-        found.registry.asked.add(PLACE)
+        found.records.pods[PLACE].asked = True
     if view is not None:
-        found.registry.views[PLACE] = view
+        found.records.pods[PLACE].view = view
     return found
 
 
@@ -130,7 +132,7 @@ def test_observe_fleet(case: str) -> None:
 def told_of(found: Context, reason: str, message: str, fleet: DeploymentPods) -> int:
     """How many adapters are woken by this state of their deployment."""
     woken: list[object] = []
-    found.enqueue = woken.append
+    found = replace(found, enqueue=woken.append)
     deployment = make_deployment(conditions={"Available": ("False", reason, message)})
     report_readiness(found, deployment, fleet, deployment.status)
     return len(woken)

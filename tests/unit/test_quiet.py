@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,15 +10,24 @@ import pytest
 from lora_operator.conditions import is_passing
 from lora_operator.constants import Reason
 from lora_operator.kube.client import Kube
-from lora_operator.kube.kinds import VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import ModuleList
-from lora_operator.reconcile import context as context_module
-from lora_operator.reconcile.context import GATHER_SECONDS, PASSING_SECONDS, Context
+from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.engine_pod import POLL_IDLE, reconcile_pod
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.services import GATHER_SECONDS, PASSING_SECONDS
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import Engines, KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
+from lora_operator.vllm import Engines
+from lora_operator.wire.plugin import (
+    FailedAdapter,
+    LoadedAdapter,
+    PluginState,
+    RetiredContent,
+    ServedModel,
+    WaitingAdapter,
+)
 from tests.unit.builders import Conditions, engine_pod, make_deployment, make_module, make_workload, not_ready, ready
+from tests.unit.fake_clock import FakeClock
 
 FLEET = Key(Kind.VLLM_DEPLOYMENT, "serving", "llama")
 POD = Key(Kind.POD, "serving", "llama-0")
@@ -51,25 +59,24 @@ class Writes:
 class Writer:
     """write_status with a clock of the test's own."""
 
-    monkeypatch: pytest.MonkeyPatch
-    now: float = 100.0
+    clock: FakeClock = field(default_factory=FakeClock)
     kube: Writes = field(default_factory=Writes)
     looks: list[tuple[Key, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.monkeypatch.setattr(context_module, "time", SimpleNamespace(monotonic=lambda: self.now))
-        self.context = Context(
+        self.context = build_context(
             kube=cast(Kube, self.kube),
             engines=cast(Engines, None),
             store=Store(),
             settings=Settings(operator_image="i", operator_namespace="n"),
             enqueue=lambda key, *, after=0.0: self.looks.append((key, after)),
+            clock=self.clock,
         )
 
     async def write(self, conditions: Conditions, *, over: Conditions | None = None) -> bool:
         """Has a status written over what the object has."""
         old, new = make_deployment(conditions=ready() if over is None else over), make_deployment(conditions=conditions)
-        return await self.context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, old, new.status)
+        return await self.context.statuses.write(old, new.status)
 
 
 @pytest.mark.parametrize(
@@ -90,55 +97,55 @@ def test_passing_is(sentence: str, conditions: Conditions, passing: bool) -> Non
     assert is_passing(make_deployment(conditions=conditions).status.conditions) is passing, sentence
 
 
-async def test_what_passes_at_once_is_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Writer(monkeypatch)
+async def test_what_passes_at_once_is_never_written() -> None:
+    writer = Writer()
     assert not await writer.write(not_ready(Reason.SYNC_PENDING))
     [(key, after)] = writer.looks
     assert key == FLEET
     assert 0 < after <= PASSING_SECONDS + 0.001
-    writer.now += 0.05
+    writer.clock.seconds += 0.05
     assert not await writer.write(ready("3 adapters"), over=ready("2 adapters"))
-    writer.now += PASSING_SECONDS
+    writer.clock.seconds += PASSING_SECONDS
     assert await writer.write(ready("3 adapters"), over=ready("2 adapters"))
     assert writer.kube.reasons == ["Ready"]
 
 
-async def test_what_lasts_is_written_and_from_then_on_each_change_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Writer(monkeypatch)
+async def test_what_lasts_is_written_and_from_then_on_each_change_of_it() -> None:
+    writer = Writer()
     assert not await writer.write(not_ready(Reason.LOADING))
-    writer.now += PASSING_SECONDS + 0.01
+    writer.clock.seconds += PASSING_SECONDS + 0.01
     assert await writer.write(not_ready(Reason.LOADING))
     assert await writer.write(not_ready(Reason.PARTIALLY_LOADED, "1 of 2"), over=not_ready(Reason.LOADING))
     assert writer.kube.reasons == ["Loading", "PartiallyLoaded"]
 
 
-async def test_after_it_passed_the_next_one_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Writer(monkeypatch)
+async def test_after_it_passed_the_next_one_is_waited_for_again() -> None:
+    writer = Writer()
     assert not await writer.write(not_ready(Reason.SYNC_PENDING))
     assert not await writer.write(ready()), "it is what stands there"
-    writer.now += PASSING_SECONDS * 2
+    writer.clock.seconds += PASSING_SECONDS * 2
     assert not await writer.write(not_ready(Reason.SYNC_PENDING))
     assert writer.kube.reasons == []
 
 
-async def test_changes_that_leave_ready_alone_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Writer(monkeypatch)
+async def test_changes_that_leave_ready_alone_are_gathered() -> None:
+    writer = Writer()
     assert not await writer.write(ready("3 adapters"), over=ready("2 adapters"))
-    writer.now += GATHER_SECONDS / 2
+    writer.clock.seconds += GATHER_SECONDS / 2
     assert not await writer.write(ready("4 adapters"), over=ready("2 adapters"))
-    writer.now += GATHER_SECONDS / 2 + 0.01
+    writer.clock.seconds += GATHER_SECONDS / 2 + 0.01
     assert await writer.write(ready("5 adapters"), over=ready("2 adapters"))
     assert not await writer.write(ready("6 adapters"), over=ready("5 adapters")), "the next ones are gathered again"
 
 
-async def test_becoming_ready_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Writer(monkeypatch)
+async def test_becoming_ready_is_written_at_once() -> None:
+    writer = Writer()
     assert not await writer.write(not_ready(Reason.LOADING), over={})
     assert await writer.write(ready(), over={})
 
 
-async def test_a_refusal_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Writer(monkeypatch)
+async def test_a_refusal_is_written_at_once() -> None:
+    writer = Writer()
     assert await writer.write(not_ready(Reason.ENGINE_REFUSED))
     assert writer.kube.reasons == ["EngineRefused"]
 
@@ -154,27 +161,25 @@ async def test_a_refusal_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     ],
     ids=lambda change: next(iter(change)),
 )
-async def test_a_change_that_comes_just_before_a_status_write_is_looked_at_at_once(
-    monkeypatch: pytest.MonkeyPatch, meanwhile: dict[str, Any]
-) -> None:
-    writer = Writer(monkeypatch)
+async def test_a_change_that_comes_just_before_a_status_write_is_looked_at_at_once(meanwhile: dict[str, Any]) -> None:
+    writer = Writer()
     assert await writer.write(not_ready(Reason.ENGINE_REFUSED))
     assert FLEET not in [key for key, _ in writer.looks], "it is what was just written"
-    writer = Writer(monkeypatch)
+    writer = Writer()
     writer.kube.meanwhile = meanwhile
     assert await writer.write(not_ready(Reason.ENGINE_REFUSED))
     assert (FLEET, 0.0) in writer.looks, "the watch will bring it as no news"
 
 
 class Engine:
-    """One engine with its kit, as the client sees it; counts what it is asked."""
+    """One engine with its plugin, as the client sees it; counts what it is asked."""
 
     def __init__(self) -> None:
         module = make_module()
-        loaded = LoadedModule(name="sql", internal_name="sql", path=module.path, base_model_name=module.base_model_name)
-        self.state_now = KitState(
-            kit="k", vllm_version="0.32.0", instance="i", list_generation=3, settled=True, loaded=(loaded,)
+        loaded = LoadedAdapter(
+            name="sql", internal_name="sql", path=module.path, base_model_name=module.base_model_name
         )
+        self.state_now = PluginState(kit="k", vllm_version="0.32.0", list_generation=3, settled=True, loaded=(loaded,))
         self.listed = [ServedModel(id="sql", root=module.path, parent=module.base_model_name)]
         self.asked: list[str] = []
 
@@ -183,13 +188,13 @@ class Engine:
         self.asked.append("gate")
         return True
 
-    async def state(self, *_: Any) -> KitState:
-        """The kit's."""
+    async def state(self, *_: Any) -> PluginState:
+        """The plugin's."""
         self.asked.append("state")
         return self.state_now
 
-    async def put_modules(self, *_: Any, **__: Any) -> KitState:
-        """The kit's state after it took a list."""
+    async def put_modules(self, *_: Any, **__: Any) -> PluginState:
+        """The plugin's state after it took a list."""
         self.asked.append("modules")
         return self.state_now
 
@@ -209,17 +214,17 @@ class Looks:
         pod = engine_pod()
         pod["spec"] = {"containers": []}
         store.upsert(Kind.POD, pod)
-        self.context = Context(
+        self.context = build_context(
             kube=cast(Kube, None),
             engines=cast(Engines, self.engine),
             store=store,
             settings=Settings(operator_image="i", operator_namespace="n"),
             enqueue=lambda *_, **__: None,
             kit_files={},
-            _master_key=b"key",
+            master_key=b"key",
         )
-        self.context.registry.replica_set_owners["uid-rs"] = "uid-deploy"
-        self.context.registry.lists[("serving", "llama")] = ModuleList(
+        self.context.records.deployments["serving", "llama"].replica_sets["uid-rs"] = "uid-deploy"
+        self.context.records.deployments[("serving", "llama")].modules = ModuleList(
             deployment="serving/llama", generation=3, modules=(make_module(),)
         )
 
@@ -246,21 +251,24 @@ async def test_an_engine_that_lists_something_else_is_looked_at_as_a_whole() -> 
     looks.engine.listed.append(ServedModel(id="by-hand", root="/elsewhere", parent="meta/Llama"))
     asked, _ = await looks.look()
     assert asked == ["models", "state", "models"]
-    assert looks.context.registry.views[("serving", "llama-0")].orphans == ("by-hand",)
+    view = looks.context.records.pods["serving", "llama-0"].view
+    assert view is not None
+    assert view.orphans == ("by-hand",)
 
 
 async def test_a_newer_list_is_pushed_without_another_question_before() -> None:
     looks = Looks()
     await looks.look()
-    lists = looks.context.registry.lists
-    lists[("serving", "llama")] = replace(lists[("serving", "llama")], generation=4)
+    record = looks.context.records.deployments["serving", "llama"]
+    assert record.modules is not None
+    record.modules = replace(record.modules, generation=4)
     asked, _ = await looks.look()
     assert asked[0] == "modules"
 
 
 async def test_a_pod_with_a_failure_is_asked_for_it_at_every_look() -> None:
     looks = Looks()
-    failure = ModuleFailure(name="sql", path="/x", stage="engine", message="no")
+    failure = FailedAdapter(name="sql", path="/x", stage="engine", message="no")
     looks.engine.state_now = replace(looks.engine.state_now, failures=(failure,))
     await looks.look()
     asked, _ = await looks.look()
@@ -269,7 +277,7 @@ async def test_a_pod_with_a_failure_is_asked_for_it_at_every_look() -> None:
 
 async def test_a_pod_that_may_fail_to_load_one_at_its_first_request_is_asked_at_every_look() -> None:
     looks = Looks()
-    looks.engine.state_now = replace(looks.engine.state_now, waiting=(WaitingModule(name="lazy", path="/x"),))
+    looks.engine.state_now = replace(looks.engine.state_now, waiting=(WaitingAdapter(name="lazy", path="/x"),))
     await looks.look()
     asked, _ = await looks.look()
     assert asked == ["state", "models"]
@@ -277,7 +285,7 @@ async def test_a_pod_that_may_fail_to_load_one_at_its_first_request_is_asked_at_
 
 async def test_a_pod_is_asked_soon_again_for_content_that_requests_may_still_use() -> None:
     looks = Looks()
-    retired = RetiredModule(internal_name="gone", path="/model-cache/artifacts/gone-view", running=True)
+    retired = RetiredContent(internal_name="gone", path="/model-cache/artifacts/gone-view", running=True)
     looks.engine.state_now = replace(looks.engine.state_now, retired=(retired,))
     _, again = await looks.look()
     assert again is not None
@@ -285,17 +293,20 @@ async def test_a_pod_is_asked_soon_again_for_content_that_requests_may_still_use
     looks.engine.state_now = replace(looks.engine.state_now, retired=())
     asked, again = await looks.look()
     assert asked == ["state", "models"], "the engine's own list told nothing of it before either"
-    assert looks.context.registry.views[("serving", "llama-0")].retired == ()
+    view = looks.context.records.pods["serving", "llama-0"].view
+    assert view is not None
+    assert view.retired == ()
     assert again is not None
     assert again >= POLL_IDLE * 0.8
 
 
 async def test_a_list_of_the_same_generation_that_tells_this_pod_something_else_is_pushed() -> None:
     looks = Looks()
-    lists = looks.context.registry.lists
-    looks.engine.state_now = replace(looks.engine.state_now, list_digest=lists[("serving", "llama")].digest)
+    record = looks.context.records.deployments["serving", "llama"]
+    assert record.modules is not None
+    looks.engine.state_now = replace(looks.engine.state_now, list_digest=record.modules.digest)
     await looks.look()
-    lists[("serving", "llama")] = replace(lists[("serving", "llama")], modules=(make_module(lazy=True),))
+    record.modules = replace(record.modules, modules=(make_module(lazy=True),))
     asked, _ = await looks.look()
     assert asked[0] == "modules"
 

@@ -15,16 +15,17 @@ from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, Reason
 from lora_operator.errors import ForbiddenError, UnavailableError
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision, ModuleList
 from lora_operator.reconcile.cache import reconcile_cache
-from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.download_queue import is_evicting
 from lora_operator.reconcile.eviction import reconcile_eviction
-from lora_operator.reconcile.registry import ModelWant
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.records import ModelWant
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.reconcile.usage import used_views
 from lora_operator.settings import Settings
-from lora_operator.vllm import Engines, ServedModel
+from lora_operator.vllm import Engines
 from lora_operator.wire.jobs import (
     EVICT_REQUEST_ENV,
     KEEP_BYTES,
@@ -34,6 +35,7 @@ from lora_operator.wire.jobs import (
     VolumeState,
     keep_mark,
 )
+from lora_operator.wire.plugin import ServedModel
 from tests.unit.builders import (
     CREATED,
     engine_pod,
@@ -101,7 +103,8 @@ class World:
 
     def __init__(self, *, asked: str | None = "now", pod: Json | None = None, **cache: Any) -> None:
         self.api, self.woken = Api(), list[Key]()
-        self.context = Context(
+        self.bodies: dict[tuple[str, str], Json] = {}
+        self.context = build_context(
             kube=cast(Kube, self.api),
             engines=cast(Engines, None),
             store=Store(),
@@ -125,19 +128,19 @@ class World:
         arguments = {"spec": {"containers": [{"args": ["--model", "/model-cache/artifacts/base-view"]}]}}
         self.raw(Kind.DEPLOYMENT, workload | {"spec": workload["spec"] | {"template": arguments}})
         self.raw(Kind.POD, engine_pod() if pod is None else pod)
-        registry, module = self.context.registry, make_module(path="/model-cache/artifacts/sql-view")
-        registry.publish_model_want(self.deployment.key, ModelWant(self.deployment.metadata.uid, 1, None, None))
+        records, module = self.context.records, make_module(path="/model-cache/artifacts/sql-view")
+        records.publish_model_want(self.deployment.key, ModelWant(self.deployment.metadata.uid, 1, None, None))
         self.decide("sql", module=module)
-        registry.lists[self.deployment.key] = ModuleList("serving/llama", 1, (module,))
-        registry.views[POD] = make_view(module, retired=("/model-cache/artifacts/retired-view",))
-        registry.listed[POD] = (ServedModel(id="x", root="/model-cache/artifacts/orphan-view", parent="base"),)
+        records.deployments[self.deployment.key].modules = ModuleList("serving/llama", 1, (module,))
+        records.pods[POD].view = make_view(module, retired=("/model-cache/artifacts/retired-view",))
+        records.pods[POD].listed = (ServedModel(id="x", root="/model-cache/artifacts/orphan-view", parent="base"),)
 
     def decide(self, artifact: str, **more: Any) -> None:
         """The adapter wants it."""
         decision = Decision(
             uid=self.adapter.metadata.uid, generation=1, accepted=True, artifact=("serving", artifact), **more
         )
-        self.context.registry.publish_decision(self.adapter.key, decision)
+        self.context.records.publish_decision(self.adapter.key, decision)
 
     def put(self, kind: Kind, obj: Any) -> None:
         self.raw(kind, obj.model_dump(mode="json", by_alias=True, exclude_none=True))
@@ -145,6 +148,7 @@ class World:
     def raw(self, kind: Kind, body: Json) -> None:
         self.api.version += 1
         version = {"resourceVersion": str(self.api.version)}
+        self.bodies[kind.value, body["metadata"]["name"]] = body
         self.context.store.upsert(kind, {**body, "metadata": body["metadata"] | version})
 
     async def until_the_job(self) -> None:
@@ -233,7 +237,7 @@ async def test_content_that_is_wanted_while_its_artifact_s_deletion_is_on_its_wa
 
     def somebody_comes(name: str) -> None:
         want = ModelWant(world.deployment.metadata.uid, 1, ("serving", name), None)
-        world.context.registry.publish_model_want(world.deployment.key, want)
+        world.context.records.publish_model_want(world.deployment.key, want)
 
     world.api.on_delete = somebody_comes
     await world.look()
@@ -264,7 +268,7 @@ async def test_one_that_is_told_to_be_in_use_stays() -> None:
     world = World()
     status = {"artifactRef": {"namespace": "serving", "name": "old"}}
     world.put(Kind.LORA_ADAPTER, make_adapter("other", uid="uid-other", status=status))
-    world.context.registry.publish_decision(
+    world.context.records.publish_decision(
         ("team-a", "other"), Decision(uid="uid-other", generation=1, accepted=True, artifact=("serving", "sql"))
     )
     await world.look()
@@ -282,9 +286,9 @@ async def test_a_pod_that_cant_be_asked_holds_everything_up() -> None:
     for view in (None, make_view(error="no answer"), make_view(gate_closed=False), make_view(container_id="another")):
         world = World()
         if view is None:
-            del world.context.registry.views[POD]
+            world.context.records.pods[POD].view = None
         else:
-            world.context.registry.views[POD] = view
+            world.context.records.pods[POD].view = view
         assert "pod serving/llama-0 may be serving, and can't be asked" in await refusal(world)
 
 
@@ -304,7 +308,7 @@ async def test_an_object_that_cant_be_read_holds_everything_up() -> None:
 
 async def test_a_list_that_is_not_known_holds_everything_up() -> None:
     world = World()
-    del world.context.registry.lists[world.deployment.key]
+    world.context.records.deployments[world.deployment.key].modules = None
     assert "the module list of VLLMDeployment serving/llama is not known yet" in await refusal(world)
 
 
@@ -359,10 +363,10 @@ async def test_artifacts_whose_cache_is_away_are_kept_for_it_may_be_over_the_sam
 
 async def test_pods_that_have_ended_use_nothing_and_those_that_have_not_begun_what_they_are_told() -> None:
     world = World(pod=engine_pod(phase="Failed"))
-    world.context.registry.views.clear()
+    world.context.records.pods[POD].view = None
     assert "retired-view" not in used_views(world.context, "serving")[0]
     world = World(pod=engine_pod(container={"state": {"waiting": {"reason": "PodInitializing"}}}))
-    world.context.registry.views.clear()
+    world.context.records.pods[POD].view = None
     used, unsure = used_views(world.context, "serving")
     assert (unsure, {"sql-view", "base-view"} <= used) == (None, True)
 
@@ -375,7 +379,7 @@ async def test_the_end_is_recorded_downloads_go_on_and_the_job_goes() -> None:
     volume = VolumeState(total_bytes=10, free_bytes=5, used_bytes=4)
     message = EvictResult(ok=True, views=1, freed_bytes=1024, volume=volume).model_dump_json(by_alias=True)
     state = {"terminated": {"exitCode": 0, "message": message}}
-    world.api.pods = [{"metadata": {"name": "p"}, "status": {"containerStatuses": [{"state": state}]}}]
+    world.api.pods = [{"metadata": {"name": "p"}, "status": {"containerStatuses": [{"name": "evict", "state": state}]}}]
     world.api.deleted.clear()
     world.woken.clear()
     await reconcile_cache(world.context, key)
@@ -469,9 +473,9 @@ async def test_a_removal_whose_node_is_lost_ends_and_the_next_one_takes_nothing_
     await world.until_the_job()
     made = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=9)
     world.make_pod(RUNNING, made=made)
+    job, pod = world.bodies["Job", "default-evict-1"], world.bodies["Pod", "p"]
     target = {"conditions": [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]}
-    world.raw(Kind.JOB, world.context.store.jobs["serving", "default-evict-1"] | {"status": target})
-    pod = world.context.store.pods["serving", "p"]
+    world.raw(Kind.JOB, job | {"status": target})
     for seconds in (50, 61):
         deleted = {"deletionTimestamp": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()}
         world.raw(Kind.POD, pod | {"metadata": pod["metadata"] | deleted})
@@ -548,10 +552,10 @@ async def test_content_whose_artifact_somebody_deletes_goes_when_pods_let_go_of_
     world.put(Kind.MODEL_ARTIFACT, ready_artifact("retired", uid="uid-r", status={"path": "artifacts/retired-view"}))
     await world.look()
     world.context.store.remove(Kind.MODEL_ARTIFACT, "serving", "retired")
-    for view in (world.context.registry.views[POD], make_view(error="no answer")):
-        world.context.registry.views[POD] = view
+    for view in (world.context.records.pods[POD].view, make_view(error="no answer")):
+        world.context.records.pods[POD].view = view
         assert (await world.look()).status is None
-    world.context.registry.views[POD] = make_view(make_module(path="/model-cache/artifacts/sql-view"))
+    world.context.records.pods[POD].view = make_view(make_module(path="/model-cache/artifacts/sql-view"))
     await world.look()
     assert world.kept(*ALL) == ["sql-view", "base-view", "orphan-view", "old-view"]
 
@@ -596,7 +600,7 @@ async def test_what_was_asked_for_is_done_once_though_the_status_could_not_be_wr
 
 async def test_without_a_reason_nothing_is_even_looked_at() -> None:
     world = World(asked=None, eviction={"policy": "LeastRecentlyUsed"})
-    del world.context.registry.views[POD]  # it would hold everything up
+    world.context.records.pods[POD].view = None  # it would hold everything up
     found = await world.look()
     assert (found.status, world.api.created) == (None, [])
     assert found.reclaimable == 131072

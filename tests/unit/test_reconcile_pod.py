@@ -9,35 +9,37 @@ import pytest
 
 from lora_operator.constants import API_VERSION
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.plan.deployment_pods import PodView
-from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.context import Context, build_context
 from lora_operator.reconcile.engine_pod import POLL_IDLE, reconcile_pod
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import Engines, KitState, ServedModel
+from lora_operator.vllm import Engines
+from lora_operator.wire.plugin import PluginState, ServedModel
 from tests.unit.builders import engine_pod, make_adapter, make_deployment, make_module, make_view, make_workload
 
 POD = Key(Kind.POD, "serving", "llama-0")
 
 
 class Engine:
-    """An engine whose kit remembers what it was told."""
+    """An engine whose plugin remembers what it was told."""
 
     def __init__(self, strategy: str, version: str) -> None:
         self.told: list[bytes] = []
-        self.state_ = KitState("k", version, "i", 3, settled=True, update_strategy=strategy)
+        self.state_ = PluginState("k", version, 3, settled=True, update_strategy=strategy)
 
     async def gate_is_closed(self, url: str) -> bool:
         return True
 
-    async def state(self, url: str, token: str) -> KitState:
+    async def state(self, url: str, token: str) -> PluginState:
         return self.state_
 
     async def models(self, url: str, token: str) -> tuple[ServedModel, ...]:
         return ()
 
-    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> KitState:
+    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
         self.told.append(body)
         return self.state_
 
@@ -51,15 +53,15 @@ def one_pod(engine: Engine, strategy: str = "HotLoad") -> Context:
     pod = engine_pod()
     pod["spec"] = {"containers": []}
     store.upsert(Kind.POD, pod)
-    context = Context(
+    context = build_context(
         kube=cast(Kube, None),
         engines=cast(Engines, engine),
         store=store,
         settings=Settings(operator_image="i", operator_namespace="n"),
         enqueue=lambda *_, **__: None,
-        _master_key=b"key",
+        master_key=b"key",
     )
-    context.registry.replica_set_owners["uid-rs"] = "uid-deploy"
+    context.records.deployments["serving", "llama"].replica_sets["uid-rs"] = "uid-deploy"
     return context
 
 
@@ -87,12 +89,13 @@ async def test_who_is_told_a_list(case: str) -> None:
     strategy, of_pod, version, known, told = CASES[case]
     engine = Engine(of_pod, version)
     context = one_pod(engine, strategy)
-    context.registry.lists["serving", "llama"] = ModuleList("serving/llama", 4, ())
+    context.records.deployments["serving", "llama"].modules = ModuleList("serving/llama", 4, ())
     if known is not None:
-        context.registry.views["serving", "llama-0"] = known
+        context.records.pods["serving", "llama-0"].view = known
     again = await reconcile_pod(context, POD)
     assert bool(engine.told) is told
-    view = context.registry.views["serving", "llama-0"]
+    view = context.records.pods["serving", "llama-0"].view
+    assert view is not None
     assert (view.error, view.update_strategy, view.list_generation) == (None, of_pod, 3)
     assert again is not None
     if "Rollout" in (strategy, of_pod):
@@ -105,12 +108,12 @@ async def test_an_adapter_is_looked_at_when_a_pod_acknowledges_the_list_that_nam
     engine = Engine("HotLoad", "0.32.0")
     context = one_pod(engine)
     woken: list[Key] = []
-    context.enqueue = lambda key, **_: woken.append(key)
+    context = replace(context, enqueue=lambda key, **_: woken.append(key))
     for name in ("sql", "chat"):
         body = make_adapter(name).to_wire() | {"apiVersion": API_VERSION, "kind": "LoRAAdapter"}
         context.store.upsert(Kind.LORA_ADAPTER, body)
     named = (make_module("chat", uid="uid-team-a-chat", adapter="team-a/chat"), make_module())
-    context.registry.lists["serving", "llama"] = ModuleList("serving/llama", 4, named, since={"chat": 2})
+    context.records.deployments["serving", "llama"].modules = ModuleList("serving/llama", 4, named, since={"chat": 2})
     await reconcile_pod(context, POD)
     woken.clear()
     engine.state_ = replace(engine.state_, list_generation=4)

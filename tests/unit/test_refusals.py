@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,10 +188,10 @@ def test_an_object_of_the_fleet_that_is_refused_holds_up_only_what_needs_it(
     for place in [p for p in world.objects if p[0] == kind and named in p[2] and p[0] != "Deployment"]:
         if place[0] != "Secret" or "gate" in place[2]:
             world.remove(place)
-    world.context._secrets.clear()
-    world.context._applied.clear()
-    world.context.kit_files = {"kit.py": "another"}
-    world.context.__dict__.pop("kit", None)
+    record = world.context.records.deployments[SERVING, "llama"]
+    record.secrets.clear()
+    record.children.clear()
+    world.context = world.dispatcher._context = replace(world.context, kit_files={"kit.py": "another"})
     refuse(world, kind, error, named=named)
     change(world, engine={"image": "another"})
     delete("LoRAAdapter", ADAPTERS[0])(world)

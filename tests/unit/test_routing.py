@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.routing import keys_for
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from tests.unit.builders import engine_pod, make_conditions, make_job, make_workload, not_ready, ready
 
 SQL, CHAT = Key(Kind.LORA_ADAPTER, "team-a", "sql"), Key(Kind.LORA_ADAPTER, "team-b", "chat")

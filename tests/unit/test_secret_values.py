@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lora_operator.errors import ReasonError
 from lora_operator.kube.client import Kube
-from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.services import Secrets
 
 ALL = {"AWS_ACCESS_KEY_ID": "ak", "AWS_SECRET_ACCESS_KEY": "sk", "AWS_SESSION_TOKEN": "st", "token": "hf", "other": "x"}
 
@@ -26,9 +25,8 @@ class _Kube(Kube):
 
 
 async def values(key: str, data: dict[str, str], uid: str = "u") -> dict[str, bytes]:
-    nothing: Any = SimpleNamespace()
-    context = Context(kube=_Kube(data), engines=nothing, store=nothing, settings=nothing, enqueue=print)
-    return await context.secret_values(("team-a", "keys", key, uid))
+    kube: Any = _Kube(data)
+    return await Secrets(kube, "ops").values(("team-a", "keys", key, uid))
 
 
 async def test_the_hub_gets_the_one_key_that_is_named() -> None:

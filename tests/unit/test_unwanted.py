@@ -8,13 +8,14 @@ import pytest
 
 from lora_operator.constants import ANNOTATION_REFRESH
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter import AdapterPlan
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile import adapter as adapter_module
 from lora_operator.reconcile.artifact import reconcile_artifact
-from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.registry import ModelWant
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.context import build_context
+from lora_operator.reconcile.records import ModelWant
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import make_adapter, make_deployment, ready_artifact
@@ -40,7 +41,7 @@ class World:
         self.kube = Deletions()
         self.version = 0
         self.bodies: list[Any] = []
-        self.context = Context(
+        self.context = build_context(
             kube=cast(Kube, self.kube),
             engines=cast(Engines, None),
             store=Store(),
@@ -49,9 +50,9 @@ class World:
         )
         self.put(Kind.MODEL_ARTIFACT, ready_artifact(OLD[1], annotations={ANNOTATION_REFRESH: "due=1"}))
         adapter, deployment = make_adapter(), make_deployment()
-        registry, uid = self.context.registry, adapter.metadata.uid
-        registry.publish_decision(adapter.key, Decision(uid=uid, generation=1, accepted=True, artifact=NEW))
-        registry.publish_model_want(deployment.key, ModelWant(deployment.metadata.uid, 1, None, None))
+        records, uid = self.context.records, adapter.metadata.uid
+        records.publish_decision(adapter.key, Decision(uid=uid, generation=1, accepted=True, artifact=NEW))
+        records.publish_model_want(deployment.key, ModelWant(deployment.metadata.uid, 1, None, None))
 
     def put(self, kind: Kind, obj: Any, **status: Any) -> None:
         """Has the store know an object."""
@@ -90,8 +91,8 @@ async def test_one_that_is_being_made_is_not_deleted_before_it_is_said_for_whom(
     monkeypatch.setattr(adapter_module, "_observe", observe)
     monkeypatch.setattr(adapter_module, "plan_adapter", lambda *_, **__: AdapterPlan(decision, body, None))
     await adapter_module.reconcile_adapter(world.context, Key(Kind.LORA_ADAPTER, *adapter.key))
-    assert list(world.context.registry.wanters(OLD)) == [Key(Kind.LORA_ADAPTER, *adapter.key)]
-    assert not world.context.registry.is_made_for(OLD)
+    assert list(world.context.records.wanters(OLD)) == [Key(Kind.LORA_ADAPTER, *adapter.key)]
+    assert not world.context.records.is_made_for(OLD)
     assert await world.deleted() == []
 
 

@@ -6,11 +6,12 @@ from typing import Any, cast
 
 from lora_operator.api import ModelArtifact
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.plan.artifact import ArtifactObservation, plan_artifact
-from lora_operator.reconcile.context import Context
+from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.download_queue import take_turn
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import make_adapter, make_artifact, make_cache, make_job, ready_artifact
@@ -23,7 +24,7 @@ class World:
 
     def __init__(self, limit: int) -> None:
         self.cache, self.version = make_cache(download={"maxConcurrent": limit}), 0
-        self.context = Context(
+        self.context = build_context(
             kube=cast(Kube, None),
             engines=cast(Engines, None),
             store=Store(),
@@ -45,19 +46,19 @@ class World:
         self.put(Kind.MODEL_ARTIFACT, found.model_dump(mode="json", by_alias=True, exclude_none=True))
         adapter = make_adapter(name, namespace)
         decision = Decision(uid=adapter.metadata.uid, generation=1, accepted=True, artifact=found.key)
-        self.context.registry.publish_decision(adapter.key, decision)
+        self.context.records.publish_decision(adapter.key, decision)
         return found
 
     def starts(self, artifact: ModelArtifact) -> bool:
         """Whether a look at it takes a place."""
         seen = ArtifactObservation(artifact, self.cache, None, True, None, (), None)
-        plan = take_turn(self.context, seen, plan_artifact(seen, now=self.context.now()))
-        return plan.start is not None
+        now = self.context.clock.now()
+        return plan_artifact(take_turn(self.context, seen, now=now), now=now).start is not None
 
     @property
     def head(self) -> str:
         """Whose turn it is."""
-        return self.context.registry.turns.next(CACHE, 1)[0]
+        return self.context.records.turns.next(CACHE, 1)[0]
 
 
 def test_what_a_fleet_waits_for_is_at_the_head() -> None:
@@ -68,9 +69,9 @@ def test_what_a_fleet_waits_for_is_at_the_head() -> None:
         last = world.artifact(kind.lower(), "team-b", type=kind)
         assert not world.starts(last)
         assert world.head == kind.lower()
-        world.context.registry.turns.leave(last.key)
+        world.context.records.turns.leave(last.key)
     assert world.head == "adapter"
-    assert world.context.registry.turns.waits(CACHE)
+    assert world.context.records.turns.waits(CACHE)
 
 
 def test_the_last_place_is_kept_for_whoever_has_content_in_the_cache() -> None:
@@ -79,8 +80,8 @@ def test_the_last_place_is_kept_for_whoever_has_content_in_the_cache() -> None:
     there = world.artifact("there", "team-b", made=ready_artifact("there", uid="uid-there"))
     assert not world.starts(there), "it is there"
     assert not world.starts(crowd)
-    world.context.registry.withdraw_decision(("team-b", "there"))
+    world.context.records.forget_adapter(("team-b", "there"))
     seen = ArtifactObservation(there, world.cache, None, False, None, (), None)
-    take_turn(world.context, seen, plan_artifact(seen, now=world.context.now()))
+    take_turn(world.context, seen, now=world.context.clock.now())
     assert world.starts(crowd), "nobody wants what is there"
-    assert world.context.registry.turns.starting(CACHE) == 1
+    assert world.context.records.turns.starting(CACHE) == 1

@@ -82,7 +82,7 @@ def build_argv(
         *("--max-loras", str(spec.lora.max_loras)),
         *("--max-cpu-loras", str(spec.lora.max_cpu_loras)),
         *("--max-lora-rank", str(spec.lora.max_lora_rank)),
-        *("--middleware", f"{KIT_PACKAGE}.kit.Kit"),
+        *("--middleware", f"{KIT_PACKAGE}.plugin.Plugin"),
         *("--api-server-count", "1"),
         *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
     ]

@@ -21,7 +21,8 @@ from lora_operator.desired.children import (
 )
 from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
 from lora_operator.errors import ReasonError
-from lora_operator.kube.objects import is_controlled_by, running_container
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Workload
 from lora_operator.names import is_of_another_token
 from lora_operator.plan.adapter_list import ModuleList, encode_for_config_map
 from lora_operator.plan.deployment_list import ListObservation, ListPlan, ListUnknown, plan_deployment_list
@@ -52,13 +53,13 @@ class DeploymentObservation:
     deployment: VLLMDeployment
     model: ModelContents
     adapters: ListObservation
-    workload: Body | None  # the apps/v1 Deployment of its name, whoever's it is
+    workload: Workload | None  # the apps/v1 Deployment of its name, whoever's it is
     is_as_made: bool  # the workload: as this operator made or first saw it
     gate: Body | ReasonError  # the Secret with the token of the admin API's guard; or why there is none
     kit: str  # the hash that names this operator's engine plugin
     kit_files: Mapping[str, str]
     is_kit_there: bool  # whether its ConfigMap is, for this deployment
-    pods: tuple[Body, ...]  # its own, with those that have ended
+    pods: tuple[Pod, ...]  # its own, with those that have ended
     served: DeploymentPods | None  # None while a pod's owner is not known, or a ready pod was not asked yet
     views: Mapping[str, PodView] = field(default_factory=dict)  # what pods showed last, also before a restart, by name
     asked: frozenset[str] = frozenset()  # pods that were asked since this operator started, by name
@@ -67,15 +68,15 @@ class DeploymentObservation:
     unrolled: Unrolled | None = None  # the list that pods' arguments don't hold yet, as far as is remembered
 
     @property
-    def own_workload(self) -> Body | None:
+    def own_workload(self) -> Workload | None:
         """The Deployment, where it is this object's own."""
         live = self.workload
-        return live if live is not None and is_controlled_by(live, self.deployment.metadata.uid) else None
+        return live if live is not None and live.is_controlled_by(self.deployment.metadata.uid) else None
 
     @property
     def annotations(self) -> Mapping[str, str]:
-        """The Deployment's."""
-        return annotations_of(self.workload)
+        """The Deployment's; none where there is no Deployment."""
+        return self.workload.annotations if self.workload is not None else {}
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _plan_scale(seen: DeploymentObservation) -> ScalePods | LeavePods:
     """As many pods as are asked for, where the Deployment is ours: that needs no model, no list and no quota but the pods'."""
     live = seen.own_workload
     replicas = replicas_wanted(seen.deployment, seen.workload)
-    return LeavePods() if live is None or live["spec"].get("replicas") == replicas else ScalePods(replicas)
+    return LeavePods() if live is None or live.replicas == replicas else ScalePods(replicas)
 
 
 def _plan_pods(seen: DeploymentObservation, cache: ModelCache, rollout: Rollout | None) -> tuple[PodNeeds, Body | None]:
@@ -201,9 +202,7 @@ def _gate_of(seen: DeploymentObservation) -> tuple[PodNeeds, str | None]:
     gate: str | None = None if isinstance(seen.gate, ReasonError) else seen.gate["metadata"]["name"]
     needs = PodNeeds(
         seen.gate,
-        is_gate_doubtful=any(
-            _is_dumb(pod, seen.views.get(pod["metadata"]["name"])) for pod in seen.pods if is_live(pod)
-        ),
+        is_gate_doubtful=any(_is_dumb(pod, seen.views.get(pod.name)) for pod in seen.pods if not pod.has_ended),
         is_gate_mounted=gate is not None and mounted == gate,
     )
     return needs, gate
@@ -275,7 +274,7 @@ def _pods_to_look_at(
     seen: DeploymentObservation, adapters: ListPlan | ListUnknown, rollout: Rollout | None
 ) -> frozenset[str]:
     """Pods of which nothing is known, and those that hold an older list and can be told a newer one."""
-    names = [pod["metadata"]["name"] for pod in seen.pods if is_live(pod)]
+    names = [pod.name for pod in seen.pods if not pod.has_ended]
     found = {name for name in names if name not in seen.asked}
     if isinstance(adapters, ListUnknown):
         return frozenset(found.union(adapters.pods))
@@ -292,16 +291,6 @@ def _is_behind(view: PodView | None, modules: ModuleList) -> bool:
     return view.update_strategy != ROLLOUT and view.list_generation != modules.generation
 
 
-def _is_dumb(pod: Body, view: PodView | None) -> bool:
+def _is_dumb(pod: Pod, view: PodView | None) -> bool:
     """Whether it does not start or does not answer."""
-    return running_container(pod) is None or (view is not None and view.error is not None)
-
-
-def is_live(pod: Body) -> bool:
-    """Whether it has not ended; one that is being deleted may still serve."""
-    return (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
-
-
-def annotations_of(workload: Body | None) -> Mapping[str, str]:
-    """A Deployment's; none where there is no Deployment."""
-    return (workload or {"metadata": {}})["metadata"].get("annotations") or {}
+    return pod.running_engine is None or (view is not None and view.error is not None)

@@ -10,11 +10,11 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import HOT_LOAD, ROLLOUT
-from lora_operator.kube.objects import is_controlled_by
+from lora_operator.kube.workloads import Workload
 from lora_operator.plan.adapter_list import Module, ModuleList
 
 _REMEMBERED: Final = 20_000  # adapters that preload, of all deployments
@@ -161,10 +161,10 @@ def _weight(uid: str, pod: str) -> bytes:
     return hashlib.sha256(f"{uid}/{pod}".encode()).digest()
 
 
-def replicas_wanted(deployment: VLLMDeployment, workload: dict[str, Any] | None) -> int:
+def replicas_wanted(deployment: VLLMDeployment, workload: Workload | None) -> int:
     """Pods that should exist: the spec's, else what its own Deployment has (an autoscaler's), else 1."""
     if deployment.spec.replicas is not None:
         return deployment.spec.replicas
-    if workload is None or not is_controlled_by(workload, deployment.metadata.uid):
+    if workload is None or not workload.is_controlled_by(deployment.metadata.uid):
         return 1  # there is none yet, or that of an earlier VLLMDeployment of this name is still going
-    return int((workload.get("spec") or {}).get("replicas", 1))
+    return workload.replicas

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.deployment import PodState, VLLMDeployment, VLLMDeploymentStatus
@@ -22,9 +21,11 @@ from lora_operator.conditions import (
 )
 from lora_operator.constants import ANNOTATION_ARGUMENTS, CACHE_MOUNT, ROLLOUT, Condition, Reason
 from lora_operator.errors import ReasonError
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Workload
 from lora_operator.names import engine_selector
 from lora_operator.plan.adapter_list import ModuleList
-from lora_operator.plan.deployment import DeploymentObservation, DeploymentPlan, annotations_of
+from lora_operator.plan.deployment import DeploymentObservation, DeploymentPlan
 from lora_operator.plan.deployment_list import ListPlan
 from lora_operator.plan.deployment_pods import (
     DeploymentPod,
@@ -55,9 +56,9 @@ class DeploymentOutcome:
     artifact_name: str | None
     artifact: ModelArtifact | None  # the base model's
     blocked: ReasonError | None  # why no artifact can be wanted: cache or credentials
-    workload: dict[str, Any] | None  # the apps/v1 Deployment, with what was applied
+    workload: Workload | None  # the apps/v1 Deployment, with what was applied
     template_error: ReasonError | None  # why the pods that the spec leads to can't be made
-    pods: Sequence[dict[str, Any]]  # those that have ended too
+    pods: Sequence[Pod]  # those that have ended too
     served: DeploymentPods
     modules: ModuleList | None
     auxiliary: Sequence[Content] = ()  # tokenizer and draft model, where the spec has them
@@ -75,11 +76,11 @@ def outcome(
     served: DeploymentPods,
     plan: DeploymentPlan,
     *,
-    workload: dict[str, Any] | None,
+    workload: Workload | None,
     refused: ReasonError | None,
 ) -> DeploymentOutcome:
     """What a pass came to; `workload` is the Deployment as it left it."""
-    rolled = parse_rolled(annotations_of(workload).get(ANNOTATION_ARGUMENTS))
+    rolled = parse_rolled(workload.annotations.get(ANNOTATION_ARGUMENTS) if workload is not None else None)
     modules, waits_for = as_rolled(plan.modules, plan.rollout, rolled)
     base = seen.model.base
     return DeploymentOutcome(
@@ -152,10 +153,9 @@ def _incomplete(seen: DeploymentOutcome, ready: int, trouble: Verdict | None) ->
     """Why the pods that serve are not all that the spec asks for, or None: what keeps the others away, else that it goes on."""
     if seen.template_error is not None:
         return failing(seen.template_error.reason, f"{seen.template_error.message}; the pods that run go on serving")
-    workload = seen.workload or {"metadata": {}}
-    status = workload.get("status") or {}
-    current = status.get("observedGeneration", 0) >= workload["metadata"].get("generation", 0)
-    updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
+    workload = seen.workload
+    current = workload is None or workload.observed_generation >= workload.generation
+    updated, total = (workload.updated_pods, workload.pods) if workload is not None else (0, 0)
     if current and updated == total == seen.served.replicas <= ready:
         return None
     progress = f"{ready} of {seen.served.replicas} pods ready"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from lora_operator.api.adapter import LoRAAdapter
@@ -10,7 +11,7 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing
 from lora_operator.constants import Reason
 from lora_operator.errors import ForbiddenError, InvalidObjectError, OperatorError, ReasonError
-from lora_operator.kube.kinds import LORA_ADAPTERS
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter import plan_adapter, plan_refused, unknown
 from lora_operator.plan.adapter_content import AdapterObservation, name_taken
 from lora_operator.plan.adapter_list import Decision, Module
@@ -19,7 +20,7 @@ from lora_operator.plan.deployment_status import service_url
 from lora_operator.plan.wants import Credentials, find_cache
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.own_pods import observe_pods
-from lora_operator.reconcile.store import Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 
 UNREADABLE_SECONDS: Final = 30.0
 
@@ -29,7 +30,7 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
     place = (key.namespace, key.name)
     adapter = context.store.adapters.get(place)
     if adapter is None or adapter.metadata.deletion_timestamp is not None:
-        for artifact in context.registry.withdraw_decision(place):
+        for artifact in context.records.forget_adapter(place):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
         return None
     if Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key) in context.store.invalid:
@@ -37,25 +38,25 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
         return UNREADABLE_SECONDS
     try:
         seen = await _observe(context, adapter)
-        plan = plan_adapter(seen, now=context.now())
-        with context.registry.making(_place(plan.artifact) if plan.artifact else None):
+        plan = plan_adapter(seen, now=context.clock.now())
+        with context.records.making(_place(plan.artifact) if plan.artifact else None):
             if plan.artifact is not None:
                 cause = await _ensure_artifact(context, plan.artifact)
                 if cause is not None:
-                    plan = plan_refused(seen, plan, cause, now=context.now())
+                    plan = plan_refused(seen, plan, cause, now=context.clock.now())
             _publish(context, adapter, plan.decision)
     except OperatorError:
         # The others' list must not wait for this one: until it can be looked at, its entry stays as it is.
         _publish(context, adapter, unknown(adapter))
         raise
     if plan.status is not None:
-        await context.write_status(LORA_ADAPTERS, Kind.LORA_ADAPTER, adapter, plan.status)
+        await context.statuses.write(adapter, plan.status)
     return plan.requeue_after
 
 
 def _publish(context: Context, adapter: LoRAAdapter, decision: Decision) -> None:
     """Record a decision, and wake whom it concerns: the deployment's list, and artifacts whose wanters changed."""
-    changed = context.registry.publish_decision(adapter.key, decision)
+    changed = context.records.publish_decision(adapter.key, decision)
     if changed is None:
         return
     context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key))
@@ -78,7 +79,7 @@ async def _ensure_artifact(context: Context, manifest: dict[str, Any]) -> Verdic
             body = await context.kube.apply(manifest)
         except (ForbiddenError, InvalidObjectError) as error:
             return failing(Reason.QUEUED, f"its ModelArtifact can't be made: {error}; tried again every minute")
-        context.take(Kind.MODEL_ARTIFACT, body)
+        context.answers.take(Kind.MODEL_ARTIFACT, body)
         context.enqueue(key)
     return None
 
@@ -88,7 +89,7 @@ async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation
     deployment = store.deployments.get(adapter.deployment_key)
     labels = namespace_labels(context, adapter.metadata.namespace)
     admitted = admit(adapter, deployment, namespace_labels=labels).is_true
-    want = context.registry.model_want(adapter.deployment_key)
+    want = context.records.model_want(adapter.deployment_key)
     cache = _cache(context, deployment) if admitted else None
     rivals = _rivals(context, adapter, deployment) if admitted else ()
     unreadable = unreadable_adapters(context)
@@ -105,16 +106,16 @@ async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation
         artifacts=store.artifacts,
         served=observe_pods(context, deployment) if deployment else None,
         url=service_url(deployment) if deployment and admitted else None,
-        left_out=context.registry.left_out.get(adapter.deployment_key, {}).get(adapter.metadata.uid),
+        left_out=context.records.deployments.peek(adapter.deployment_key).left_out.get(adapter.metadata.uid),
         name_held=entry is not None and entry.adapter in unreadable,
         name_holder=entry.uid if entry is not None else None,
     )
 
 
-def namespace_labels(context: Context, namespace: str) -> dict[str, str] | None:
+def namespace_labels(context: Context, namespace: str) -> Mapping[str, str] | None:
     """A namespace's labels; None where the namespace is not known."""
-    body = context.store.namespaces.get(("", namespace))
-    return None if body is None else body["metadata"].get("labels") or {}
+    known = context.store.namespaces.get(("", namespace))
+    return None if known is None else known.labels
 
 
 def _rivals(context: Context, adapter: LoRAAdapter, deployment: VLLMDeployment | None) -> tuple[LoRAAdapter, ...]:
@@ -131,7 +132,7 @@ def _rivals(context: Context, adapter: LoRAAdapter, deployment: VLLMDeployment |
 
 def _entry(context: Context, adapter: LoRAAdapter, deployment: VLLMDeployment) -> Module | None:
     """What the list has under the adapter's name."""
-    modules = context.registry.lists.get(deployment.key)
+    modules = context.records.deployments.peek(deployment.key).modules
     return modules.by_name().get(public_name(adapter, deployment)) if modules else None
 
 
@@ -164,4 +165,6 @@ async def _credentials(
 ) -> Credentials | ReasonError | None:
     secret = adapter.spec.source.secret
     is_offline = isinstance(cache, ModelCache) and cache.spec.offline
-    return None if secret is None or is_offline else await context.credentials(adapter.metadata.namespace, *secret)
+    return (
+        None if secret is None or is_offline else await context.secrets.credentials(adapter.metadata.namespace, *secret)
+    )

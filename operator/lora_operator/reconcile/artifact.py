@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import secrets
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.conditions import find
+from lora_operator.conditions import find, is_true
 from lora_operator.constants import FETCH_CONTAINER, Condition, Reason
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request, credentials_secret
 from lora_operator.desired.job_placement import job_placement
@@ -23,8 +22,9 @@ from lora_operator.errors import (
     NotFoundError,
     ReasonError,
 )
-from lora_operator.kube.kinds import CLAIMS, JOBS, MODEL_ARTIFACTS, PODS, SECRETS
-from lora_operator.kube.objects import controller
+from lora_operator.kube.kinds import CLAIMS, JOBS, MODEL_ARTIFACTS, PODS, SECRETS, Kind
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Job
 from lora_operator.names import job_name
 from lora_operator.plan.artifact import ArtifactObservation, SecretVersion, is_by_hand, plan_artifact, plan_failure
 from lora_operator.plan.identity import workload_identity
@@ -36,8 +36,8 @@ from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.download_queue import note_ended_jobs, take_turn
 from lora_operator.reconcile.pod_events import last_warning
-from lora_operator.reconcile.registry import Announced
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.records import Announced
+from lora_operator.reconcile.store import Body, Key, ObjectKey
 from lora_operator.wire.jobs import FetchProgress
 
 LOG_LINES = 20
@@ -48,33 +48,36 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
     place = (key.namespace, key.name)
     artifact = context.store.artifacts.get(place)
     if artifact is None:
-        context.registry.announced.pop(place, None)
-        context.registry.turns.forget(place)
-        for name in context.registry.turns.heads(key.namespace):
+        context.records.artifacts.pop(place, None)
+        context.records.turns.forget(place)
+        context.records.turns.prune(context.store.caches)
+        for name in context.records.turns.heads(key.namespace):
             context.enqueue(Key(Kind.MODEL_ARTIFACT, key.namespace, name))
-        context.enqueue_all(context.registry.wanters(place))
+        for wanter in context.records.wanters(place):
+            context.enqueue(wanter)
         return None
-    credentials = _credentials(context, artifact)
-    seen = await _observe(context, artifact, credentials)
-    plan = take_turn(context, seen, plan_artifact(seen, now=context.now()))
+    gathered = await _gather(context, artifact)
+    # From here until something is done nothing is awaited: who wants the artifact now is not overlooked.
+    now = context.clock.now()
+    seen = take_turn(context, _observe(context, artifact, gathered), now=now)
+    plan = plan_artifact(seen, now=now)
     note_ended_jobs(context, seen)
-    came = context.registry.wanters(place) or context.registry.is_made_for(place)  # while we looked
-    if plan.delete_artifact and not came:
+    if plan.delete_artifact:
         await context.kube.delete(MODEL_ARTIFACTS, *place, uid=artifact.metadata.uid)
         return None
     status, delete_jobs = plan.status, plan.delete_jobs
     if plan.start is not None:
         try:
-            await _start(context, artifact, plan.start, credentials)
+            await _start(context, artifact, plan.start, gathered.credentials)
         except ReasonError as error:
             begun = artifact.model_copy(update={"status": plan.status or artifact.status})
-            status = plan_failure(begun, error.reason, error.message, attempt=plan.start, now=context.now())
+            status = plan_failure(begun, error.reason, error.message, attempt=plan.start, now=context.clock.now())
             delete_jobs += _left_by(context, artifact, plan.start)
         finally:
-            context.registry.turns.started(_cache_key(artifact), artifact.metadata.name)
+            context.records.turns.started(_cache_key(artifact), artifact.metadata.name)
     if status not in (None, artifact.status):
         assert status is not None  # noqa: S101  a narrowing for the type checker
-        if not await context.write_status(MODEL_ARTIFACTS, Kind.MODEL_ARTIFACT, artifact, status):
+        if not await context.statuses.write(artifact, status):
             delete_jobs = ()  # what they led to is not written down
     _announce(context, key)  # whatever becomes of the Jobs
     for name in delete_jobs:
@@ -96,72 +99,91 @@ def _announce(context: Context, key: Key) -> None:
     status, moves = artifact.status, artifact.status.progress is not None
     news = (ready and (ready.status, ready.reason), moves or (ready and ready.message), status.path, status.digest)
     message = ready.message if ready else None
-    wanters, announced = context.registry.wanters(place), context.registry.announced
-    before, now = announced.get(place), time.monotonic()
+    wanters, record = context.records.wanters(place), context.records.artifacts[place]
+    before, now = record.announced, context.clock.monotonic()
     if before is None or before.news != news or (moves and now - before.time >= MIRRORED_SECONDS):
         if before is None or (before.news, before.adapters) != (news, message):
-            announced[place] = Announced(news, message, message, now)
-            context.enqueue_all(wanters)
+            record.announced = Announced(news, message, message, now)
+            for wanter in wanters:
+                context.enqueue(wanter)
     elif moves and before.others != message:
-        announced[place] = replace(before, others=message)
-        context.enqueue_all(key for key in wanters if key.kind is not Kind.LORA_ADAPTER)
+        record.announced = replace(before, others=message)
+        for wanter in wanters:
+            if wanter.kind is not Kind.LORA_ADAPTER:
+                context.enqueue(wanter)
 
 
 def _credentials(context: Context, artifact: ModelArtifact) -> Credentials | ReasonError | None:
-    offered = {lent: None for lent in context.registry.wanters(artifact.key).values() if lent is not None}
+    offered = {lent: None for lent in context.records.wanters(artifact.key).values() if lent is not None}
     cache = context.store.caches.get((artifact.metadata.namespace, artifact.spec.cache_ref.name))
     return wanters_credentials(artifact, cache, offered)
 
 
-async def _observe(
-    context: Context, artifact: ModelArtifact, credentials: Credentials | ReasonError | None
-) -> ArtifactObservation:
-    store, namespace = context.store, artifact.metadata.namespace
-    pods = store.pods_of_artifact(artifact.key)
-    jobs = tuple([await _view(context, job, pods) for job in store.jobs_of_artifact(artifact.key)])
+@dataclass(frozen=True)
+class _Gathered:
+    """What had to be asked for."""
+
+    credentials: Credentials | ReasonError | None
+    secret: SecretVersion | ReasonError | None
+    jobs: tuple[JobView, ...]
+    progress: FetchProgress | None
+
+
+async def _gather(context: Context, artifact: ModelArtifact) -> _Gathered:
+    """Ask for what the store does not have: Events, the Job's log, the Secret's version."""
+    credentials, pods = _credentials(context, artifact), context.store.pods_of_artifact(artifact.key)
+    jobs = tuple([await _view(context, artifact, job, pods) for job in context.store.jobs_of_artifact(artifact.key)])
     running = next((job for job in jobs if not job.finished and job.owner_uid == artifact.metadata.uid), None)
-    wanted: bool | None = bool(context.registry.wanters(artifact.key)) or is_by_hand(artifact)
-    doubtful = not wanted and (store.is_told(artifact.key) or context.registry.is_made_for(artifact.key))
-    if not wanted and (doubtful or not context.registry.all_decided(store, namespace)):
-        wanted = None  # what a status says is in use is gone by after a restart, or where a decision is taken back
-    base_ref = artifact.spec.base_model_ref
     secret: SecretVersion | ReasonError | None = credentials if isinstance(credentials, ReasonError) else None
-    ready = find(artifact.status.conditions, Condition.READY)
-    idle = running is None and not (ready and ready.status == "True")
+    idle = running is None and not is_true(artifact.status.conditions, Condition.READY)
     if isinstance(credentials, tuple) and idle:
         secret = await _secret_version(context, credentials)
+    progress = await _progress(context, artifact.metadata.namespace, running) if running else None
+    return _Gathered(credentials, secret, jobs, progress)
+
+
+def _observe(context: Context, artifact: ModelArtifact, gathered: _Gathered) -> ArtifactObservation:
+    """All that the plan goes by, but for the artifact's turn."""
+    store, namespace = context.store, artifact.metadata.namespace
+    wanted: bool | None = bool(context.records.wanters(artifact.key)) or is_by_hand(artifact)
+    doubtful = not wanted and (store.is_told(artifact.key) or context.records.is_made_for(artifact.key))
+    if not wanted and (doubtful or not context.records.all_decided(store, namespace)):
+        wanted = None  # what a status says is in use is gone by after a restart, or where a decision is taken back
+    base_ref = artifact.spec.base_model_ref
     return ArtifactObservation(
         artifact=artifact,
-        cache=store.caches.get((namespace, artifact.spec.cache_ref.name)),
+        cache=store.caches.get(_cache_key(artifact)),
         base=store.artifacts.get((namespace, base_ref.name)) if base_ref else None,
         wanted=wanted,
-        secret=secret,
-        jobs=jobs,
-        progress=await _progress(context, namespace, running) if running else None,
+        secret=gathered.secret,
+        jobs=gathered.jobs,
+        progress=gathered.progress,
         running=len(store.jobs),
-        others_wait=context.registry.turns.waits(_cache_key(artifact)),
+        others_wait=context.records.turns.waits(_cache_key(artifact)),
     )
 
 
-async def _view(context: Context, job: Body, known: list[Body]) -> JobView:
+async def _view(context: Context, artifact: ModelArtifact, job: Job, known: list[Pod]) -> JobView:
     pods = await _pods_of(context, job, known)
-    now = context.now()
+    now = context.clock.now()
     silent = silent_object(job, pods, now=now)
-    warning = await last_warning(context, silent) if silent is not None else None
+    asked = context.records.artifacts[artifact.key].warnings
+    warning = await last_warning(context, silent, known=asked) if silent is not None else None
     return view_job(job, pods, warning=warning, now=now)
 
 
-async def _pods_of(context: Context, job: Body, known: list[Body]) -> list[Body]:
+async def _pods_of(context: Context, job: Job, known: list[Pod]) -> list[Pod]:
     """A Job's pods; asked for where the Job has ended and none of them is known to have: its watch may be ahead of the pods'."""
-    view = view_job(job, known, now=context.now())
+    view = view_job(job, known, now=context.clock.now())
     if not view.finished or view.left_result:
         return known
-    selector = f"batch.kubernetes.io/job-name={job['metadata']['name']}"
-    return (await context.kube.list(PODS, namespace=job["metadata"]["namespace"], label_selector=selector))[0]
+    selector = f"batch.kubernetes.io/job-name={job.name}"
+    listed, _ = await context.kube.list(PODS, namespace=job.namespace, label_selector=selector)
+    return [Pod.parse(body) for body in listed]
 
 
 async def _secret_version(context: Context, credentials: Credentials) -> SecretVersion | ReasonError:
-    found = await context.credentials(*credentials[:3])
+    found = await context.secrets.credentials(*credentials[:3])
     if isinstance(found, ReasonError):
         return found
     try:
@@ -199,7 +221,7 @@ async def _start(
     """
     if isinstance(credentials, ReasonError):
         raise credentials
-    values = await context.secret_values(credentials) if credentials else None
+    values = await context.secrets.values(credentials) if credentials else None
     job = await _create_job(context, artifact, attempt, with_credentials=values is not None)
     if job is None:
         return
@@ -211,7 +233,7 @@ async def _start(
     try:
         await context.kube.create(build_credentials_secret(artifact, job=job, name=secret, values=values))
         patched = await context.kube.patch(JOBS, namespace, name, {"spec": {"suspend": False}})
-        context.take(Kind.JOB, patched)
+        context.answers.take(Kind.JOB, patched)
     except AlreadyExistsError as error:
         raise ReasonError(
             Reason.JOB_NOT_STARTED,
@@ -236,7 +258,7 @@ def fleets_of(context: Context, artifact: ModelArtifact) -> list[VLLMDeployment]
     """Whose engines the content is for: the deployments that want it, also through an adapter; for what somebody made by hand
     those of its cache."""
     store, keys = context.store, set[ObjectKey]()
-    for wanter in context.registry.wanters(artifact.key):
+    for wanter in context.records.wanters(artifact.key):
         place = (wanter.namespace, wanter.name)
         if wanter.kind is Kind.VLLM_DEPLOYMENT:
             keys.add(place)
@@ -296,18 +318,18 @@ async def _create_job(
         job = await context.kube.create(manifest)
     except ConflictError:
         job = await context.kube.get(JOBS, namespace, job_name(artifact.metadata.name, attempt))
-        owner = controller(job)
-        if owner is None or owner[:2] != ("ModelArtifact", artifact.metadata.name):
+        owner = Job.parse(job).owner
+        if owner is None or owner[:2] != (Kind.MODEL_ARTIFACT, artifact.metadata.name):
             raise ReasonError(
                 Reason.JOB_FAILED,
                 f"Job {namespace}/{job['metadata']['name']} exists and is not this artifact's: delete it",
             ) from None
-        if owner[2] != artifact.metadata.uid:
+        if owner.uid != artifact.metadata.uid:
             return None
     except ForbiddenError as error:
         raise ReasonError(Reason.JOB_UNSCHEDULABLE, f"the download Job was refused: {error}") from error
     except InvalidObjectError as error:
         part = f" (its node constraints are those of {placement.origin}'s podTemplate)" if placement.origin else ""
         raise ReasonError(Reason.JOB_FAILED, f"the download Job was not accepted{part}: {error}") from error
-    context.take(Kind.JOB, job)
+    context.answers.take(Kind.JOB, job)
     return job

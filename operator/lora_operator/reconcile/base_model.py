@@ -11,6 +11,7 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.api.sources.source import Source
 from lora_operator.constants import Reason
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.deployment import BLOCKED_SECONDS
 from lora_operator.plan.deployment_status import describe_refresh
 from lora_operator.plan.model_contents import Content, ModelContents, model_is_ready
@@ -20,8 +21,8 @@ from lora_operator.plan.source_policy import source_refused
 from lora_operator.plan.wants import ContentWant, Credentials, Role, build_artifact, model_wants
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.registry import ModelWant
-from lora_operator.reconcile.store import Key, Kind, ObjectKey
+from lora_operator.reconcile.records import ModelWant
+from lora_operator.reconcile.store import Key, ObjectKey
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ async def _find(
     credentials: Credentials | ReasonError | None = None
     is_offline = isinstance(cache, ModelCache) and cache.spec.offline
     if want.source.secret is not None and not is_offline:
-        credentials = await context.credentials(deployment.metadata.namespace, *want.source.secret)
+        credentials = await context.secrets.credentials(deployment.metadata.namespace, *want.source.secret)
     if isinstance(cache, ReasonError):
         return _Found(want, None, blocked=cache)
     refused = source_refused(want.source, cache, namespace=deployment.metadata.namespace)
@@ -155,7 +156,7 @@ async def _make(context: Context, want: _Want, *, again: str) -> _Want:
     if want.manifest is None or want.key is None or want.key in context.store.artifacts:
         return want
     try:
-        context.take(Kind.MODEL_ARTIFACT, await context.kube.apply(want.manifest))
+        context.answers.take(Kind.MODEL_ARTIFACT, await context.kube.apply(want.manifest))
     except KubeError as error:
         refused = isinstance(error, ForbiddenError | InvalidObjectError)
         hint = "; change what refuses it: quota, policy or right" if refused else ""
@@ -223,7 +224,7 @@ def _publish(context: Context, deployment: VLLMDeployment, choice: _Choice) -> N
         refreshing=_known([one for one in coming if one not in lent])
         + _known([(want.key, want.credentials) for want in choice.refreshing]),
     )
-    changed = context.registry.publish_model_want(deployment.key, want)
+    changed = context.records.publish_model_want(deployment.key, want)
     if changed is None:
         return
     for artifact in changed:

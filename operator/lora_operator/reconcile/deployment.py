@@ -7,15 +7,15 @@ awaited before the plan is published. So no list is applied that was not planned
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lora_operator.api.adapter import LoRAAdapter
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import Reason
 from lora_operator.desired.children import build_gate_secret, gate_token
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
-from lora_operator.kube.kinds import DEPLOYMENTS, VLLM_DEPLOYMENTS
-from lora_operator.kube.objects import is_controlled_by
+from lora_operator.kube.kinds import DEPLOYMENTS, Kind
+from lora_operator.kube.pods import Pod
 from lora_operator.names import kit_config_map
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.plan.admission import Candidate
@@ -24,10 +24,10 @@ from lora_operator.plan.deployment import (
     Children,
     DeploymentObservation,
     DeploymentPlan,
+    LeavePods,
     PodNeeds,
     RollPods,
     ScalePods,
-    is_live,
     look_again,
     plan_deployment,
 )
@@ -36,11 +36,11 @@ from lora_operator.plan.deployment_status import outcome, plan_status
 from lora_operator.plan.model_contents import ModelContents
 from lora_operator.reconcile.adapter import namespace_labels, unreadable_adapters
 from lora_operator.reconcile.base_model import want_model
-from lora_operator.reconcile.context import Context, child_version
+from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.disruption_budget import keep_budget
 from lora_operator.reconcile.own_pods import all_own_pods, learn_owners, observe_pods, report_readiness
 from lora_operator.reconcile.pod_events import warnings_of
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Body, Key, ObjectKey
 from lora_operator.reconcile.stored_lists import held_list, stored_list
 from lora_operator.reconcile.upkeep import keep_replicas, remove_old_kits
 
@@ -58,15 +58,15 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     await keep_replicas(context, deployment)
     model = await want_model(context, deployment)
     seen = await _observe(context, deployment, model)
-    plan = plan_deployment(seen, now=context.now())
+    plan = plan_deployment(seen, now=context.clock.now())
     _publish(context, deployment, plan)
     refused = await _apply(context, seen, plan)
     if seen.served is None:
         return NOT_ASKED_SECONDS  # what stands in the status stays until the pods were asked
     workload = context.store.workloads.get(place)
     found = outcome(seen, seen.served, plan, workload=workload, refused=refused)
-    status = plan_status(found, now=context.now())
-    written = await context.write_status(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
+    status = plan_status(found, now=context.clock.now())
+    written = await context.statuses.write(deployment, status)
     if written or status == deployment.status:  # else it is reported later, and adapters read it there
         report_readiness(context, deployment, seen.served, status)
     await remove_old_kits(context, deployment)
@@ -75,76 +75,74 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
 
 
 def _forget(context: Context, place: ObjectKey) -> None:
-    context.budgets.pop(place, None)
-    for artifact in context.registry.withdraw_deployment(place):
+    for artifact in context.records.forget_deployment(place):
         context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
 
 
 async def _observe(context: Context, deployment: VLLMDeployment, model: ModelContents) -> DeploymentObservation:
     """All that is known at one moment."""
     gate = await _gate(context, deployment)
-    stored = None if deployment.key in context.registry.lists else await stored_list(context, deployment)
-    await learn_owners(context, context.store.pods_of_deployment(deployment.key))
-    is_setting_up, warnings = await warnings_of(context, all_own_pods(context, deployment))
+    record = context.records.deployments[deployment.key]
+    stored = None if record.modules is not None else await stored_list(context, deployment)
+    await learn_owners(context, deployment)
+    is_setting_up, warnings = await warnings_of(context, all_own_pods(context, deployment), known=record.warnings)
     # From here on nothing is awaited.
-    store, registry = context.store, context.registry
-    pods = {_name(pod): pod for pod in all_own_pods(context, deployment)}
+    pods = tuple(all_own_pods(context, deployment))
+    known = {pod.name: context.records.pods.peek(pod.key) for pod in pods}
     namespace, name = deployment.key
-    live = store.workloads.get(deployment.key)
-    is_ours = live is not None and is_controlled_by(live, deployment.metadata.uid)
-    serving = tuple(pod for pod, body in pods.items() if is_live(body))
+    live = context.store.workloads.get(deployment.key)
+    is_ours = live is not None and live.is_controlled_by(deployment.metadata.uid)
     return DeploymentObservation(
         deployment=deployment,
         model=model,
-        adapters=_observe_list(context, deployment, stored, serving),
+        adapters=_observe_list(context, deployment, stored, [pod for pod in pods if not pod.has_ended]),
         workload=live,
-        is_as_made=live is None or not is_ours or context.adopt_child(live),
+        is_as_made=live is None or not is_ours or context.children.adopt(deployment.key, live),
         gate=gate,
         kit=context.kit,
         kit_files=context.kit_files,
-        is_kit_there=(namespace, kit_config_map(name, context.kit)) in store.config_maps,
-        pods=tuple(pods.values()),
+        is_kit_there=(namespace, kit_config_map(name, context.kit)) in context.store.config_maps,
+        pods=pods,
         served=observe_pods(context, deployment),
-        views={pod: view for pod in pods if (view := registry.views.get((namespace, pod))) is not None},
-        asked=frozenset(pod for pod in pods if (namespace, pod) in registry.asked),
+        views={pod: one.view for pod, one in known.items() if one.view is not None},
+        asked=frozenset(pod for pod, one in known.items() if one.asked),
         is_setting_up=is_setting_up,
         warnings=warnings,
-        unrolled=registry.unrolled.get(deployment.key),
+        unrolled=record.unrolled,
     )
 
 
 async def _gate(context: Context, deployment: VLLMDeployment) -> Body | ReasonError:
     """The Secret that pods need, or why its token can't be known."""
-    master_key = await _tried(context.master_key())
+    master_key = await _tried(context.secrets.master_key())
     if isinstance(master_key, ReasonError):
         return master_key
     return build_gate_secret(deployment, gate_token(master_key, deployment))
 
 
 def _observe_list(
-    context: Context, deployment: VLLMDeployment, stored: ModuleList | None, pods: tuple[str, ...]
+    context: Context, deployment: VLLMDeployment, stored: ModuleList | None, pods: list[Pod]
 ) -> ListObservation:
     """What is known of the adapters, and of the list that its live `pods` were told; `stored` is what its ConfigMap had."""
-    registry, store, key = context.registry, context.store, deployment.key
-    previous = registry.lists.get(key) or stored
-    places = [(key[0], pod) for pod in pods]
-    known = registry.asked | registry.silent
+    store, record, key = context.store, context.records.deployments[deployment.key], deployment.key
+    previous = record.modules or stored
+    known = {pod.name: context.records.pods.peek(pod.key) for pod in pods}
     return ListObservation(
         candidates=tuple(_candidate(context, adapter) for adapter in store.adapters_of(key)),
         previous=previous,
-        recovered=held_list(context, deployment, places) if previous is None else None,
-        unasked=tuple(place[1] for place in places if place not in known),
+        recovered=held_list(context, deployment, [pod.key for pod in pods]) if previous is None else None,
+        unasked=tuple(pod for pod, one in known.items() if not (one.asked or one.silent)),
         has_pods=bool(store.pods_of_deployment(key)),
-        highest=registry.held.get(key, 0),
+        highest=record.held,
         unreadable=frozenset(unreadable_adapters(context)),
-        left_out=registry.left_out.get(key, {}),
-        crowd=registry.crowds.get(key),
+        left_out=record.left_out,
+        crowd=record.crowd,
     )
 
 
 def _candidate(context: Context, adapter: LoRAAdapter) -> Candidate:
     metadata = adapter.metadata
-    decision = context.registry.decision(adapter.key)
+    decision = context.records.decision(adapter.key)
     if decision is not None and (decision.uid, decision.generation) != (metadata.uid, metadata.generation):
         decision = None
     artifact = context.store.artifacts.get(decision.artifact) if decision and decision.artifact else None
@@ -153,22 +151,16 @@ def _candidate(context: Context, adapter: LoRAAdapter) -> Candidate:
 
 def _publish(context: Context, deployment: VLLMDeployment, plan: DeploymentPlan) -> None:
     """Record the list for whoever looks at a pod or an adapter, and wake those whom it concerns."""
-    registry, key = context.registry, deployment.key
+    record = context.records.deployments[deployment.key]
     if isinstance(plan.adapters, ListPlan):
-        registry.lists[key] = plan.adapters.modules
-        registry.left_out[key] = plan.adapters.left_out
-        if plan.adapters.crowd is not None:
-            registry.crowds[key] = plan.adapters.crowd
-        else:
-            registry.crowds.pop(key, None)
-    if plan.rollout is not None and plan.rollout.plan.unrolled is not None:
-        registry.unrolled[key] = plan.rollout.plan.unrolled
-    else:
-        registry.unrolled.pop(key, None)
+        record.modules = plan.adapters.modules
+        record.left_out = plan.adapters.left_out
+        record.crowd = plan.adapters.crowd
+    record.unrolled = plan.rollout.plan.unrolled if plan.rollout is not None else None
     for adapter in plan.adapters.adapters:
         context.enqueue(Key(Kind.LORA_ADAPTER, *adapter))
     for pod in sorted(plan.look_at):
-        context.enqueue(Key(Kind.POD, key[0], pod))
+        context.enqueue(Key(Kind.POD, deployment.key[0], pod))
 
 
 async def _apply(context: Context, seen: DeploymentObservation, plan: DeploymentPlan) -> ReasonError | None:
@@ -180,7 +172,7 @@ async def _apply(context: Context, seen: DeploymentObservation, plan: Deployment
         listed = await _tried(_apply_list(context, seen.deployment, made, plan.modules))
         served = await _tried(_apply_child(context, made.service))
         if not _is_foreign(seen, listed):
-            engines = await _tried(_apply_pods(context, made.needs, pods))
+            engines = await _tried(_apply_pods(context, seen.deployment, made.needs, pods))
             is_rolled = engines is None and isinstance(pods, RollPods)
     instead = pods.otherwise if isinstance(pods, RollPods) else pods
     scaled = None
@@ -213,21 +205,23 @@ async def _tried(work: Awaitable[T]) -> T | ReasonError:
 async def _apply_child(context: Context, manifest: Body) -> None:
     store, metadata = context.store, manifest["metadata"]
     known = store.services if manifest["kind"] == "Service" else store.config_maps
-    await context.apply_child(manifest, known.get((metadata["namespace"], metadata["name"])))
+    await context.children.apply(manifest, known.get((metadata["namespace"], metadata["name"])))
 
 
 async def _apply_list(context: Context, deployment: VLLMDeployment, made: Children, modules: ModuleList | None) -> None:
-    live = context.store.config_maps.get((deployment.key[0], _name(made.modules)))
-    applied = await context.apply_child(made.modules, live)
-    context.registry.stored[deployment.key] = (child_version(applied), modules)
+    live = context.store.config_maps.get((deployment.key[0], made.modules["metadata"]["name"]))
+    applied = await context.children.apply(made.modules, live)
+    context.records.deployments[deployment.key].stored = (applied.version, modules)
 
 
-async def _apply_pods(context: Context, needs: PodNeeds, pods: object) -> None:
+async def _apply_pods(
+    context: Context, deployment: VLLMDeployment, needs: PodNeeds, pods: RollPods | ScalePods | LeavePods
+) -> None:
     """What the pods need, and then their Deployment where they roll. Raises what is refused, and makes nothing after it."""
     if isinstance(needs.gate, ReasonError):
         raise needs.gate
     try:
-        await context.ensure_secret(needs.gate, doubtful=needs.is_gate_doubtful)
+        await context.children.ensure_secret(needs.gate, doubtful=needs.is_gate_doubtful)
     except ForbiddenError as error:
         # A full quota is told before the name is looked at, so also where the Secret exists. Pods that lack it say so themselves.
         if not needs.is_gate_mounted or "exceeded quota" not in str(error):
@@ -239,14 +233,13 @@ async def _apply_pods(context: Context, needs: PodNeeds, pods: object) -> None:
     if needs.blocked is not None:
         raise needs.blocked
     if isinstance(pods, RollPods):
-        await _roll(context, pods.manifest)
+        await _roll(context, deployment, pods.manifest)
 
 
-async def _roll(context: Context, manifest: Body) -> None:
-    metadata = manifest["metadata"]
-    await context.refuse_foreign(manifest, context.store.workloads.get((metadata["namespace"], metadata["name"])))
+async def _roll(context: Context, deployment: VLLMDeployment, manifest: Body) -> None:
+    await context.children.refuse_foreign(manifest, context.store.workloads.get(deployment.key))
     try:
-        context.note_child(await context.kube.apply(manifest))
+        context.children.note(deployment.key, await context.kube.apply(manifest))
     except InvalidObjectError as error:
         raise ReasonError(Reason.POD_TEMPLATE_INVALID, f"{error}; change spec.podTemplate or spec.engine") from error
 
@@ -255,14 +248,9 @@ async def _scale(context: Context, deployment: VLLMDeployment, replicas: int) ->
     live = context.store.workloads.get(deployment.key)
     if live is None:
         return
-    as_made = context.adopt_child(live)
+    as_made = context.children.adopt(deployment.key, live)
     patched = await context.kube.patch(DEPLOYMENTS, *deployment.key, {"spec": {"replicas": replicas}})
     if as_made:
-        context.note_child(patched)
+        context.children.note(deployment.key, patched)
     else:  # somebody changed it by hand: that is still to be repaired, whatever the number of pods
-        context.take(Kind.DEPLOYMENT, patched)
-
-
-def _name(body: dict[str, Any]) -> str:
-    name: str = body["metadata"]["name"]
-    return name
+        context.answers.take(Kind.DEPLOYMENT, patched)

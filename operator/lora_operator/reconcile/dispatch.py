@@ -9,24 +9,21 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from lora_operator.api.adapter import LoRAAdapterStatus
-from lora_operator.api.artifact import ModelArtifactStatus
-from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.api.common import ApiModel, StatusCondition
-from lora_operator.api.deployment import VLLMDeploymentStatus
 from lora_operator.conditions import failing, merge, with_ready_and_stalled
 from lora_operator.constants import Condition, Reason
 from lora_operator.errors import NotFoundError, OperatorError
 from lora_operator.kube.client import Kube
-from lora_operator.kube.kinds import LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS, ResourceType
+from lora_operator.kube.kinds import OWN_KINDS, Kind
 from lora_operator.reconcile.adapter import reconcile_adapter
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.cache import reconcile_cache
-from lora_operator.reconcile.context import Context, load_kit_files
+from lora_operator.reconcile.clock import Clock
+from lora_operator.reconcile.context import Context, build_context, load_kit_files
 from lora_operator.reconcile.deployment import reconcile_deployment
 from lora_operator.reconcile.engine_pod import reconcile_pod
 from lora_operator.reconcile.faults import TOLD_AFTER, describe_fault, fault_message, settle_fault, told_of_fault
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 
@@ -41,28 +38,29 @@ _RECONCILERS: Final[dict[Kind, Reconcile]] = {
     Kind.MODEL_ARTIFACT: reconcile_artifact,
     Kind.POD: reconcile_pod,
 }
-_OWN: Final[dict[Kind, ResourceType]] = {
-    Kind.LORA_ADAPTER: LORA_ADAPTERS,
-    Kind.VLLM_DEPLOYMENT: VLLM_DEPLOYMENTS,
-    Kind.MODEL_CACHE: MODEL_CACHES,
-    Kind.MODEL_ARTIFACT: MODEL_ARTIFACTS,
-}
-_STATUSES: Final[dict[Kind, type[ApiModel]]] = {
-    Kind.LORA_ADAPTER: LoRAAdapterStatus,
-    Kind.VLLM_DEPLOYMENT: VLLMDeploymentStatus,
-    Kind.MODEL_CACHE: ModelCacheStatus,
-    Kind.MODEL_ARTIFACT: ModelArtifactStatus,
-}
 
 
 class Dispatcher:
     """The work queue's handler."""
 
     def __init__(
-        self, kube: Kube, engines: Engines, store: Store, settings: Settings, enqueue: Callable[..., None]
+        self,
+        kube: Kube,
+        engines: Engines,
+        store: Store,
+        settings: Settings,
+        enqueue: Callable[..., None],
+        *,
+        clock: Clock | None = None,
     ) -> None:
-        self._context = Context(
-            kube=kube, engines=engines, store=store, settings=settings, enqueue=enqueue, kit_files=load_kit_files()
+        self._context = build_context(
+            kube=kube,
+            engines=engines,
+            store=store,
+            settings=settings,
+            enqueue=enqueue,
+            clock=clock,
+            kit_files=load_kit_files(),
         )
         self._reported: dict[Key, str] = {}
         self._faults: dict[Key, tuple[int, str]] = {}  # failures in a row by a bug of ours, and the cause that was told
@@ -91,7 +89,7 @@ class Dispatcher:
         settle_fault(self._context, key, cause)
         count, told = self._faults.get(key, (0, ""))
         self._faults[key] = (count + 1, told)
-        if key.kind not in _OWN or count + 1 < TOLD_AFTER or told == cause:
+        if key.kind not in OWN_KINDS or count + 1 < TOLD_AFTER or told == cause:
             return
         try:
             await self._tell_fault(key, cause)
@@ -104,7 +102,7 @@ class Dispatcher:
         body = await self._find(key)
         if body is None:
             return
-        told = partial(told_of_fault, cause=cause, now=self._context.now())
+        told = partial(told_of_fault, cause=cause, now=self._context.clock.now())
         if await self._write_conditions(key, body, lambda before, generation: told(before, generation=generation)):
             await self._context.kube.event(
                 body, type="Warning", reason=Reason.OPERATOR_ERROR, message=fault_message(cause)
@@ -112,7 +110,7 @@ class Dispatcher:
 
     async def _clear_fault(self, key: Key) -> None:
         """A pass has ended well: what it did not say anew itself is taken back."""
-        if key.kind not in _OWN or not self._context.store.has_condition(key, Condition.OPERATOR_FAULT):
+        if key.kind not in OWN_KINDS or not self._context.store.has_condition(key, Condition.OPERATOR_FAULT):
             return
         if (body := await self._find(key)) is not None:
             await self._write_conditions(
@@ -121,7 +119,7 @@ class Dispatcher:
 
     async def _find(self, key: Key) -> dict[str, Any] | None:
         try:
-            return await self._context.kube.get(_OWN[key.kind], key.namespace, key.name)
+            return await self._context.kube.get(key.kind.info.rt, key.namespace, key.name)
         except NotFoundError:
             return None
 
@@ -132,13 +130,15 @@ class Dispatcher:
 
         What else its status says (an artifact in use, a refresh that was done) is needed when all is well again.
         """
-        status = _readable(_STATUSES[key.kind], body.get("status") or {})
+        model = key.kind.info.status
+        assert model is not None, key  # noqa: S101  a narrowing for the type checker: only objects of ours come here
+        status = _readable(model, body.get("status") or {})
         before = [StatusCondition.model_validate(condition) for condition in status.get("conditions") or []]
         after = list(made(before, body["metadata"].get("generation", 0)))
         if after == before:
             return False
         status["conditions"] = [condition.to_wire() for condition in after]
-        await self._context.kube.apply_status(_OWN[key.kind], key.namespace, key.name, status)
+        await self._context.kube.apply_status(key.kind.info.rt, key.namespace, key.name, status)
         return True
 
     async def _report_invalid(self, key: Key, problem: str) -> None:
@@ -147,7 +147,7 @@ class Dispatcher:
             return
         verdict = failing(Reason.INVALID_SPEC, f"the object can't be read by this operator: {problem}")
         verdicts = with_ready_and_stalled({Condition.ACCEPTED: verdict}, "")
-        told = partial(merge, verdicts=verdicts, now=self._context.now())
+        told = partial(merge, verdicts=verdicts, now=self._context.clock.now())
         await self._write_conditions(key, body, lambda before, generation: told(before, generation=generation))
         self._reported[key] = problem
 

@@ -12,8 +12,9 @@ from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, CACHE_
 from lora_operator.desired.evict_job import build_evict_job, evict_job_name
 from lora_operator.desired.job_placement import job_placement
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError
-from lora_operator.kube.kinds import JOBS, MODEL_ARTIFACTS, PODS
-from lora_operator.kube.objects import controller
+from lora_operator.kube.kinds import JOBS, MODEL_ARTIFACTS, PODS, Kind
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Job
 from lora_operator.plan.eviction import (
     MAX_VIEWS,
     POLL_SECONDS,
@@ -32,14 +33,12 @@ from lora_operator.plan.eviction_candidates import (
     short_of_room,
     view_name,
 )
-from lora_operator.plan.job_view import silent_object, view_job
-from lora_operator.plan.jobs import lost_since
-from lora_operator.plan.pod_trouble import parse_time
+from lora_operator.plan.job_view import attempt_of, job_container, lost_since, silent_object, view_job
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.download_queue import caches_of, claim_of, has_ended, is_evicting
 from lora_operator.reconcile.pod_events import last_warning
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 from lora_operator.reconcile.stored_lists import read_lists
 from lora_operator.reconcile.usage import used_views
 from lora_operator.wire.jobs import EvictRequest
@@ -57,19 +56,19 @@ class Eviction:
 async def reconcile_eviction(context: Context, cache: ModelCache) -> Eviction:
     """Look at one cache, and begin or end a removal where one is due."""
     seen = await _observe(context, cache)
-    volume = context.registry.volumes.get(cache.key) or cache.status.volume
+    volume = context.records.caches.peek(cache.key).volume or cache.status.volume
     used = volume.used_bytes if volume is not None and seen.fetching_since is None else 0
     reclaimable = reclaimable_bytes((*seen.artifacts, *seen.beside), seen.unwanted, used=used)
-    plan = plan_eviction(seen, now=context.now())
+    plan = plan_eviction(seen, now=context.clock.now())
     claim = claim_of(context, cache.key)
     if plan.start is not None and is_evicting(context, cache.key):  # from another cache over the claim
         plan = EvictionPlan(cache.status.eviction, requeue_after=POLL_SECONDS)
     if plan.start is not None:
-        context.registry.evicting.add(claim)
+        context.records.evicting.add(claim)
         try:
             plan = await _start(context, cache, plan, plan.start)
         finally:
-            context.registry.evicting.discard(claim)  # the Job is in the store by now
+            context.records.evicting.discard(claim)  # the Job is in the store by now
     if plan.status is not None and plan.status.message != (cache.status.eviction or EvictionStatus()).message:
         for artifact in short_of_room(seen):  # which say it, too
             context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact.key), after=1.0)
@@ -86,32 +85,26 @@ async def remove_recorded_jobs(context: Context, key: Key) -> None:
     if cache is None or cache.status.eviction is None:
         return
     for (namespace, name), job in list(context.store.jobs.items()):
-        owner, metadata = controller(job), job["metadata"]
-        ours = namespace == key.namespace and owner is not None and owner[2] == cache.metadata.uid
-        if (
-            ours
-            and not metadata.get("deletionTimestamp")
-            and view_job(job, ()).attempt <= cache.status.eviction.attempt
-        ):
+        ours = namespace == key.namespace and job.is_controlled_by(cache.metadata.uid)
+        if ours and not job.is_deleting and attempt_of(job) <= cache.status.eviction.attempt:
             how: Literal["Background", "Foreground"] = "Background" if has_ended(context, job) else "Foreground"
-            await context.kube.delete(JOBS, namespace, name, uid=metadata["uid"], propagation=how)
+            await context.kube.delete(JOBS, namespace, name, uid=job.uid, propagation=how)
 
 
 async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
     attempt = (cache.status.eviction.attempt if cache.status.eviction else 0) + 1
-    body = context.store.jobs.get((cache.metadata.namespace, evict_job_name(cache.metadata.name, attempt)))
-    owner = controller(body) if body is not None else None
-    job = await _look(context, body) if body and owner and owner[2] == cache.metadata.uid else None
+    known = context.store.jobs.get((cache.metadata.namespace, evict_job_name(cache.metadata.name, attempt)))
+    job = await _look(context, cache, known) if known and known.is_controlled_by(cache.metadata.uid) else None
     if job is not None and job.result is not None and (told := job.result.volume) is not None:
-        context.registry.volumes[cache.key] = VolumeFigures(
+        context.records.caches[cache.key].volume = VolumeFigures(
             total_bytes=told.total_bytes,
             free_bytes=told.free_bytes,
             used_bytes=told.used_bytes,
-            time=context.now().replace(microsecond=0),
+            time=context.clock.now().replace(microsecond=0),
         )
     await read_lists(context, cache.metadata.namespace)
     # From here on nothing is awaited: what is seen and what follows from it are of one moment.
-    store, registry, namespace = context.store, context.registry, cache.metadata.namespace
+    store, records, namespace = context.store, context.records, cache.metadata.namespace
     artifacts = store.artifacts_of(cache.key)
     caches = caches_of(context, claim_of(context, cache.key))
     beside = [artifact for key in caches if key != cache.key for artifact in store.artifacts_of(key)]
@@ -122,18 +115,16 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
         artifacts=artifacts,
         beside=beside,
         unwanted=frozenset(
-            a.metadata.name for a in artifacts if not registry.wanters(a.key) and not store.is_told(a.key)
+            a.metadata.name for a in artifacts if not records.wanters(a.key) and not store.is_told(a.key)
         ),
         used=frozenset(),
         unsure=None,
         job=job,
         fetching_since=_fetching_since(context, caches),
-        unread=any(
-            _is_unread(context, body) for body in store.jobs.values() if body["metadata"]["namespace"] == namespace
-        ),
+        unread=any(_is_unread(context, job) for job in store.jobs.values() if job.namespace == namespace),
         swept=swept,
     )
-    if not is_due(seen, now=context.now()):
+    if not is_due(seen, now=context.clock.now()):
         return seen
     used, unsure = used_views(context, namespace)
     if len(views | used) > MAX_VIEWS:
@@ -146,81 +137,74 @@ def _is_swept(context: Context, cache: ModelCache, views: frozenset[str]) -> boo
 
     Those that refreshes were for are deleted when they are superseded: their content is unused like other, and may be gone back to.
     """
-    store, contents, eviction = context.store, context.registry.contents, cache.status.eviction
-    before = contents.get(cache.key, {})
+    store, record, eviction = context.store, context.records.caches[cache.key], cache.status.eviction
+    before = record.contents
     gone = {key: view for key, view in before.items() if key not in store.artifacts and view not in views}
     used, unsure = used_views(context, cache.metadata.namespace) if gone else (frozenset(), None)
     held = {key: view for key, view in gone.items() if view in used or unsure is not None}
     if len(held) < len(gone) and cache.spec.eviction.policy != "Never" and not (eviction and eviction.left_over):
         return True
     lasting = (a for a in store.artifacts_of(cache.key) if ANNOTATION_REFRESH not in a.metadata.annotations)
-    contents[cache.key] = {a.key: view for a in lasting if (view := view_name(a))} | held
+    record.contents = {a.key: view for a in lasting if (view := view_name(a))} | held
     return False
 
 
 def _fetching_since(context: Context, caches: Collection[ObjectKey]) -> datetime | None:
     """When the oldest download began whose end is not known; one may have ended long ago on a node that is lost."""
-    store, now = context.store, context.now()
-    began = [now for key in caches if context.registry.turns.starting(key)]
+    store, now = context.store, context.clock.now()
+    began = [now for key in caches if context.records.turns.starting(key)]
     for (namespace, _), job in store.jobs.items():
-        owner = controller(job)
-        if owner is None or owner[0] != "ModelArtifact" or has_ended(context, job):
+        if job.owner is None or job.owner.kind != Kind.MODEL_ARTIFACT or has_ended(context, job):
             continue
-        artifact = store.artifacts.get((namespace, owner[1]))
+        artifact = store.artifacts.get((namespace, job.owner.name))
         if artifact is not None and (namespace, artifact.spec.cache_ref.name) in caches:
-            began.append(parse_time(job["metadata"].get("creationTimestamp")) or now)
+            began.append(job.created or now)
     return min(began, default=None)
 
 
-def _is_unread(context: Context, job: Body) -> bool:
+def _is_unread(context: Context, job: Job) -> bool:
     """Whether a download's Job has ended, and what it published may not be in its artifact's status yet."""
-    owner = controller(job)
-    if owner is None or owner[0] != "ModelArtifact" or not has_ended(context, job):
+    owner = job.owner
+    if owner is None or owner.kind != Kind.MODEL_ARTIFACT or not has_ended(context, job):
         return False
-    artifact = context.store.artifacts.get((job["metadata"]["namespace"], owner[1]))
-    if artifact is None or artifact.metadata.uid != owner[2]:
+    artifact = context.store.artifacts.get((job.namespace, owner.name))
+    if artifact is None or artifact.metadata.uid != owner.uid:
         return False
-    return view_job(job, ()).attempt > (artifact.status.finished_attempt or 0)
+    return attempt_of(job) > (artifact.status.finished_attempt or 0)
 
 
-async def _look(context: Context, job: Body) -> EvictJob:
-    metadata = job["metadata"]
-    found = EvictJob(
-        metadata["name"],
-        since=parse_time(metadata.get("creationTimestamp")),
-        requested=(metadata.get("annotations") or {}).get(ANNOTATION_EVICT),
-    )
+async def _look(context: Context, cache: ModelCache, job: Job) -> EvictJob:
+    found = EvictJob(job.name, since=job.created, requested=job.annotations.get(ANNOTATION_EVICT))
     known = list(context.store.pods.values())
-    lost = lost_since(job, known, now=context.now())
+    lost = lost_since(job, known, now=context.clock.now())
     if not has_ended(context, job):
-        silent = silent_object(job, known, now=context.now())
-        view = view_job(job, known, warning=await last_warning(context, silent) if silent is not None else None)
+        silent = silent_object(job, known, now=context.clock.now())
+        asked = context.records.caches[cache.key].warnings
+        warning = await last_warning(context, silent, known=asked) if silent is not None else None
+        view = view_job(job, known, warning=warning)
         suspended = f"Job {view.name} is suspended, and not by this operator: resume it" if view.suspended else None
         return replace(found, started=view.pod is not None, trouble=view.waiting[1] if view.waiting else suspended)
-    selector = f"batch.kubernetes.io/job-name={metadata['name']}"
-    pods, _ = await context.kube.list(PODS, namespace=metadata["namespace"], label_selector=selector)
-    own = [pod for pod in known if (controller(pod) or ("", "", ""))[2] == metadata["uid"]]
-    message = next((text for pod in (*pods, *own) if (text := _last_words(pod))), None)
+    selector = f"batch.kubernetes.io/job-name={job.name}"
+    listed, _ = await context.kube.list(PODS, namespace=job.namespace, label_selector=selector)
+    own = [pod for pod in known if pod.is_controlled_by(job.uid)]
+    ends = (job_container(pod).ended for pod in (*map(Pod.parse, listed), *own))
+    message = next((ended.message for ended in ends if ended is not None and ended.message), None)
     return replace(found, result=read_result(job, message, lost=lost), lost=lost is not None)
-
-
-def _last_words(pod: Body) -> str | None:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or [{}]
-    message = ((statuses[0].get("state") or {}).get("terminated") or {}).get("message")
-    return message if isinstance(message, str) else None
 
 
 async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attempt: int) -> EvictionPlan:
     """Delete the artifacts whose content goes, then make the Job that keeps what the others have by then."""
-    registry, store = context.registry, context.store
+    records, store = context.records, context.store
     claim, namespace = claim_of(context, cache.key), cache.metadata.namespace
     for artifact in plan.remove:
-        if registry.wanters(artifact.key) or store.is_told(artifact.key):
+        if records.wanters(artifact.key) or store.is_told(artifact.key):
             continue  # somebody has come while we deleted others
         try:
             await context.kube.delete(MODEL_ARTIFACTS, *artifact.key, uid=artifact.metadata.uid)
         except (ForbiddenError, InvalidObjectError) as error:
-            return EvictionPlan(could_not(plan.status, f"its object can't be deleted: {error}", now=context.now()))
+            return EvictionPlan(
+                could_not(plan.status, f"its object can't be deleted: {error}", now=context.clock.now())
+            )
         change = store.remove(Kind.MODEL_ARTIFACT, *artifact.key, uid=artifact.metadata.uid)
         if change is not None:  # whoever wants it from now on makes it anew
             context.enqueue(change.key)
@@ -230,7 +214,7 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
         return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
     views = {view_name(a) for key in caches_of(context, claim) for a in store.artifacts_of(key)} - {""}
     # Who saw one Ready until just now may be telling pods of it.
-    views |= {view_name(a) for a in plan.remove if registry.wanters(a.key) or store.is_told(a.key)}
+    views |= {view_name(a) for a in plan.remove if records.wanters(a.key) or store.is_told(a.key)}
     request = EvictRequest(
         cache_root=CACHE_MOUNT,
         owner=cache.status.claim_uid,
@@ -251,16 +235,16 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
         placement=job_placement(cache, fleets),
     )
     try:
-        context.take(Kind.JOB, await context.kube.create(manifest))
+        context.answers.take(Kind.JOB, await context.kube.create(manifest))
     except ConflictError:
-        job = await context.kube.get(JOBS, namespace, manifest["metadata"]["name"])
-        owner = controller(job)
-        if owner is not None and owner[2] == cache.metadata.uid:
-            context.take(Kind.JOB, job)
+        body = await context.kube.get(JOBS, namespace, manifest["metadata"]["name"])
+        job = Job.parse(body)
+        if job.is_controlled_by(cache.metadata.uid):
+            context.answers.take(Kind.JOB, body)
             return plan
-        if owner is not None and owner[0] == "ModelCache":  # an earlier cache's of this name
-            await context.kube.delete(JOBS, namespace, job["metadata"]["name"])
+        if job.owner is not None and job.owner.kind == Kind.MODEL_CACHE:  # an earlier cache's of this name
+            await context.kube.delete(JOBS, namespace, job.name)
         return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
     except (ForbiddenError, InvalidObjectError) as error:
-        return EvictionPlan(could_not(plan.status, f"the Job was refused: {error}", now=context.now()))
+        return EvictionPlan(could_not(plan.status, f"the Job was refused: {error}", now=context.clock.now()))
     return plan

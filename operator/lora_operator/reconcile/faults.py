@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from lora_operator.api.common import StatusCondition
 from lora_operator.conditions import Verdict, find, merge
 from lora_operator.constants import Condition, Reason
-from lora_operator.kube.objects import running_container
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter import undecidable
 from lora_operator.plan.deployment_pods import PodView
+from lora_operator.reconcile.bodies import describe_invalid
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.registry import ModelWant
-from lora_operator.reconcile.store import Key, Kind, ObjectKey, describe_invalid
+from lora_operator.reconcile.records import ModelWant
+from lora_operator.reconcile.store import Key, ObjectKey
 
 TOLD_AFTER: Final = 2  # failures in a row: what is over with the next attempt, 0.2 s later, is in the log alone
 MAX_CAUSE: Final = 300
@@ -42,35 +43,37 @@ def describe_fault(error: Exception) -> str:
 
 
 def settle_fault(context: Context, key: Key, cause: str) -> None:
-    """Say in the registry what others wait for: that nothing new is known of the object."""
-    place, registry = (key.namespace, key.name), context.registry
+    """Say in the records what others wait for: that nothing new is known of the object."""
+    place, records = (key.namespace, key.name), context.records
     if key.kind is Kind.LORA_ADAPTER:
         _settle_adapter(context, place)
     elif key.kind is Kind.VLLM_DEPLOYMENT:
         _settle_fleet(context, key)
     elif key.kind is Kind.MODEL_ARTIFACT:
-        registry.turns.leave(place)  # those behind it in the queue
-        context.enqueue_all(Key(key.kind, key.namespace, name) for name in registry.turns.heads(key.namespace))
+        records.turns.leave(place)  # those behind it in the queue
+        for name in records.turns.heads(key.namespace):
+            context.enqueue(Key(key.kind, key.namespace, name))
     elif key.kind is Kind.POD:
         _settle_pod(context, key, cause)
 
 
 def _settle_adapter(context: Context, place: ObjectKey) -> None:
-    adapter, known = context.store.adapters.get(place), context.registry.decision(place)
+    adapter, known = context.store.adapters.get(place), context.records.decision(place)
     if adapter is None:
         return
     form = (adapter.metadata.uid, adapter.metadata.generation)
     if known is not None and not known.keep_unknown and (known.uid, known.generation) == form:
         return  # decided, and failed afterwards
-    changed = context.registry.publish_decision(place, undecidable(adapter))
+    changed = context.records.publish_decision(place, undecidable(adapter))
     if changed is not None:
         context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *adapter.deployment_key))
-        context.enqueue_all(Key(Kind.MODEL_ARTIFACT, *artifact) for artifact in changed)
+        for artifact in changed:
+            context.enqueue(Key(Kind.MODEL_ARTIFACT, *artifact))
 
 
 def _settle_fleet(context: Context, key: Key) -> None:
-    place, registry = (key.namespace, key.name), context.registry
-    deployment, known = context.store.deployments.get(place), registry.model_want(place)
+    place, records = (key.namespace, key.name), context.records
+    deployment, known = context.store.deployments.get(place), records.model_want(place)
     if deployment is None:
         return
     metadata, status = deployment.metadata, deployment.status
@@ -83,29 +86,30 @@ def _settle_fleet(context: Context, key: Key) -> None:
         )
         auxiliary = tuple((other, None) for other in others if other is not None)
         want = ModelWant(metadata.uid, metadata.generation, base, None, auxiliary=auxiliary)
-    if registry.publish_model_want(place, want) is not None:
-        context.enqueue_all(Key(Kind.LORA_ADAPTER, *adapter.key) for adapter in context.store.adapters_of(place))
+    if records.publish_model_want(place, want) is not None:
+        for adapter in context.store.adapters_of(place):
+            context.enqueue(Key(Kind.LORA_ADAPTER, *adapter.key))
 
 
 def _settle_pod(context: Context, key: Key, cause: str) -> None:
     """It was asked, and what it serves is not known: its fleet goes on, and nothing that it may serve is removed."""
-    place, registry = (key.namespace, key.name), context.registry
+    place = (key.namespace, key.name)
     pod = context.store.pods.get(place)
     if pod is None:
         return
-    first = place not in registry.asked
-    registry.asked.add(place)
-    container = running_container(pod)
+    record = context.records.pods[place]
+    first, record.asked = not record.asked, True
+    container = pod.running_engine
     if container is not None:
-        known = registry.views.get(place)
+        known = record.view
         failed = PodView(
-            uid=pod["metadata"].get("uid") or "",
+            uid=pod.uid,
             container_id=container,
             error=f"the operator failed on it ({cause})",
             gate_closed=known is not None and known.container_id == container and known.gate_closed,
         )
         first = first or known != failed
-        registry.views[place] = failed
+        record.view = failed
     if first:
         for deployment in context.store.deployments:
             if deployment[0] == key.namespace:

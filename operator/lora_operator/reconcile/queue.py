@@ -11,11 +11,11 @@ import heapq
 import itertools
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from lora_operator.errors import OperatorError
+from lora_operator.reconcile.clock import Clock
 from lora_operator.reconcile.store import Key
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,18 @@ def backoff(failures: int) -> float:
 class WorkQueue:
     """Runs `handler` for added keys, `workers` at a time; what it returns is the number of seconds until its next run, or None."""
 
-    def __init__(self, handler: Handler, *, workers: int = 16, time_limit: float = RUN_TIME_LIMIT) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        workers: int = 16,
+        time_limit: float = RUN_TIME_LIMIT,
+        clock: Clock | None = None,
+    ) -> None:
         self._handler = handler
         self._workers = workers
         self._time_limit = time_limit
+        self._clock = clock or Clock()
         self._due: dict[Key, float] = {}  # waiting keys
         self._heap: list[tuple[float, int, Key]] = []  # may hold entries that _due no longer confirms
         self._order = itertools.count()
@@ -53,7 +61,7 @@ class WorkQueue:
 
     def add(self, key: Key, *, after: float = 0) -> None:
         """Has the key run in `after` seconds, or sooner where it is already due sooner; again, if it is running now."""
-        due = time.monotonic() + after
+        due = self._clock.monotonic() + after
         if key in self._running:
             self._again[key] = min(due, self._again.get(key, due))
         else:
@@ -62,7 +70,7 @@ class WorkQueue:
     def idle(self) -> bool:
         """Whether nothing runs and nothing is due now; keys that wait for a later time don't count."""
         due = self._next_due()
-        return not self._running and (due is None or due > time.monotonic())
+        return not self._running and (due is None or due > self._clock.monotonic())
 
     async def wait_idle(self) -> None:
         """Returns when `idle()` holds."""
@@ -73,7 +81,7 @@ class WorkQueue:
     def due_in(self, key: Key) -> float | None:
         """Seconds until a waiting key runs (0 when it is due); None when it does not wait."""
         due = self._due.get(key)
-        return None if due is None else max(0.0, due - time.monotonic())
+        return None if due is None else max(0.0, due - self._clock.monotonic())
 
     def failures(self, key: Key) -> int:
         """Failed runs of the key in a row."""
@@ -84,7 +92,7 @@ class WorkQueue:
         if not self._running:
             return None
         key = min(self._running, key=self._running.__getitem__)
-        return key, time.monotonic() - self._running[key]
+        return key, self._clock.monotonic() - self._running[key]
 
     def __len__(self) -> int:
         """Keys that wait or run."""
@@ -96,7 +104,7 @@ class WorkQueue:
             while True:
                 self._changed.clear()
                 while len(self._running) < self._workers and (key := self._next()) is not None:
-                    self._running[key] = time.monotonic()
+                    self._running[key] = self._clock.monotonic()
                     group.create_task(self._work(key), name=f"reconcile {key}")
                 if self.idle():
                     self._idle.set()
@@ -105,7 +113,7 @@ class WorkQueue:
     async def _wait(self) -> None:
         """Until a key was added or finished, or the next one is due."""
         due = None if len(self._running) >= self._workers else self._next_due()
-        pause = None if due is None else max(0.0, due - time.monotonic())
+        pause = None if due is None else max(0.0, due - self._clock.monotonic())
         try:
             async with asyncio.timeout(pause):
                 await self._changed.wait()
@@ -129,7 +137,7 @@ class WorkQueue:
     def _next(self) -> Key | None:
         """Takes the key that has been due for longest, if one is due."""
         due = self._next_due()
-        if due is None or due > time.monotonic():
+        if due is None or due > self._clock.monotonic():
             return None
         key = heapq.heappop(self._heap)[2]
         del self._due[key]
@@ -165,7 +173,7 @@ class WorkQueue:
         return delay
 
     def _finish(self, key: Key, after: float | None) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         del self._running[key]
         again = self._again.pop(key, None)
         if again is not None and key in self._failures:

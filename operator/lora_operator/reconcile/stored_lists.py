@@ -8,12 +8,12 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import MODULES_KEY
 from lora_operator.errors import EngineRefused, NotFoundError
 from lora_operator.kube.kinds import CONFIG_MAPS
-from lora_operator.kube.objects import is_controlled_by
+from lora_operator.kube.objects import KubeObject
 from lora_operator.names import modules_config_map
 from lora_operator.plan.adapter_list import Module, ModuleList, decode_from_config_map
-from lora_operator.reconcile.context import Context, child_version
+from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.store import ObjectKey
-from lora_operator.vllm import HeldList
+from lora_operator.wire.plugin import HeldList
 
 
 async def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None:
@@ -24,15 +24,17 @@ async def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleLis
     is_read, found = list_as_read(context, deployment)
     if is_read:
         return found
+    record = context.records.deployments[deployment.key]
     try:
         body = await context.kube.get(CONFIG_MAPS, *_place(deployment))
     except NotFoundError:
         return None
-    if not is_controlled_by(body, deployment.metadata.uid):
+    config_map = KubeObject.parse(body)
+    if not config_map.is_controlled_by(deployment.metadata.uid):
         return None
     data = (body.get("binaryData") or {}).get(MODULES_KEY)
     found = decode_from_config_map(data) if isinstance(data, str) else None
-    context.registry.stored[deployment.key] = (child_version(body), found)
+    record.stored = (config_map.version, found)
     return found
 
 
@@ -45,11 +47,11 @@ async def read_lists(context: Context, namespace: str) -> None:
 
 def list_as_read(context: Context, deployment: VLLMDeployment) -> tuple[bool, ModuleList | None]:
     """(whether what is in the ConfigMap now was read, that list). Awaits nothing."""
-    body = context.store.config_maps.get(_place(deployment))
-    if body is None or not is_controlled_by(body, deployment.metadata.uid):
+    config_map = context.store.config_maps.get(_place(deployment))
+    if config_map is None or not config_map.is_controlled_by(deployment.metadata.uid):
         return True, None
-    known = context.registry.stored.get(deployment.key)
-    return (True, known[1]) if known is not None and known[0] == child_version(body) else (False, None)
+    known = context.records.deployments.peek(deployment.key).stored
+    return (True, known[1]) if known is not None and known[0] == config_map.version else (False, None)
 
 
 def _place(deployment: VLLMDeployment) -> ObjectKey:
@@ -58,11 +60,13 @@ def _place(deployment: VLLMDeployment) -> ObjectKey:
 
 async def learn_held(context: Context, deployment: VLLMDeployment, pod: ObjectKey, url: str, token: str) -> None:
     """Ask a pod which list it holds, where nothing else tells it. An older kit does not tell."""
-    if deployment.key in context.registry.lists or await stored_list(context, deployment) is not None:
-        context.registry.held_lists.pop(pod, None)
+    record = context.records.pods[pod]
+    known = context.records.deployments.peek(deployment.key).modules is not None
+    if known or await stored_list(context, deployment) is not None:
+        record.held_list = None
         return
     try:
-        context.registry.held_lists[pod] = await context.engines.held_list(url, token)
+        record.held_list = await context.engines.held_list(url, token)
     except EngineRefused as error:
         if error.status != 404:
             raise
@@ -73,7 +77,7 @@ def held_list(context: Context, deployment: VLLMDeployment, pods: Iterable[Objec
 
     Pods are data from outside: an entry counts only by the UID of an adapter that names the deployment.
     """
-    lists = [found for place in pods if (found := context.registry.held_lists.get(place)) is not None]
+    lists = [found for place in pods if (found := context.records.pods.peek(place).held_list) is not None]
     newest: HeldList | None = max(lists, key=lambda one: one.generation, default=None)
     if newest is None or not newest.generation:  # a fresh pod was never told one
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field
 from heapq import nsmallest
 
@@ -85,6 +86,13 @@ class Turns:
             if cache[0] == artifact[0]:
                 self.use(cache, artifact[1], ())
                 queue.used.pop(artifact[1], None)
+
+    def prune(self, caches: Container[ObjectKey]) -> None:
+        """Forget the queues of caches that are gone, once no artifact names them any more."""
+        for cache in [key for key in self._queues if key not in caches]:
+            queue = self._queues[cache]
+            if not (queue.tickets or queue.starting or queue.used):
+                del self._queues[cache]
 
     def start(self, cache: ObjectKey, artifact: str) -> None:
         """Its Job is being created: it waits no longer, and takes a place."""

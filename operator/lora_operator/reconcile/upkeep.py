@@ -7,18 +7,18 @@ plugin of its time. Unknown is not empty: with ReplicaSets that could not be lis
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable
 from typing import Final
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.errors import ConflictError, KubeError, NotFoundError
 from lora_operator.kube.kinds import CONFIG_MAPS, REPLICA_SETS, VLLM_DEPLOYMENTS
-from lora_operator.kube.objects import is_controlled_by
+from lora_operator.kube.objects import KubeObject
+from lora_operator.kube.pods import PodSpec
+from lora_operator.kube.workloads import Workload
 from lora_operator.names import engine_selector, kit_config_map
 from lora_operator.plan.deployment_pods import replicas_wanted
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Body
 
 LOOK_SECONDS: Final = 300.0  # between looks at the ReplicaSets, which alone may still need an old plugin
 log = logging.getLogger(__name__)
@@ -54,41 +54,34 @@ async def remove_old_kits(context: Context, deployment: VLLMDeployment) -> None:
     kits = owned_kits(beside, deployment=name, uid=deployment.metadata.uid)
     pods = context.store.pods_of_deployment(deployment.key)
     current = kit_config_map(name, context.kit)
-    candidates = kits_to_remove(kits, current=current, users=[workload, *pods])
+    candidates = kits_to_remove(kits, current=current, users=[workload.template, *(pod.spec for pod in pods)])
     if not candidates:
         return
-    looked_at, looked = context.registry.kits_looked_at.get(deployment.key, (frozenset(), 0.0))
-    if looked_at == candidates and time.monotonic() - looked < LOOK_SECONDS:
+    record = context.records.deployments[deployment.key]
+    looked_at, looked = record.kits_looked_at
+    if looked_at == candidates and context.clock.monotonic() - looked < LOOK_SECONDS:
         return
     # Listed after the Deployment was read: a ReplicaSet that came since is of its template, or of a newer one of ours.
     replica_sets, _ = await context.kube.list(REPLICA_SETS, namespace=namespace, label_selector=engine_selector(name))
-    context.registry.kits_looked_at[deployment.key] = (candidates, time.monotonic())
-    for kit in sorted(candidates - mounted(replica_sets)):
-        body = context.store.config_maps[(namespace, kit)]
-        await context.kube.delete(CONFIG_MAPS, namespace, kit, uid=body["metadata"]["uid"])
+    record.kits_looked_at = (candidates, context.clock.monotonic())
+    for kit in sorted(candidates - mounted(Workload.parse(body).template for body in replica_sets)):
+        await context.kube.delete(CONFIG_MAPS, namespace, kit, uid=context.store.config_maps[(namespace, kit)].uid)
+        record.children.pop(("ConfigMap", kit), None)
 
 
-def owned_kits(config_maps: Iterable[Body], *, deployment: str, uid: str) -> frozenset[str]:
+def owned_kits(config_maps: Iterable[KubeObject], *, deployment: str, uid: str) -> frozenset[str]:
     """Names of the plugins' ConfigMaps that the VLLMDeployment of that name and UID owns."""
     prefix = kit_config_map(deployment, "")
     return frozenset(
-        body["metadata"]["name"]
-        for body in config_maps
-        if body["metadata"]["name"].startswith(prefix) and is_controlled_by(body, uid)
+        found.name for found in config_maps if found.name.startswith(prefix) and found.is_controlled_by(uid)
     )
 
 
-def mounted(templates: Iterable[Body]) -> frozenset[str]:
+def mounted(specs: Iterable[PodSpec]) -> frozenset[str]:
     """Names of the ConfigMaps that Deployments, ReplicaSets and pods mount as volumes."""
-    specs = [template["spec"].get("template", template)["spec"] for template in templates]
-    return frozenset(
-        volume["configMap"]["name"]
-        for spec in specs
-        for volume in spec.get("volumes") or ()
-        if (volume.get("configMap") or {}).get("name")
-    )
+    return frozenset[str]().union(*(spec.config_maps for spec in specs))
 
 
-def kits_to_remove(kits: frozenset[str], *, current: str, users: Iterable[Body]) -> frozenset[str]:
+def kits_to_remove(kits: frozenset[str], *, current: str, users: Iterable[PodSpec]) -> frozenset[str]:
     """Plugins that none of `users` (the Deployment, all its ReplicaSets, all its pods) mounts; never the operator's own."""
     return kits - mounted(users) - {current}

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision
-from lora_operator.reconcile.registry import ModelWant, Registry
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.records import ModelWant, Records
+from lora_operator.reconcile.store import Key, Store
 
 SQL, CHAT = ("team-a", "sql"), ("team-b", "chat")
 LLAMA = ("serving", "llama")
@@ -29,128 +30,128 @@ def want(artifact: tuple[str, str] | None = ONE, **more: Any) -> ModelWant:
 
 
 def test_a_decision_makes_a_wanter() -> None:
-    registry = Registry()
-    assert registry.wanters(ONE) == {}
-    assert registry.publish_decision(SQL, decision(credentials=SECRET)) == {ONE}
-    assert registry.wanters(ONE) == {Key(Kind.LORA_ADAPTER, *SQL): SECRET}
-    assert registry.decision(SQL) == decision(credentials=SECRET)
+    records = Records()
+    assert records.wanters(ONE) == {}
+    assert records.publish_decision(SQL, decision(credentials=SECRET)) == {ONE}
+    assert records.wanters(ONE) == {Key(Kind.LORA_ADAPTER, *SQL): SECRET}
+    assert records.decision(SQL) == decision(credentials=SECRET)
 
 
 def test_the_same_decision_again_is_no_news() -> None:
-    registry = Registry()
-    registry.publish_decision(SQL, decision())
-    assert registry.publish_decision(SQL, decision()) is None
+    records = Records()
+    records.publish_decision(SQL, decision())
+    assert records.publish_decision(SQL, decision()) is None
 
 
 def test_another_artifact_is_news_to_both() -> None:
-    registry = Registry()
-    registry.publish_decision(SQL, decision(ONE))
-    assert registry.publish_decision(SQL, decision(TWO)) == {ONE, TWO}
-    assert registry.wanters(ONE) == {}
-    assert set(registry.wanters(TWO)) == {Key(Kind.LORA_ADAPTER, *SQL)}
+    records = Records()
+    records.publish_decision(SQL, decision(ONE))
+    assert records.publish_decision(SQL, decision(TWO)) == {ONE, TWO}
+    assert records.wanters(ONE) == {}
+    assert set(records.wanters(TWO)) == {Key(Kind.LORA_ADAPTER, *SQL)}
 
 
 def test_one_of_which_too_little_is_known_goes_on_wanting_what_it_wanted() -> None:
-    registry = Registry()
-    registry.publish_decision(SQL, decision(ONE, credentials=SECRET))
-    registry.publish_decision(SQL, decision(None, generation=2, keep=True, keep_unknown=True))
-    assert registry.wanters(ONE) == {Key(Kind.LORA_ADAPTER, *SQL): SECRET}
-    assert registry.publish_decision(SQL, decision(TWO, generation=2)) == {ONE, TWO}, "the old one has to be told too"
+    records = Records()
+    records.publish_decision(SQL, decision(ONE, credentials=SECRET))
+    records.publish_decision(SQL, decision(None, generation=2, keep=True, keep_unknown=True))
+    assert records.wanters(ONE) == {Key(Kind.LORA_ADAPTER, *SQL): SECRET}
+    assert records.publish_decision(SQL, decision(TWO, generation=2)) == {ONE, TWO}, "the old one has to be told too"
 
 
 def test_one_of_which_too_little_is_known_goes_on_wanting_what_a_refresh_is_about() -> None:
-    registry = Registry()
-    registry.publish_decision(SQL, decision(ONE, credentials=SECRET, refreshing=TWO))
-    registry.publish_decision(SQL, decision(None, generation=2, keep=True, keep_unknown=True))
-    assert registry.wanters(TWO) == {Key(Kind.LORA_ADAPTER, *SQL): SECRET}
+    records = Records()
+    records.publish_decision(SQL, decision(ONE, credentials=SECRET, refreshing=TWO))
+    records.publish_decision(SQL, decision(None, generation=2, keep=True, keep_unknown=True))
+    assert records.wanters(TWO) == {Key(Kind.LORA_ADAPTER, *SQL): SECRET}
 
 
 def test_a_namesake_of_which_too_little_is_known_wants_nothing_of_the_one_before() -> None:
-    registry = Registry()
-    registry.publish_decision(SQL, decision(ONE, credentials=SECRET))
-    registry.publish_decision(SQL, decision(None, uid="another", keep=True, keep_unknown=True))
-    assert registry.wanters(ONE) == {}
+    records = Records()
+    records.publish_decision(SQL, decision(ONE, credentials=SECRET))
+    records.publish_decision(SQL, decision(None, uid="another", keep=True, keep_unknown=True))
+    assert records.wanters(ONE) == {}
 
 
 def test_another_secret_is_lent_at_once_and_the_old_one_no_longer() -> None:
-    registry = Registry()
-    registry.publish_decision(SQL, decision(credentials=SECRET))
-    assert registry.publish_decision(SQL, decision(credentials=SECRET_2)) == {ONE}
-    assert list(registry.wanters(ONE).values()) == [SECRET_2]
+    records = Records()
+    records.publish_decision(SQL, decision(credentials=SECRET))
+    assert records.publish_decision(SQL, decision(credentials=SECRET_2)) == {ONE}
+    assert list(records.wanters(ONE).values()) == [SECRET_2]
 
 
 def test_what_is_served_stays_wanted_beside_what_a_refresh_is_about() -> None:
-    registry = Registry()
-    registry.publish_decision(SQL, decision(ONE, credentials=SECRET))
-    assert registry.publish_decision(SQL, decision(ONE, credentials=SECRET, refreshing=TWO)) == {ONE, TWO}
+    records = Records()
+    records.publish_decision(SQL, decision(ONE, credentials=SECRET))
+    assert records.publish_decision(SQL, decision(ONE, credentials=SECRET, refreshing=TWO)) == {ONE, TWO}
     for artifact in (ONE, TWO):
-        assert list(registry.wanters(artifact).values()) == [SECRET]
-    assert registry.publish_decision(SQL, decision(TWO, credentials=SECRET)) == {ONE, TWO}
-    assert registry.wanters(ONE) == {}
-    assert registry.publish_model_want(LLAMA, want(ONE, refreshing=((TWO, SECRET),))) == {ONE, TWO}
-    assert registry.withdraw_deployment(LLAMA) == {ONE, TWO}
-    assert set(registry.wanters(TWO)) == {Key(Kind.LORA_ADAPTER, *SQL)}
+        assert list(records.wanters(artifact).values()) == [SECRET]
+    assert records.publish_decision(SQL, decision(TWO, credentials=SECRET)) == {ONE, TWO}
+    assert records.wanters(ONE) == {}
+    assert records.publish_model_want(LLAMA, want(ONE, refreshing=((TWO, SECRET),))) == {ONE, TWO}
+    assert records.forget_deployment(LLAMA) == {ONE, TWO}
+    assert set(records.wanters(TWO)) == {Key(Kind.LORA_ADAPTER, *SQL)}
 
 
 def test_a_decision_without_an_artifact_lends_nothing() -> None:
-    registry = Registry()
-    registry.publish_decision(SQL, decision(credentials=SECRET))
-    assert registry.publish_decision(SQL, decision(None, accepted=False)) == {ONE}
-    assert registry.wanters(ONE) == {}
-    assert registry.publish_decision(SQL, decision(None, accepted=False, generation=2)) == set()
+    records = Records()
+    records.publish_decision(SQL, decision(credentials=SECRET))
+    assert records.publish_decision(SQL, decision(None, accepted=False)) == {ONE}
+    assert records.wanters(ONE) == {}
+    assert records.publish_decision(SQL, decision(None, accepted=False, generation=2)) == set()
 
 
 def test_who_is_gone_wants_nothing_and_others_still_do() -> None:
-    registry = Registry()
-    registry.publish_decision(SQL, decision(credentials=SECRET))
-    registry.publish_decision(CHAT, decision())
-    assert registry.withdraw_decision(SQL) == {ONE}
-    assert registry.wanters(ONE) == {Key(Kind.LORA_ADAPTER, *CHAT): None}
-    assert registry.decision(SQL) is None
-    assert registry.withdraw_decision(SQL) == set()
+    records = Records()
+    records.publish_decision(SQL, decision(credentials=SECRET))
+    records.publish_decision(CHAT, decision())
+    assert records.forget_adapter(SQL) == {ONE}
+    assert records.wanters(ONE) == {Key(Kind.LORA_ADAPTER, *CHAT): None}
+    assert records.decision(SQL) is None
+    assert records.forget_adapter(SQL) == set()
 
 
 def test_a_deployment_wants_its_base_model() -> None:
-    registry = Registry()
-    assert registry.publish_model_want(LLAMA, want()) == {ONE}
-    assert registry.publish_model_want(LLAMA, want()) is None
-    assert registry.model_want(LLAMA) == want()
-    assert registry.publish_model_want(LLAMA, want(TWO)) == {ONE, TWO}
-    assert registry.publish_model_want(LLAMA, want(None)) == {TWO}
-    assert registry.wanters(TWO) == {}
+    records = Records()
+    assert records.publish_model_want(LLAMA, want()) == {ONE}
+    assert records.publish_model_want(LLAMA, want()) is None
+    assert records.model_want(LLAMA) == want()
+    assert records.publish_model_want(LLAMA, want(TWO)) == {ONE, TWO}
+    assert records.publish_model_want(LLAMA, want(None)) == {TWO}
+    assert records.wanters(TWO) == {}
 
 
 def test_a_deployment_wants_what_goes_with_its_base_model_and_lends_each_its_own_secret() -> None:
-    registry = Registry()
+    records = Records()
     three = ("serving", "artifact-3")
     key = Key(Kind.VLLM_DEPLOYMENT, *LLAMA)
     both = want(credentials=SECRET, auxiliary=((TWO, SECRET_2), (three, None)))
-    assert registry.publish_model_want(LLAMA, both) == {ONE, TWO, three}
-    assert [registry.wanters(artifact) for artifact in (ONE, TWO, three)] == [
+    assert records.publish_model_want(LLAMA, both) == {ONE, TWO, three}
+    assert [records.wanters(artifact) for artifact in (ONE, TWO, three)] == [
         {key: SECRET},
         {key: SECRET_2},
         {key: None},
     ]
-    assert registry.publish_model_want(LLAMA, want(credentials=SECRET, auxiliary=((TWO, None),))) == {ONE, TWO, three}
-    assert [registry.wanters(artifact) for artifact in (ONE, TWO, three)] == [{key: SECRET}, {key: None}, {}]
-    assert registry.withdraw_deployment(LLAMA) == {ONE, TWO}
-    assert [registry.wanters(artifact) for artifact in (ONE, TWO)] == [{}, {}]
+    assert records.publish_model_want(LLAMA, want(credentials=SECRET, auxiliary=((TWO, None),))) == {ONE, TWO, three}
+    assert [records.wanters(artifact) for artifact in (ONE, TWO, three)] == [{key: SECRET}, {key: None}, {}]
+    assert records.forget_deployment(LLAMA) == {ONE, TWO}
+    assert [records.wanters(artifact) for artifact in (ONE, TWO)] == [{}, {}]
 
 
 def test_an_adapter_and_a_deployment_of_one_name_are_two() -> None:
-    registry = Registry()
-    registry.publish_decision(LLAMA, decision())
-    registry.publish_model_want(LLAMA, want())
-    assert len(registry.wanters(ONE)) == 2
-    assert registry.withdraw_deployment(LLAMA) == {ONE}
-    assert set(registry.wanters(ONE)) == {Key(Kind.LORA_ADAPTER, *LLAMA)}
+    records = Records()
+    records.publish_decision(LLAMA, decision())
+    records.publish_model_want(LLAMA, want())
+    assert len(records.wanters(ONE)) == 2
+    assert records.forget_deployment(LLAMA) == {ONE}
+    assert set(records.wanters(ONE)) == {Key(Kind.LORA_ADAPTER, *LLAMA)}
 
 
 def test_a_deployment_that_is_gone_takes_its_list_along() -> None:
-    registry = Registry()
-    registry.held[LLAMA] = 7
-    registry.withdraw_deployment(LLAMA)
-    assert (registry.lists, registry.held) == ({}, {})
+    records = Records()
+    records.deployments[LLAMA].held = 7
+    records.forget_deployment(LLAMA)
+    assert (records.deployments, records.deployments.peek(LLAMA).held) == ({}, 0)
 
 
 def adapter(*, uid: str = "uid-team-a-sql", generation: int = 1, version: str = "1", **spec: Any) -> dict[str, Any]:
@@ -187,17 +188,17 @@ def deployment(*, uid: str = "uid-llama", generation: int = 1, image: Any = "vll
 
 
 def decided(adapters: list[dict[str, Any]], deployments: list[dict[str, Any]], *findings: Any) -> bool:
-    store, registry = Store(), Registry()
+    store, records = Store(), Records()
     for body in adapters:
         store.upsert(Kind.LORA_ADAPTER, body)
     for body in deployments:
         store.upsert(Kind.VLLM_DEPLOYMENT, body)
     for finding in findings:
         if isinstance(finding, Decision):
-            registry.publish_decision(SQL, finding)
+            records.publish_decision(SQL, finding)
         else:
-            registry.publish_model_want(LLAMA, finding)
-    return registry.all_decided(store, "serving")
+            records.publish_model_want(LLAMA, finding)
+    return records.all_decided(store, "serving")
 
 
 DECIDED: dict[str, tuple[bool, bool]] = {

@@ -1,24 +1,26 @@
-"""What reconcilers have found and tell one another, in memory: decisions on adapters, wants of deployments, looks at engines.
+"""What reconcilers have found and report to one another, in memory: one record per object, which is forgotten with the object.
 
 All of it is found again after a restart; until then it is unknown, and nothing destructive follows from what is unknown.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from lora_operator.api.cache import VolumeFigures
 from lora_operator.constants import Reason
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision, Module, ModuleList
 from lora_operator.plan.deployment_pods import PodView
 from lora_operator.plan.rollout import Unrolled
 from lora_operator.plan.wants import Credentials
-from lora_operator.reconcile.store import Key, Kind, ObjectKey, Store
+from lora_operator.reconcile.store import Key, ObjectKey, Store
 from lora_operator.reconcile.turns import Turns
-from lora_operator.vllm import HeldList
+from lora_operator.wire.plugin import HeldList
 
 
 @dataclass(frozen=True)
@@ -50,100 +52,159 @@ class Announced:
     time: float
 
 
-class Registry:
-    """The shared findings. Methods return what has to be looked at again where that follows from the change alone."""
+RecordT = TypeVar("RecordT")
+Warnings = dict[str, tuple[float, str | None]]
+"""UID of a silent pod or Job → when its Events were asked for (monotonic), and the newest warning."""
+
+
+@dataclass
+class OwnRecord:
+    """What is kept of an object of any of our own kinds."""
+
+    held_back_since: float | None = None
+    """Since when (monotonic) a new status waits to be written, as it may be over in a moment; None: none waits."""
+    warnings: Warnings = field(default_factory=dict)  # about its pods and Jobs
+
+
+@dataclass
+class AdapterRecord(OwnRecord):
+    """Of a LoRAAdapter."""
+
+    decision: Decision | None = None  # the last one
+
+
+@dataclass
+class DeploymentRecord(OwnRecord):
+    """Of a VLLMDeployment, with the objects that it owns but pods."""
+
+    want: ModelWant | None = None  # the artifacts of its model, as last found
+    modules: ModuleList | None = None  # the list that its pods are given; None: not known yet
+    stored: tuple[str, ModuleList | None] | None = None  # its list's ConfigMap as last read: version, and the list
+    held: int = 0  # the highest list generation that any of its pods reported
+    kits_looked_at: tuple[frozenset[str], float] = (frozenset(), 0.0)  # old kits, and when that was (monotonic)
+    readiness: object = None  # of its pods, as its adapters were last woken for
+    unrolled: Unrolled | None = None  # a list that its pods' arguments don't hold yet
+    left_out: Mapping[str, Reason] = field(default_factory=dict)  # UIDs of adapters that the list has no room for
+    crowd: tuple[tuple[Module, ...], frozenset[str]] | None = None
+    """Of a list without room for all: all, and the UIDs of those that gave way."""
+    replica_sets: dict[str, str | None] = field(default_factory=dict)
+    """UID of a ReplicaSet of pods that exist → UID of its Deployment; None where it has none."""
+    children: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    """(kind, name) of an applied object → digest of what was applied ("" where it was only seen), and its version since."""
+    secrets: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Name of a Secret → when it was made or found last, and when it is to be looked for again (monotonic)."""
+    budget: tuple[str, float] | None = None  # the form of its disruption budget, and until when that holds (monotonic)
+
+
+@dataclass
+class CacheRecord(OwnRecord):
+    """Of a ModelCache."""
+
+    volume: VolumeFigures | None = None  # as a Job reported that ended since this operator started
+    contents: dict[ObjectKey, str] = field(default_factory=dict)  # its artifacts' views at the last look
+
+
+@dataclass
+class ArtifactRecord(OwnRecord):
+    """Of a ModelArtifact; who wants it is kept with them, as it may be wanted before it is there and after it is gone."""
+
+    announced: Announced | None = None
+
+
+@dataclass
+class PodRecord:
+    """Of a pod that is a deployment's own."""
+
+    view: PodView | None = None  # its engine, as last seen
+    listed: object = None  # what the engine listed when all of it was last looked at
+    asked: bool = False  # whether anything is known of its engine since this operator started
+    silent: bool = False  # whether its engine did not listen when it was last tried: it starts
+    misses: int = 0  # looks at its engine in a row that failed
+    held_list: HeldList | None = None  # where it was asked for its list, as nothing else has it
+
+
+class Table(defaultdict[ObjectKey, RecordT]):
+    """The records of one kind. `table[key]` makes a record; what must not make one of an object that may be gone uses `peek`.
+
+    A record that is changed after an await is taken from the table before it: where it was forgotten meanwhile, it stays so.
+    """
+
+    def __init__(self, record: Callable[[], RecordT]) -> None:
+        super().__init__(record)
+        self._empty = record
+
+    def peek(self, key: ObjectKey) -> RecordT:
+        """The record, only to be read: one that says nothing where there is none."""
+        found = self.get(key)
+        return self._empty() if found is None else found
+
+
+class Records:
+    """All records. Methods return what has to be looked at again where that follows from the change alone."""
 
     def __init__(self) -> None:
-        self._decisions: dict[ObjectKey, Decision] = {}
-        self._model_wants: dict[ObjectKey, ModelWant] = {}
-        self._wanters: dict[ObjectKey, dict[Key, Credentials | None]] = {}
-        self.lists: dict[ObjectKey, ModuleList] = {}
-        self.stored: dict[
-            ObjectKey, tuple[str, ModuleList | None]
-        ] = {}  # of ConfigMaps: version, and list, as last read
-        self.held: dict[ObjectKey, int] = {}  # the highest list generation that any pod of a deployment reported
-        self.held_lists: dict[ObjectKey, HeldList] = {}  # of pods that were asked because nothing else told their list
-        self.views: dict[ObjectKey, PodView] = {}
-        self.listed: dict[ObjectKey, object] = {}  # what a pod's engine listed when all of it was last looked at
-        self.asked: set[ObjectKey] = set()  # pods about whose engine something is known since this operator started
-        self.misses: dict[ObjectKey, int] = {}  # looks at a pod's engine in a row that failed
-        self.silent: set[ObjectKey] = set()  # pods whose engine did not listen when it was last tried: it starts
-        self.replica_set_owners: dict[str, str | None] = {}  # ReplicaSet UID → its Deployment's UID
+        self.adapters = Table(AdapterRecord)
+        self.deployments = Table(DeploymentRecord)
+        self.caches = Table(CacheRecord)
+        self.artifacts = Table(ArtifactRecord)
+        self.pods = Table(PodRecord)
         self.turns = Turns()
         self.evicting: set[ObjectKey] = set()  # claims for which an eviction's Job is being made
-        self.contents: dict[ObjectKey, dict[ObjectKey, str]] = {}  # of caches: artifacts' views at the last look
-        self.volumes: dict[
-            ObjectKey, VolumeFigures
-        ] = {}  # of caches, as Jobs told that ended since this operator started
-        self.announced: dict[ObjectKey, Announced] = {}  # by artifact
-        self.kits_looked_at: dict[
-            ObjectKey, tuple[frozenset[str], float]
-        ] = {}  # old kits, and when they were looked at
-        self.unrolled: dict[ObjectKey, Unrolled] = {}  # lists of deployments whose pods' arguments don't hold them yet
-        self.left_out: dict[ObjectKey, Mapping[str, Reason]] = {}  # adapters that there is no room for, by UID
-        self.crowds: dict[
-            ObjectKey, tuple[tuple[Module, ...], frozenset[str]]
-        ] = {}  # of lists without room for all: all, and the UIDs of those that gave way
-        self.warnings: dict[
-            str, tuple[float, str | None]
-        ] = {}  # an object's UID → when its Events were asked, and what they said
+        self._wanters: dict[ObjectKey, dict[Key, Credentials | None]] = {}  # by artifact; follows decisions and wants
         self._making: Counter[ObjectKey] = Counter()
-        self.readiness: dict[ObjectKey, object] = {}  # of a deployment's pods, as its adapters were last told of it
+
+    def own(self, key: Key) -> OwnRecord:
+        """The record of an object of our own kinds."""
+        tables: dict[Kind, Table[AdapterRecord] | Table[DeploymentRecord] | Table[CacheRecord] | Table[ArtifactRecord]]
+        tables = {
+            Kind.LORA_ADAPTER: self.adapters,
+            Kind.VLLM_DEPLOYMENT: self.deployments,
+            Kind.MODEL_CACHE: self.caches,
+            Kind.MODEL_ARTIFACT: self.artifacts,
+        }
+        return tables[key.kind][key.namespace, key.name]
 
     def decision(self, adapter: ObjectKey) -> Decision | None:
         """What was last decided on an adapter."""
-        return self._decisions.get(adapter)
+        return self.adapters.peek(adapter).decision
 
     def model_want(self, deployment: ObjectKey) -> ModelWant | None:
         """What a deployment was last found to want."""
-        return self._model_wants.get(deployment)
+        return self.deployments.peek(deployment).want
 
     def publish_decision(self, adapter: ObjectKey, decision: Decision) -> set[ObjectKey] | None:
         """Record a decision. Returns the artifacts whose wanters changed; None when it says nothing new.
 
         An adapter of which too little is known goes on wanting what it wanted.
         """
-        old = self._decisions.get(adapter)
+        old = self.adapters.peek(adapter).decision
         if decision.keep_unknown and old is not None and old.uid == decision.uid:
             artifact = old.artifact or decision.artifact
             decision = replace(decision, artifact=artifact, credentials=old.credentials, refreshing=old.refreshing)
         if old == decision:
             return None
-        self._decisions[adapter] = decision
+        self.adapters[adapter].decision = decision
         return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), old, decision)
 
-    def withdraw_decision(self, adapter: ObjectKey) -> set[ObjectKey]:
+    def forget_adapter(self, adapter: ObjectKey) -> set[ObjectKey]:
         """Forget an adapter that is gone. Returns the artifacts whose wanters changed."""
-        old = self._decisions.pop(adapter, None)
+        old = self.adapters.peek(adapter).decision
+        self.adapters.pop(adapter, None)
         return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), old, None)
 
     def publish_model_want(self, deployment: ObjectKey, want: ModelWant) -> set[ObjectKey] | None:
         """Record a deployment's want. Returns the artifacts whose wanters changed; None when it says nothing new."""
-        old = self._model_wants.get(deployment)
+        old = self.deployments.peek(deployment).want
         if old == want:
             return None
-        self._model_wants[deployment] = want
+        self.deployments[deployment].want = want
         return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), old, want)
 
-    def withdraw_deployment(self, deployment: ObjectKey) -> set[ObjectKey]:
+    def forget_deployment(self, deployment: ObjectKey) -> set[ObjectKey]:
         """Forget a deployment that is gone. Returns the artifacts whose wanters changed."""
-        self.lists.pop(deployment, None)
-        self.stored.pop(deployment, None)
-        self.held.pop(deployment, None)
-        self.kits_looked_at.pop(deployment, None)
-        self.readiness.pop(deployment, None)
-        self.unrolled.pop(deployment, None)
-        self.left_out.pop(deployment, None)
-        self.crowds.pop(deployment, None)
-        old = self._model_wants.pop(deployment, None)
+        old = self.deployments.peek(deployment).want
+        self.deployments.pop(deployment, None)
         return self._rewire(Key(Kind.VLLM_DEPLOYMENT, *deployment), old, None)
-
-    def forget_pod(self, pod: ObjectKey) -> None:
-        """Forget a pod that is gone, or is not a deployment's own."""
-        self.asked.discard(pod)
-        self.silent.discard(pod)
-        for known in (self.views, self.listed, self.misses, self.held_lists):
-            known.pop(pod, None)
 
     @contextmanager
     def making(self, artifact: ObjectKey | None) -> Iterator[None]:
@@ -178,11 +239,11 @@ class Registry:
         for deployment in store.deployments.values():
             if deployment.metadata.namespace != namespace:
                 continue
-            want = self._model_wants.get(deployment.key)
+            want = self.model_want(deployment.key)
             if want is None or (want.uid, want.generation) != (deployment.metadata.uid, deployment.metadata.generation):
                 return Key(Kind.VLLM_DEPLOYMENT, *deployment.key)
             for adapter in store.adapters_of(deployment.key):
-                decision = self._decisions.get(adapter.key)
+                decision = self.decision(adapter.key)
                 form = (adapter.metadata.uid, adapter.metadata.generation)
                 if decision is None or (decision.keep_unknown and not decision.failed):
                     return Key(Kind.LORA_ADAPTER, *adapter.key)
