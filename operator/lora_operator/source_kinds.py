@@ -179,11 +179,13 @@ BY_MEMBER: Final = {scheme.member: scheme for scheme in SCHEMES}
 # Folders of the volume that are the operator's own: what sources brought, and what engines are given.
 RESERVED_FOLDERS: Final = ("hub", "artifacts", *BY_MEMBER)
 MEMBERS: Final = ", ".join(BY_MEMBER)
-KEYS: Final = {
-    scheme.secrets.keys.stands_for: scheme.secrets.keys
+# Of the sources that take several keys of a Secret.
+KEYS_BY_MEMBER: Final = {
+    scheme.member: scheme.secrets.keys
     for scheme in SCHEMES
     if scheme.secrets is not None and scheme.secrets.keys is not None
 }
+KEYS: Final = {keys.stands_for: keys for keys in KEYS_BY_MEMBER.values()}
 
 
 def keys_of(identity: str, present: Collection[str]) -> dict[str, str]:

@@ -81,7 +81,7 @@ def asked_for(server: S3Server, *, sts_at: str | None = None, **assume: Any) -> 
     request = build_request(artifact, cache, base_model_path=None, with_credentials=True)
     assert request.cache_root == CACHE_MOUNT
     told: dict[str, Any] = json.loads(request.model_dump_json(by_alias=True, exclude_none=True))
-    return {"s3": told["s3"]}
+    return {"s3": told["source"]}
 
 
 def run(fetcher: Fetcher, source: Mapping[str, Any], keys: Mapping[str, str] | None = TENANT, **options: Any) -> Job:

@@ -28,7 +28,7 @@ from lora_operator.fetch.sources.object_place import Place, blob_name
 from lora_operator.fetch.sources.object_store import ObjectStore
 from lora_operator.fetch.sources.oci import OciSource
 from lora_operator.fetch.volume import file_locks, store_locks
-from lora_operator.wire.jobs import FetchRequest, Limits
+from lora_operator.wire.jobs import FetchRequest, Limits, OciRequest
 
 MIB = 1 << 20
 
@@ -203,9 +203,9 @@ def test_an_image_of_several_archives_is_downloaded_once(tmp_path: Path) -> None
         return httpx2.Response(200, stream=httpx2.ByteStream(data))
 
     home = "https://registry.test"
-    oci = {"reference": "registry.test/x/y:v1", "maxBytes": 64 * MIB, "allowedEndpoints": [home]}
-    told = {"artifact": "a-1", "type": "BaseModel", "cacheRoot": str(tmp_path), "oci": oci}
-    source = OciSource.open(FetchRequest.model_validate(told))
+    oci = OciRequest(reference="registry.test/x/y:v1", max_bytes=64 * MIB, allowed_endpoints=(home,))
+    told = {"artifact": "a-1", "type": "BaseModel", "cacheRoot": str(tmp_path), "source": oci}
+    source = OciSource.open(oci, FetchRequest.model_validate(told))
     source.registry.transport = httpx2.Client(transport=httpx2.MockTransport(answer))
     source.authorise()
     with source.collected(tmp_path, Reporter(on_stall=lambda _: None)):

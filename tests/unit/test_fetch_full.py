@@ -27,7 +27,7 @@ from lora_operator.fetch.sources.huggingface.xet import Xet
 from lora_operator.fetch.sources.object_place import Place
 from lora_operator.fetch.volume import file_locks, store_locks
 from lora_operator.fetch.volume.limits import NoRoomError
-from lora_operator.wire.jobs import FetchRequest, Limits
+from lora_operator.wire.jobs import FetchRequest, Limits, LocalRequest
 
 MIB = 1 << 20
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")
@@ -137,7 +137,12 @@ class FakeSource(PlainSource):
 
 def run(monkeypatch: pytest.MonkeyPatch, root: Path, source: FakeSource, **limits: int) -> ReasonError:
     request = FetchRequest(
-        artifact="a-1", type="Tokenizer", cache_root=str(root), owner="uid-claim", limits=Limits(**limits)
+        artifact="a-1",
+        type="Tokenizer",
+        source=LocalRequest(path="stands/for/any"),
+        cache_root=str(root),
+        owner="uid-claim",
+        limits=Limits(**limits),
     )
     monkeypatch.setattr(download, "open_source", lambda _: source)
     with pytest.raises(ReasonError) as caught:

@@ -115,8 +115,8 @@ def test_a_want_without_a_role_has_the_name_that_it_had_before_there_were_roles(
 
 def told(artifact: ModelArtifact, cache: ModelCache) -> RoleRequest | None:
     request = build_request(artifact, cache, base_model_path=None, with_credentials=True)
-    assert request.s3 is not None
-    return request.s3.role
+    assert isinstance(request.source, S3Request)
+    return request.source.role
 
 
 def test_what_a_job_is_told_of_its_role() -> None:

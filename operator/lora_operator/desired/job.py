@@ -31,7 +31,7 @@ from lora_operator.names import (
     token_secret,
 )
 from lora_operator.source_kinds import Scheme
-from lora_operator.wire.jobs import FETCH_REQUEST_ENV, FetchRequest, Limits
+from lora_operator.wire.jobs import FETCH_REQUEST_ENV, ClaimRequest, FetchRequest, Limits
 
 MAX_VIEW_NAME: Final = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
 ANYWHERE: Final = Placement()
@@ -54,7 +54,10 @@ def build_request(
         {
             "artifact": bounded(artifact.metadata.name, MAX_VIEW_NAME),
             "type": artifact.spec.type,
-            scheme.member: source.member.to_request() | _of_cache(scheme, cache, claim_uid) | _role(artifact, cache),
+            "source": {"kind": scheme.member}
+            | source.member.to_request()
+            | _of_cache(scheme, cache, claim_uid)
+            | _role(artifact, cache),
             "path": source.path,
             "cacheRoot": CACHE_MOUNT,
             "credentials": CREDENTIALS_MOUNT if with_credentials else None,
@@ -129,8 +132,8 @@ def build_job(
         {"name": "cache", "mountPath": CACHE_MOUNT},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  an emptyDir in the pod
     ]
-    if (claim := request.persistent_volume_claim) is not None:
-        read_only = {"claimName": claim.claim_name, "readOnly": True}
+    if isinstance(request.source, ClaimRequest):
+        read_only = {"claimName": request.source.claim_name, "readOnly": True}
         volumes.append({"name": "source", "persistentVolumeClaim": read_only})
         mounts.append({"name": "source", "mountPath": SOURCE_MOUNT, "readOnly": True})
     if with_credentials:

@@ -226,8 +226,6 @@ def _read_request() -> FetchRequest:
         raise ReasonError(
             Reason.JOB_FAILED, f"{FETCH_REQUEST_ENV} is no fetch request: {request.artifact!r} is not a name"
         )
-    if request.scheme is None:
-        raise ReasonError(Reason.JOB_FAILED, f"{FETCH_REQUEST_ENV} is no fetch request: it has not exactly one source")
     return request
 
 

@@ -7,13 +7,13 @@ termination message (at most 3 KiB), and Manifest is published inside the view d
 from __future__ import annotations
 
 import hashlib
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from lora_operator.constants import Reason
-from lora_operator.source_kinds import SCHEMES, Scheme
+from lora_operator.source_kinds import BY_MEMBER, Scheme
 
 FETCH_REQUEST_ENV: Final = "LORA_OPERATOR_FETCH"
 TERMINATION_LOG_ENV: Final = "LORA_OPERATOR_TERMINATION_LOG"
@@ -31,13 +31,19 @@ class _Wire(BaseModel):
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore")
 
 
-class HuggingFaceRequest(_Wire):
-    """One repository of a Hugging Face-compatible Hub at a requested revision."""
+class _SourceRequest(_Wire):
+    """Which files of a source are wanted. Each kind's `kind` is its member of `source` in the manifest."""
 
-    repo: str
-    revision: str = "main"
     allow_patterns: tuple[str, ...] = ()
     ignore_patterns: tuple[str, ...] = ()
+
+
+class HuggingFaceRequest(_SourceRequest):
+    """One repository of a Hugging Face-compatible Hub at a requested revision."""
+
+    kind: Literal["huggingFace"] = "huggingFace"
+    repo: str
+    revision: str = "main"
     endpoint: str = "https://huggingface.co"
 
 
@@ -50,17 +56,16 @@ class RoleRequest(_Wire):
     sts_endpoint: str | None = None
 
 
-class S3Request(_Wire):
+class S3Request(_SourceRequest):
     """A folder of a bucket; without an endpoint on AWS."""
 
+    kind: Literal["s3"] = "s3"
     bucket: str
     prefix: str = ""
     endpoint: str | None = None
     region: str | None = None
     addressing_style: Literal["Path", "VirtualHost"] | None = None
     role: RoleRequest | None = None
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
 class HttpFileRequest(_Wire):
@@ -71,21 +76,21 @@ class HttpFileRequest(_Wire):
     sha256: str
 
 
-class HttpRequest(_Wire):
+class HttpRequest(_SourceRequest):
     """Files, or an archive where there is a `url`."""
 
+    kind: Literal["http"] = "http"
     url: str | None = None
     sha256: str | None = None
     max_bytes: int = 0  # of the archive, and of what is in it
     files: tuple[HttpFileRequest, ...] = ()
     allowed_endpoints: tuple[str, ...] = ()  # where servers may redirect to
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
-class ClaimRequest(_Wire):
+class ClaimRequest(_SourceRequest):
     """A folder of another claim, which is mounted at `mount`."""
 
+    kind: Literal["persistentVolumeClaim"] = "persistentVolumeClaim"
     claim_name: str
     claim_namespace: str = ""
     claim_uid: str = (
@@ -93,47 +98,46 @@ class ClaimRequest(_Wire):
     )
     path: str = ""
     mount: str
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
-class LocalRequest(_Wire):
+class LocalRequest(_SourceRequest):
     """A folder of the cache's own volume."""
 
+    kind: Literal["local"] = "local"
     path: str
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
-class GcsRequest(_Wire):
+class GcsRequest(_SourceRequest):
     """A folder of a bucket; without an endpoint on Google Cloud Storage."""
 
+    kind: Literal["gcs"] = "gcs"
     bucket: str
     prefix: str = ""
     endpoint: str | None = None
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
-class AzureRequest(_Wire):
+class AzureRequest(_SourceRequest):
     """A folder of a container of an account; without an endpoint on Azure."""
 
+    kind: Literal["azure"] = "azure"
     account: str
     container: str
     prefix: str = ""
     endpoint: str | None = None
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
-class OciRequest(_Wire):
+class OciRequest(_SourceRequest):
     """An artifact or image of a registry."""
 
+    kind: Literal["oci"] = "oci"
     reference: str
     max_bytes: int  # that archives among its layers may hold
     allowed_endpoints: tuple[str, ...] = ()  # the registry, and where it may send us
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
+
+
+SourceRequest = (
+    HuggingFaceRequest | S3Request | HttpRequest | ClaimRequest | LocalRequest | GcsRequest | AzureRequest | OciRequest
+)
 
 
 class Limits(_Wire):
@@ -159,14 +163,7 @@ class FetchRequest(_Wire):
 
     artifact: str
     type: ContentType
-    hugging_face: HuggingFaceRequest | None = None
-    s3: S3Request | None = None
-    http: HttpRequest | None = None
-    persistent_volume_claim: ClaimRequest | None = None
-    local: LocalRequest | None = None
-    gcs: GcsRequest | None = None
-    azure: AzureRequest | None = None
-    oci: OciRequest | None = None
+    source: Annotated[SourceRequest, Field(discriminator="kind")]
     path: str = ""
     cache_root: str
     credentials: str | None = None  # a folder with one file per key; None for anonymous access
@@ -183,16 +180,14 @@ class FetchRequest(_Wire):
     base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
 
     @property
-    def scheme(self) -> Scheme | None:
-        """Which source it has; None unless it has exactly one."""
-        given = [scheme for scheme in SCHEMES if getattr(self, scheme.field) is not None]
-        return given[0] if len(given) == 1 else None
+    def scheme(self) -> Scheme:
+        """The row of the table of sources that describes its source."""
+        return BY_MEMBER[self.source.kind]
 
     @property
     def is_in_place(self) -> bool:
         """Whether files are used where somebody put them, so that they may change at any time."""
-        scheme = self.scheme
-        return scheme is not None and (scheme.is_in_place or (self.offline and scheme.is_remote))
+        return self.scheme.is_in_place or (self.offline and self.scheme.is_remote)
 
 
 class FetchProgress(_Wire):

@@ -139,9 +139,8 @@ def key_prefix(folder: str) -> str:
 def open_source(request: FetchRequest) -> Source:
     """The source of a request; sends nothing. Libraries are imported only here, once the environment is prepared."""
     scheme = request.scheme
-    assert scheme is not None  # noqa: S101  the program looked
     fetcher = OFFLINE_FETCHER if request.offline and scheme.is_remote else scheme.fetcher
     module, _, name = fetcher.partition(":")
-    found: Source = getattr(import_module(f"{__package__}.{module}"), name).open(request)
+    found: Source = getattr(import_module(f"{__package__}.{module}"), name).open(request.source, request)
     found.workers = request.max_workers
     return found

@@ -213,11 +213,9 @@ class GcsSource:
     """A bucket of Google Cloud Storage."""
 
     @staticmethod
-    def open(request: FetchRequest) -> BucketSource:
-        """The request's bucket, with the Job's key."""
-        gcs = request.gcs
-        assert gcs is not None  # noqa: S101  a narrowing for the type checker
-        keys = environment.read_keys(request)
+    def open(gcs: GcsRequest, job: FetchRequest) -> BucketSource:
+        """The bucket as the Job's key, or nobody, sees it; sends nothing. Raises ReasonError for an unusable key."""
+        keys = environment.read_keys(job)
         endpoint = gcs.endpoint or GOOGLE
         config: GCSConfig = {"base_url": endpoint}
         if keys is None:
@@ -225,7 +223,7 @@ class GcsSource:
         else:
             config["service_account_key"] = _key_alone(keys["key.json"])
         try:
-            client = GCSStore(gcs.bucket, config=config, **_transport(request, endpoint))
+            client = GCSStore(gcs.bucket, config=config, **_transport(job, endpoint))
         except (exceptions.BaseError, ValueError) as error:
             raise _unusable(error) from error
         title = f"gs://{gcs.bucket}/{gcs.prefix}".rstrip("/")
@@ -239,11 +237,9 @@ class AzureSource:
     """A container of Azure Blob Storage."""
 
     @staticmethod
-    def open(request: FetchRequest) -> BucketSource:
-        """The request's container, with the Job's key or signature."""
-        azure = request.azure
-        assert azure is not None  # noqa: S101  a narrowing for the type checker
-        keys = environment.read_keys(request)
+    def open(azure: AzureRequest, job: FetchRequest) -> BucketSource:
+        """The container as the Job's key or signature, or nobody, sees it; sends nothing. Raises ReasonError for an unusable key."""
+        keys = environment.read_keys(job)
         endpoint = azure.endpoint or f"https://{azure.account}.blob.core.windows.net"
         config: AzureConfig = {"account_name": azure.account, "endpoint": endpoint}
         if keys is None:
@@ -253,7 +249,7 @@ class AzureSource:
         else:
             config["sas_key"] = keys["AZURE_STORAGE_SAS_TOKEN"].removeprefix("?")
         try:
-            client = AzureStore(azure.container, config=config, **_transport(request, endpoint))
+            client = AzureStore(azure.container, config=config, **_transport(job, endpoint))
             query = config.get("sas_key", "")
             if "account_key" in config:
                 query = bucket_checksums.shared_access(azure.account, config["account_key"], azure.container)

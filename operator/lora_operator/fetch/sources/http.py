@@ -47,13 +47,13 @@ class HttpSource(FilteredSource):
     found: dict[str, Found] = field(default_factory=dict)  # by path
 
     @staticmethod
-    def open(request: FetchRequest) -> Source:
-        """The request's files or archive, with the Job's credentials."""
-        assert request.http is not None  # noqa: S101  a narrowing for the type checker
-        client = connect(request.http, environment.read_keys(request))
-        if request.http.url is None:
-            return HttpSource(request.http, client)
-        return HttpArchive.of(request, client)
+    def open(http: HttpRequest, job: FetchRequest) -> Source:
+        """The files or the archive as the Job's credentials, or nobody, see them; sends nothing. Raises ReasonError for unusable ones."""
+        client = connect(http, environment.read_keys(job))
+        if http.url is None or http.sha256 is None:
+            return HttpSource(http, client)
+        unfit = Reason.INVALID_ADAPTER if job.type == "Adapter" else Reason.INCOMPLETE_MODEL
+        return HttpArchive(http, job, client, http.url, http.sha256, unfit)
 
     @property
     def title(self) -> str:
@@ -122,17 +122,8 @@ class HttpArchive(FilteredSource):
     unfit: Reason  # of an archive that can't be used
     found: Found = field(default_factory=lambda: Found(0, ""))
     files: tuple[RemoteFile, ...] = ()
-    packed: Packed | None = None
-
-    @classmethod
-    def of(cls, request: FetchRequest, client: Client) -> HttpArchive:
-        """The request's archive."""
-        http = request.http
-        assert http is not None  # noqa: S101  narrowings for the type checker
-        assert http.url is not None  # noqa: S101
-        assert http.sha256 is not None  # noqa: S101
-        unfit = Reason.INVALID_ADAPTER if request.type == "Adapter" else Reason.INCOMPLETE_MODEL
-        return cls(http, request, client, http.url, http.sha256, unfit)
+    place: Place = field(default_factory=lambda: Place(Path()))
+    packed: dict[str, tuple[Packed, str]] = field(default_factory=dict)  # by the path of a file: where it is packed
 
     @property
     def title(self) -> str:
@@ -152,16 +143,17 @@ class HttpArchive(FilteredSource):
         size = self.found.size
         self._require_small(size)
         layout.prepare(root, self.folder)
-        place = place_of(root, self.url)
+        self.place = place_of(root, self.url)
         with translated(self):
-            place.prepare()
+            self.place.prepare()
         archive = RemoteFile(self.title, size, sha256=self.sha256, stored_as=blob_name(self.url, self.sha256, size))
         limits = self.job.limits
-        self.packed = Packed(self, place, archive, key=self.url, limit=self.request.max_bytes, root=root, limits=limits)
-        with collecting(self.job, place, [self.packed]):
-            names = self.packed.names(reporter)
+        packed = Packed(self, self.place, archive, key=self.url, limit=self.request.max_bytes, root=root, limits=limits)
+        with collecting(self.job, self.place, [packed]):
+            names = packed.names(reporter)
             self._require_small(sum(names.values()))
-            self.files = tuple(self.packed.member(name, size) for name, size in sorted(names.items()))
+            self.files = tuple(packed.member(name, size) for name, size in sorted(names.items()))
+            self.packed = {file.path: (packed, file.path) for file in self.files}
             yield
 
     def listing(self) -> Sequence[RemoteFile]:
@@ -171,9 +163,7 @@ class HttpArchive(FilteredSource):
         """`authorise` asked for a byte of the archive."""
 
     def open_store(self, root: Path) -> PackedStore:
-        assert self.packed is not None  # noqa: S101  it was collected
-        packed = {file.path: (self.packed, file.path) for file in self.files}
-        return PackedStore(ObjectStore(self, self.packed.place, self.workers), packed)
+        return PackedStore(ObjectStore(self, self.place, self.workers), self.packed)
 
     def stalled(self, seconds: float) -> ReasonError:
         return unreachable(self.url, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")

@@ -72,19 +72,17 @@ class OciSource(FilteredSource):
     place: Place = field(default_factory=lambda: Place(Path()))
 
     @classmethod
-    def open(cls, request: FetchRequest) -> OciSource:
-        """The request's artifact, with the Job's login."""
-        oci = request.oci
-        assert oci is not None  # noqa: S101  a narrowing for the type checker
+    def open(cls, oci: OciRequest, job: FetchRequest) -> OciSource:
+        """The artifact as the Job's login, or nobody, sees it; sends nothing. Raises ReasonError for an unusable login."""
         host, _, rest = oci.reference.partition("/")
         named, _, digest = rest.partition("@")
         repository, _, tag = named.partition(":")
-        keys = environment.read_keys(request)
+        keys = environment.read_keys(job)
         home = next((one for one in oci.allowed_endpoints if one.partition("://")[2] == host), f"https://{host}")
         login = login_of(keys[".dockerconfigjson"], host) if keys is not None else None
         registry = Registry.to(home, repository, allowed=oci.allowed_endpoints, login=login)
-        unfit = Reason.INVALID_ADAPTER if request.type == "Adapter" else Reason.INCOMPLETE_MODEL
-        return cls(oci, request, registry, f"oci://{host}/{repository}", digest or tag or "latest", unfit)
+        unfit = Reason.INVALID_ADAPTER if job.type == "Adapter" else Reason.INCOMPLETE_MODEL
+        return cls(oci, job, registry, f"oci://{host}/{repository}", digest or tag or "latest", unfit)
 
     @property
     def title(self) -> str:

@@ -57,10 +57,8 @@ class ClaimSource(FolderSource):
     files: tuple[RemoteFile, ...] = ()
 
     @classmethod
-    def open(cls, request: FetchRequest) -> ClaimSource:
-        """The request's folder."""
-        claim = request.persistent_volume_claim
-        assert claim is not None  # noqa: S101  a narrowing for the type checker
+    def open(cls, claim: ClaimRequest, _job: FetchRequest) -> ClaimSource:
+        """The folder below the claim's mount; reads nothing."""
         title = f"pvc://{claim.claim_name}/{claim.path}".rstrip("/")
         field = "source.persistentVolumeClaim.path"
         return cls(claim, Tree(Path(claim.mount), claim.path, title, field, by_inode=True))
@@ -110,12 +108,10 @@ class LocalSource(FolderSource):
     files: tuple[RemoteFile, ...] = ()
 
     @classmethod
-    def open(cls, request: FetchRequest) -> LocalSource:
-        """The request's folder."""
-        local = request.local
-        assert local is not None  # noqa: S101  a narrowing for the type checker
+    def open(cls, local: LocalRequest, job: FetchRequest) -> LocalSource:
+        """The folder below the cache's root; reads nothing."""
         title = f"local://{local.path}".rstrip("/")
-        return cls(local, Tree(Path(request.cache_root), local.path, title, "source.local.path"))
+        return cls(local, Tree(Path(job.cache_root), local.path, title, "source.local.path"))
 
     @property
     def folder(self) -> str:

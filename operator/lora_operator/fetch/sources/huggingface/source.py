@@ -13,7 +13,7 @@ from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources.base import PlainSource
 from lora_operator.fetch.sources.huggingface import client, resume
 from lora_operator.fetch.volume import layout, store_locks
-from lora_operator.wire.jobs import FetchRequest
+from lora_operator.wire.jobs import FetchRequest, HuggingFaceRequest
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,9 @@ class HubSource(PlainSource):
     commit: str = ""
 
     @classmethod
-    def open(cls, request: FetchRequest) -> HubSource:
-        """The request's repository, with the Job's token."""
-        assert request.hugging_face is not None  # noqa: S101  a narrowing for the type checker
-        return cls(client.connect(request.hugging_face, environment.read_token(request)))
+    def open(cls, repository: HuggingFaceRequest, job: FetchRequest) -> HubSource:
+        """The repository as the Job's token, or nobody, sees it; sends nothing. Raises ReasonError for an unusable token."""
+        return cls(client.connect(repository, environment.read_token(job)))
 
     @property
     def title(self) -> str:

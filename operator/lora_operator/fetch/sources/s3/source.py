@@ -81,17 +81,14 @@ class S3Source(FilteredSource):
     declared: dict[str, Declared] = field(default_factory=dict)  # by path, of the files for which there is one
 
     @classmethod
-    def open(cls, request: FetchRequest) -> S3Source:
-        """The request's bucket, with the Job's keys."""
-        assert request.s3 is not None  # noqa: S101  a narrowing for the type checker
-        keys = S3Keys.read(request)
-        identity = request.workload_identity if keys is None else None
-        if request.s3.role is not None and keys is None and identity is None:
-            raise ReasonError(
-                Reason.UNAUTHORIZED, f"nobody may assume role {request.s3.role.arn}: this Job has no keys"
-            )
-        subject = Subject(request.s3, authenticated=keys is not None, identity=identity)
-        return cls(request.s3, build_client(request.s3, keys, subject), subject)
+    def open(cls, bucket: S3Request, job: FetchRequest) -> S3Source:
+        """The bucket as the Job's keys, its service account or nobody sees it; sends nothing. Raises ReasonError for unusable keys."""
+        keys = S3Keys.read(job)
+        identity = job.workload_identity if keys is None else None
+        if bucket.role is not None and keys is None and identity is None:
+            raise ReasonError(Reason.UNAUTHORIZED, f"nobody may assume role {bucket.role.arn}: this Job has no keys")
+        subject = Subject(bucket, authenticated=keys is not None, identity=identity)
+        return cls(bucket, build_client(bucket, keys, subject), subject)
 
     @property
     def title(self) -> str:
