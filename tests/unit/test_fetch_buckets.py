@@ -44,12 +44,12 @@ def azure(root: Path, values: dict[str, str] | None = None, **more: Any) -> Buck
 def test_without_a_secret_nothing_is_signed(tmp_path: Path) -> None:
     for source in (gcs(tmp_path), azure(tmp_path)):
         assert source.client.config.get("skip_signature") in (True, "true")
-        assert not source.authenticated
+        assert not source.subject.authenticated
 
 
 def test_addresses_are_the_clouds_own_or_the_allowed_one(tmp_path: Path) -> None:
-    assert gcs(tmp_path).endpoint == "https://storage.googleapis.com"
-    assert azure(tmp_path).endpoint == "https://acc.blob.core.windows.net"
+    assert gcs(tmp_path).subject.endpoint == "https://storage.googleapis.com"
+    assert azure(tmp_path).subject.endpoint == "https://acc.blob.core.windows.net"
     assert gcs(tmp_path, endpoint="http://other.test").client.config.get("base_url") == "http://other.test"
     assert azure(tmp_path, endpoint="http://other.test/acc").client.config.get("endpoint") == "http://other.test/acc"
 

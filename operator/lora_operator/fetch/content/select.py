@@ -17,6 +17,7 @@ from lora_operator.fetch import text
 from lora_operator.fetch.content import file_names
 from lora_operator.wire.jobs import MANIFEST_FILE, ContentType
 
+MAX_LISTED: Final = 50_000  # files of a source or entries of an archive: their names are held in memory
 _SHOWN: Final = 5
 
 ADAPTER_CONFIG: Final = "adapter_config.json"

@@ -22,7 +22,7 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.content.select import RemoteFile
+from lora_operator.fetch.content.select import MAX_LISTED, RemoteFile
 from lora_operator.fetch.progress import Reporter, measure_blobs
 from lora_operator.fetch.sources import unpack
 from lora_operator.fetch.sources.checksums import Sums
@@ -35,9 +35,7 @@ from lora_operator.wire.jobs import FetchRequest, Limits
 
 log = logging.getLogger(__name__)
 
-_INDEX_BYTES: Final = (
-    6 * unpack.MAX_NAMES_BYTES + 32 * unpack.MAX_ENTRIES
-)  # of names in JSON: \u and four digits for a byte
+_INDEX_BYTES: Final = 6 * unpack.MAX_NAMES_BYTES + 32 * MAX_LISTED  # of names in JSON: \u and four digits for a byte
 _AT_FAULT: Final = (  # what no further download of an archive can change, or what its space is needed for
     Reason.CHECKSUM_MISMATCH,
     Reason.INSUFFICIENT_SPACE,

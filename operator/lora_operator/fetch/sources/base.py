@@ -130,12 +130,6 @@ class FilteredSource(PlainSource):
         return self.request.ignore_patterns
 
 
-def key_prefix(folder: str) -> str:
-    """What every key of a bucket's folder begins with: empty, or ending in a slash."""
-    plain = folder.strip("/")
-    return f"{plain}/" if plain else ""
-
-
 def open_source(request: FetchRequest) -> Source:
     """The source of a request; sends nothing. Libraries are imported only here, once the environment is prepared."""
     scheme = request.scheme

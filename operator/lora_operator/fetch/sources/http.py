@@ -101,10 +101,7 @@ class HttpSource(FilteredSource):
         """What has the declared sums can't be of another version."""
 
     def open_store(self, root: Path) -> ObjectStore:
-        place = place_of(root, self.request.files[0].url)
-        with translated(self):
-            place.prepare()
-        return ObjectStore(self, place, self.workers)
+        return ObjectStore.at(place_of(root, self.request.files[0].url), self, self.workers)
 
     def stalled(self, seconds: float) -> ReasonError:
         return unreachable(self.title, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")

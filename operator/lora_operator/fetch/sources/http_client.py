@@ -17,7 +17,8 @@ import httpx2
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.volume import layout
+from lora_operator.fetch.sources import errors
+from lora_operator.fetch.sources.errors import translate_rest
 
 _TIMEOUT_S: Final = 30.0  # without a byte
 _MAX_REDIRECTS: Final = 5
@@ -170,20 +171,16 @@ class Bearer(httpx2.Auth):
 def translate(error: Exception, title: str) -> ReasonError:
     """The reason behind `error`; JobFailed with the error's own words when none is known."""
     match error:
-        case ReasonError():
-            return error
         case httpx2.TimeoutException():
             return unreachable(title, f"no answer in time ({type(error).__name__})")
         case httpx2.HTTPError() | httpx2.InvalidURL():
             return unreachable(title, f"{type(error).__name__}: {error}")
-        case OSError():
-            return layout.from_system(error) or unreachable(title, f"{type(error).__name__}: {error}")
-    return ReasonError(Reason.JOB_FAILED, text.clean(f"{type(error).__name__}: {error}"))
+    return translate_rest(error, shown(title))
 
 
 def unreachable(url: str, why: str) -> ReasonError:
-    """SourceUnreachable with the address."""
-    return ReasonError(Reason.SOURCE_UNREACHABLE, text.clean(f"{shown(url)}: {why}"))
+    """SourceUnreachable with the address, without its query."""
+    return errors.unreachable(shown(url), why)
 
 
 def shown(url: str) -> str:

@@ -75,6 +75,13 @@ class ObjectStore:
     workers: int = 4
     left: dict[str, int] = field(default_factory=dict)  # unfinished files by name, as long as this process left them
 
+    @classmethod
+    def at(cls, place: Place, source: Objects, workers: int) -> ObjectStore:
+        """The store of a source at a place, whose folders are made. Raises ReasonError."""
+        with translated(source):
+            place.prepare()
+        return cls(source, place, workers)
+
     @property
     def blobs(self) -> Path:
         return self.place.blobs

@@ -21,7 +21,7 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.content.select import RemoteFile
+from lora_operator.fetch.content.select import MAX_LISTED, RemoteFile
 from lora_operator.fetch.sources.base import FilteredSource
 from lora_operator.fetch.volume.layout import ARTIFACTS, HUB, inside
 from lora_operator.wire.jobs import AzureRequest, FetchRequest, GcsRequest, HuggingFaceRequest, S3Request, SourceRequest
@@ -31,7 +31,6 @@ OfflineRequest = HuggingFaceRequest | S3Request | GcsRequest | AzureRequest
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SUM: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _METADATA: Final = Path(".cache/huggingface/download")
-_MAX_FILES: Final = 50_000
 _LINE_BYTES: Final = 4096
 _SHOWN: Final = 5
 
@@ -204,8 +203,8 @@ class OfflineSource(FilteredSource):
             sums = {"sha256": known} if len(known) == 64 else {"git_oid": known}
             files.append(RemoteFile(path, real.stat().st_size, stored_as=f"{len(files)}", **sums))
             self.paths[path] = real
-            if len(files) > _MAX_FILES:
-                raise ReasonError(Reason.JOB_FAILED, f"{self.title} has more than {_MAX_FILES} files on the volume")
+            if len(files) > MAX_LISTED:
+                raise ReasonError(Reason.JOB_FAILED, f"{self.title} has more than {MAX_LISTED} files on the volume")
         self.files = tuple(files)
 
     def _listing_hash(self) -> str:

@@ -17,40 +17,37 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.sources.base import FilteredSource
 from lora_operator.fetch.sources.folder import Tree
+from lora_operator.fetch.sources.listed import ListedSource
 from lora_operator.fetch.sources.object_place import Place
-from lora_operator.fetch.sources.object_store import ObjectStore, revision_of, translated
+from lora_operator.fetch.sources.object_store import ObjectStore
 from lora_operator.fetch.volume import layout
 from lora_operator.source_kinds import RESERVED_FOLDERS
 from lora_operator.wire.jobs import ClaimRequest, FetchRequest, LocalRequest
 
 
-class FolderSource(FilteredSource):
-    """What both have in common."""
+class FolderSource(ListedSource):
+    """A folder below a mount."""
 
     tree: Tree
-    files: tuple[RemoteFile, ...]
 
     @property
     def title(self) -> str:
         return self.tree.title
 
-    def listing(self) -> Sequence[RemoteFile]:
-        return self.files
+    def list_files(self) -> tuple[RemoteFile, ...]:
+        return self.tree.listing()
+
+    def changed(self, what: str) -> ReasonError:
+        return self.tree.changed(what)
 
     def prove_readable(self, files: Sequence[RemoteFile]) -> None:
         self.tree.require_readable(files)
 
-    def require_unchanged(self) -> None:
-        """Raises ReasonError(SourceChanged) where the folder is not as it was when it was listed."""
-        if self.tree.listing() != self.files:
-            raise self.tree.changed("its listing is another one than at the beginning")
-
 
 @dataclass
 class ClaimSource(FolderSource):
-    """One folder of one claim."""
+    """One folder of one claim. That it may be named was the operator's to decide; that the Job's user may read it is the volume's."""
 
     request: ClaimRequest
     tree: Tree
@@ -67,11 +64,6 @@ class ClaimSource(FolderSource):
     def folder(self) -> str:
         return "persistentVolumeClaim"
 
-    def authorise(self) -> str:
-        """That the claim may be named was the operator's to decide; that the Job's user may read it is the volume's."""
-        self.files = self.tree.listing()
-        return revision_of(self.files)
-
     def chunks(self, file: RemoteFile, start: int) -> AbstractContextManager[Iterator[bytes]]:
         return self.tree.chunks(file, start)
 
@@ -81,16 +73,11 @@ class ClaimSource(FolderSource):
         known = layout.from_system(error) if isinstance(error, OSError) else None
         return known or ReasonError(Reason.JOB_FAILED, text.clean(f"{self.title}: {type(error).__name__}: {error}"))
 
-    def confirm(self) -> None:
-        self.require_unchanged()
-
     def open_store(self, root: Path) -> ObjectStore:
         claim = self.request
         identity = (claim.claim_namespace, claim.claim_name, claim.claim_uid, claim.path.strip("/"))
         place = Place.of(root, self.folder, name=claim.claim_name, identity=identity)
-        with translated(self):
-            place.prepare()
-        return ObjectStore(self, place, self.workers)
+        return ObjectStore.at(place, self, self.workers)
 
     def stalled(self, seconds: float) -> ReasonError:
         return ReasonError(
@@ -120,8 +107,7 @@ class LocalSource(FolderSource):
     def authorise(self) -> str:
         """That the path may be named was the operator's to decide; what sources brought is closed to every path."""
         self._require_foreign()
-        self.files = self.tree.listing()
-        return revision_of(self.files)
+        return super().authorise()
 
     def open_store(self, root: Path) -> LocalStore:
         return LocalStore(self, Path(os.path.realpath(root), self.request.path.strip("/")))
@@ -175,4 +161,4 @@ class LocalStore:
         """It is not ours."""
 
     def confirm(self) -> None:
-        self.source.require_unchanged()
+        self.source.confirm()

@@ -23,18 +23,17 @@ from huggingface_hub.hf_api import RepoFile
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.content.select import RemoteFile
+from lora_operator.fetch.content.select import MAX_LISTED, RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
 from lora_operator.fetch.sources import ranges
 from lora_operator.fetch.sources.huggingface import resume, transport
-from lora_operator.fetch.sources.huggingface.errors import Subject, translate
+from lora_operator.fetch.sources.huggingface.errors import HubSubject, translate
 from lora_operator.fetch.sources.huggingface.xet import Xet, beyond_http
 from lora_operator.fetch.sources.retries import persist
 from lora_operator.wire.jobs import HuggingFaceRequest
 
 log = logging.getLogger(__name__)
 
-_MAX_LISTED: Final = 50_000
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _OID: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -57,9 +56,9 @@ class Hub:
         return self.request.endpoint.rstrip("/")
 
     @property
-    def subject(self) -> Subject:
+    def subject(self) -> HubSubject:
         """For messages."""
-        return Subject(self.request, authenticated=self.token is not False)
+        return HubSubject.of(self.request, authenticated=self.token is not False)
 
     @property
     def api(self) -> HfApi:
@@ -102,10 +101,10 @@ def listing(hub: Hub, commit: str) -> list[RemoteFile]:
         for entry in hub.api.list_repo_tree(hub.request.repo, recursive=True, revision=commit):
             if isinstance(entry, RepoFile):
                 files.append(_remote(hub, entry))
-            if len(files) > _MAX_LISTED:
+            if len(files) > MAX_LISTED:
                 raise ReasonError(
                     Reason.JOB_FAILED,
-                    f"{hub.subject.repo} has more than {_MAX_LISTED} files, which is more than this program lists",
+                    f"{hub.subject.repo} has more than {MAX_LISTED} files, which is more than this program lists",
                 )
     return files
 
