@@ -45,7 +45,7 @@ class Secrets:
 
 @dataclass(frozen=True)
 class Scheme:
-    """One kind of source."""
+    """One row of the table: everything that differs from kind to kind but the code."""
 
     member: str  # of `source`, in the manifest
     title: str  # for people
@@ -53,7 +53,7 @@ class Scheme:
     model: str  # <class> of lora_operator.api.sources.source
     fetcher: str  # <module>:<class> below lora_operator.fetch.sources
     revision: str  # what the resolved revision is
-    verified: str  # what every payload is compared with
+    verified: str  # what every blob is compared with
     allowed_by: str  # the field of a ModelCache's spec that says what sources may name
     offline: str  # where an offline cache has it, in Markdown; empty where it serves none
     secrets: Secrets | None = None  # None where no credentials are asked for

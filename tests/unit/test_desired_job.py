@@ -11,7 +11,7 @@ import pytest
 from lora_operator.api import ModelArtifact
 from lora_operator.api.sources.source import Source
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request, credentials_secret
-from lora_operator.desired.job_placement import Placement
+from lora_operator.desired.job_placement import JobPlacement
 from lora_operator.names import MAX_SIZE, short_hash, token_secret
 from lora_operator.wire.jobs import FETCH_REQUEST_ENV, FetchRequest
 from tests.unit.builders import make_artifact, make_cache
@@ -172,7 +172,7 @@ def test_the_copy_of_the_token_goes_with_its_job() -> None:
 def test_a_job_goes_where_it_is_told_and_keeps_to_itself_otherwise() -> None:
     artifact, cache = make_artifact(), make_cache(access_modes=("ReadWriteOnce",))
     request = build_request(artifact, cache, base_model_path=None, with_credentials=False)
-    placement = Placement({"nodeSelector": {"zone": "b"}, "affinity": {"nodeAffinity": {"x": []}}}, "x")
+    placement = JobPlacement({"nodeSelector": {"zone": "b"}, "affinity": {"nodeAffinity": {"x": []}}}, "x")
     job = build_job(
         artifact,
         cache,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_place import ObjectPlace, blob_name
 from lora_operator.fetch.sources.object_store import revision_of
 from lora_operator.fetch.sources.s3.errors import S3Subject, translate
 from lora_operator.fetch.sources.s3.source import S3Keys, build_client
@@ -161,8 +161,8 @@ def test_no_key_whatever_leaves_the_store(key: str, etag: str, size: int) -> Non
     assert not name.startswith(".")
 
 
-def place_of(root: Path, *, endpoint: str, bucket: str) -> Place:
-    return Place.of(root, "s3", name=bucket, identity=(endpoint, bucket))
+def place_of(root: Path, *, endpoint: str, bucket: str) -> ObjectPlace:
+    return ObjectPlace.of(root, "s3", name=bucket, identity=(endpoint, bucket))
 
 
 def test_a_bucket_of_another_endpoint_is_another_place(tmp_path: Path) -> None:

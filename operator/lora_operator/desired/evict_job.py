@@ -17,7 +17,7 @@ from lora_operator.constants import (
 )
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, owner_reference
 from lora_operator.desired.job import pod_security
-from lora_operator.desired.job_placement import Placement, keep_on_one_node
+from lora_operator.desired.job_placement import JobPlacement, keep_on_one_node
 from lora_operator.desired.job_pod import with_job_template
 from lora_operator.names import bounded
 from lora_operator.wire.jobs import EVICT_REQUEST_ENV, EvictRequest
@@ -26,7 +26,7 @@ DEADLINE_SECONDS: Final = 600  # downloads wait for it, so it must not hang
 
 
 def evict_job_name(cache: str, attempt: int) -> str:
-    """Name of the Job."""
+    """Name of the Job of a cache's n-th eviction, at most 63 characters."""
     return bounded(f"{cache}-evict-{attempt}", 63)
 
 
@@ -39,7 +39,7 @@ def build_evict_job(
     image: str,
     image_pull_policy: str,
     resources: dict[str, Any],
-    placement: Placement,
+    placement: JobPlacement,
 ) -> dict[str, Any]:
     """The Job of one eviction; `requested`: the value of the annotation that asked for it, or for an earlier one."""
     labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_COMPONENT: COMPONENT_EVICT}

@@ -18,7 +18,7 @@ from lora_operator.constants import (
     SOURCE_MOUNT,
 )
 from lora_operator.desired.common import CONTAINER_SECURITY, literal, mounted_secret, owner_reference
-from lora_operator.desired.job_placement import Placement, keep_on_one_node
+from lora_operator.desired.job_placement import JobPlacement, keep_on_one_node
 from lora_operator.desired.job_pod import with_access
 from lora_operator.names import (
     bounded,
@@ -31,10 +31,10 @@ from lora_operator.names import (
     token_secret,
 )
 from lora_operator.source_kinds import Scheme
-from lora_operator.wire.jobs import FETCH_REQUEST_ENV, ClaimRequest, FetchRequest, Limits
+from lora_operator.wire.jobs import FETCH_REQUEST_ENV, ClaimRequest, FetchRequest, VolumeLimits
 
 MAX_VIEW_NAME: Final = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
-ANYWHERE: Final = Placement()
+ANYWHERE: Final = JobPlacement()
 CREDENTIALS_VOLUME: Final = "credentials"
 
 
@@ -69,7 +69,7 @@ def build_request(
             "pickledWeights": artifact.spec.pickled_weights is not None,
             "withoutTokenizer": artifact.spec.without_tokenizer or False,
             "baseModelPath": base_model_path,
-            "limits": Limits(
+            "limits": VolumeLimits(
                 max_artifact_bytes=parse_size(cache.spec.max_artifact_size),
                 capacity_bytes=parse_size(cache.spec.capacity),
                 min_free_bytes=parse_size(cache.spec.min_free) or 0,
@@ -116,7 +116,7 @@ def build_job(
     deadline_seconds: int,
     resources: dict[str, Any],
     nonce: str,
-    placement: Placement = ANYWHERE,
+    placement: JobPlacement = ANYWHERE,
 ) -> dict[str, Any]:
     """The Job; deadline and resources are the cache's where it says any. One that has credentials is made suspended, and goes on once
     the Secret that it owns exists, whose name has the random `nonce`."""

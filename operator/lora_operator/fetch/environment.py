@@ -78,7 +78,7 @@ def prepare(request: FetchRequest, *, home: Path) -> None:
             "HF_HOME": str(home / "huggingface"),
             "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_SHARED_BLOBS": "1",  # payloads stay in the repository's own blobs
+            "HF_HUB_DISABLE_SHARED_BLOBS": "1",  # each repository keeps its own
             "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",

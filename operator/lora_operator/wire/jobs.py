@@ -140,7 +140,7 @@ SourceRequest = (
 )
 
 
-class Limits(_Wire):
+class VolumeLimits(_Wire):
     """What the cache allows a Job, in bytes; None: no bound."""
 
     max_artifact_bytes: int | None = None
@@ -174,7 +174,7 @@ class FetchRequest(_Wire):
     trust_remote_code: bool = False  # whether Python files are wanted
     pickled_weights: bool = False  # whether an adapter's may be taken, once scanned
     without_tokenizer: bool = False  # whether a base model is complete without one
-    limits: Limits = Limits()
+    limits: VolumeLimits = VolumeLimits()
     owner: str | None = None  # UID of the claim
     max_workers: int = 4
     base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
@@ -223,7 +223,7 @@ class EvictRequest(_Wire):
     owner: str | None = None  # UID of the claim
     keep: str = ""  # views that stay: base64 of KEEP_BYTES of the sha256 of each name, one after the other
     built: float | None = (
-        None  # Unix time of this request, where downloads were under way: what is published since stays, and all payloads do
+        None  # Unix time of this request, where downloads were under way: what is published since stays, and all blobs do
     )
     unfinished_seconds: float = 24 * 3600  # what no view links to stays so long: a download may go on from it
 

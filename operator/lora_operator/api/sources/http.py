@@ -88,7 +88,7 @@ class HttpSource(KeyedMember):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """All that are named."""
+        """The addresses of the archive or of all files."""
         return (self.url,) if self.url is not None else tuple(file.url for file in self.files or ())
 
     @property
@@ -113,7 +113,7 @@ class HttpSource(KeyedMember):
 
     @property
     def max_bytes(self) -> int:
-        """`maxSize` in bytes."""
+        """The bound on the archive and its content, in bytes."""
         return parse_size(self.max_size if self.max_size is not None else DEFAULT_MAX_SIZE) or 0
 
     def to_request(self) -> dict[str, Any]:

@@ -84,13 +84,13 @@ class RemoteFile:
 
     @property
     def blob(self) -> str:
-        """The name of the payload on the volume: a declared hash of the content, where the source has one."""
+        """The name of the blob on the volume: a declared hash of the content, where the source has one."""
         return self.stored_as or self.sha256 or self.git_oid
 
 
 @dataclass(frozen=True)
 class WantedFile:
-    """A file that is to be published as `name`, relative to the view."""
+    """A file that is to be published as `name`, relative to the snapshot."""
 
     name: str
     remote: RemoteFile

@@ -26,12 +26,12 @@ from lora_operator.fetch.content.select import MAX_LISTED, RemoteFile
 from lora_operator.fetch.progress import Reporter, measure_blobs
 from lora_operator.fetch.sources import unpack
 from lora_operator.fetch.sources.checksums import Sums
-from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_place import ObjectPlace, blob_name
 from lora_operator.fetch.sources.object_store import Objects, ObjectStore, translated
 from lora_operator.fetch.sources.retries import persist
 from lora_operator.fetch.volume import file_locks, reservations, store_locks
 from lora_operator.fetch.volume.limits import require_size
-from lora_operator.wire.jobs import FetchRequest, Limits
+from lora_operator.wire.jobs import FetchRequest, VolumeLimits
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +53,12 @@ class Packed:
     """One archive. `key` tells where it is from: nobody gets by its sum alone what another one's credentials brought."""
 
     source: Objects
-    place: Place
+    place: ObjectPlace
     archive: RemoteFile  # with its sha256
     key: str
     limit: int  # bytes that may be in it
     root: Path  # of the volume
-    limits: Limits
+    limits: VolumeLimits
     used: set[Path] = field(default_factory=set)  # where this process had the archive itself
     verified: tuple[int, ...] = ()  # stamp of the archive that this process has hashed
 
@@ -68,7 +68,7 @@ class Packed:
         if known is not None:
             return known
         measure = measure_blobs(self.place.blobs, [self.archive])
-        with reservations.room(
+        with reservations.reserved(
             self.root,
             size=self.archive.size,
             missing=lambda: self.place.missing_bytes([self.archive]),
@@ -179,7 +179,7 @@ class Packed:
 
 
 @contextlib.contextmanager
-def collecting(request: FetchRequest, place: Place, archives: Sequence[Packed]) -> Iterator[None]:
+def collecting(request: FetchRequest, place: ObjectPlace, archives: Sequence[Packed]) -> Iterator[None]:
     """Around all that is done with archives of one place: refuses too big ones, and keeps evictions away."""
     require_size(sum(found.archive.size for found in archives), len(archives), request.limits)
     with store_locks.held(Path(request.cache_root), place.blobs, owner=request.owner), tidied(archives):

@@ -20,13 +20,13 @@ _ADVICE: Final = "write each version to a prefix of its own"
 
 @dataclass(frozen=True)
 class BucketSubject(Subject):
-    """A bucket or container."""
+    """A folder of a bucket or container, and which kind of source it is."""
 
     kind: str  # of source
     bucket: str
 
     def moved(self, what: str) -> ReasonError:
-        """SourceChanged."""
+        """SourceChanged, with advice for buckets."""
         return self.changed(what, advice=_ADVICE)
 
     @property

@@ -29,7 +29,7 @@ from lora_operator.fetch.sources.bucket_errors import BucketSubject, translate, 
 from lora_operator.fetch.sources.checksums import Declared
 from lora_operator.fetch.sources.http_client import new_transport
 from lora_operator.fetch.sources.listed import ListedBucket
-from lora_operator.fetch.sources.object_place import Place
+from lora_operator.fetch.sources.object_place import ObjectPlace
 from lora_operator.fetch.sources.object_store import CHUNK, ObjectStore
 from lora_operator.wire.jobs import AzureRequest, FetchRequest, GcsRequest
 
@@ -90,7 +90,7 @@ class BucketSource(ListedBucket):
 
     def open_store(self, root: Path) -> ObjectStore:
         bucket = self.subject.bucket
-        place = Place.of(root, self.folder, name=bucket, identity=(self.subject.endpoint, bucket))
+        place = ObjectPlace.of(root, self.folder, name=bucket, identity=(self.subject.endpoint, bucket))
         return ObjectStore.at(place, self, self.workers)
 
     def translate(self, error: Exception) -> ReasonError:

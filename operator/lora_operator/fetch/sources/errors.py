@@ -32,7 +32,7 @@ class Subject:
 
 
 def unreachable(endpoint: str, why: str) -> ReasonError:
-    """SourceUnreachable."""
+    """SourceUnreachable: tried again with growing pauses."""
     return ReasonError(Reason.SOURCE_UNREACHABLE, text.clean(f"{endpoint}: {why}"))
 
 

@@ -1,7 +1,7 @@
 """Files of HTTP servers as a source, or one tar or zip archive. Imports httpx2, so `environment.prepare` comes first.
 
 A file is what has the sha256 that the source declares; so there is no listing that could change, and the revision is a hash of the
-declarations. A payload's name holds its address, so nobody gets by a sum alone what another one's credentials brought.
+declarations. A blob's name holds its address, so nobody gets by a sum alone what another one's credentials brought.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from lora_operator.fetch.progress import Reporter
 from lora_operator.fetch.sources import unpack
 from lora_operator.fetch.sources.archives import Packed, PackedStore, collecting
 from lora_operator.fetch.sources.base import FilteredSource, Source
-from lora_operator.fetch.sources.http_client import Client, Found, origin, shown, translate, unreachable
-from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.http_client import Client, ServedFile, origin, shown, translate, unreachable
+from lora_operator.fetch.sources.object_place import ObjectPlace, blob_name
 from lora_operator.fetch.sources.object_store import ObjectStore, translated
 from lora_operator.fetch.volume import layout
 from lora_operator.wire.jobs import FetchRequest, HttpRequest
@@ -40,11 +40,11 @@ def connect(request: HttpRequest, credentials: dict[str, str] | None) -> Client:
 
 @dataclass
 class HttpSource(FilteredSource):
-    """Files by their addresses."""
+    """Files that the source declares one by one, each with its address and sha256."""
 
     request: HttpRequest
     client: Client
-    found: dict[str, Found] = field(default_factory=dict)  # by path
+    found: dict[str, ServedFile] = field(default_factory=dict)  # by path
 
     @staticmethod
     def open(http: HttpRequest, job: FetchRequest) -> Source:
@@ -65,7 +65,7 @@ class HttpSource(FilteredSource):
 
     @property
     def urls(self) -> dict[str, str]:
-        """Addresses by path."""
+        """The address of each file by its path in the source."""
         return {file.path: file.url for file in self.request.files}
 
     def authorise(self) -> str:
@@ -117,9 +117,9 @@ class HttpArchive(FilteredSource):
     url: str
     sha256: str
     unfit: Reason  # of an archive that can't be used
-    found: Found = field(default_factory=lambda: Found(0, ""))
+    found: ServedFile = field(default_factory=lambda: ServedFile(0, ""))
     files: tuple[RemoteFile, ...] = ()
-    place: Place = field(default_factory=lambda: Place(Path()))
+    place: ObjectPlace = field(default_factory=lambda: ObjectPlace(Path()))
     packed: dict[str, tuple[Packed, str]] = field(default_factory=dict)  # by the path of a file: where it is packed
 
     @property
@@ -185,7 +185,7 @@ class HttpArchive(FilteredSource):
             )
 
 
-def place_of(root: Path, url: str) -> Place:
+def place_of(root: Path, url: str) -> ObjectPlace:
     """Where content of the address's server lies."""
     home = origin(url)
-    return Place.of(root, FOLDER, name=home.partition("://")[2], identity=(home,))
+    return ObjectPlace.of(root, FOLDER, name=home.partition("://")[2], identity=(home,))

@@ -29,7 +29,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
-class Found:
+class ServedFile:
     """What a server says of one file."""
 
     size: int
@@ -38,7 +38,7 @@ class Found:
 
 @dataclass
 class Client:
-    """One source's requests."""
+    """Sends the requests of one source, with its credentials to its own servers only."""
 
     allowed: frozenset[str]  # origins
     named: frozenset[str]  # origins of the source's own addresses, which get its credentials
@@ -56,7 +56,7 @@ class Client:
             transport=new_transport(),
         )
 
-    def probe(self, url: str) -> Found:
+    def probe(self, url: str) -> ServedFile:
         """Whether the file can be read with these credentials, and how big it is. Raises ReasonError."""
         with self.get(url, {"Range": "bytes=0-0"}) as answer:
             match = _TOTAL.fullmatch(answer.headers.get("Content-Range", ""))
@@ -70,7 +70,7 @@ class Client:
             else:
                 raise unreachable(url, f"it does not say how big the file is (status {answer.status_code})")
             etag = answer.headers.get("ETag", "")
-            return Found(size, "" if etag.startswith("W/") else etag)
+            return ServedFile(size, "" if etag.startswith("W/") else etag)
 
     @contextmanager
     def read(self, url: str, start: int, etag: str) -> Iterator[Iterator[bytes]]:

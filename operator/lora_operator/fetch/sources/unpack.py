@@ -19,7 +19,7 @@ from typing import IO, Final
 
 from lora_operator.fetch import text
 from lora_operator.fetch.content.select import MAX_LISTED
-from lora_operator.fetch.heartbeat import GETTING_ON
+from lora_operator.fetch.heartbeat import HEARTBEAT
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class _Limited:
 
     def read(self, count: int) -> bytes:
         data = self._plain.read(count)
-        GETTING_ON.add(len(data))  # also what is passed over
+        HEARTBEAT.add(len(data))  # also what is passed over
         self._left -= len(data)
         if self._left < 0:
             raise UnfitError(f"expands to more than the {text.size(self._limit)} of maxSize; raise it if that is right")

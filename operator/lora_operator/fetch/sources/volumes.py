@@ -1,6 +1,6 @@
 """Folders of volumes as sources: of another claim's, which the operator lets the Job mount read-only, and of the cache's own.
 
-Files of another claim are copied into the cache. A folder of the cache's own volume is read to be checked, linked to from the view, and
+Files of another claim are copied into the cache. A folder of the cache's own volume is read to be checked, linked to from the snapshot, and
 never written or removed.
 """
 
@@ -19,7 +19,7 @@ from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources.folder import Tree
 from lora_operator.fetch.sources.listed import ListedSource
-from lora_operator.fetch.sources.object_place import Place
+from lora_operator.fetch.sources.object_place import ObjectPlace
 from lora_operator.fetch.sources.object_store import ObjectStore
 from lora_operator.fetch.volume import layout
 from lora_operator.source_kinds import RESERVED_FOLDERS
@@ -76,7 +76,7 @@ class ClaimSource(FolderSource):
     def open_store(self, root: Path) -> ObjectStore:
         claim = self.request
         identity = (claim.claim_namespace, claim.claim_name, claim.claim_uid, claim.path.strip("/"))
-        place = Place.of(root, self.folder, name=claim.claim_name, identity=identity)
+        place = ObjectPlace.of(root, self.folder, name=claim.claim_name, identity=identity)
         return ObjectStore.at(place, self, self.workers)
 
     def stalled(self, seconds: float) -> ReasonError:
@@ -88,7 +88,7 @@ class ClaimSource(FolderSource):
 
 @dataclass
 class LocalSource(FolderSource):
-    """One folder."""
+    """One folder of the cache's own volume, used in place."""
 
     request: LocalRequest
     tree: Tree
@@ -134,7 +134,7 @@ class LocalSource(FolderSource):
 
 @dataclass(frozen=True)
 class LocalStore:
-    """The folder itself."""
+    """The folder as its own store: everything is there already, and nothing is ever written."""
 
     source: LocalSource
     blobs: Path
@@ -158,7 +158,7 @@ class LocalStore:
         raise self.source.tree.changed(f"{file.path!r} is not the one that was listed")
 
     def forget(self, file: RemoteFile) -> None:
-        """It is not ours."""
+        """Nothing is removed: the files are the user's."""
 
     def confirm(self) -> None:
         self.source.confirm()

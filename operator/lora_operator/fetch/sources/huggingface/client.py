@@ -52,12 +52,12 @@ class Hub:
 
     @property
     def endpoint(self) -> str:
-        """Without a trailing slash."""
+        """The Hub's address without a trailing slash."""
         return self.request.endpoint.rstrip("/")
 
     @property
     def subject(self) -> HubSubject:
-        """For messages."""
+        """The repository and as whom it is read, for messages."""
         return HubSubject.of(self.request, authenticated=self.token is not False)
 
     @property
@@ -124,7 +124,7 @@ def prove_readable(hub: Hub, commit: str, path: str) -> None:
 
 
 def download(
-    hub: Hub, place: resume.Place, files: Sequence[RemoteFile], *, commit: str, moving: Callable[[], int]
+    hub: Hub, place: resume.HubPlace, files: Sequence[RemoteFile], *, commit: str, moving: Callable[[], int]
 ) -> dict[str, Path]:
     """Brings `files` into the cache; returns the real path of each file's blob by the file's path.
 
@@ -146,7 +146,7 @@ def download(
         raise
 
 
-def download_again(hub: Hub, place: resume.Place, file: RemoteFile, *, commit: str) -> None:
+def download_again(hub: Hub, place: resume.HubPlace, file: RemoteFile, *, commit: str) -> None:
     """Replaces a wrong blob by a fresh download, in one step: who has the old one open keeps it, and no moment is without one.
 
     But of a file that plain HTTP can't bring: that one goes first.
@@ -167,7 +167,7 @@ def download_again(hub: Hub, place: resume.Place, file: RemoteFile, *, commit: s
         )
 
 
-def forget(place: resume.Place, commit: str, file: RemoteFile) -> None:
+def forget(place: resume.HubPlace, commit: str, file: RemoteFile) -> None:
     """Removes a blob that is wrong, and its pointer, so that the next attempt downloads it."""
     pointer = place.storage / "snapshots" / commit / file.path
     if pointer.exists():
@@ -179,7 +179,7 @@ def _xet(hub: Hub) -> Xet:
     return Xet(hub.endpoint, hub.token, requests=max(1, ranges.at_once(hub.workers) // 2))
 
 
-def _download_once(hub: Hub, xet: Xet, place: resume.Place, files: Sequence[RemoteFile], *, commit: str) -> None:
+def _download_once(hub: Hub, xet: Xet, place: resume.HubPlace, files: Sequence[RemoteFile], *, commit: str) -> None:
     resume.download_big(place, files, commit=commit, xet=xet, workers=hub.workers)
     snapshot_download(
         hub.request.repo,
@@ -194,8 +194,8 @@ def _download_once(hub: Hub, xet: Xet, place: resume.Place, files: Sequence[Remo
     )
 
 
-def _blob(place: resume.Place, commit: str, file: RemoteFile) -> Path:
-    """The payload behind a snapshot's pointer. Raises ReasonError when it is not one of this repository's own."""
+def _blob(place: resume.HubPlace, commit: str, file: RemoteFile) -> Path:
+    """The blob behind a snapshot's pointer. Raises ReasonError when it is not one of this repository's own."""
     real = (place.storage / "snapshots" / commit / file.path).resolve()
     if not real.exists():
         # The library takes an unfinished snapshot for a whole one when the Hub stops answering in between.

@@ -25,7 +25,7 @@ _SERVER_TEXT_BYTES: Final = 300
 
 @dataclass(frozen=True)
 class HubSubject(Subject):
-    """A repository."""
+    """A repository of a Hub."""
 
     source: HuggingFaceRequest
 
@@ -36,7 +36,7 @@ class HubSubject(Subject):
 
     @property
     def repo(self) -> str:
-        """`org/name at https://hub`."""
+        """The repository with its Hub: `org/name at https://hub`."""
         return f"{self.title} at {self.endpoint}"
 
 

@@ -21,7 +21,7 @@ class HubStore:
     """One repository in the Hub's own cache layout, at one commit."""
 
     hub: client.Hub
-    place: resume.Place
+    place: resume.HubPlace
     commit: str
 
     @property
@@ -51,7 +51,7 @@ class HubStore:
         client.forget(self.place, self.commit, file)
 
     def confirm(self) -> None:
-        """A commit can't change."""
+        """Nothing to compare: everything was read at one commit."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ class HubSource(PlainSource):
         client.prove_readable(self.hub, self.commit, files[0].path)  # the right is the repository's, not a file's
 
     def open_store(self, root: Path) -> HubStore:
-        place = resume.Place(hub=root / layout.HUB, repo=self.hub.request.repo)
+        place = resume.HubPlace(hub=root / layout.HUB, repo=self.hub.request.repo)
         resume.spare_library_locks(place)
         return HubStore(replace(self.hub, workers=self.workers), place, self.commit)
 

@@ -33,7 +33,7 @@ class Complaints:
         self._status: int | None = None
 
     def note(self, response: httpx2.Response) -> None:
-        """Response hook."""
+        """Takes an answer's status; called by the client for every response."""
         with self._lock:
             self._status = response.status_code if response.status_code >= 400 else None
 

@@ -27,7 +27,7 @@ from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources import ranges
 from lora_operator.fetch.sources.checksums import Declared
 from lora_operator.fetch.sources.listed import ListedBucket
-from lora_operator.fetch.sources.object_place import Place
+from lora_operator.fetch.sources.object_place import ObjectPlace
 from lora_operator.fetch.sources.object_store import CHUNK, ObjectStore, translated
 from lora_operator.fetch.sources.s3.checksums import from_etag, from_head, from_parts, parts_of
 from lora_operator.fetch.sources.s3.errors import S3Subject, changed, translate
@@ -174,7 +174,7 @@ class S3Source(ListedBucket):
 
     def open_store(self, root: Path) -> ObjectStore:
         bucket = self.request.bucket
-        place = Place.of(root, self.folder, name=bucket, identity=(self.request.endpoint or "aws", bucket))
+        place = ObjectPlace.of(root, self.folder, name=bucket, identity=(self.request.endpoint or "aws", bucket))
         return ObjectStore.at(place, self, self.workers)
 
 
