@@ -13,7 +13,7 @@ from obstore import exceptions
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, text
-from lora_operator.fetch.sources.buckets import AzureSource, BucketSource, GcsSource
+from lora_operator.fetch.sources.buckets.source import AzureSource, BucketSource, GcsSource
 from lora_operator.wire.jobs import AzureRequest, FetchRequest, GcsRequest, SourceRequest
 
 KEY = {"type": "service_account", "client_email": "a@b.test", "private_key": "the-private-key", "private_key_id": "1"}

@@ -1,7 +1,7 @@
-"""What the operator and a download Job say to each other, and what a Job writes beside the files it publishes.
+"""What the operator and its Jobs send each other, and what a Job writes beside the files it publishes.
 
 FetchRequest goes into the Job's environment (FETCH_REQUEST_ENV), FetchProgress lines come from its log, FetchResult from its
-termination message (at most 3 KiB), and Manifest is published inside the view directory.
+termination message (at most 3 KiB), and Manifest is published inside the snapshot directory.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class VolumeLimits(_Wire):
     max_artifact_bytes: int | None = None
     capacity_bytes: int | None = None  # of all content on the volume
     min_free_bytes: int = 0
-    holder: str = ""  # under which name its Job keeps room on the volume
+    holder: str = ""  # the name of its Job's reservation on the volume
     hint_bytes: int = 0  # how big the content is at least, by who wants it
 
 
@@ -159,7 +159,7 @@ class VolumeState(_Wire):
 
 
 class FetchRequest(_Wire):
-    """All that a download Job is told, with one source; nothing in it is secret (that lies in files of `credentials`)."""
+    """What a download Job is asked to do, with its one source; nothing in it is secret (that lies in files of `credentials`)."""
 
     artifact: str
     type: ContentType
@@ -177,7 +177,7 @@ class FetchRequest(_Wire):
     limits: VolumeLimits = VolumeLimits()
     owner: str | None = None  # UID of the claim
     max_workers: int = 4
-    base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
+    base_model_path: str | None = None  # relative to cache_root: the base model's published snapshot, for adapters
 
     @property
     def scheme(self) -> Scheme:
@@ -209,7 +209,7 @@ class FetchResult(_Wire):
     digest: str = ""  # "sha256:<hex>" over the sorted (path, size, sha256) of the manifest's files
     size_bytes: int = 0
     files: int = 0
-    path: str = ""  # of the view, relative to the cache's root: artifacts/<title>-<hash of the content>
+    path: str = ""  # of the snapshot, relative to the cache's root: artifacts/<title>-<hash of the content>
     rank: int | None = None
     target_modules: tuple[str, ...] = ()
     volume: VolumeState | None = None
@@ -217,15 +217,15 @@ class FetchResult(_Wire):
 
 
 class EvictRequest(_Wire):
-    """What an eviction Job is told."""
+    """What an eviction Job is asked to do."""
 
     cache_root: str
     owner: str | None = None  # UID of the claim
-    keep: str = ""  # views that stay: base64 of KEEP_BYTES of the sha256 of each name, one after the other
+    keep: str = ""  # snapshots that stay: base64 of KEEP_BYTES of the sha256 of each name, one after the other
     built: float | None = (
         None  # Unix time of this request, where downloads were under way: what is published since stays, and all blobs do
     )
-    unfinished_seconds: float = 24 * 3600  # what no view links to stays so long: a download may go on from it
+    unfinished_seconds: float = 24 * 3600  # what no snapshot links to stays so long: a download may go on from it
 
 
 class EvictResult(_Wire):
@@ -233,20 +233,20 @@ class EvictResult(_Wire):
 
     ok: bool
     message: str = ""
-    views: int = 0  # removed
+    views: int = 0  # snapshots that were removed
     freed_bytes: int = 0
     busy: int = 0  # stores that downloads had just then
-    left_bytes: int = 0  # of what no view links to any more, and stayed for the downloads under way: the next eviction without any takes it
+    left_bytes: int = 0  # of what no snapshot links to any more, and stayed for the downloads under way: the next eviction without any takes it
     volume: VolumeState | None = None
 
 
-def keep_mark(view: str) -> bytes:
-    """What stands for a view's name in `EvictRequest.keep`: two that are alike by chance keep one view too many."""
-    return hashlib.sha256(view.encode("utf-8", "surrogatepass")).digest()[:KEEP_BYTES]
+def keep_mark(snapshot: str) -> bytes:
+    """What stands for a snapshot's name in `EvictRequest.keep`: two that are alike by chance keep one snapshot too many."""
+    return hashlib.sha256(snapshot.encode("utf-8", "surrogatepass")).digest()[:KEEP_BYTES]
 
 
 class ManifestFile(_Wire):
-    """One published file; `path` is relative to the view."""
+    """One published file; `path` is relative to the snapshot."""
 
     path: str
     size: int
@@ -254,7 +254,7 @@ class ManifestFile(_Wire):
 
 
 class Manifest(_Wire):
-    """What a view directory holds: exactly these files. Nothing in it is of one artifact or revision: several may share a view."""
+    """What a snapshot directory holds: exactly these files. Nothing in it is of one artifact or revision: several may share a snapshot."""
 
     version: Literal[1] = 1
     type: ContentType

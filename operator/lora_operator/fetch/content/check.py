@@ -1,6 +1,6 @@
 """Judges a staged snapshot by the checks that the engine's launcher makes too, so that nothing is published that no engine would take.
 
-The rank is told, not judged: which rank is too big is the deployment's business, and one artifact may serve several.
+The rank is reported, not judged: which rank is too big is the deployment's business, and one artifact may serve several.
 """
 
 from __future__ import annotations

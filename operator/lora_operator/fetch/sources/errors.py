@@ -1,6 +1,6 @@
 """What the errors of every source have in common: of whom was asked for what, and the reasons that no library has a part in.
 
-Each library's own exceptions become reasons in one place: `s3.errors` (boto3), `huggingface.errors`, `bucket_errors` (obstore) and
+Each library's own exceptions become reasons in one place: `s3.errors` (boto3), `huggingface.errors`, `buckets.errors` (obstore) and
 `http_client` (httpx2). Decisions are made on types and statuses, never on message texts.
 """
 

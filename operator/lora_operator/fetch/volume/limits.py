@@ -55,7 +55,7 @@ def to_write(*, size: int, missing: int, limits: VolumeLimits) -> int:
 def require_room(root: Path, *, needed: int, limits: VolumeLimits, reserved: int) -> None:
     """Raises InsufficientSpace where `needed` bytes don't fit; the `reserved` ones, which other Jobs will write, count as written.
 
-    File systems that don't tell their size are believed to have room.
+    File systems that don't tell their size are believed to have space.
     """
     wanted = f"{text.size(needed)} are to be downloaded"
     others = f", other Jobs will write {text.size(reserved)}" if reserved else ""

@@ -2,8 +2,8 @@
 
     artifacts/.lora-operator/reserved/<artifact>-<claim>     how many bytes its Job has still to write, and whether they are promised
 
-A Job first asks, and then looks who else asked or was promised room: of two that come at once the later one to ask sees the other, so
-no locks are needed, which hold for one node alone on some volumes. Both may be refused then, and ask again after a moment. A Job tells
+A Job first asks, and then looks who else asked or was promised space: of two that come at once the later one to ask sees the other, so
+no locks are needed, which hold for one node alone on some volumes. Both may be refused then, and ask again after a moment. A Job reports
 every few seconds what it has still to write; one that has not for two minutes is dead.
 """
 
@@ -106,7 +106,7 @@ def _kept(path: Path, needed: int, done: Callable[[], int]) -> Iterator[None]:
 
 
 def _ask(root: Path, path: Path, needed: int, limits: VolumeLimits) -> None:
-    """Raises ReasonError where there is no room."""
+    """Raises ReasonError where there is not enough space."""
     try:
         for folder in (path.parents[1], path.parent):
             if not folder.is_dir():

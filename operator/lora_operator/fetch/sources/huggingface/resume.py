@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from io import FileIO
@@ -101,14 +101,6 @@ def download_big(
     for path in place.blobs.glob("tmp_*"):  # the library's, to learn the umask; one that was killed then leaves it
         file_locks.discard_old(path)
     full = threading.Event()
-    left_over = {path.name.partition(".")[0] for path in place.blobs.glob("*.incomplete")}
-    wanted = {
-        file.blob: file
-        for file in files
-        if (file.size >= RESUMABLE_BYTES or file.blob in left_over)
-        and _NAME.fullmatch(file.blob)
-        and not (place.blobs / file.blob).exists()
-    }
 
     def one(file: RemoteFile) -> None:
         with file_locks.held(place.lock(file.blob)) as alone:
@@ -131,7 +123,7 @@ def download_big(
                     raise
 
     with ThreadPoolExecutor(workers, thread_name_prefix="download") as pool:
-        futures = [pool.submit(one, file) for file in wanted.values()]
+        futures = [pool.submit(one, file) for file in _to_resume(place, files)]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -139,6 +131,18 @@ def download_big(
             # After a failure those under way end by themselves, and keep what they have; the others don't begin. On a full
             # volume they end with their next bytes, and that is awaited: their unfinished files go.
             pool.shutdown(wait=full.is_set(), cancel_futures=True)
+
+
+def _to_resume(place: HubPlace, files: Iterable[RemoteFile]) -> Collection[RemoteFile]:
+    """Absent files that are big, or of which dead downloads left something; of several with one blob, one."""
+    left_over = {path.name.partition(".")[0] for path in place.blobs.glob("*.incomplete")}
+    return {
+        file.blob: file
+        for file in files
+        if (file.size >= RESUMABLE_BYTES or file.blob in left_over)
+        and _NAME.fullmatch(file.blob)
+        and not (place.blobs / file.blob).exists()
+    }.values()
 
 
 def discard_partial(place: HubPlace, files: Iterable[RemoteFile]) -> None:
@@ -226,6 +230,11 @@ def _download(
             )
         target.sync()
         sha256 = target.sha256
+    _finish(file, partial, place, sha256)
+
+
+def _finish(file: RemoteFile, partial: Path, place: HubPlace, sha256: str | None) -> None:
+    """Gives a whole file its final name. Raises Overtaken where another process has taken it away."""
     try:
         if partial.stat().st_size == file.size:
             partial.chmod(SHARED_FILE)

@@ -24,8 +24,8 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.sources import bucket_checksums
-from lora_operator.fetch.sources.bucket_errors import BucketSubject, translate, translate_listing
+from lora_operator.fetch.sources.buckets import checksums as bucket_checksums
+from lora_operator.fetch.sources.buckets.errors import BucketSubject, translate, translate_listing
 from lora_operator.fetch.sources.checksums import Declared
 from lora_operator.fetch.sources.http_client import new_transport
 from lora_operator.fetch.sources.listed import ListedBucket

@@ -11,7 +11,7 @@ from obstore import exceptions
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.sources import bucket_checksums
+from lora_operator.fetch.sources.buckets import checksums as bucket_checksums
 from lora_operator.fetch.sources.errors import Subject, translate_rest
 
 _STATUS: Final = re.compile(r"status code: (\d{3})\b")
