@@ -188,10 +188,15 @@ def shown(url: str) -> str:
     return text.clean(url.partition("?")[0], limit=400)
 
 
+def origin_of(url: httpx2.URL) -> tuple[str, str, int]:
+    """Scheme, host and port of an address, each in one spelling."""
+    return url.scheme, url.host.lower(), url.port or _PORTS.get(url.scheme, 0)
+
+
 def origin(url: str) -> str:
-    """Scheme, host and port of an address, in one spelling."""
-    parts = httpx2.URL(url)
-    return f"{parts.scheme}://{parts.host.lower()}:{parts.port or _PORTS.get(parts.scheme, 0)}"
+    """The same as one text."""
+    scheme, host, port = origin_of(httpx2.URL(url))
+    return f"{scheme}://{host}:{port}"
 
 
 def _without(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:
