@@ -13,6 +13,7 @@ from huggingface_hub import set_client_factory
 from lora_operator.api import ModelArtifact
 from lora_operator.api.sources.source import Source
 from lora_operator.desired.job import build_request
+from lora_operator.fetch.progress import Reporter
 from lora_operator.fetch.sources.base import open_source
 from lora_operator.plan.wants import build_artifact
 from lora_operator.source_kinds import BY_MEMBER
@@ -53,7 +54,7 @@ NAMES = {
         "azure",
         "azure/team-models-a32f4f357b5f1d5e/blobs",
     ),
-    "oci": ("sql-3e7a2c6672bece689b38", "oci://registry.test/team/sql", "oci", "."),
+    "oci": ("sql-3e7a2c6672bece689b38", "oci://registry.test/team/sql", "oci", "oci/sql-0d9fe34a2a57ede8/blobs"),
 }
 
 
@@ -70,8 +71,9 @@ def names_of(member: str, root: Path) -> tuple[str, str, str, str]:
     manifest = build_artifact(cache=cache, source=source, base_artifact=None, credentials=None)
     artifact = ModelArtifact.model_validate(manifest)
     request = build_request(artifact, cache, base_model_path=None, with_credentials=False, claim_uid="uid")
-    opened = open_source(request)
-    blobs = root if member == "oci" else opened.open_store(root).blobs  # an OCI image's lie where it is collected
+    opened = open_source(request.model_copy(update={"cache_root": str(root)}))
+    with opened.collected(root, Reporter(on_stall=lambda _: None)):
+        blobs = opened.open_store(root).blobs
     return artifact.metadata.name, opened.title, opened.folder, str(blobs.relative_to(root))
 
 
