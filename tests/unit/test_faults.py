@@ -18,7 +18,8 @@ from lora_operator.reconcile.faults import describe_fault, settle_fault
 from lora_operator.reconcile.fleet import observe_fleet
 from lora_operator.reconcile.store import Key, Kind
 from lora_operator.reconcile.usage import used_views
-from tests.unit.model_world import LLAMA, MODULES, SERVING, Json, World
+from tests.unit.fake_kube import Json
+from tests.unit.model_world import LLAMA, MODULES, SERVING, World
 from tests.unit.test_converging import (
     ADAPTERS,
     adapter,
@@ -82,7 +83,7 @@ def test_an_adapter_on_which_it_fails_holds_up_nobody_and_says_so(break_on: Brea
     world.skip(60)
     assert is_told(world, ODD)
     assert conditions(world, ODD)["Ready"]["status"] == "Unknown"
-    assert world.events.count("OperatorError") == 1
+    assert world.kube.events.count("OperatorError") == 1
     assert world.context.records.undecided(world.store, SERVING) is None
     assert used_views(world.context, SERVING)[1] is None, "content that nothing uses may go"
     before = version(world, ODD)

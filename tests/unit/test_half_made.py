@@ -3,107 +3,46 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
-from typing import Any, cast
 
 import pytest
 
 from lora_operator.errors import AlreadyExistsError, ConflictError, ForbiddenError, InvalidObjectError, KubeError
-from lora_operator.kube.client import Kube
 from lora_operator.reconcile.artifact import reconcile_artifact
-from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.download_queue import running_jobs
-from lora_operator.reconcile.store import Key, Kind, Store
-from lora_operator.settings import Settings
-from lora_operator.vllm import Engines
+from lora_operator.reconcile.store import Key, Kind
 from tests.unit.builders import make_artifact, make_cache
+from tests.unit.fake_kube import Json
+from tests.unit.small_world import SmallWorld
 
-Json = dict[str, Any]
+TOKEN: Json = {"data": {"token": base64.b64encode(b"x").decode()}}
 KEY = Key(Kind.MODEL_ARTIFACT, "serving", "private")
 CACHE = ("serving", "default")
 
 
-class Api:
-    """The API server as far as a Job is made there; `refuse`: what it says to a Secret, and to a Job that is let go."""
+class PrivateArtifact(SmallWorld):
+    """A private artifact in a cache that is Ready, and the Secret that it names; `refuse`: what a step of making its Job is told."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, Json] = {}
-        self.secrets: list[str] = []
-        self.refuse: dict[str, KubeError] = {}
-        self.version = 100
-        self.gone: Callable[[str], object] = lambda _: None
-        self.conflict = False
+        super().__init__()
+        self.refuse: dict[str, KubeError] = {}  # "secret", "job" or "apply_status"
         self.everywhere = False  # a Secret of any name exists: somebody reads the Job's before ours is made
-
-    def stamped(self, body: Json, **more: Any) -> Json:
-        self.version += 1
-        return {**body, "metadata": body["metadata"] | {"resourceVersion": str(self.version)} | more}
-
-    async def get_metadata(self, *_: Any) -> Json:
-        return {"metadata": {"uid": "uid-secret", "resourceVersion": "5"}}
-
-    async def get(self, _: Any, __: str, name: str) -> Json:
-        if name in self.jobs:
-            return self.jobs[name]
-        return {"metadata": {"uid": "uid-secret"}, "data": {"token": base64.b64encode(b"x").decode()}}
-
-    async def create(self, body: Json) -> Json:
-        name = body["metadata"]["name"]
-        if body["kind"] == "Secret":
-            return self.create_secret(name)
-        if name in self.jobs:
-            raise AlreadyExistsError(name)
-        self.jobs[name] = self.stamped(body, uid=f"uid-{name}")
-        return self.jobs[name]
-
-    def create_secret(self, name: str) -> Json:
-        if (error := self.refuse.get("secret")) is not None:
-            raise error
-        if self.everywhere or name in self.secrets:
-            raise AlreadyExistsError(name)
-        self.secrets.append(name)
-        return {}
-
-    async def patch(self, _: Any, __: str, name: str, change: Json) -> Json:
-        if (error := self.refuse.get("job")) is not None:
-            raise error
-        self.jobs[name] = self.stamped(self.jobs[name] | {"spec": self.jobs[name]["spec"] | change["spec"]})
-        return self.jobs[name]
-
-    async def delete(self, _: Any, __: str, name: str, **___: Any) -> None:
-        del self.jobs[name]
-        self.gone(name)
-
-    async def apply_status(self, _: Any, __: str, name: str, status: Json, **___: Any) -> Json:
-        if self.conflict:
-            raise ConflictError(name)
-        artifact = make_artifact(name, by_hand=True, secret="hf", uid="uid-private", status=status)
-        body = artifact.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return self.stamped(body | {"status": status})
-
-    async def event(self, *_: Any, **__: Any) -> None:
-        return
-
-
-class World:
-    """A private artifact in a cache that is Ready."""
-
-    def __init__(self) -> None:
-        self.api = Api()
-        self.context = build_context(
-            kube=cast(Kube, self.api),
-            engines=cast(Engines, None),
-            store=Store(),
-            settings=Settings(operator_image="i", operator_namespace="n"),
-            enqueue=lambda key, *, after=0.0: None,
-        )
-        self.api.gone = lambda name: self.context.store.remove(Kind.JOB, "serving", name)
+        self.kube.refused = self.refusal
+        self.kube.on_change = self.hear
+        self.kube.put({"metadata": {"name": "hf", "namespace": "serving", "uid": "uid-secret"}, **TOKEN}, "Secret")
         self.put(Kind.MODEL_CACHE, make_cache())
         self.put(Kind.MODEL_ARTIFACT, make_artifact(KEY.name, by_hand=True, secret="hf", uid="uid-private"))
 
-    def put(self, kind: Kind, obj: Any) -> None:
-        body = obj.model_dump(mode="json", by_alias=True, exclude_none=True)
-        self.context.store.upsert(kind, self.api.stamped(body))
+    def refusal(self, verb: str, obj: Json) -> KubeError | None:
+        """A Secret is made, a Job is let go by a patch, and a status is written."""
+        if verb == "create" and obj["kind"] == "Secret" and self.everywhere:
+            return AlreadyExistsError(obj["metadata"]["name"])
+        step = {("create", "Secret"): "secret", ("patch", "Job"): "job"}.get((verb, obj["kind"]), verb)
+        return self.refuse.get(step)
+
+    def hear(self, event: str, body: Json, _: bool) -> None:
+        """Of Jobs that go the operator hears at once."""
+        if event == "DELETED" and body["kind"] == "Job":
+            self.store.remove(Kind.JOB, "serving", body["metadata"]["name"])
 
     async def look(self) -> tuple[str, str]:
         """Reason and message of Ready after a look."""
@@ -112,7 +51,18 @@ class World:
         return next((str(c.reason), c.message) for c in found if c.type == "Ready")
 
     @property
+    def jobs(self) -> dict[str, Json]:
+        """The Jobs that are there, by name."""
+        return {name: body for (kind, _, name), body in self.kube.objects.items() if kind == "Job"}
+
+    @property
+    def secrets(self) -> list[str]:
+        """The names of the Secrets that the operator has made."""
+        return [body["metadata"]["name"] for body in self.kube.created if body["kind"] == "Secret"]
+
+    @property
     def held(self) -> list[str]:
+        """Artifacts whose Jobs take a place of the cache's."""
         return list(running_jobs(self.context, CACHE))
 
 
@@ -125,50 +75,50 @@ REFUSED: dict[str, tuple[str, KubeError]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_a_job_whose_credentials_are_refused_goes_and_says_why(case: str) -> None:
-    world = World()
+    world = PrivateArtifact()
     step, error = REFUSED[case]
-    world.api.refuse[step] = error
+    world.refuse[step] = error
     reason, message = await world.look()
     assert reason == "JobNotStarted"
     assert message.startswith(
         f"Job serving/private-1 can't be given its credentials: {error}; raise the namespace's quota"
     )
     assert "attempt 1 failed, tried again at" in message
-    assert (world.api.jobs, world.held) == ({}, []), "its place is free"
+    assert (world.jobs, world.held) == ({}, []), "its place is free"
     await world.look()
-    assert world.api.jobs == {}, "it waits for its next attempt"
+    assert world.jobs == {}, "it waits for its next attempt"
 
 
 async def test_a_job_that_a_killed_operator_left_is_gone_on_with() -> None:
-    world = World()
-    world.api.refuse["secret"] = KubeError("the operator was killed here")
+    world = PrivateArtifact()
+    world.refuse["secret"] = KubeError("the operator was killed here")
     with pytest.raises(KubeError):
         await world.look()
-    assert [job["spec"]["suspend"] for job in world.api.jobs.values()] == [True]
+    assert [job["spec"]["suspend"] for job in world.jobs.values()] == [True]
     assert world.held == ["private"]
-    world.api.refuse.clear()
+    world.refuse.clear()
     await world.look()
-    assert [job["spec"]["suspend"] for job in world.api.jobs.values()] == [False]
-    assert len(world.api.secrets) == 1
+    assert [job["spec"]["suspend"] for job in world.jobs.values()] == [False]
+    assert len(world.secrets) == 1
 
 
 async def test_no_job_runs_with_a_secret_that_was_there_before_it() -> None:
     """It may be somebody else's, and can't be read; the next attempt's has another name."""
-    world = World()
-    world.api.everywhere = True
+    world = PrivateArtifact()
+    world.everywhere = True
     reason, message = await world.look()
     assert reason == "JobNotStarted"
     assert "exists before Job serving/private-1 was given its credentials" in message
     assert "attempt 1 failed, tried again at" in message
-    assert (world.api.jobs, world.held) == ({}, []), "it was never let go"
+    assert (world.jobs, world.held) == ({}, []), "it was never let go"
 
 
 async def test_a_job_whose_letting_go_was_not_answered_is_made_again_with_another_secret() -> None:
-    world = World()
-    world.api.refuse["job"] = KubeError("no answer")
+    world = PrivateArtifact()
+    world.refuse["job"] = KubeError("no answer")
     with pytest.raises(KubeError):
         await world.look()
-    world.api.refuse.clear()
+    world.refuse.clear()
     assert (await world.look())[0] == "JobNotStarted"
     artifact = world.context.store.artifacts[KEY.namespace, KEY.name]
     failure = artifact.status.last_failure
@@ -176,37 +126,37 @@ async def test_a_job_whose_letting_go_was_not_answered_is_made_again_with_anothe
     due = artifact.status.model_copy(update={"next_attempt_time": failure.time})
     world.put(Kind.MODEL_ARTIFACT, artifact.model_copy(update={"status": due}))
     await world.look()
-    assert [job["spec"]["suspend"] for job in world.api.jobs.values()] == [False]
-    assert len(set(world.api.secrets)) == 2
+    assert [job["spec"]["suspend"] for job in world.jobs.values()] == [False]
+    assert len(set(world.secrets)) == 2
 
 
 async def test_a_job_that_goes_already_is_given_nothing_again() -> None:
     """Its watch may be late: it looks as if it were still to be made."""
-    world = World()
+    world = PrivateArtifact()
     await world.look()
     world.context.store.remove(Kind.JOB, "serving", "private-1")
     assert (await world.look())[0] != "JobNotStarted"
-    assert len(world.api.secrets) == len(world.api.jobs) == 1
+    assert len(world.secrets) == len(world.jobs) == 1
 
 
 async def test_a_job_that_was_left_for_credentials_that_are_not_used_any_more_goes() -> None:
-    world = World()
-    world.api.refuse["secret"] = KubeError("the operator was killed here")
+    world = PrivateArtifact()
+    world.refuse["secret"] = KubeError("the operator was killed here")
     with pytest.raises(KubeError):
         await world.look()
     world.put(Kind.MODEL_CACHE, make_cache(offline=True))
     reason, message = await world.look()
     assert reason == "JobFailed"
     assert "Job serving/private-1 was made for credentials that are not used now" in message
-    assert world.api.jobs == {}
+    assert world.jobs == {}
 
 
 async def test_no_job_goes_before_what_it_led_to_is_written_down() -> None:
-    world = World()
-    world.api.refuse["secret"] = ForbiddenError("exceeded quota")
-    world.api.conflict = True
+    world = PrivateArtifact()
+    world.refuse["secret"] = ForbiddenError("exceeded quota")
+    world.refuse["apply_status"] = ConflictError(KEY.name)
     await reconcile_artifact(world.context, KEY)
-    assert len(world.api.jobs) == 1
-    world.api.conflict = False
+    assert len(world.jobs) == 1
+    del world.refuse["apply_status"]
     assert (await world.look())[0] == "JobNotStarted"
-    assert world.api.jobs == {}
+    assert world.jobs == {}

@@ -2,68 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from lora_operator.conditions import is_passing
 from lora_operator.constants import Reason
-from lora_operator.kube.client import Kube
 from lora_operator.kube.kinds import VLLM_DEPLOYMENTS
 from lora_operator.plan.adapter_list import ModuleList
-from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.engine_pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.services import GATHER_SECONDS, PASSING_SECONDS
-from lora_operator.reconcile.store import Key, Kind, Store
-from lora_operator.settings import Settings
-from lora_operator.vllm import Engines, KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
+from lora_operator.reconcile.store import Key, Kind
+from lora_operator.vllm import KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
 from tests.unit.builders import Conditions, engine_pod, make_deployment, make_module, make_workload, not_ready, ready
 from tests.unit.fake_clock import FakeClock
+from tests.unit.fake_kube import FakeKube, Json
+from tests.unit.small_world import SmallWorld
 
 FLEET = Key(Kind.VLLM_DEPLOYMENT, "serving", "llama")
 POD = Key(Kind.POD, "serving", "llama-0")
 
 
-class Writes:
-    """The API server as far as statuses are written to it; it keeps the reasons of Ready in order."""
+class Meanwhile(FakeKube):
+    """Its answers to statuses have what somebody changed of the metadata since the pass began."""
 
     def __init__(self) -> None:
-        self.reasons: list[str] = []
-        self.meanwhile: dict[str, Any] = {}  # what somebody changed of the metadata since the pass began
+        super().__init__()
+        self.meanwhile: Json = {}
 
-    async def apply_status(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """Takes it."""
-        status: dict[str, Any] = _[3]
-        self.reasons.append(status["conditions"][0]["reason"])
-        manifest = make_deployment().model_dump(mode="json", by_alias=True)
-        return {
-            **manifest,
-            "status": status,
-            "metadata": manifest["metadata"] | {"resourceVersion": "2", **self.meanwhile},
-        }
-
-    async def event(self, *_: Any, **__: Any) -> None:
-        """Takes it."""
+    async def apply_status(self, *args: Any, **more: Any) -> Json:
+        body = await super().apply_status(*args, **more)
+        return body | {"metadata": body["metadata"] | self.meanwhile}
 
 
-@dataclass
-class Writer:
-    """write_status with a clock of the test's own."""
+class Writer(SmallWorld):
+    """The writer of statuses, with a clock of the test's own."""
 
-    clock: FakeClock = field(default_factory=FakeClock)
-    kube: Writes = field(default_factory=Writes)
-    looks: list[tuple[Key, float]] = field(default_factory=list)
+    clock: FakeClock
+    kube: Meanwhile
 
-    def __post_init__(self) -> None:
-        self.context = build_context(
-            kube=cast(Kube, self.kube),
-            engines=cast(Engines, None),
-            store=Store(),
-            settings=Settings(operator_image="i", operator_namespace="n"),
-            enqueue=lambda key, *, after=0.0: self.looks.append((key, after)),
-            clock=self.clock,
-        )
+    def __init__(self) -> None:
+        super().__init__(kube=Meanwhile(), clock=FakeClock())
+        self.kube.put(make_deployment().to_wire(), FLEET.kind.value)
+
+    @property
+    def reasons(self) -> list[str]:
+        """The reasons of Ready that were written, in order."""
+        return [status["conditions"][0]["reason"] for status in self.kube.statuses]
 
     async def write(self, conditions: Conditions, *, over: Conditions | None = None) -> bool:
         """Has a status written over what the object has."""
@@ -92,14 +78,14 @@ def test_passing_is(sentence: str, conditions: Conditions, passing: bool) -> Non
 async def test_what_passes_at_once_is_never_written() -> None:
     writer = Writer()
     assert not await writer.write(not_ready(Reason.SYNC_PENDING))
-    [(key, after)] = writer.looks
+    [(key, after)] = writer.enqueued
     assert key == FLEET
     assert 0 < after <= PASSING_SECONDS + 0.001
     writer.clock.seconds += 0.05
     assert not await writer.write(ready("3 adapters"), over=ready("2 adapters"))
     writer.clock.seconds += PASSING_SECONDS
     assert await writer.write(ready("3 adapters"), over=ready("2 adapters"))
-    assert writer.kube.reasons == ["Ready"]
+    assert writer.reasons == ["Ready"]
 
 
 async def test_what_lasts_is_written_and_from_then_on_each_change_of_it() -> None:
@@ -108,7 +94,7 @@ async def test_what_lasts_is_written_and_from_then_on_each_change_of_it() -> Non
     writer.clock.seconds += PASSING_SECONDS + 0.01
     assert await writer.write(not_ready(Reason.LOADING))
     assert await writer.write(not_ready(Reason.PARTIALLY_LOADED, "1 of 2"), over=not_ready(Reason.LOADING))
-    assert writer.kube.reasons == ["Loading", "PartiallyLoaded"]
+    assert writer.reasons == ["Loading", "PartiallyLoaded"]
 
 
 async def test_after_it_passed_the_next_one_is_waited_for_again() -> None:
@@ -117,7 +103,7 @@ async def test_after_it_passed_the_next_one_is_waited_for_again() -> None:
     assert not await writer.write(ready()), "it is what stands there"
     writer.clock.seconds += PASSING_SECONDS * 2
     assert not await writer.write(not_ready(Reason.SYNC_PENDING))
-    assert writer.kube.reasons == []
+    assert writer.reasons == []
 
 
 async def test_changes_that_leave_ready_alone_are_gathered() -> None:
@@ -139,7 +125,7 @@ async def test_becoming_ready_is_written_at_once() -> None:
 async def test_a_refusal_is_written_at_once() -> None:
     writer = Writer()
     assert await writer.write(not_ready(Reason.ENGINE_REFUSED))
-    assert writer.kube.reasons == ["EngineRefused"]
+    assert writer.reasons == ["EngineRefused"]
 
 
 @pytest.mark.parametrize(
@@ -156,11 +142,11 @@ async def test_a_refusal_is_written_at_once() -> None:
 async def test_a_change_that_comes_just_before_a_status_write_is_looked_at_at_once(meanwhile: dict[str, Any]) -> None:
     writer = Writer()
     assert await writer.write(not_ready(Reason.ENGINE_REFUSED))
-    assert FLEET not in [key for key, _ in writer.looks], "it is what was just written"
+    assert FLEET not in [key for key, _ in writer.enqueued], "it is what was just written"
     writer = Writer()
     writer.kube.meanwhile = meanwhile
     assert await writer.write(not_ready(Reason.ENGINE_REFUSED))
-    assert (FLEET, 0.0) in writer.looks, "the watch will bring it as no news"
+    assert (FLEET, 0.0) in writer.enqueued, "the watch will bring it as no news"
 
 
 class Engine:
@@ -196,29 +182,18 @@ class Engine:
         return tuple(self.listed)
 
 
-class Looks:
+class Looks(SmallWorld):
     """Looks at one pod whose list has generation 3."""
 
     def __init__(self) -> None:
-        self.engine, store = Engine(), Store()
-        store.upsert(Kind.VLLM_DEPLOYMENT, make_deployment().model_dump(mode="json", by_alias=True))
-        store.upsert(Kind.DEPLOYMENT, make_workload())
-        pod = engine_pod()
-        pod["spec"] = {"containers": []}
-        store.upsert(Kind.POD, pod)
-        self.context = build_context(
-            kube=cast(Kube, None),
-            engines=cast(Engines, self.engine),
-            store=store,
-            settings=Settings(operator_image="i", operator_namespace="n"),
-            enqueue=lambda *_, **__: None,
-            kit_files={},
-            master_key=b"key",
-        )
-        self.context.records.deployments["serving", "llama"].replica_sets["uid-rs"] = "uid-deploy"
-        self.context.records.deployments[("serving", "llama")].modules = ModuleList(
-            deployment="serving/llama", generation=3, modules=(make_module(),)
-        )
+        self.engine = Engine()
+        super().__init__(engines=self.engine, master_key=b"key")
+        self.put(Kind.VLLM_DEPLOYMENT, make_deployment())
+        self.put(Kind.DEPLOYMENT, make_workload())
+        self.put(Kind.POD, engine_pod() | {"spec": {"containers": []}})
+        record = self.context.records.deployments["serving", "llama"]
+        record.replica_sets["uid-rs"] = "uid-deploy"
+        record.modules = ModuleList(deployment="serving/llama", generation=3, modules=(make_module(),))
 
     async def look(self) -> tuple[list[str], float | None]:
         """What one look asked, and when the next one is due."""
