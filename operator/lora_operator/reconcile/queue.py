@@ -73,7 +73,7 @@ class WorkQueue:
         return not self._running and (due is None or due > self._clock.monotonic())
 
     async def wait_idle(self) -> None:
-        """Returns when `idle()` holds."""
+        """Returns when no key is due or being worked on, so once `idle()` holds."""
         while not self.idle():
             self._idle.clear()
             await self._idle.wait()
