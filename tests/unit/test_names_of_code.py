@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "operator" / "lora_operator"
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
+OURS = ("operator", "tests", "e2e")
+
 LINES_OF_A_FILE = 350
 LINES_OF_A_FUNCTION = 40
 FILES_OF_A_FOLDER = 22
@@ -324,3 +326,24 @@ def test_the_rule_is_kept_but_for_what_is_said_here(rule: str) -> None:
     found = set(look())
     assert found - {*excepted, *still_open} == set(), "mend it, or say above why it is right"
     assert {*excepted, *still_open} - found == set(), "take out what nothing needs any more"
+
+
+GLOSSARY = re.findall(r"^\| (.+?) \| (.+) \| `(.+)` \|$", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+
+
+def test_every_term_of_the_glossary_stands_once_and_has_a_module_that_is_there() -> None:
+    terms = [term for term, _, _ in GLOSSARY]
+    assert len(terms) > 40
+    assert len(terms) == len(set(terms))
+    assert {module for _, _, module in GLOSSARY} <= TREES.keys()
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("concepts", "decisions", "development"))]
+)
+def test_a_page_names_only_files_that_are_there(page: str) -> None:
+    """By their path, or by a name that one file has."""
+    known = {str(path.relative_to(ROOT)) for part in OURS for path in (ROOT / part).rglob("*.py")}
+    named = set(re.findall(r"`([\w/.]+\.py)`", (ROOT / page).read_text()))
+    named.discard("operator/__init__.py")  # must never be there
+    assert [name for name in sorted(named) if not any(f"/{path}".endswith(f"/{name}") for path in known)] == []

@@ -1,4 +1,33 @@
-"""From a key on the work queue to the reconcile of its kind."""
+"""From a key on the work queue to the reconcile of its kind.
+
+    watch (kopf)     sync (our lists)
+        |  event         |  page
+        +-------+--------+
+                v
+    store       upsert, remove: an older version than the known one changes nothing
+                |  Change(old, new)
+                v
+    routing     keys_for: every object that the change may mean something to
+                |  keys
+                v
+    queue       one entry per key, one run at a time per key, back-off per key  <---------------+
+                |  key, once every kind was listed completely                                   |
+                v                                                                               |
+    dispatch    can't be read: InvalidSpec in its status; a bug of ours: OperatorFault; else    |
+                |                                                                               |
+                v                                                                               |
+    reconcile   observe  the store and the records, and what only asking tells                  |
+                plan     pure: what is wanted, what is said, when to look again                 |
+                apply    children, Jobs, deletions                                              |
+                |                                                                               |
+                +-- records, by which others go ------------------------------ their keys ----->|
+                +-- status, if it changed, then an Event: the answer goes into                  |
+                |   the store, and by routing -------------------------------- others' keys --->|
+                +-- seconds until the next look, or an error that is tried again -- its key --->+
+
+Events only ever say that something is to be looked at: many that come together are one run, and one that is lost costs the time
+until the next list. A status that passes in a moment is held back (services.StatusWriter).
+"""
 
 from __future__ import annotations
 
