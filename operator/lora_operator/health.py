@@ -12,8 +12,8 @@ from typing import Final
 
 from aiohttp import web
 
+from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.queue import RUN_TIME_LIMIT, WorkQueue
-from lora_operator.reconcile.store import Kind
 
 HANGING_AFTER: Final = RUN_TIME_LIMIT + 60.0
 

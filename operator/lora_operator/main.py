@@ -19,12 +19,13 @@ import kopf
 from lora_operator.errors import OperatorError
 from lora_operator.health import health_app, serve_health
 from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import OWN_KINDS, Kind
 from lora_operator.logs import set_up_logging
 from lora_operator.reconcile.clock import Clock
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.queue import WorkQueue
 from lora_operator.reconcile.routing import keys_for
-from lora_operator.reconcile.store import OWN_KINDS, Change, Key, Kind, Store
+from lora_operator.reconcile.store import Change, Key, Store
 from lora_operator.reconcile.sync import Sync
 from lora_operator.settings import Settings, read_settings
 from lora_operator.vllm import Engines

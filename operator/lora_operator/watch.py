@@ -11,8 +11,8 @@ from typing import Any
 
 import kopf
 
-from lora_operator.reconcile.store import Change, Kind, Store
-from lora_operator.reconcile.sync import KIND_BY_PATH, METADATA_ONLY, WATCHED
+from lora_operator.kube.kinds import KIND_BY_PATH, KINDS, METADATA_ONLY, Kind
+from lora_operator.reconcile.store import Change, Store
 
 OpenSession = Callable[..., Awaitable[tuple[str, Any]]]
 
@@ -25,12 +25,12 @@ def register_handlers(
     failed: Callable[[BaseException], None],
 ) -> None:
     """Registers an on.event handler for each watched kind; `changed` hears of each difference, `failed` of our own faults."""
-    for kind, watched in WATCHED.items():
+    for kind, info in KINDS.items():
         kopf.on.event(
-            group=watched.rt.group,
-            version=watched.rt.version,
-            plural=watched.rt.plural,
-            id=f"store-{watched.rt.plural}",
+            group=info.rt.group,
+            version=info.rt.version,
+            plural=info.rt.plural,
+            id=f"store-{info.rt.plural}",
             registry=registry,
         )(_event_handler(kind, store, changed, failed))
 
@@ -85,10 +85,10 @@ def register_login(
 def kopf_settings() -> kopf.OperatorSettings:
     """kopf's settings: watches filtered by the API server, small workers, nothing kept on objects, no guessing of kinds."""
     settings = kopf.OperatorSettings()
-    for watched in WATCHED.values():
-        if watched.label_selector:
-            place = f"{watched.rt.group}/{watched.rt.version}" if watched.rt.group else "v1"
-            settings.watching.label_selectors[place, watched.rt.plural] = watched.label_selector
+    for info in KINDS.values():
+        if info.label_selector:
+            place = f"{info.rt.group}/{info.rt.version}" if info.rt.group else "v1"
+            settings.watching.label_selectors[place, info.rt.plural] = info.label_selector
     settings.watching.chunk_size = 1  # of its lists kopf only needs where they end: sync.py lists
     settings.watching.server_timeout = 600
     settings.watching.client_timeout = 660

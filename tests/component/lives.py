@@ -15,10 +15,11 @@ import pytest
 
 from e2e.cluster import ControlPlane
 from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import OWN_KINDS
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.queue import WorkQueue
 from lora_operator.reconcile.routing import keys_for
-from lora_operator.reconcile.store import OWN_KINDS, Change, Store
+from lora_operator.reconcile.store import Change, Store
 from lora_operator.reconcile.sync import Sync
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines

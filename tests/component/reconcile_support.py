@@ -30,13 +30,14 @@ from lora_operator.kube.kinds import (
     PODS,
     SECRETS,
     VLLM_DEPLOYMENTS,
+    Kind,
     ResourceType,
 )
 from lora_operator.main import Operator
 from lora_operator.plan.adapter_list import ModuleList, decode_from_config_map
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.queue import WorkQueue
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from lora_operator.wire.jobs import EvictRequest, EvictResult, FetchRequest, FetchResult

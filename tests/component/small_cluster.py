@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from lora_operator.errors import KubeError
 from lora_operator.kube.kinds import (
-    BY_KIND,
     CLAIMS,
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -27,6 +26,7 @@ from lora_operator.kube.kinds import (
     SERVICES,
     VLLM_DEPLOYMENTS,
     ResourceType,
+    type_of,
 )
 from tests.component.reconcile_support import World
 
@@ -98,7 +98,7 @@ class SmallCluster:
     async def _is_owned(self, item: Json) -> bool:
         """Whether an owner exists after all: it may have come while the kinds were listed one after the other."""
         for owner in item["metadata"]["ownerReferences"]:
-            rt = BY_KIND[owner["apiVersion"], owner["kind"]]
+            rt = type_of(owner)
             found = await self._world.find(rt, item["metadata"]["namespace"], owner["name"])
             if found is not None and found["metadata"]["uid"] == owner["uid"]:
                 return True

@@ -67,7 +67,8 @@ import asyncio, sys
 from lora_operator.kube.client import Kube, load_configuration
 from lora_operator.main import Operator
 from lora_operator.reconcile.queue import WorkQueue
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.kube.kinds import Kind
+from lora_operator.reconcile.store import Store
 
 async def nothing(key):
     return None

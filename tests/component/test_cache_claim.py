@@ -9,10 +9,10 @@ import pytest
 
 from e2e.cluster import ControlPlane
 from lora_operator.kube.client import Kube, load_configuration
-from lora_operator.kube.kinds import CLAIMS, MODEL_CACHES
+from lora_operator.kube.kinds import CLAIMS, MODEL_CACHES, Kind
 from lora_operator.reconcile.cache import reconcile_cache
 from lora_operator.reconcile.context import build_context
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.component.conftest import Kubectl

@@ -25,8 +25,8 @@ from lora_operator.errors import (
 )
 from lora_operator.kube import client as kube_module
 from lora_operator.kube.client import Kube, load_configuration
-from lora_operator.kube.kinds import CONFIG_MAPS, EVENTS, LORA_ADAPTERS, NAMESPACES, PODS, SECRETS
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.kube.kinds import CONFIG_MAPS, EVENTS, LORA_ADAPTERS, NAMESPACES, PODS, SECRETS, Kind
+from lora_operator.reconcile.store import Store
 from tests.unit.builders import take_list
 
 

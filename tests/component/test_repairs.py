@@ -25,7 +25,7 @@ from lora_operator.kube.kinds import (
     VLLM_DEPLOYMENTS,
     ResourceType,
 )
-from lora_operator.plan import jobs as plan_jobs
+from lora_operator.plan import job_view
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
 from tests.component.reconcile_support import NEVER, World, asking, failure, owner, running_operator, until
@@ -467,7 +467,7 @@ async def test_a_download_whose_node_is_lost_is_tried_again(
     world: World, control_plane: ControlPlane, kubectl: Kubectl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kubernetes says Failed only when the pod is gone, and nobody confirms the end of one on a lost node: a finalizer plays that."""
-    monkeypatch.setattr(plan_jobs, "LOST", timedelta(seconds=1))
+    monkeypatch.setattr(job_view, "LOST", timedelta(seconds=1))
     await world.make_fleet()
     world.outcomes["org/sql"] = NEVER
     async with running_operator(control_plane):

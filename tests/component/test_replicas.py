@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from lora_operator.kube.kinds import VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import VLLM_DEPLOYMENTS, Kind
+from lora_operator.kube.objects import KubeObject
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.pod_events import last_warning
 from lora_operator.reconcile.records import Warnings
 from lora_operator.reconcile.replicas import keep_replicas
-from lora_operator.reconcile.store import Kind
 from tests.component.conftest import Kubectl
 from tests.component.manifests import manifest
 from tests.unit.builders import make_workload
@@ -107,7 +107,7 @@ def event(namespace: str, name: str, uid: str, **fields: Any) -> dict[str, Any]:
 
 
 async def test_the_newest_warning_about_an_object_is_found(context: Context, namespace: str) -> None:
-    job, known = {"metadata": {"name": "j", "namespace": namespace, "uid": "uid-j"}}, Warnings()
+    job, known = KubeObject(name="j", namespace=namespace, uid="uid-j"), Warnings()
     for body in (
         event(namespace, "a", "uid-j", message="old", lastTimestamp="2026-01-01T00:00:00Z"),
         event(namespace, "b", "uid-j", message="exceeded quota", lastTimestamp="2026-01-01T00:00:09Z"),
@@ -116,7 +116,7 @@ async def test_the_newest_warning_about_an_object_is_found(context: Context, nam
     ):
         await context.kube.create(body)
     assert await last_warning(context, job, known=known) == "FailedCreate: exceeded quota"
-    silent = {"metadata": {"name": "k", "namespace": namespace, "uid": "uid-k"}}
+    silent = KubeObject(name="k", namespace=namespace, uid="uid-k")
     assert await last_warning(context, silent, known=known) is None
 
     await context.kube.create(event(namespace, "e", "uid-j", message="new", lastTimestamp="2026-01-01T00:00:12Z"))

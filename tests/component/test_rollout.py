@@ -22,13 +22,13 @@ from lora_operator.desired.command_line import StaticModules
 from lora_operator.desired.common import literal
 from lora_operator.desired.deployment import build_deployment
 from lora_operator.kube.client import Kube, load_configuration
-from lora_operator.kube.kinds import DEPLOYMENTS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import DEPLOYMENTS, LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS, Kind
 from lora_operator.plan.rollout import MAX_ARGUMENT_BYTES
 from lora_operator.reconcile import services
 from lora_operator.reconcile.adapter import reconcile_adapter
 from lora_operator.reconcile.context import Context, build_context
 from lora_operator.reconcile.deployment import reconcile_deployment
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.component.conftest import Kubectl
@@ -133,7 +133,7 @@ class World:
         """The Deployment's status as its controller would write it: one pod, of the present form, that is up or starting."""
         live = self.context.store.workloads[self.namespace, "llama"]
         counts = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": ready, "availableReplicas": ready}
-        status = counts | {"observedGeneration": live["metadata"]["generation"]}
+        status = counts | {"observedGeneration": live.generation}
         body = await self.kube.apply_status(DEPLOYMENTS, self.namespace, "llama", status)
         self.context.store.upsert(Kind.DEPLOYMENT, body)
 

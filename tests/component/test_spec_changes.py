@@ -18,12 +18,12 @@ import pytest
 from e2e.cluster import ControlPlane
 from lora_operator.errors import NotFoundError
 from lora_operator.kube.client import Kube, load_configuration
-from lora_operator.kube.kinds import CONFIG_MAPS, JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS
+from lora_operator.kube.kinds import CONFIG_MAPS, JOBS, LORA_ADAPTERS, MODEL_ARTIFACTS, Kind
 from lora_operator.main import Operator
 from lora_operator.plan.adapter_list import Module, decode_from_config_map
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.queue import WorkQueue
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from lora_operator.wire.jobs import FETCH_REQUEST_ENV

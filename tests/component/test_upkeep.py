@@ -11,12 +11,12 @@ from e2e.cluster import ControlPlane
 from lora_operator.api import VLLMDeployment
 from lora_operator.desired.children import build_gate_secret, build_kit_config_map, kit_hash
 from lora_operator.kube.client import Kube, load_configuration
-from lora_operator.kube.kinds import CONFIG_MAPS, REPLICA_SETS, SECRETS
+from lora_operator.kube.kinds import CONFIG_MAPS, REPLICA_SETS, SECRETS, Kind
 from lora_operator.names import engine_labels, kit_config_map
 from lora_operator.reconcile import services
 from lora_operator.reconcile.context import Context, build_context
 from lora_operator.reconcile.kits import remove_old_kits
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import make_deployment, take_list

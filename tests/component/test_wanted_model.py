@@ -11,9 +11,10 @@ from e2e.cluster import ControlPlane
 from lora_operator.api import VLLMDeployment
 from lora_operator.constants import ANNOTATION_REFRESH
 from lora_operator.kube.client import Kube, load_configuration
+from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.base_model import want_model
 from lora_operator.reconcile.context import Context, build_context
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.component.conftest import Kubectl

@@ -21,10 +21,10 @@ from e2e.cluster import ControlPlane, tools
 from lora_operator import main
 from lora_operator.errors import UnavailableError
 from lora_operator.kube.client import Kube, load_configuration
-from lora_operator.kube.kinds import LORA_ADAPTERS, PODS, ResourceType
+from lora_operator.kube.kinds import LORA_ADAPTERS, PODS, Kind, ResourceType
 from lora_operator.main import Operator
 from lora_operator.reconcile.queue import WorkQueue
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from tests.component.conftest import Kubectl
 
 ROOT = Path(__file__).parents[2]

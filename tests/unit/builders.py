@@ -23,9 +23,13 @@ from lora_operator.constants import (
     MANAGED_BY,
     Condition,
 )
+from lora_operator.kube.kinds import Kind
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Job
 from lora_operator.plan.adapter_list import Module
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView, Served
-from lora_operator.reconcile.store import Change, Kind, ObjectKey, Store
+from lora_operator.plan.job_view import JobView, view_job
+from lora_operator.reconcile.store import Change, ObjectKey, Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 9, 0, 0, tzinfo=UTC)
@@ -413,6 +417,11 @@ def make_workload(*, uid: str = "uid-deploy", owner: str = "uid-llama", **status
         "spec": {"replicas": 2},
         "status": status,
     }
+
+
+def jobs_view(job: dict[str, Any], pods: Iterable[dict[str, Any]], **more: Any) -> JobView:
+    """What is seen of a Job and its pods, as the API server sends them."""
+    return view_job(Job.parse(job), [Pod.parse(pod) for pod in pods], **more)
 
 
 def ready_reason(conditions: tuple[StatusCondition, ...]) -> str:

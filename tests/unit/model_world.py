@@ -20,11 +20,12 @@ from lora_operator.errors import (
     OperatorError,
     StaleList,
 )
+from lora_operator.kube.kinds import OWN_KINDS, Kind
 from lora_operator.plan.adapter_list import ModuleList, decode_from_config_map
 from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.routing import keys_for
-from lora_operator.reconcile.store import OWN_KINDS, Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import HeldList, HeldModule, KitState, LoadedModule, ServedModel
 from lora_operator.wire.jobs import FetchRequest, FetchResult

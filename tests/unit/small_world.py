@@ -9,10 +9,11 @@ from typing import Any, cast
 
 from lora_operator.api.common import ApiModel
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.clock import Clock
 from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.routing import keys_for
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.fake_kube import FakeKube, Json

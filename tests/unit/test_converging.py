@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.kube.kinds import Kind
+from lora_operator.reconcile.store import Key
 from tests.unit.fake_kube import Json
 from tests.unit.model_world import LLAMA, MODULES, SERVING, World, packed
 

@@ -10,10 +10,12 @@ import pytest
 
 from lora_operator.constants import ANNOTATION_EVICT, LABEL_CACHE
 from lora_operator.kube.answers import MAX_TEXT_NESTING, flattened, parsed, refusal
+from lora_operator.kube.kinds import METADATA_ONLY, Kind
+from lora_operator.kube.pods import Pod, PodSpec
 from lora_operator.kube.watch_lines import Lines
+from lora_operator.kube.workloads import Job, Workload
 from lora_operator.reconcile.bodies import MAX_NESTING, is_too_deep, slim
-from lora_operator.reconcile.store import Key, Kind, Store
-from lora_operator.reconcile.sync import METADATA_ONLY
+from lora_operator.reconcile.store import Key, Store
 from tests.unit.builders import engine_pod, make_adapter, make_deployment, make_workload
 
 DEEP = 5_000
@@ -106,9 +108,9 @@ NOTES = {"someone.example/x": "y" * 1000, f"{GROUP}/refresh": "1"}
 def test_of_some_kinds_the_metadata_alone_is_kept(kind: Kind) -> None:
     body = {"metadata": {"name": "x", "labels": {"a": "b"}, "managedFields": [1]}, "data": {"a": "b"}, "spec": {}}
     body["metadata"]["annotations"] = NOTES  # type: ignore[index]
-    kept = slim(kind.value, body)
-    labels = {"labels": {"a": "b"}} if kind is Kind.NAMESPACE else {}
-    assert kept == {"metadata": {"name": "x", **labels, "annotations": {f"{GROUP}/refresh": "1"}}}
+    kept = kind.info.view.parse(body)
+    labels = {"a": "b"} if kind is Kind.NAMESPACE else {}
+    assert kept == kind.info.view(name="x", labels=labels, annotations={f"{GROUP}/refresh": "1"})
     assert any(kind.value.lower() in path for path in METADATA_ONLY), "nor is more asked for"
 
 
@@ -125,13 +127,17 @@ def test_what_anybody_may_fill_with_any_amount_takes_no_memory(kind: Kind) -> No
     }
     metadata |= {"finalizers": list(many), "ownerReferences": owners}
     template = {"metadata": {"labels": many}, "spec": pod}
-    kept = slim(kind.value, {"metadata": metadata, "spec": pod if kind is Kind.POD else {"template": template}})
-    assert kept["metadata"]["labels"] == {LABEL_CACHE: "c"}
-    assert kept["metadata"]["annotations"] == {ANNOTATION_EVICT: "x" * 1024}
-    assert kept["metadata"]["ownerReferences"] == owners[7:8]
-    assert "finalizers" not in kept["metadata"]
-    if kind is not Kind.LORA_ADAPTER:
-        assert len(json.dumps(kept)) < 20_000, "9,999 ports of 200 containers each"
+    body = {"metadata": metadata, "spec": pod if kind is Kind.POD else {"template": template}}
+    if kind is Kind.LORA_ADAPTER:
+        kept = slim(body)["metadata"]
+        assert (kept["labels"], kept["annotations"]) == ({LABEL_CACHE: "c"}, {ANNOTATION_EVICT: "x" * 1024})
+        assert kept["ownerReferences"] == owners[7:8]
+        assert "finalizers" not in kept
+        return
+    view = kind.info.view.parse(body)
+    assert (view.labels, view.annotations) == ({LABEL_CACHE: "c"}, {ANNOTATION_EVICT: "x" * 1024})
+    assert view.owner == ("A", "a" * 200, "7")
+    assert len(repr(view)) < 20_000, "9,999 ports of 200 containers each"
 
 
 def test_of_our_own_kinds_others_annotations_are_not_kept() -> None:
@@ -151,13 +157,9 @@ def test_of_pods_jobs_and_deployments_what_is_read_is_kept() -> None:
     workload = make_workload()
     workload["spec"] = {"replicas": 2, "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod["spec"]}}
     job = {"metadata": {"name": "j"}, "spec": {"suspend": True, "template": {"spec": pod["spec"]}}, "status": {"a": 1}}
-    for kind, body in (("Pod", pod), ("Deployment", workload), ("Job", job)):
-        assert len(json.dumps(slim(kind, body))) < 2000
-    kept = slim("Pod", pod)["spec"]
-    assert kept == {
-        "nodeName": "n",
-        "containers": [{"name": "vllm", "ports": [{"name": "http", "containerPort": 1}]}],
-        "views": ["artifacts/sql-abc"],
-    }
-    assert slim("Deployment", workload)["spec"]["template"]["spec"] == kept
-    assert slim("Job", job) == job | {"spec": {"suspend": True}}
+    for kind, body in ((Kind.POD, pod), (Kind.DEPLOYMENT, workload), (Kind.JOB, job)):
+        assert len(repr(kind.info.view.parse(body))) < 2000
+    kept = Pod.parse(pod).spec
+    assert kept == PodSpec(node="n", engine_port=1, views=frozenset({"sql-abc"}))
+    assert Workload.parse(workload).template == kept
+    assert Job.parse(job) == Job(name="j", is_suspended=True)

@@ -13,6 +13,7 @@ from lora_operator.desired.children import build_chat_config_map
 from lora_operator.desired.command_line import Auxiliary, StaticModules
 from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
 from lora_operator.engine_plugin.gate import READY_PATH
+from lora_operator.kube.workloads import Workload
 from lora_operator.names import engine_labels
 from tests.unit.builders import make_cache, make_deployment
 
@@ -155,7 +156,7 @@ def test_a_chat_template_is_mounted_from_its_config_map() -> None:
 def test_a_pod_starts_without_a_list_but_not_without_the_gates_token() -> None:
     assert VOLUMES["modules"]["configMap"] == {"name": "llama-modules", "optional": True}
     assert VOLUMES["gate"]["secret"] == {"secretName": "llama-gate-1-2", "defaultMode": 0o444}
-    assert mounted_gate(build()) == "llama-gate-1-2"
+    assert mounted_gate(Workload.parse(build())) == "llama-gate-1-2"
     assert MOUNTS["gate"]["readOnly"]
 
 

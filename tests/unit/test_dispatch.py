@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from lora_operator.constants import API_VERSION
+from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.dispatch import Dispatcher
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key
 from tests.unit.builders import make_adapter, ready
 from tests.unit.small_world import SmallWorld
 

@@ -11,12 +11,13 @@ from pydantic import BaseModel, ValidationError
 
 from lora_operator.constants import API_VERSION
 from lora_operator.errors import UnavailableError
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.fair_share import Ticket
 from lora_operator.reconcile import dispatch
 from lora_operator.reconcile.dispatch import Reconcile
 from lora_operator.reconcile.faults import describe_fault, settle_fault
 from lora_operator.reconcile.fleet import observe_fleet
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key
 from lora_operator.reconcile.usage import used_views
 from tests.unit.fake_kube import Json
 from tests.unit.model_world import LLAMA, MODULES, SERVING, World

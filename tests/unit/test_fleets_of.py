@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile.artifact import fleets_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.records import ModelWant
-from lora_operator.reconcile.store import Kind
 from tests.unit.builders import make_adapter, make_artifact, make_cache, make_deployment
 from tests.unit.small_world import SmallWorld
 

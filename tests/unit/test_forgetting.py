@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_operator.errors import KubeError
+from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.queue import WorkQueue
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key
 from tests.unit.model_world import SERVING, World
 from tests.unit.test_converging import adapter, apply, cache, claim, deployment, happen, namespace, secret
 

@@ -7,9 +7,10 @@ import base64
 import pytest
 
 from lora_operator.errors import AlreadyExistsError, ConflictError, ForbiddenError, InvalidObjectError, KubeError
+from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.download_queue import running_jobs
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key
 from tests.unit.builders import make_artifact, make_cache
 from tests.unit.fake_kube import Json
 from tests.unit.small_world import SmallWorld

@@ -64,7 +64,6 @@ OPEN_FILE_NAMES: set[str] = {
     "checksums",
     "client",
     "common",
-    "jobs",
     "kits",
     "limits",
     "progress",
@@ -107,7 +106,6 @@ OPEN_FUNCTIONS: set[str] = {
     "plan/adapter_status.py:adapter_status",
     "plan/admission.py:admit",
     "plan/artifact.py:_plan_finished",
-    "plan/artifact.py:_plan_start",
     "plan/deployment_status.py:_in_sync",
     "plan/fair_share.py:order",
     "plan/job_view.py:_result",
@@ -115,7 +113,6 @@ OPEN_FUNCTIONS: set[str] = {
     "reconcile/deployment.py:_apply_engines",
     "reconcile/deployment.py:reconcile_deployment",
     "reconcile/engine_pod.py:_look",
-    "reconcile/eviction.py:_observe",
     "reconcile/eviction.py:_start",
 }
 OPEN_FILES: set[str] = {
@@ -171,7 +168,8 @@ OPEN_DOCSTRINGS: set[str] = {
     "fetch/volume/file_locks.py:Guarded.truncate",
     "kube/client.py:Kube.close",
     "kube/client.py:Kube.get",
-    "kube/objects.py:pod_ip",
+    "kube/objects.py:KubeObject.key",
+    "kube/objects.py:ObjectCondition.is_true",
     "plan/adapter.py:plan_adapter",
     "plan/adapter_list.py:ModuleList.by_name",
     "plan/artifact.py:plan_artifact",

@@ -9,10 +9,11 @@ import pytest
 
 from lora_operator.constants import API_VERSION
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView
 from lora_operator.reconcile.context import Context, build_context
 from lora_operator.reconcile.fleet import observe_fleet, own_pods, tell_adapters
-from lora_operator.reconcile.store import Kind, Store
+from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 from tests.unit.builders import engine_pod, make_adapter, make_deployment, make_view, make_workload

@@ -12,7 +12,14 @@ from lora_operator.api import ModelArtifact, ModelCache
 from lora_operator.api.sources.source import Source
 from lora_operator.constants import ANNOTATION_REFRESH, REASONS, Reason, Retry
 from lora_operator.errors import ReasonError
-from lora_operator.plan.artifact import ArtifactObservation, ArtifactPlan, SecretVersion, plan_artifact, plan_failure
+from lora_operator.plan.artifact import (
+    ArtifactObservation,
+    ArtifactPlan,
+    SecretVersion,
+    plan_artifact,
+    plan_failure,
+    waits_for_turn,
+)
 from lora_operator.plan.job_view import JobView
 from lora_operator.plan.preconditions import wanters_credentials
 from lora_operator.plan.wants import build_artifact
@@ -703,7 +710,8 @@ def test_a_job_that_never_started_does_not_end_as_only_late() -> None:
 def test_one_whose_turn_it_is_not_says_how_many_are_ahead_and_starts_no_job() -> None:
     cache = make_cache(download={"maxConcurrent": 2})
     plan = plan_artifact(seen(cache=cache, ahead=3), now=NOW)
-    assert (plan.start, plan.requeue_after, plan.waits_for_turn) == (None, 10.0, True)
+    assert (plan.start, plan.requeue_after) == (None, 10.0)
+    assert waits_for_turn(seen(cache=cache, ahead=3), now=NOW)
     assert plan.status is not None
     said = told(plan.status.conditions)["Ready"]
     assert said[1] == "Queued"
@@ -721,9 +729,9 @@ def test_one_that_failed_keeps_saying_why_while_it_waits_for_its_turn() -> None:
 
 
 def test_only_one_that_could_start_waits_for_a_turn() -> None:
-    assert plan_artifact(seen(), now=NOW).waits_for_turn
+    assert waits_for_turn(seen(), now=NOW)
     for other in (seen(wanted=False), seen(cache=None), seen(ready_artifact()), seen(NEEDS_BASE), seen(jobs=(job(),))):
-        assert not plan_artifact(other, now=NOW).waits_for_turn
+        assert not waits_for_turn(other, now=NOW)
 
 
 def test_what_its_user_says_is_too_big_needs_no_job() -> None:

@@ -10,6 +10,8 @@ from lora_operator.api import ModelArtifact
 from lora_operator.api.cache import VolumeFigures
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
+from lora_operator.kube.objects import Claim
+from lora_operator.kube.pods import Pod
 from lora_operator.plan.cache import CacheObservation, plan_cache, why_not_ours
 from tests.unit.builders import (
     LATER,
@@ -23,7 +25,11 @@ from tests.unit.builders import (
 )
 
 
-def claim(phase: str | None, *, annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+def claim(phase: str | None, *, annotations: dict[str, str] | None = None, **spec: Any) -> Claim:
+    return Claim.parse(body(phase, annotations=annotations, **spec))
+
+
+def body(phase: str | None, *, annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
     status = {"phase": phase} if phase else {}
     return {
         "metadata": {"name": "models", "uid": "uid-claim", "annotations": annotations or {}},
@@ -41,7 +47,7 @@ def unwritable(
 
 
 WORDS = "user 10001 may not write to /model-cache"
-Case = tuple[dict[str, Any] | None, list[ModelArtifact], dict[str, tuple[str, str, str]], float]
+Case = tuple[Claim | None, list[ModelArtifact], dict[str, tuple[str, str, str]], float]
 CACHES: dict[str, Case] = {
     "a bound claim": (
         claim("Bound"),
@@ -159,7 +165,7 @@ def test_nothing_is_claimed_of_a_claim_that_is_not_there() -> None:
 
 
 DESCRIBE = "see kubectl describe pvc -n serving models"
-PENDING: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
+PENDING: dict[str, tuple[Claim, dict[str, str] | None, str]] = {
     "its class waits for the first consumer": (
         claim("Pending", storageClassName="local"),
         {"volumeBindingMode": "WaitForFirstConsumer"},
@@ -191,15 +197,18 @@ PENDING: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
 @pytest.mark.parametrize("case", PENDING)
 def test_a_pending_claim_says_what_it_waits_for(case: str) -> None:
     seen, storage_class, why = PENDING[case]
-    status, again = plan_cache(CacheObservation(make_cache(), seen, [], storage_class=storage_class), now=NOW)
+    mode = storage_class.get("volumeBindingMode", "") if storage_class is not None else None
+    status, again = plan_cache(CacheObservation(make_cache(), seen, [], binding_mode=mode), now=NOW)
     found = told(status.conditions)
     assert found["Ready"] == ("False", "ClaimPending", f"PersistentVolumeClaim serving/models is not bound: {why}")
     assert "Stalled" not in found
     assert again == 3
 
 
-DELETED = claim("Bound") | {"metadata": {"name": "models", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"}}
-UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
+DELETED = Claim.parse(
+    body("Bound") | {"metadata": {"name": "models", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"}}
+)
+UNUSABLE: dict[str, tuple[Claim, str]] = {
     "only one pod may mount it": (claim("Bound", accessModes=["ReadWriteOncePod"]), "asks for ReadWriteOncePod: a Job"),
     "nobody may write": (claim("Bound", accessModes=["ReadOnlyMany"]), "asks for ReadOnlyMany: a Job writes"),
     "a block device": (claim("Pending", volumeMode="Block"), "has volumeMode Block: a cache needs a file system"),
@@ -224,8 +233,9 @@ def test_a_claim_that_was_refused() -> None:
     assert (status.claim_name, status.claim_uid, status.access_modes, again) == ("models", None, None, 10)
 
 
-def pod(name: str, node: str | None, phase: str = "Running") -> dict[str, Any]:
-    return {"metadata": {"name": name}, "spec": {"nodeName": node} if node else {}, "status": {"phase": phase}}
+def pod(name: str, node: str | None, phase: str = "Running") -> Pod:
+    spec = {"nodeName": node} if node else {}
+    return Pod.parse({"metadata": {"name": name}, "spec": spec, "status": {"phase": phase}})
 
 
 def test_a_claim_of_one_node_names_the_node_and_who_waits() -> None:
@@ -272,7 +282,7 @@ TEMPLATE = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storag
     ],
 )
 def test_whose_claim_of_that_name_it_is(metadata: dict[str, Any], reason: str | None) -> None:
-    error = why_not_ours(make_cache(template=TEMPLATE), {"metadata": {"name": "default", **metadata}})
+    error = why_not_ours(make_cache(template=TEMPLATE), Claim.parse({"metadata": {"name": "default", **metadata}}))
     assert (error.reason if error else None) == reason
     if error:
         assert error.message.startswith("PersistentVolumeClaim serving/default ")
@@ -312,7 +322,7 @@ def test_a_volume_that_was_enlarged_is_not_called_full_by_what_it_was() -> None:
     status, _ = plan_cache(CacheObservation(cache, claim("Bound"), (), volume=VOLUME), now=NOW)
     assert told(status.conditions)["SpaceLow"][:2] == ("True", "NearlyFull")
     cache = cache.model_copy(update={"status": through_the_api(status)})
-    grown = claim("Bound") | {"status": {"phase": "Bound", "capacity": {"storage": "20Gi"}}}
+    grown = Claim.parse(body("Bound") | {"status": {"phase": "Bound", "capacity": {"storage": "20Gi"}}})
     status, _ = plan_cache(CacheObservation(cache, grown, (), volume=VOLUME), now=LATER)
     assert told(status.conditions)["SpaceLow"] == (
         "Unknown",

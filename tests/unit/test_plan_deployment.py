@@ -9,6 +9,8 @@ import pytest
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Workload
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.plan.deployment_status import (
     Content,
@@ -60,7 +62,11 @@ def seen(**more: Any) -> DeploymentObservation:
         "fleet": make_fleet(fleet_pod("a", GOOD), fleet_pod("b", GOOD)),
         "modules": LIST,
     }
-    return DeploymentObservation(**(values | more))
+    values |= more
+    if values["workload"] is not None:
+        values["workload"] = Workload.parse(values["workload"])
+    values["pods"] = [Pod.parse(pod) for pod in values["pods"]]
+    return DeploymentObservation(**values)
 
 
 def one(view: Any, **more: Any) -> DeploymentObservation:
@@ -485,7 +491,8 @@ REPLICAS: dict[str, tuple[int | None, dict[str, Any] | None, int]] = {
 @pytest.mark.parametrize("case", REPLICAS)
 def test_replicas_wanted(case: str) -> None:
     replicas, workload, expected = REPLICAS[case]
-    assert replicas_wanted(make_deployment(replicas=replicas), workload) == expected
+    live = Workload.parse(workload) if workload is not None else None
+    assert replicas_wanted(make_deployment(replicas=replicas), live) == expected
 
 
 def test_small_questions() -> None:

@@ -12,10 +12,11 @@ import pytest
 from lora_operator.api import ModelArtifact, ModelCache
 from lora_operator.api.sources.source import Source
 from lora_operator.constants import ANNOTATION_EVICT
+from lora_operator.kube.workloads import Job
 from lora_operator.plan.cache import CacheObservation, plan_cache
 from lora_operator.plan.eviction import encode_keep, is_due, plan_eviction, read_result
-from lora_operator.plan.eviction_candidates import EvictionObservation, EvictJob, reclaimable_bytes, views_in
-from lora_operator.wire.jobs import KEEP_BYTES, EvictResult, keep_mark
+from lora_operator.plan.eviction_candidates import EvictionObservation, EvictJob, reclaimable_bytes
+from lora_operator.wire.jobs import KEEP_BYTES, EvictResult, keep_mark, views_in
 from tests.unit.builders import (
     CREATED,
     NOW,
@@ -352,8 +353,9 @@ def test_views_in_a_text() -> None:
 
 
 def test_the_last_words_of_a_job() -> None:
-    ended = {"status": {"conditions": [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}]}}
-    assert read_result({"status": {}}, "{}") is None
+    failed = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}
+    ended = Job.parse({"status": {"conditions": [failed]}})
+    assert read_result(Job.parse({"status": {}}), "{}") is None
     assert read_result(ended, '{"ok": true, "views": 2}') == EvictResult(ok=True, views=2)
     found = read_result(ended, "Traceback")
     assert found is not None

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
-from lora_operator.plan.job_view import given_up, silent_object, view_job
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Job
+from lora_operator.plan.job_view import given_up, silent_object
 from lora_operator.wire.jobs import FetchResult
-from tests.unit.builders import COMMIT, NOW, job_pod, make_job
+from tests.unit.builders import COMMIT, NOW, job_pod, jobs_view, make_job
 
 GOOD = FetchResult(
     ok=True, resolved_revision=COMMIT, digest="sha256:aa", size_bytes=1, files=1, path=f"artifacts/x-{COMMIT}"
@@ -119,7 +121,7 @@ FINISHED: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Outcome]] = {
 @pytest.mark.parametrize("case", FINISHED)
 def test_a_finished_job(case: str) -> None:
     job, pods, expected = FINISHED[case]
-    view = view_job(job, pods)
+    view = jobs_view(job, pods)
     assert view.finished
     assert view.waiting is None
     assert view.result is not None
@@ -137,7 +139,7 @@ def test_a_path_that_leaves_the_cache_is_no_result() -> None:
         "artifacts/a/b",
     ):
         text = FetchResult.model_validate_json(GOOD).model_copy(update={"path": path}).model_dump_json(by_alias=True)
-        view = view_job(make_job(complete=True), [job_pod(ended(text, code=0))])
+        view = jobs_view(make_job(complete=True), [job_pod(ended(text, code=0))])
         assert view.result is not None
         assert (view.result.ok, view.result.reason) == (False, "JobFailed"), path
 
@@ -172,7 +174,7 @@ RUNNING: dict[str, tuple[dict[str, Any], list[dict[str, Any]], tuple[str | None,
 @pytest.mark.parametrize("case", RUNNING)
 def test_a_job_that_goes_on(case: str) -> None:
     job, pods, (pod, waiting) = RUNNING[case]
-    view = view_job(job, pods)
+    view = jobs_view(job, pods)
     assert not view.finished
     assert view.result is None
     assert (view.pod, view.waiting) == (pod, waiting)
@@ -198,18 +200,19 @@ SILENT: dict[str, tuple[dict[str, Any], list[dict[str, Any]], bool]] = {
 
 @pytest.mark.parametrize("case", SILENT)
 def test_of_what_only_events_tell(case: str) -> None:
-    job, pods, expected = SILENT[case]
+    job, pods = Job.parse(SILENT[case][0]), [Pod.parse(pod) for pod in SILENT[case][1]]
+    expected = SILENT[case][2]
     assert silent_object(job, pods, now=NOW) is ((pods[0] if pods else job) if expected else None)
 
 
 def test_what_events_say_is_told() -> None:
-    refused = view_job(started(6, **make_job()), [], warning='FailedCreate: pods "x" is forbidden: exceeded quota')
+    refused = jobs_view(started(6, **make_job()), [], warning='FailedCreate: pods "x" is forbidden: exceeded quota')
     assert refused.waiting == (
         "JobUnschedulable",
         'no pod of Job sql-0a1b2c3d4e-1 can be made: FailedCreate: pods "x" is forbidden: exceeded quota; '
         "raise the quota, or change the policy that refuses it",
     )
-    unmounted = view_job(started(6, **make_job()), [started(6, **CREATING)], warning="FailedMount: no such volume")
+    unmounted = jobs_view(started(6, **make_job()), [started(6, **CREATING)], warning="FailedMount: no such volume")
     assert unmounted.waiting == ("JobNotStarted", "pod fetch-1-x: FailedMount: no such volume")
 
 
@@ -242,12 +245,12 @@ IDLE: dict[str, tuple[float, dict[str, Any], list[dict[str, Any]], str | None, t
 @pytest.mark.parametrize("case", IDLE)
 def test_a_job_that_does_not_start_is_given_up(case: str) -> None:
     seconds, job, pods, warning, expected = IDLE[case]
-    found = given_up(view_job(started(seconds, **job), pods, warning=warning), now=NOW)
+    found = given_up(jobs_view(started(seconds, **job), pods, warning=warning), now=NOW)
     assert (found and (found.reason, found.message)) == expected
 
 
 def test_which_attempt_it_is_and_whose() -> None:
-    view = view_job(make_job(7, suspend=True), [])
+    view = jobs_view(make_job(7, suspend=True), [])
     assert (view.name, view.attempt, view.owner_uid, view.suspended) == ("sql-0a1b2c3d4e-7", 7, "uid-artifact", True)
 
 
@@ -255,13 +258,13 @@ def test_which_attempt_it_is_and_whose() -> None:
 def test_an_attempt_that_is_none_counts_as_one_long_done(text: str) -> None:
     job = make_job()
     job["metadata"]["annotations"] = {"lora-operator.dev/attempt": text}
-    assert view_job(job, []).attempt == 0
+    assert jobs_view(job, []).attempt == 0
     job["metadata"]["annotations"] = None
-    assert view_job(job, []).attempt == 0
+    assert jobs_view(job, []).attempt == 0
 
 
 @given(st.text())
 def test_no_termination_message_whatever_ends_a_reconcile(message: str) -> None:
-    view = view_job(make_job(failed="BackoffLimitExceeded"), [job_pod(ended(message))])
+    view = jobs_view(make_job(failed="BackoffLimitExceeded"), [job_pod(ended(message))])
     assert view.result is not None
     assert len(view.result.message) < 1000

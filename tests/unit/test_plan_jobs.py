@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from lora_operator.constants import Reason
-from lora_operator.plan.job_view import view_job
-from lora_operator.plan.jobs import has_ended
-from tests.unit.builders import NOW, job_pod, make_job
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Job
+from lora_operator.plan.job_view import has_ended
+from tests.unit.builders import NOW, job_pod, jobs_view, make_job
 from tests.unit.test_plan_fetch_job import GOOD, ended
 
 Json = dict[str, Any]
@@ -55,13 +56,13 @@ CASES: dict[str, tuple[Json, list[Json], bool]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_job_is_over(case: str) -> None:
     job, pods, expected = CASES[case]
-    assert has_ended(job, pods, now=NOW) is expected
-    assert view_job(job, pods, now=NOW).finished is expected
+    assert has_ended(Job.parse(job), map(Pod.parse, pods), now=NOW) is expected
+    assert jobs_view(job, pods, now=NOW).finished is expected
 
 
 @pytest.mark.parametrize("job", [decided(), decided(reason="DeadlineExceeded"), decided("SuccessCriteriaMet")])
 def test_a_lost_node_is_told_as_the_cause(job: Json) -> None:
-    result = view_job(job, [pod(gone=90)], now=NOW).result
+    result = jobs_view(job, [pod(gone=90)], now=NOW).result
     assert result is not None
     at = NOW - timedelta(seconds=90)
     assert (result.ok, result.reason) == (False, Reason.JOB_FAILED)
@@ -71,7 +72,7 @@ def test_a_lost_node_is_told_as_the_cause(job: Json) -> None:
 
 
 def test_what_its_container_told_before_is_believed() -> None:
-    result = view_job(decided("SuccessCriteriaMet"), [pod(ended(GOOD, code=0))], now=NOW).result
+    result = jobs_view(decided("SuccessCriteriaMet"), [pod(ended(GOOD, code=0))], now=NOW).result
     assert result is not None
     assert result.ok
 
@@ -80,4 +81,4 @@ def test_what_its_container_told_before_is_believed() -> None:
 def test_a_time_that_is_none_loses_nothing(text: Any) -> None:
     odd = pod(gone=None)
     odd["metadata"]["deletionTimestamp"] = text
-    assert not has_ended(decided(), [odd], now=datetime.max.replace(tzinfo=NOW.tzinfo))
+    assert not has_ended(Job.parse(decided()), [Pod.parse(odd)], now=datetime.max.replace(tzinfo=NOW.tzinfo))

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from lora_operator.kube.objects import KubeObject
+from lora_operator.kube.pods import Pod, PodSpec
+from lora_operator.kube.workloads import Workload
 from lora_operator.plan.kits import kits_to_remove, mounted, owned_kits
 
 OWNED, FOREIGN = "uid-llama", "uid-other"
@@ -25,6 +28,11 @@ def workload(*kits: str) -> dict[str, Any]:
     return {"metadata": {"name": "llama"}, "spec": {"replicas": 0, "template": pod(*kits)}}
 
 
+def specs(body: dict[str, Any]) -> PodSpec:
+    """Of a pod, or what is made into pods."""
+    return Workload.parse(body).template if "template" in body["spec"] else Pod.parse(body).spec
+
+
 OWN: dict[str, tuple[dict[str, Any], bool]] = {
     "a kit of the deployment": (config_map("llama-kit-aaa"), True),
     "its module list": (config_map("llama-modules"), False),
@@ -36,7 +44,7 @@ OWN: dict[str, tuple[dict[str, Any], bool]] = {
 @pytest.mark.parametrize("sentence", list(OWN))
 def test_kits_are_told_by_name_and_owner(sentence: str) -> None:
     body, own = OWN[sentence]
-    assert bool(owned_kits([body], deployment="llama", uid=OWNED)) is own
+    assert bool(owned_kits([KubeObject.parse(body)], deployment="llama", uid=OWNED)) is own
 
 
 CASES: dict[str, tuple[list[dict[str, Any]], set[str]]] = {
@@ -52,10 +60,10 @@ CASES: dict[str, tuple[list[dict[str, Any]], set[str]]] = {
 def test_a_kit_stays_as_long_as(sentence: str) -> None:
     users, removed = CASES[sentence]
     kits = frozenset({"old", "older", "mine"})
-    assert kits_to_remove(kits, current="mine", users=users) == removed
+    assert kits_to_remove(kits, current="mine", users=map(specs, users)) == removed
 
 
 def test_optional_volumes_and_others_are_read_as_they_come() -> None:
     template = pod("kit")
     template["spec"]["volumes"] += [{"name": "s", "secret": {"secretName": "x"}}, {"name": "c", "configMap": None}]
-    assert mounted([template]) == {"kit"}
+    assert mounted([specs(template)]) == {"kit"}

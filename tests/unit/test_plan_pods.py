@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from lora_operator.kube.objects import controller, engine_status, is_ready, pod_ip, running_container
+from lora_operator.constants import ENGINE_CONTAINER
+from lora_operator.kube.objects import KubeObject
+from lora_operator.kube.pods import ContainerStatus, Pod
 from tests.unit.builders import engine_pod
 
 BARE: dict[str, Any] = {"metadata": {"name": "llama-0"}}
@@ -22,22 +24,23 @@ READY = {
 @pytest.mark.parametrize("case", READY)
 def test_is_ready(case: str) -> None:
     pod, expected = READY[case]
-    assert is_ready(pod) is expected
+    assert Pod.parse(pod).is_ready is expected
 
 
 def test_a_container_that_does_not_run_has_no_id() -> None:
-    assert running_container(engine_pod()) == "containerd://1"
+    bare = Pod.parse(BARE)
+    assert Pod.parse(engine_pod()).running_engine == "containerd://1"
     crashing = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "containerID": "containerd://1"}
-    assert running_container(engine_pod(container=crashing)) is None
-    assert running_container(BARE) is None
-    assert engine_status(BARE) == {}
-    assert pod_ip(BARE) is None
-    assert pod_ip(engine_pod()) == "198.18.0.7"
+    assert Pod.parse(engine_pod(container=crashing)).running_engine is None
+    assert bare.running_engine is None
+    assert bare.container(ENGINE_CONTAINER) == ContainerStatus(ENGINE_CONTAINER)
+    assert bare.address is None
+    assert Pod.parse(engine_pod()).address == "198.18.0.7"
 
 
 def test_only_a_controlling_owner_is_one() -> None:
     other = {"kind": "Node", "name": "n", "uid": "u"}
-    assert controller({"metadata": {"ownerReferences": [other]}}) is None
-    assert controller({"metadata": {}}) is None
+    assert KubeObject.parse({"metadata": {"ownerReferences": [other]}}).owner is None
+    assert KubeObject.parse({"metadata": {}}).owner is None
     owner = other | {"kind": "ReplicaSet", "controller": True}
-    assert controller({"metadata": {"ownerReferences": [other, owner]}}) == ("ReplicaSet", "n", "u")
+    assert KubeObject.parse({"metadata": {"ownerReferences": [other, owner]}}).owner == ("ReplicaSet", "n", "u")

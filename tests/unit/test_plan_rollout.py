@@ -12,6 +12,7 @@ from lora_operator.conditions import Verdict, failing
 from lora_operator.constants import Reason
 from lora_operator.desired.command_line import StaticModules
 from lora_operator.desired.common import literal
+from lora_operator.kube.workloads import Workload
 from lora_operator.plan import rollout
 from lora_operator.plan.adapter_list import Decision, Module, ModuleList
 from lora_operator.plan.rollout import (
@@ -149,7 +150,7 @@ ROLLING: dict[str, tuple[dict[str, Any] | None, Verdict | None, bool]] = {
 @pytest.mark.parametrize("case", ROLLING)
 def test_whether_pods_are_being_replaced(case: str) -> None:
     workload, trouble, expected = ROLLING[case]
-    assert is_rolling(workload, trouble) is expected
+    assert is_rolling(Workload.parse(workload) if workload is not None else None, trouble) is expected
 
 
 def test_what_it_waits_for_is_said() -> None:

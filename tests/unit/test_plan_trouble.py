@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from lora_operator.plan.pod_trouble import find_trouble, is_setting_up
+from lora_operator.conditions import Verdict
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Workload
+from lora_operator.plan import pod_trouble
 from tests.unit.builders import NOW, engine_pod, make_workload
 
 Words = tuple[str, str]
@@ -29,6 +33,18 @@ def waiting(reason: str, message: str | None = None, **more: Any) -> dict[str, A
 
 def crashed(**terminated: Any) -> dict[str, Any]:
     return {"lastState": {"terminated": {"exitCode": 1, **terminated}}, "restartCount": 3}
+
+
+def find_trouble(
+    pods: Iterable[dict[str, Any]], workload: dict[str, Any] | None, *, warnings: dict[str, str], now: datetime
+) -> Verdict | None:
+    """Of pods and a Deployment as the API server sends them."""
+    parsed = Workload.parse(workload) if workload is not None else None
+    return pod_trouble.find_trouble(map(Pod.parse, pods), parsed, warnings=warnings, now=now)
+
+
+def is_setting_up(pod: dict[str, Any], **more: Any) -> bool:
+    return pod_trouble.is_setting_up(Pod.parse(pod), **more)
 
 
 def down(container: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from lora_operator.errors import UnavailableError
+from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.queue import LONGEST_BACKOFF, WorkQueue, backoff
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key
 
 DEADLINE = 10.0
 

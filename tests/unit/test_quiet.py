@@ -9,11 +9,11 @@ import pytest
 
 from lora_operator.conditions import is_passing
 from lora_operator.constants import Reason
-from lora_operator.kube.kinds import VLLM_DEPLOYMENTS
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.reconcile.engine_pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.services import GATHER_SECONDS, PASSING_SECONDS
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key
 from lora_operator.vllm import KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
 from tests.unit.builders import Conditions, engine_pod, make_deployment, make_module, make_workload, not_ready, ready
 from tests.unit.fake_clock import FakeClock
@@ -54,7 +54,7 @@ class Writer(SmallWorld):
     async def write(self, conditions: Conditions, *, over: Conditions | None = None) -> bool:
         """Has a status written over what the object has."""
         old, new = make_deployment(conditions=ready() if over is None else over), make_deployment(conditions=conditions)
-        return await self.context.statuses.write(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, old, new.status)
+        return await self.context.statuses.write(old, new.status)
 
 
 @pytest.mark.parametrize(

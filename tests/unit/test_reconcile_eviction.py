@@ -14,12 +14,13 @@ from lora_operator.api import ModelCache
 from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, Reason
 from lora_operator.errors import ForbiddenError, UnavailableError
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision, ModuleList
 from lora_operator.reconcile.cache import reconcile_cache
 from lora_operator.reconcile.download_queue import is_evicting
 from lora_operator.reconcile.eviction import reconcile_eviction
 from lora_operator.reconcile.records import ModelWant
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key
 from lora_operator.reconcile.usage import used_views
 from lora_operator.vllm import ServedModel
 from lora_operator.wire.jobs import (
@@ -424,9 +425,9 @@ async def test_a_removal_whose_node_is_lost_ends_and_the_next_one_takes_nothing_
     await world.until_the_job()
     made = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=9)
     world.make_pod(RUNNING, made=made)
+    job, pod = world.kube.objects["Job", "serving", "default-evict-1"], world.kube.objects["Pod", "serving", "p"]
     target = {"conditions": [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]}
-    world.put(Kind.JOB, world.context.store.jobs["serving", "default-evict-1"] | {"status": target})
-    pod = world.context.store.pods["serving", "p"]
+    world.put(Kind.JOB, job | {"status": target})
     for seconds in (50, 61):
         deleted = {"deletionTimestamp": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()}
         world.put(Kind.POD, pod | {"metadata": pod["metadata"] | deleted})

@@ -9,11 +9,12 @@ import pytest
 
 from lora_operator.constants import API_VERSION
 from lora_operator.kube.client import Kube
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.plan.fleet import PodView
 from lora_operator.reconcile.context import Context, build_context
 from lora_operator.reconcile.engine_pod import POLL_IDLE, reconcile_pod
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines, KitState, ServedModel
 from tests.unit.builders import engine_pod, make_adapter, make_deployment, make_module, make_view, make_workload

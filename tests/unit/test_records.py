@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile.records import ModelWant, Records
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 
 SQL, CHAT = ("team-a", "sql"), ("team-b", "chat")
 LLAMA = ("serving", "llama")

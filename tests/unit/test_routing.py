@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.kube.kinds import Kind
+from lora_operator.reconcile.store import Key
 from tests.unit.builders import engine_pod, make_conditions, make_job, make_workload, not_ready, ready
 from tests.unit.small_world import SmallWorld
 

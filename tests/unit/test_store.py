@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lora_operator.constants import LABEL_ARTIFACT, LABEL_DEPLOYMENT
+from lora_operator.kube.kinds import Kind
 from lora_operator.names import label_value
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from tests.unit.builders import take_list
 
 
@@ -111,14 +112,14 @@ def test_the_deletion_of_a_former_object_leaves_the_one_that_has_its_name_now() 
     store.upsert(Kind.POD, pod("p", 10, uid="first"))
     store.upsert(Kind.POD, pod("p", 20, uid="second"))
     assert store.remove(Kind.POD, "serving", "p", uid="first", resource_version="15") is None
-    assert store.pods["serving", "p"]["metadata"]["uid"] == "second"
+    assert store.pods["serving", "p"].uid == "second"
 
 
 def test_a_late_word_on_a_former_object_does_not_replace_the_one_that_has_its_name_now() -> None:
     store = Store()
     store.upsert(Kind.POD, pod("p", 20, uid="second"))
     assert store.upsert(Kind.POD, pod("p", 10, uid="first")) is None
-    assert store.pods["serving", "p"]["metadata"]["uid"] == "second"
+    assert store.pods["serving", "p"].uid == "second"
 
 
 def test_a_list_drops_what_is_absent_and_older_and_keeps_what_is_newer() -> None:
@@ -183,9 +184,9 @@ def test_relations_follow_what_changes() -> None:
     store.upsert(Kind.JOB, pod("job", 6, artifact="sql-abc"))
     assert [a.key for a in store.adapters_of(("serving", "llama"))] == [("team-a", "chat"), SQL, ("team-b", "sql")]
     assert [a.key for a in store.adapters_named(("serving", "llama"), "sql")] == [SQL, ("team-b", "sql")]
-    assert [p["metadata"]["name"] for p in store.pods_of_deployment(("serving", long_name))] == ["engine"]
-    assert [p["metadata"]["name"] for p in store.pods_of_artifact(("serving", "sql-abc"))] == ["fetch"]
-    assert [p["metadata"]["name"] for p in store.jobs_of_artifact(("serving", "sql-abc"))] == ["job"]
+    assert [p.name for p in store.pods_of_deployment(("serving", long_name))] == ["engine"]
+    assert [p.name for p in store.pods_of_artifact(("serving", "sql-abc"))] == ["fetch"]
+    assert [p.name for p in store.jobs_of_artifact(("serving", "sql-abc"))] == ["job"]
     assert store.jobs_of_artifact(("other", "sql-abc")) == []
     store.upsert(Kind.LORA_ADAPTER, adapter("sql", 7, deployment="serving/other"))
     assert [a.key for a in store.adapters_of(("serving", "llama"))] == [("team-a", "chat"), ("team-b", "sql")]
@@ -198,7 +199,7 @@ def test_bodies_are_kept_without_managed_fields() -> None:
     body = pod("p", 1)
     body["metadata"]["managedFields"] = [{"manager": "kubelet"}]
     store.upsert(Kind.POD, body)
-    assert "managedFields" not in store.pods["serving", "p"]["metadata"]
+    assert "kubelet" not in repr(store.pods["serving", "p"])
 
 
 async def test_nothing_is_synced_before_every_kind_was_listed() -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from lora_operator.constants import ANNOTATION_REFRESH
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter import AdapterPlan
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile import adapter as adapter_module
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.records import ModelWant
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key
 from tests.unit.builders import make_adapter, make_deployment, ready_artifact
 from tests.unit.small_world import SmallWorld
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from lora_operator.api import ModelArtifact
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.plan.artifact import ArtifactObservation, plan_artifact
 from lora_operator.reconcile.download_queue import take_turn
-from lora_operator.reconcile.store import Kind
 from tests.unit.builders import make_adapter, make_artifact, make_cache, make_job, ready_artifact
 from tests.unit.small_world import SmallWorld
 
@@ -37,8 +37,8 @@ class Downloads(SmallWorld):
     def starts(self, artifact: ModelArtifact) -> bool:
         """Whether a look at it takes a place."""
         seen = ArtifactObservation(artifact, self.cache, None, True, None, (), None)
-        plan = take_turn(self.context, seen, plan_artifact(seen, now=self.context.clock.now()))
-        return plan.start is not None
+        now = self.context.clock.now()
+        return plan_artifact(take_turn(self.context, seen, now=now), now=now).start is not None
 
     @property
     def head(self) -> str:
@@ -67,6 +67,6 @@ def test_the_last_place_is_kept_for_whoever_has_content_in_the_cache() -> None:
     assert not world.starts(crowd)
     world.context.records.forget_adapter(("team-b", "there"))
     seen = ArtifactObservation(there, world.cache, None, False, None, (), None)
-    take_turn(world.context, seen, plan_artifact(seen, now=world.context.clock.now()))
+    take_turn(world.context, seen, now=world.context.clock.now())
     assert world.starts(crowd), "nobody wants what is there"
     assert world.context.records.turns.starting(CACHE) == 1

@@ -31,10 +31,11 @@ from lora_operator.desired.command_line import (
     build_env,
     build_launcher_command,
 )
-from lora_operator.desired.common import CONTAINER_SECURITY, mounted_secret, owner_reference
+from lora_operator.desired.common import CONTAINER_SECURITY, owner_reference
 from lora_operator.desired.job_placement import keep_on_one_node
 from lora_operator.desired.pod_template import merge_pod_template
 from lora_operator.engine_plugin.gate import READY_PATH
+from lora_operator.kube.workloads import Workload
 from lora_operator.names import chat_config_map, engine_labels, kit_config_map, modules_config_map, short_hash
 
 GATE_VOLUME: Final = "gate"
@@ -112,9 +113,9 @@ def build_deployment(
     }
 
 
-def mounted_gate(workload: dict[str, Any]) -> str | None:
+def mounted_gate(workload: Workload) -> str | None:
     """Name of the Secret from which the pods of a live Deployment have their gate's token."""
-    return mounted_secret(workload["spec"]["template"]["spec"], GATE_VOLUME)
+    return workload.template.secret_of(GATE_VOLUME)
 
 
 def _rolling(template: dict[str, Any]) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from lora_operator.constants import FIELD_MANAGER
 from lora_operator.errors import ConflictError, KubeError, NotFoundError, UnavailableError
 from lora_operator.kube.answers import Body, build_event, parsed, refusal
 from lora_operator.kube.kinds import (
-    BY_KIND,
     EVENTS,
     PODS,
     ResourceType,
+    type_of,
 )
 from lora_operator.kube.watch_lines import Lines, drop_items
 
@@ -371,5 +371,4 @@ def _what(verb: str, rt: ResourceType, namespace: str | None, name: str) -> str:
 
 def _identity(obj: Mapping[str, Any]) -> tuple[ResourceType, str, str]:
     metadata = obj["metadata"]
-    rt = BY_KIND[obj["apiVersion"], obj["kind"]]
-    return rt, metadata.get("namespace") or "", metadata["name"]
+    return type_of(obj), metadata.get("namespace") or "", metadata["name"]

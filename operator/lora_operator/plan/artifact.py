@@ -47,8 +47,8 @@ class ArtifactObservation:
     jobs: tuple[JobView, ...]
     progress: FetchProgress | None
     running: int = 1  # Jobs of all artifacts
-    evicting: bool = False  # content is being removed from the volume
-    ahead: int = 0  # downloads in the same cache that start before it
+    evicting: bool = False  # content is being removed from the volume, where it waits for its turn
+    ahead: int = 0  # downloads in the same cache that start before it; 0: it has its turn, where it waits for it
     others_wait: bool = False  # for a place in the same cache
 
 
@@ -61,7 +61,6 @@ class ArtifactPlan:
     delete_jobs: tuple[str, ...] = ()
     delete_artifact: bool = False
     requeue_after: float | None = None
-    waits_for_turn: bool = False  # nothing else keeps it from starting; also where it starts
 
 
 def is_by_hand(artifact: ModelArtifact) -> bool:
@@ -78,17 +77,25 @@ def plan_artifact(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     return replace(plan, status=_update(plan.status or status, source=title))
 
 
+def waits_for_turn(seen: ArtifactObservation, *, now: datetime) -> bool:
+    """Whether nothing but its turn can keep it from starting a Job; what is seen of turns does not matter."""
+    return _before_start(seen, now=now) is None
+
+
 def _plan(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
+    return _before_start(seen, now=now) or _plan_start(seen, now=now)
+
+
+def _before_start(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan | None:
+    """What is to be done where no Job may start, whoever waits beside it; None where one may."""
     artifact = seen.artifact
     status = artifact.status
     if seen.wanted is None:
         return ArtifactPlan(status=None, requeue_after=5.0)
     if not seen.wanted and not is_by_hand(artifact):
         return _plan_unwanted(seen, now=now)
-    own_jobs = [job for job in seen.jobs if job.owner_uid == artifact.metadata.uid]
-    finished_attempt = status.finished_attempt or 0
-    delete = tuple(job.name for job in own_jobs if job.attempt <= finished_attempt)
-    current = next((job for job in own_jobs if job.attempt == finished_attempt + 1), None)
+    delete, finished_attempt = _recorded_jobs(seen), status.finished_attempt or 0
+    current = next((job for job in _own_jobs(seen) if job.attempt == finished_attempt + 1), None)
     if current is not None and current.result is not None:
         return _plan_finished(seen, current, current.result, now=now)
     if current is not None and seen.others_wait and (late := given_up(current, now=now)) is not None:
@@ -101,12 +108,21 @@ def _plan(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
             return ArtifactPlan(_write(seen, verdict, now=now, unreferenced_since=None), None, delete, requeue_after=0)
         unchanged = status.unreferenced_since is None
         return ArtifactPlan(None if unchanged else _update(status, unreferenced_since=None), delete_jobs=delete)
-    return _plan_start(seen, delete, now=now)
+    return _held_back(seen, delete, now=now)
+
+
+def _own_jobs(seen: ArtifactObservation) -> list[JobView]:
+    return [job for job in seen.jobs if job.owner_uid == seen.artifact.metadata.uid]
+
+
+def _recorded_jobs(seen: ArtifactObservation) -> tuple[str, ...]:
+    """The Jobs whose ends stand in the status."""
+    return tuple(job.name for job in _own_jobs(seen) if job.attempt <= (seen.artifact.status.finished_attempt or 0))
 
 
 def _plan_unwanted(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     status = seen.artifact.status
-    jobs = tuple(job.name for job in seen.jobs if job.owner_uid == seen.artifact.metadata.uid)
+    jobs = tuple(job.name for job in _own_jobs(seen))
     # One that an earlier refresh was for is never gone back to; its files stay like all others.
     if status.path is None or ANNOTATION_REFRESH in seen.artifact.metadata.annotations:
         return ArtifactPlan(status=None, delete_artifact=True)
@@ -115,9 +131,9 @@ def _plan_unwanted(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
     return ArtifactPlan(_update(status, unreferenced_since=now.replace(microsecond=0)), delete_jobs=jobs)
 
 
-def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan:
+def _held_back(seen: ArtifactObservation, delete: tuple[str, ...], *, now: datetime) -> ArtifactPlan | None:
+    """What waits for the cache, for the Secret, or for the next attempt's time; None: for none of these."""
     status = seen.artifact.status
-    attempt = (status.finished_attempt or 0) + 1
     waits = held_up(seen.artifact, seen.cache, seen.base)
     if waits is not None:
         return ArtifactPlan(_write(seen, waits, now=now), delete_jobs=delete, requeue_after=30.0)
@@ -147,6 +163,12 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
         if wait > 0:
             poll = POLL_SECRET_SECONDS if outside and version is not None else wait
             return ArtifactPlan(waiting, delete_jobs=delete, requeue_after=min(wait, poll))
+    return None
+
+
+def _plan_start(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
+    status, delete = seen.artifact.status, _recorded_jobs(seen)
+    failure, attempt = status.last_failure, (status.finished_attempt or 0) + 1
     if seen.ahead or seen.evicting:
         return ArtifactPlan(
             _write(
@@ -155,15 +177,14 @@ def _plan_start(seen: ArtifactObservation, delete: tuple[str, ...], *, now: date
             delete_jobs=delete,
             # Whose turn comes is woken; this is for what it says, and each look asks for its Secret.
             requeue_after=max(POLL_TURN_SECONDS, min(float(seen.ahead), 300.0)),
-            waits_for_turn=True,
         )
     verdict = _starting(failure, attempt)
+    version = seen.secret.version if isinstance(seen.secret, SecretVersion) else None
     return ArtifactPlan(
         _write(seen, verdict, now=now, attempt=attempt, credentials_version=version, progress=None),
         start=attempt,
         delete_jobs=delete,
         requeue_after=look_every(seen.running),
-        waits_for_turn=True,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import EvictionStatus, ModelCache, ModelCacheStatus, VolumeFigures
@@ -14,7 +13,8 @@ from lora_operator.conditions import Verdict, failing, is_true, merge, ok, with_
 from lora_operator.constants import Condition, Reason
 from lora_operator.desired.claim import claim_labels
 from lora_operator.errors import ReasonError
-from lora_operator.kube.objects import controller
+from lora_operator.kube.objects import Claim
+from lora_operator.kube.pods import Pod
 from lora_operator.names import format_size, parse_size
 from lora_operator.plan.eviction import held_up_verdict
 
@@ -27,7 +27,6 @@ POLL_SECONDS = {
     Reason.NAME_TAKEN: 10.0,
     Reason.CACHE_NOT_WRITABLE: 60.0,
 }
-SELECTED_NODE = "volume.kubernetes.io/selected-node"  # the scheduler's, on the claim of a pod that it has placed
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,11 @@ class CacheObservation:
     """All that is known when a cache is planned."""
 
     cache: ModelCache
-    claim: dict[str, Any] | None  # None: it does not exist, or is not this cache's
+    claim: Claim | None  # None: it does not exist, or is not this cache's
     artifacts: Sequence[ModelArtifact]  # of this cache
     refused: ReasonError | None = None  # why the claim that the template leads to can't be had
-    storage_class: dict[str, Any] | None = None  # of a claim that is not bound; None: there is no such class
-    pods: Sequence[dict[str, Any]] = ()  # that are labelled as this cache's: those that are kept on one node
+    binding_mode: str | None = None  # of the StorageClass of a claim that is not bound; None: there is no such class
+    pods: Sequence[Pod] = ()  # that are labelled as this cache's: those that are kept on one node
     eviction: EvictionStatus | None = None
     reclaimable: int = 0  # bytes
     volume: VolumeFigures | None = None  # what a Job told since it was last written down
@@ -48,13 +47,13 @@ class CacheObservation:
 def plan_cache(seen: CacheObservation, *, now: datetime) -> tuple[ModelCacheStatus, float]:
     """The status, and after how many seconds to look again: claims are not watched."""
     cache = seen.cache
-    claim = seen.claim or {}
+    claim = seen.claim
     ready = _ready(seen)
     verdicts = with_stalled({Condition.READY: ready})
     verdicts[Condition.SINGLE_NODE] = _single_node(seen, ready)
-    volume = _volume(seen, claim)
+    volume = _volume(seen)
     if volume is not None:
-        verdicts[Condition.SPACE_LOW] = space_verdict(cache, volume, claim_capacity=_capacity(claim))
+        verdicts[Condition.SPACE_LOW] = space_verdict(cache, volume, claim_capacity=claim.capacity if claim else None)
     if seen.eviction is not None:
         verdicts[Condition.EVICTION_HELD_UP] = held_up_verdict(seen.eviction)
     present = [a for a in seen.artifacts if is_true(a.status.conditions, Condition.READY)]
@@ -62,9 +61,9 @@ def plan_cache(seen: CacheObservation, *, now: datetime) -> tuple[ModelCacheStat
         conditions=merge(cache.status.conditions, verdicts, generation=cache.metadata.generation, now=now),
         observed_generation=cache.metadata.generation,
         claim_name=cache.claim_name,
-        claim_uid=(claim.get("metadata") or {}).get("uid"),
-        capacity=_capacity(claim),
-        access_modes=_modes(claim) or None,
+        claim_uid=claim.uid if claim else None,
+        capacity=claim.capacity if claim else None,
+        access_modes=(claim.access_modes if claim else ()) or None,
         artifacts=len(present),
         size=format_size(sum(a.status.size_bytes or 0 for a in present)),
         reclaimable_bytes=seen.reclaimable,
@@ -77,21 +76,16 @@ def plan_cache(seen: CacheObservation, *, now: datetime) -> tuple[ModelCacheStat
     return status, POLL_SECONDS[ready.reason]
 
 
-def _volume(seen: CacheObservation, claim: dict[str, Any]) -> VolumeFigures | None:
+def _volume(seen: CacheObservation) -> VolumeFigures | None:
     """The newest figures, with the capacity that the claim had when they came; those of another claim are nothing to go by."""
     status = seen.cache.status
-    uid = (claim.get("metadata") or {}).get("uid")
+    uid = seen.claim.uid if seen.claim else None
     same = uid is None or status.claim_uid in (None, uid)
     known = [figures for figures in (status.volume if same else None, seen.volume) if figures is not None]
     newest = max(known, key=lambda figures: figures.time, default=None)
     if newest is None or newest.claim_capacity is not None:
         return newest
-    return newest.model_copy(update={"claim_capacity": _capacity(claim)})
-
-
-def _capacity(claim: dict[str, Any]) -> str | None:
-    capacity = (claim.get("status") or {}).get("capacity") or {}
-    return str(capacity["storage"]) if "storage" in capacity else None
+    return newest.model_copy(update={"claim_capacity": seen.claim.capacity if seen.claim else None})
 
 
 def space_verdict(cache: ModelCache, volume: VolumeFigures, *, claim_capacity: str | None) -> Verdict:
@@ -131,28 +125,22 @@ def space_verdict(cache: ModelCache, volume: VolumeFigures, *, claim_capacity: s
     return failing(Reason.ENOUGH_SPACE, f"{text} are taken, {percent}%{since}" if fullness else text)
 
 
-def why_not_ours(cache: ModelCache, claim: dict[str, Any]) -> ReasonError | None:
+def why_not_ours(cache: ModelCache, claim: Claim) -> ReasonError | None:
     """Why a claim of the name that a template leads to can't be taken; None where it was made for a cache of this name."""
     where = f"PersistentVolumeClaim {cache.metadata.namespace}/{cache.claim_name}"
-    labels = claim["metadata"].get("labels") or {}
-    if any(labels.get(name) != value for name, value in claim_labels(cache).items()):
+    if any(claim.labels.get(name) != value for name, value in claim_labels(cache).items()):
         return ReasonError(
             Reason.NAME_TAKEN,
             f"{where} exists and was not made for this ModelCache: name it in spec.storage.existingClaim to use it, "
             "or give the ModelCache another name",
         )
-    owner = controller(claim)
-    if owner is not None and owner[2] != cache.metadata.uid:
+    owner = claim.owner
+    if owner is not None and owner.uid != cache.metadata.uid:
         return ReasonError(
             Reason.CLAIM_UNUSABLE,
-            f"{where} belongs to {owner[0]} {owner[1]} of before and is deleted with it, once no pod mounts it: end those",
+            f"{where} belongs to {owner.kind} {owner.name} of before and is deleted with it, once no pod mounts it: end those",
         )
     return None
-
-
-def _modes(claim: dict[str, Any]) -> tuple[str, ...]:
-    """What is asked for, which never changes; what a volume could do besides is in the claim's status."""
-    return tuple((claim.get("spec") or {}).get("accessModes") or ())
 
 
 def _ready(seen: CacheObservation) -> Verdict:
@@ -177,47 +165,46 @@ def _ready(seen: CacheObservation) -> Verdict:
     ]
     if unwritable:
         return failing(Reason.CACHE_NOT_WRITABLE, max(unwritable, key=lambda failure: failure.time).message)
-    if (seen.claim.get("status") or {}).get("phase", "Pending") != "Bound":
+    if not seen.claim.is_bound:
         return failing(Reason.CLAIM_PENDING, f"{where} is not bound: {_why_pending(seen, seen.claim)}")
     return ok(Reason.BOUND, f"PersistentVolumeClaim {name} is bound")
 
 
-def _why_unusable(claim: dict[str, Any]) -> str | None:
-    spec, modes = claim.get("spec") or {}, _modes(claim)
-    if claim["metadata"].get("deletionTimestamp"):
+def _why_unusable(claim: Claim) -> str | None:
+    if claim.is_deleting:
         return "is being deleted, which waits for the pods that mount it: end those, then it can be made anew"
-    if (claim.get("status") or {}).get("phase") == "Lost":
+    if claim.phase == "Lost":
         return "has lost its volume"
-    if spec.get("volumeMode") == "Block":
+    if claim.volume_mode == "Block":
         return "has volumeMode Block: a cache needs a file system, make a claim with volumeMode Filesystem"
-    if not {READ_WRITE_MANY, READ_WRITE_ONCE} & set(modes):
+    if not {READ_WRITE_MANY, READ_WRITE_ONCE} & set(claim.access_modes):
         return (
-            f"asks for {', '.join(modes) or 'no access mode'}: a Job writes to the volume while engines read, "
+            f"asks for {', '.join(claim.access_modes) or 'no access mode'}: a Job writes to the volume while engines read, "
             "so make a claim with ReadWriteMany, or with ReadWriteOnce for one node"
         )
     return None
 
 
-def _why_pending(seen: CacheObservation, claim: dict[str, Any]) -> str:
+def _why_pending(seen: CacheObservation, claim: Claim) -> str:
     """What it waits for: the first consumer, which is in order, or something that may never come."""
-    name = (claim.get("spec") or {}).get("storageClassName")
+    name = claim.storage_class
     look = f"see kubectl describe pvc -n {seen.cache.metadata.namespace} {seen.cache.claim_name}"
     if name is None:
         return f"it names no StorageClass, and the cluster has no default one; {look}"
     if name == "":
         return f"it has an empty storageClassName, so it waits for a PersistentVolume that fits; {look}"
-    if seen.storage_class is None:
+    if seen.binding_mode is None:
         return f"StorageClass {name} does not exist: create it, or make the claim with another one"
-    if seen.storage_class.get("volumeBindingMode") != "WaitForFirstConsumer":
+    if seen.binding_mode != "WaitForFirstConsumer":
         return f"StorageClass {name} has not given it a volume; where that lasts, {look}"
-    node = (claim["metadata"].get("annotations") or {}).get(SELECTED_NODE)
+    node = claim.selected_node
     if node is not None:
         return f"its first consumer goes to node {node}, and StorageClass {name} makes the volume; where that lasts, {look}"
     return f"StorageClass {name} waits for the first consumer, which will be a download Job's pod; nothing is wrong"
 
 
 def _single_node(seen: CacheObservation, ready: Verdict) -> Verdict:
-    modes = _modes(seen.claim or {})
+    modes = seen.claim.access_modes if seen.claim else ()
     if not modes:
         return Verdict(None, ready.reason, ready.message)
     if READ_WRITE_MANY in modes:
@@ -225,10 +212,9 @@ def _single_node(seen: CacheObservation, ready: Verdict) -> Verdict:
     seated: dict[str, int] = {}
     waiting = 0
     for pod in seen.pods:
-        if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        if pod.has_ended:
             continue
-        node = (pod.get("spec") or {}).get("nodeName")
-        if node:
+        if node := pod.spec.node:
             seated[node] = seated.get(node, 0) + 1
         else:
             waiting += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.deployment import PodState, VLLMDeployment, VLLMDeploymentStatus
@@ -22,7 +21,8 @@ from lora_operator.conditions import (
 )
 from lora_operator.constants import CACHE_MOUNT, ROLLOUT, Condition, Reason
 from lora_operator.errors import ReasonError
-from lora_operator.kube.objects import is_controlled_by
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Workload
 from lora_operator.names import engine_selector
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.plan.fleet import Fleet, FleetPod, PodView, serves, too_old_message, waits
@@ -56,9 +56,9 @@ class DeploymentObservation:
     artifact_name: str | None
     artifact: ModelArtifact | None  # the base model's
     blocked: ReasonError | None  # why no artifact can be wanted: cache or credentials
-    workload: dict[str, Any] | None  # the apps/v1 Deployment
+    workload: Workload | None  # the apps/v1 Deployment
     template_error: ReasonError | None  # why the pods that the spec leads to can't be made
-    pods: Sequence[dict[str, Any]]  # those that have ended too
+    pods: Sequence[Pod]  # those that have ended too
     fleet: Fleet
     modules: ModuleList | None
     auxiliary: Sequence[Content] = ()  # tokenizer and draft model, where the spec has them
@@ -122,10 +122,9 @@ def _incomplete(seen: DeploymentObservation, ready: int, trouble: Verdict | None
     """Why the fleet that serves is not all that the spec asks for, or None: what keeps the others away, else that it goes on."""
     if seen.template_error is not None:
         return failing(seen.template_error.reason, f"{seen.template_error.message}; the pods that run go on serving")
-    workload = seen.workload or {"metadata": {}}
-    status = workload.get("status") or {}
-    current = status.get("observedGeneration", 0) >= workload["metadata"].get("generation", 0)
-    updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
+    workload = seen.workload
+    current = workload is None or workload.observed_generation >= workload.generation
+    updated, total = (workload.updated_pods, workload.pods) if workload is not None else (0, 0)
     if current and updated == total == seen.fleet.replicas <= ready:
         return None
     progress = f"{ready} of {seen.fleet.replicas} pods ready"
@@ -297,13 +296,13 @@ def _pod_state(pod: FleetPod, missing: Sequence[str], modules: ModuleList | None
     )
 
 
-def replicas_wanted(deployment: VLLMDeployment, workload: dict[str, Any] | None) -> int:
+def replicas_wanted(deployment: VLLMDeployment, workload: Workload | None) -> int:
     """Pods that should exist: the spec's, else what its own Deployment has (an autoscaler's), else 1."""
     if deployment.spec.replicas is not None:
         return deployment.spec.replicas
-    if workload is None or not is_controlled_by(workload, deployment.metadata.uid):
+    if workload is None or not workload.is_controlled_by(deployment.metadata.uid):
         return 1  # there is none yet, or that of an earlier VLLMDeployment of this name is still going
-    return int((workload.get("spec") or {}).get("replicas", 1))
+    return workload.replicas
 
 
 def model_is_ready(artifact: ModelArtifact | None) -> bool:

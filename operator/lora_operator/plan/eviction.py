@@ -9,7 +9,7 @@ import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -17,6 +17,7 @@ from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.cache import EvictionStatus
 from lora_operator.conditions import Verdict, failing, ok
 from lora_operator.constants import ANNOTATION_EVICT, Reason
+from lora_operator.kube.workloads import Job
 from lora_operator.names import format_size
 from lora_operator.plan.eviction_candidates import (
     EvictionObservation,
@@ -28,7 +29,6 @@ from lora_operator.plan.eviction_candidates import (
     victims,
     view_name,
 )
-from lora_operator.plan.jobs import true_conditions
 from lora_operator.wire.jobs import EvictResult, keep_mark
 
 POLL_SECONDS: Final = 5.0
@@ -114,18 +114,18 @@ def encode_keep(views: Iterable[str]) -> str:
     return base64.b64encode(b"".join(sorted({keep_mark(view) for view in views}))).decode()
 
 
-def read_result(job: dict[str, Any], message: str | None, *, lost: datetime | None = None) -> EvictResult | None:
-    """How an eviction's Job ended, by its pod's last words; None while it runs. `lost`: as jobs.lost_since has it."""
-    conditions = true_conditions(job)
-    if not {"Complete", "Failed"} & conditions.keys() and lost is None:
+def read_result(job: Job, message: str | None, *, lost: datetime | None = None) -> EvictResult | None:
+    """How an eviction's Job ended, by its pod's last words; None while it runs. `lost`: as job_view.lost_since has it."""
+    if not job.says_ended and lost is None:
         return None
     try:
         return EvictResult.model_validate_json(message or "")
     except ValidationError:
         if lost is not None:
             gone = f"its pod was to be gone at {lost:%H:%M:%S}Z, and nothing tells that it is"
-            return EvictResult(ok=False, message=f"the node of Job {job['metadata']['name']} was lost: {gone}")
-        why = (conditions.get("Failed") or {}).get("reason", "no result")
+            return EvictResult(ok=False, message=f"the node of Job {job.name} was lost: {gone}")
+        failed = job.says("Failed")
+        why = failed.reason if failed is not None else "no result"
         return EvictResult(
             ok=False, message=f"the Job ended without a result: {why} {' '.join((message or '').split())[-300:]}"
         )

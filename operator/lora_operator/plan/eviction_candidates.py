@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,7 +16,6 @@ from lora_operator.plan.artifact import is_by_hand
 from lora_operator.wire.jobs import EvictResult
 
 CLOCKS: Final = timedelta(minutes=2)  # by which clocks may differ, as the Job has it
-_VIEW: Final = re.compile(r"artifacts/([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 @dataclass(frozen=True)
@@ -163,8 +161,3 @@ def _bytes_of(artifact: ModelArtifact) -> int:
 def view_name(artifact: ModelArtifact) -> str:
     """The name of an artifact's view; empty without content."""
     return (artifact.status.path or "").rpartition("/")[2]
-
-
-def views_in(text: str) -> set[str]:
-    """The names of all views whose paths stand in a text: a pod's arguments, an engine's answer."""
-    return set(_VIEW.findall(text))

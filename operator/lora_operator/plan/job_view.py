@@ -1,4 +1,4 @@
-"""Reading a download Job and its pods: what happened, as a value. Everything in a pod's status is data from outside."""
+"""A Job and its pods: when it is over, and what happened, as a value. Everything in a pod's status is data from outside."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
-from lora_operator.constants import ANNOTATION_ATTEMPT, Reason
-from lora_operator.plan.jobs import has_ended, lost_since, true_conditions
-from lora_operator.plan.pod_trouble import IMAGE_PROBLEMS, NO_PROBLEMS, SETUP_SECONDS, is_setting_up, parse_time
+from lora_operator.constants import ANNOTATION_ATTEMPT, EVICT_CONTAINER, FETCH_CONTAINER, Reason
+from lora_operator.kube.objects import KubeObject
+from lora_operator.kube.pods import ContainerStatus, Ended, Pod
+from lora_operator.kube.workloads import Job
+from lora_operator.plan.pod_trouble import IMAGE_PROBLEMS, NO_PROBLEMS, SETUP_SECONDS, is_setting_up
 from lora_operator.plan.progress import format_seconds
 from lora_operator.wire.jobs import FetchResult
 
 _VIEW_PATH = re.compile(r"artifacts/[A-Za-z0-9][A-Za-z0-9._-]*")  # what a Job may publish, and engines be told to load
 
 _WORDS: Final = 1500  # of Kubernetes', so that what follows is not cut off
+LOST: Final = timedelta(
+    seconds=60
+)  # after a pod was to be gone; by then kubelets have long told, also those of slow nodes
 START_SECONDS: Final = 900.0  # adding a node takes up to ten minutes, and making a volume some more
 
 
@@ -39,44 +44,59 @@ class JobView:
     idle_since: datetime | None = None  # since when it could have started, and has not
 
 
-def silent_object(job: dict[str, Any], pods: Iterable[dict[str, Any]], *, now: datetime) -> dict[str, Any] | None:
+def has_ended(job: Job, pods: Iterable[Pod], *, now: datetime | None) -> bool:
+    """Whether a Job is over: by its own word, or because its node is lost.
+
+    `pods` may be of others as well; without a time only what the Job says itself counts.
+    """
+    return job.says_ended or lost_since(job, pods, now=now) is not None
+
+
+def lost_since(job: Job, pods: Iterable[Pod], *, now: datetime | None) -> datetime | None:
+    """When the pods of a Job whose end is decided were to be gone, where a minute has passed since and nobody tells that they are.
+
+    Kubernetes says Complete or Failed only once no pod of the Job is terminating (1.34, job_controller.go, enactJobFinished), and
+    nobody confirms the end of a pod on a lost node until somebody deletes the node.
+    """
+    if now is None or not job.end_is_decided or job.says_ended:
+        return None
+    due = [pod.gone_by for pod in pods if pod.is_controlled_by(job.uid) and not pod.has_ended]
+    last = max((at for at in due if at is not None), default=None)
+    return last if last is not None and None not in due and now - last >= LOST else None
+
+
+def silent_object(job: Job, pods: Iterable[Pod], *, now: datetime) -> KubeObject | None:
     """What only Events tell of, if anything: the Job, where no pod of it was made; its pod, where that is not set up."""
-    mine = [pod for pod in pods if _owner_uid(pod) == job["metadata"]["uid"]]
+    mine = [pod for pod in pods if pod.is_controlled_by(job.uid)]
     if mine:
         return next((pod for pod in mine if is_setting_up(pod, now=now, seconds=SETUP_SECONDS)), None)
-    status = job.get("status") or {}
-    since = parse_time(status.get("startTime"))
-    ended = any(condition.get("status") == "True" for condition in status.get("conditions") or ())
-    if ended or job["spec"].get("suspend") or since is None or now - since < timedelta(seconds=SETUP_SECONDS):
+    is_over = bool(job.conditions)
+    if is_over or job.is_suspended or job.started is None or now - job.started < timedelta(seconds=SETUP_SECONDS):
         return None
     return job
 
 
-def view_job(
-    job: dict[str, Any], pods: Iterable[dict[str, Any]], *, warning: str | None = None, now: datetime | None = None
-) -> JobView:
+def view_job(job: Job, pods: Iterable[Pod], *, warning: str | None = None, now: datetime | None = None) -> JobView:
     """What the Job and its pods say; `warning`: what Events say of its `silent_object`. Without a time no node is lost."""
-    metadata, status = job["metadata"], job.get("status") or {}
-    conditions = true_conditions(job)
-    failed = conditions.get("Failed") or conditions.get("FailureTarget")
-    mine = [pod for pod in pods if _owner_uid(pod) == metadata["uid"]]
-    container = next((state for pod in mine if (state := _container_status(pod))), None)
+    mine = [pod for pod in pods if pod.is_controlled_by(job.uid)]
+    states = [job_container(pod) for pod in mine]
     finished, lost = has_ended(job, mine, now=now), lost_since(job, mine, now=now)
-    started = [pod for pod in mine if _container_state(pod, "running") or _container_state(pod, "terminated")]
+    started = [pod.name for pod, state in zip(mine, states, strict=True) if state.is_running or state.ended]
+    is_open = not finished and not job.is_suspended
     return JobView(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        attempt=_attempt(job),
-        owner_uid=_owner_uid(job) or "",
-        suspended=bool(job["spec"].get("suspend")),
+        name=job.name,
+        uid=job.uid,
+        attempt=attempt_of(job),
+        owner_uid=job.owner.uid if job.owner is not None else "",
+        suspended=job.is_suspended,
         finished=finished,
-        result=_result(container, failed, deadline=job["spec"].get("activeDeadlineSeconds"), lost=lost)
+        result=_result(job, next((s.ended for s in states if s.ended is not None), None), lost=lost)
         if finished
         else None,
-        pod=started[0]["metadata"]["name"] if started else None,
-        left_result=any(_container_state(pod, "terminated") for pod in mine),
-        waiting=None if finished or job["spec"].get("suspend") else _waiting(job, mine, warning),
-        idle_since=None if finished or started or job["spec"].get("suspend") else parse_time(status.get("startTime")),
+        pod=next(iter(started), None),
+        left_result=any(state.ended is not None for state in states),
+        waiting=_waiting(job, mine, warning) if is_open else None,
+        idle_since=job.started if is_open and not started else None,
     )
 
 
@@ -89,38 +109,28 @@ def given_up(job: JobView, *, now: datetime) -> FetchResult | None:
     return FetchResult(ok=False, reason=reason, message=words[:_WORDS] + ended)
 
 
-def _attempt(job: dict[str, Any]) -> int:
-    text = (job["metadata"].get("annotations") or {}).get(ANNOTATION_ATTEMPT, "")
+def job_container(pod: Pod) -> ContainerStatus:
+    """The status of the container that does a Job's work; a jobTemplate or a webhook may have put others beside it."""
+    known = (one for one in pod.containers if one.name in (FETCH_CONTAINER, EVICT_CONTAINER))
+    return next(known, ContainerStatus(FETCH_CONTAINER))
+
+
+def attempt_of(job: Job) -> int:
+    """The number of the attempt that the Job is; 0 where it says none."""
+    text = job.annotations.get(ANNOTATION_ATTEMPT, "")
     return int(text) if text.isdecimal() else 0
 
 
-def _owner_uid(obj: dict[str, Any]) -> str | None:
-    return next((o["uid"] for o in obj["metadata"].get("ownerReferences") or () if o.get("controller")), None)
-
-
-def _container_status(pod: dict[str, Any]) -> dict[str, Any] | None:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return statuses[0] if statuses else None
-
-
-def _container_state(pod: dict[str, Any], state: str) -> dict[str, Any] | None:
-    container = _container_status(pod)
-    return ((container or {}).get("state") or {}).get(state)
-
-
-def _result(
-    container: dict[str, Any] | None, failed: dict[str, Any] | None, *, deadline: int | None, lost: datetime | None
-) -> FetchResult:
-    terminated = ((container or {}).get("state") or {}).get("terminated") or {}
-    message = terminated.get("message") or ""
-    if lost is not None and not terminated:
+def _result(job: Job, ended: Ended | None, *, lost: datetime | None) -> FetchResult:
+    message = ended.message if ended is not None else ""
+    if lost is not None and ended is None:
         words = f"the Job's node was lost: its pod was to be gone at {lost:%H:%M:%S}Z, and nothing tells that it is"
         return FetchResult(ok=False, reason=Reason.JOB_FAILED, message=words)
     try:
         result = FetchResult.model_validate_json(message)
     except ValidationError:
         result = None
-    late = failed is not None and failed.get("reason") == "DeadlineExceeded"
+    late = job.failure is not None and job.failure.reason == "DeadlineExceeded"
     if result is not None and result.ok and result.resolved_revision and _VIEW_PATH.fullmatch(result.path):
         return result
     if (
@@ -128,50 +138,47 @@ def _result(
     ):  # one that is ended for its deadline only says that it was ended
         return result
     if late:
-        allowed = f" of {format_seconds(deadline)}" if deadline else ""
+        allowed = f" of {format_seconds(job.deadline)}" if job.deadline else ""
         return FetchResult(
             ok=False,
             reason=Reason.JOB_TIMEOUT,
             message=f"the Job took longer than its deadline{allowed}: raise the ModelCache's spec.download.timeout",
         )
-    if terminated.get("reason") == "OOMKilled":
+    if ended is not None and ended.reason == "OOMKilled":
         return FetchResult(
             ok=False,
             reason=Reason.JOB_OUT_OF_MEMORY,
             message="the Job's pod was killed for its memory use: raise its limit",
         )
-    if not terminated:
+    if ended is None:
         return FetchResult(
             ok=False,
             reason=Reason.JOB_FAILED,
             message="the Job's pod is gone and left no result: evicted, deleted, or its node was lost",
         )
-    code = terminated.get("exitCode")
     tail = " ".join(message.split())[-600:]
     return FetchResult(
         ok=False,
         reason=Reason.JOB_FAILED,
-        message=f"the Job exited with code {code} and no result; last lines: {tail or 'none'}",
+        message=f"the Job exited with code {ended.exit_code} and no result; last lines: {tail or 'none'}",
     )
 
 
-def _waiting(job: dict[str, Any], pods: list[dict[str, Any]], warning: str | None) -> tuple[Reason, str] | None:
+def _waiting(job: Job, pods: list[Pod], warning: str | None) -> tuple[Reason, str] | None:
     for pod in pods:
-        name, waiting = pod["metadata"]["name"], _container_state(pod, "waiting") or {}
-        reason = waiting.get("reason") or ""
-        words = f"pod {name}: {reason}: {waiting.get('message', '')}"
+        state = job_container(pod)
+        reason, words = state.waiting_reason, f"pod {pod.name}: {state.waiting_reason}: {state.waiting_message}"
         if reason in IMAGE_PROBLEMS:
             return Reason.JOB_IMAGE_PULL, words
         if reason not in NO_PROBLEMS:
             return Reason.JOB_NOT_STARTED, words
-        for condition in (pod.get("status") or {}).get("conditions") or ():
-            if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-                return Reason.JOB_UNSCHEDULABLE, f"pod {name}: {condition.get('message', '')}"
+        if (scheduled := pod.condition("PodScheduled")).is_false:
+            return Reason.JOB_UNSCHEDULABLE, f"pod {pod.name}: {scheduled.message}"
         if warning is not None:
-            return Reason.JOB_NOT_STARTED, f"pod {name}: {warning}"
+            return Reason.JOB_NOT_STARTED, f"pod {pod.name}: {warning}"
     if warning is not None:
         return (
             Reason.JOB_UNSCHEDULABLE,
-            f"no pod of Job {job['metadata']['name']} can be made: {warning}; raise the quota, or change the policy that refuses it",
+            f"no pod of Job {job.name} can be made: {warning}; raise the quota, or change the policy that refuses it",
         )
     return None

@@ -13,13 +13,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.conditions import Verdict, find
 from lora_operator.constants import Condition, Reason
 from lora_operator.desired.command_line import StaticModules
 from lora_operator.desired.common import literal
+from lora_operator.kube.workloads import Workload
 from lora_operator.plan.adapter_list import MAX_GENERATION, Decision, Module, ModuleList
 
 QUIET: Final = timedelta(seconds=5)  # after the last change of the list
@@ -105,28 +106,23 @@ def plan_rollout(
     return RolloutPlan(False, unrolled, words, (quiet - now).total_seconds())
 
 
-def is_rolling(workload: Mapping[str, Any] | None, trouble: Verdict | None) -> bool:
+def is_rolling(workload: Workload | None, trouble: Verdict | None) -> bool:
     """Whether the Deployment's pods are being replaced, and nothing keeps the new ones away.
 
     `trouble` is what does: a roll-out that can't go on is not waited for. One that nobody has begun (no controller has seen the
     Deployment yet, or somebody has paused it) is none.
     """
-    spec, status = (dict((workload or {}).get(part) or {}) for part in ("spec", "status"))
-    replicas, seen = spec.get("replicas", 1), status.get("observedGeneration", 0)
-    if workload is None or not seen or spec.get("paused") or not replicas:
+    if workload is None or not workload.observed_generation or workload.is_paused or not workload.replicas:
         return False
     if trouble is not None and trouble.reason is not Reason.PROGRESSING:
         return False
-    progressing: Mapping[str, Any] = next(
-        (one for one in status.get("conditions") or () if one.get("type") == "Progressing"), {}
-    )
-    if progressing.get("status") == "False":
+    progressing, is_seen = workload.condition("Progressing"), workload.observed_generation >= workload.generation
+    if progressing.is_false:
         return False
-    if progressing.get("reason") == _ROLLED_OUT and seen >= workload["metadata"].get("generation", 0):
+    if progressing.reason == _ROLLED_OUT and is_seen:
         return False  # what is missing now is missing by scaling, or because a pod is ill
-    updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
-    done = updated == total == replicas <= status.get("readyReplicas", 0)
-    return seen < workload["metadata"].get("generation", 0) or not done
+    done = workload.updated_pods == workload.pods == workload.replicas <= workload.ready_pods
+    return not is_seen or not done
 
 
 def _until_downloaded(coming: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from lora_operator.api.adapter import LoRAAdapter
@@ -10,7 +11,7 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing
 from lora_operator.constants import Reason
 from lora_operator.errors import ForbiddenError, InvalidObjectError, OperatorError, ReasonError
-from lora_operator.kube.kinds import LORA_ADAPTERS
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter import plan_adapter, plan_refused, unknown
 from lora_operator.plan.adapter_content import AdapterObservation, name_taken
 from lora_operator.plan.adapter_list import Decision, Module
@@ -19,7 +20,7 @@ from lora_operator.plan.deployment_status import service_url
 from lora_operator.plan.wants import Credentials, find_cache
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import observe_fleet
-from lora_operator.reconcile.store import Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 
 UNREADABLE_SECONDS: Final = 30.0
 
@@ -49,7 +50,7 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
         _publish(context, adapter, unknown(adapter))
         raise
     if plan.status is not None:
-        await context.statuses.write(LORA_ADAPTERS, Kind.LORA_ADAPTER, adapter, plan.status)
+        await context.statuses.write(adapter, plan.status)
     return plan.requeue_after
 
 
@@ -111,10 +112,10 @@ async def _observe(context: Context, adapter: LoRAAdapter) -> AdapterObservation
     )
 
 
-def namespace_labels(context: Context, namespace: str) -> dict[str, str] | None:
+def namespace_labels(context: Context, namespace: str) -> Mapping[str, str] | None:
     """A namespace's labels; None where the namespace is not known."""
-    body = context.store.namespaces.get(("", namespace))
-    return None if body is None else body["metadata"].get("labels") or {}
+    known = context.store.namespaces.get(("", namespace))
+    return None if known is None else known.labels
 
 
 def _rivals(context: Context, adapter: LoRAAdapter, deployment: VLLMDeployment | None) -> tuple[LoRAAdapter, ...]:

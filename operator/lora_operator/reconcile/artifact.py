@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.conditions import find
+from lora_operator.conditions import find, is_true
 from lora_operator.constants import FETCH_CONTAINER, Condition, Reason
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request, credentials_secret
 from lora_operator.desired.job_placement import job_placement
@@ -22,8 +22,9 @@ from lora_operator.errors import (
     NotFoundError,
     ReasonError,
 )
-from lora_operator.kube.kinds import CLAIMS, JOBS, MODEL_ARTIFACTS, PODS, SECRETS
-from lora_operator.kube.objects import controller
+from lora_operator.kube.kinds import CLAIMS, JOBS, MODEL_ARTIFACTS, PODS, SECRETS, Kind
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Job
 from lora_operator.names import job_name
 from lora_operator.plan.artifact import ArtifactObservation, SecretVersion, is_by_hand, plan_artifact, plan_failure
 from lora_operator.plan.identity import workload_identity
@@ -36,7 +37,7 @@ from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.download_queue import note_ended_jobs, take_turn
 from lora_operator.reconcile.pod_events import last_warning
 from lora_operator.reconcile.records import Announced
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Body, Key, ObjectKey
 from lora_operator.wire.jobs import FetchProgress
 
 LOG_LINES = 20
@@ -55,18 +56,19 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
         for wanter in context.records.wanters(place):
             context.enqueue(wanter)
         return None
-    credentials = _credentials(context, artifact)
-    seen = await _observe(context, artifact, credentials)
-    plan = take_turn(context, seen, plan_artifact(seen, now=context.clock.now()))
+    gathered = await _gather(context, artifact)
+    # From here until something is done nothing is awaited: who wants the artifact now is not overlooked.
+    now = context.clock.now()
+    seen = take_turn(context, _observe(context, artifact, gathered), now=now)
+    plan = plan_artifact(seen, now=now)
     note_ended_jobs(context, seen)
-    came = context.records.wanters(place) or context.records.is_made_for(place)  # while we looked
-    if plan.delete_artifact and not came:
+    if plan.delete_artifact:
         await context.kube.delete(MODEL_ARTIFACTS, *place, uid=artifact.metadata.uid)
         return None
     status, delete_jobs = plan.status, plan.delete_jobs
     if plan.start is not None:
         try:
-            await _start(context, artifact, plan.start, credentials)
+            await _start(context, artifact, plan.start, gathered.credentials)
         except ReasonError as error:
             begun = artifact.model_copy(update={"status": plan.status or artifact.status})
             status = plan_failure(begun, error.reason, error.message, attempt=plan.start, now=context.clock.now())
@@ -75,7 +77,7 @@ async def reconcile_artifact(context: Context, key: Key) -> float | None:
             context.records.turns.started(_cache_key(artifact), artifact.metadata.name)
     if status not in (None, artifact.status):
         assert status is not None  # noqa: S101  a narrowing for the type checker
-        if not await context.statuses.write(MODEL_ARTIFACTS, Kind.MODEL_ARTIFACT, artifact, status):
+        if not await context.statuses.write(artifact, status):
             delete_jobs = ()  # what they led to is not written down
     _announce(context, key)  # whatever becomes of the Jobs
     for name in delete_jobs:
@@ -117,37 +119,51 @@ def _credentials(context: Context, artifact: ModelArtifact) -> Credentials | Rea
     return wanters_credentials(artifact, cache, offered)
 
 
-async def _observe(
-    context: Context, artifact: ModelArtifact, credentials: Credentials | ReasonError | None
-) -> ArtifactObservation:
-    store, namespace = context.store, artifact.metadata.namespace
-    pods = store.pods_of_artifact(artifact.key)
-    jobs = tuple([await _view(context, artifact, job, pods) for job in store.jobs_of_artifact(artifact.key)])
+@dataclass(frozen=True)
+class _Gathered:
+    """What had to be asked for."""
+
+    credentials: Credentials | ReasonError | None
+    secret: SecretVersion | ReasonError | None
+    jobs: tuple[JobView, ...]
+    progress: FetchProgress | None
+
+
+async def _gather(context: Context, artifact: ModelArtifact) -> _Gathered:
+    """Ask for what the store does not have: Events, the Job's log, the Secret's version."""
+    credentials, pods = _credentials(context, artifact), context.store.pods_of_artifact(artifact.key)
+    jobs = tuple([await _view(context, artifact, job, pods) for job in context.store.jobs_of_artifact(artifact.key)])
     running = next((job for job in jobs if not job.finished and job.owner_uid == artifact.metadata.uid), None)
+    secret: SecretVersion | ReasonError | None = credentials if isinstance(credentials, ReasonError) else None
+    idle = running is None and not is_true(artifact.status.conditions, Condition.READY)
+    if isinstance(credentials, tuple) and idle:
+        secret = await _secret_version(context, credentials)
+    progress = await _progress(context, artifact.metadata.namespace, running) if running else None
+    return _Gathered(credentials, secret, jobs, progress)
+
+
+def _observe(context: Context, artifact: ModelArtifact, gathered: _Gathered) -> ArtifactObservation:
+    """All that the plan goes by, but for the artifact's turn."""
+    store, namespace = context.store, artifact.metadata.namespace
     wanted: bool | None = bool(context.records.wanters(artifact.key)) or is_by_hand(artifact)
     doubtful = not wanted and (store.is_told(artifact.key) or context.records.is_made_for(artifact.key))
     if not wanted and (doubtful or not context.records.all_decided(store, namespace)):
         wanted = None  # what a status says is in use is gone by after a restart, or where a decision is taken back
     base_ref = artifact.spec.base_model_ref
-    secret: SecretVersion | ReasonError | None = credentials if isinstance(credentials, ReasonError) else None
-    ready = find(artifact.status.conditions, Condition.READY)
-    idle = running is None and not (ready and ready.status == "True")
-    if isinstance(credentials, tuple) and idle:
-        secret = await _secret_version(context, credentials)
     return ArtifactObservation(
         artifact=artifact,
-        cache=store.caches.get((namespace, artifact.spec.cache_ref.name)),
+        cache=store.caches.get(_cache_key(artifact)),
         base=store.artifacts.get((namespace, base_ref.name)) if base_ref else None,
         wanted=wanted,
-        secret=secret,
-        jobs=jobs,
-        progress=await _progress(context, namespace, running) if running else None,
+        secret=gathered.secret,
+        jobs=gathered.jobs,
+        progress=gathered.progress,
         running=len(store.jobs),
         others_wait=context.records.turns.waits(_cache_key(artifact)),
     )
 
 
-async def _view(context: Context, artifact: ModelArtifact, job: Body, known: list[Body]) -> JobView:
+async def _view(context: Context, artifact: ModelArtifact, job: Job, known: list[Pod]) -> JobView:
     pods = await _pods_of(context, job, known)
     now = context.clock.now()
     silent = silent_object(job, pods, now=now)
@@ -156,13 +172,14 @@ async def _view(context: Context, artifact: ModelArtifact, job: Body, known: lis
     return view_job(job, pods, warning=warning, now=now)
 
 
-async def _pods_of(context: Context, job: Body, known: list[Body]) -> list[Body]:
+async def _pods_of(context: Context, job: Job, known: list[Pod]) -> list[Pod]:
     """A Job's pods; asked for where the Job has ended and none of them is known to have: its watch may be ahead of the pods'."""
     view = view_job(job, known, now=context.clock.now())
     if not view.finished or view.left_result:
         return known
-    selector = f"batch.kubernetes.io/job-name={job['metadata']['name']}"
-    return (await context.kube.list(PODS, namespace=job["metadata"]["namespace"], label_selector=selector))[0]
+    selector = f"batch.kubernetes.io/job-name={job.name}"
+    listed, _ = await context.kube.list(PODS, namespace=job.namespace, label_selector=selector)
+    return [Pod.parse(body) for body in listed]
 
 
 async def _secret_version(context: Context, credentials: Credentials) -> SecretVersion | ReasonError:
@@ -301,13 +318,13 @@ async def _create_job(
         job = await context.kube.create(manifest)
     except ConflictError:
         job = await context.kube.get(JOBS, namespace, job_name(artifact.metadata.name, attempt))
-        owner = controller(job)
-        if owner is None or owner[:2] != ("ModelArtifact", artifact.metadata.name):
+        owner = Job.parse(job).owner
+        if owner is None or owner[:2] != (Kind.MODEL_ARTIFACT, artifact.metadata.name):
             raise ReasonError(
                 Reason.JOB_FAILED,
                 f"Job {namespace}/{job['metadata']['name']} exists and is not this artifact's: delete it",
             ) from None
-        if owner[2] != artifact.metadata.uid:
+        if owner.uid != artifact.metadata.uid:
             return None
     except ForbiddenError as error:
         raise ReasonError(Reason.JOB_UNSCHEDULABLE, f"the download Job was refused: {error}") from error

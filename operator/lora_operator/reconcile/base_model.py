@@ -12,6 +12,7 @@ from lora_operator.api.sources.source import Source
 from lora_operator.constants import CACHE_MOUNT, Reason
 from lora_operator.desired.command_line import Auxiliary
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.deployment_status import Content, describe_refresh, model_is_ready
 from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.refresh import Epoch, requested
@@ -20,7 +21,7 @@ from lora_operator.plan.wants import ContentWant, Credentials, Role, build_artif
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.records import ModelWant
-from lora_operator.reconcile.store import Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 
 BLOCKED_SECONDS: Final = 10.0  # until it is looked again whether what can't be wanted, or made, can be by now
 

@@ -6,12 +6,14 @@ from lora_operator.api.cache import ModelCache
 from lora_operator.constants import LABEL_CACHE, Reason
 from lora_operator.desired.claim import build_claim, wanted_owners
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, NotFoundError, ReasonError
-from lora_operator.kube.kinds import CLAIMS, MODEL_CACHES, STORAGE_CLASSES
+from lora_operator.kube.kinds import CLAIMS, STORAGE_CLASSES
+from lora_operator.kube.objects import Claim, mapping
+from lora_operator.kube.pods import Pod
 from lora_operator.names import label_value
 from lora_operator.plan.cache import CacheObservation, plan_cache, why_not_ours
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.eviction import Eviction, reconcile_eviction, remove_recorded_jobs
-from lora_operator.reconcile.store import Body, Key, Kind
+from lora_operator.reconcile.store import Key
 
 
 async def reconcile_cache(context: Context, key: Key) -> float | None:
@@ -36,59 +38,60 @@ async def reconcile_cache(context: Context, key: Key) -> float | None:
         claim=claim,
         artifacts=context.store.artifacts_of(cache.key),
         refused=refused,
-        storage_class=await _storage_class(context, claim) if claim else None,
+        binding_mode=await _binding_mode(context, claim) if claim else None,
         pods=_pods(context, cache),
         eviction=eviction.status,
         reclaimable=eviction.reclaimable,
         volume=context.records.caches.peek(cache.key).volume,
     )
     status, again = plan_cache(observation, now=context.clock.now())
-    await context.statuses.write(MODEL_CACHES, Kind.MODEL_CACHE, cache, status)
+    await context.statuses.write(cache, status)
     if failed is not None:
         raise failed
     await remove_recorded_jobs(context, key)
     return again if eviction.requeue_after is None else min(again, eviction.requeue_after)
 
 
-async def _claim(context: Context, cache: ModelCache) -> Body | None:
+async def _claim(context: Context, cache: ModelCache) -> Claim | None:
     """The claim, made where a template says so; None where one that should exist does not. Raises ReasonError."""
     namespace, name = cache.metadata.namespace, cache.claim_name
     try:
-        claim = await context.kube.get(CLAIMS, namespace, name)
+        body = await context.kube.get(CLAIMS, namespace, name)
     except NotFoundError:
-        claim = None
+        body = None
+    claim = Claim.parse(body) if body is not None else None
     if cache.spec.storage.existing_claim is not None:
         return claim
     try:
-        if claim is None:
-            return await context.kube.create(build_claim(cache))
+        if body is None or claim is None:
+            return Claim.parse(await context.kube.create(build_claim(cache)))
         if (error := why_not_ours(cache, claim)) is not None:
             raise error
-        present = claim["metadata"].get("ownerReferences") or []
+        present = mapping(body.get("metadata")).get("ownerReferences") or []
         if (wanted := wanted_owners(cache, present)) != present:
-            metadata = {"ownerReferences": wanted, "resourceVersion": claim["metadata"]["resourceVersion"]}
-            return await context.kube.patch(CLAIMS, namespace, name, {"metadata": metadata})
+            metadata = {"ownerReferences": wanted, "resourceVersion": claim.resource_version}
+            return Claim.parse(await context.kube.patch(CLAIMS, namespace, name, {"metadata": metadata}))
     except (ForbiddenError, InvalidObjectError) as error:
         raise ReasonError(Reason.CLAIM_REFUSED, f"spec.storage.volumeClaimTemplate: {error}") from error
     return claim
 
 
-async def _storage_class(context: Context, claim: Body) -> Body | None:
-    """The class of a claim that is not bound; None where there is none of that name."""
-    name = (claim.get("spec") or {}).get("storageClassName")
-    if not name or (claim.get("status") or {}).get("phase") == "Bound":
+async def _binding_mode(context: Context, claim: Claim) -> str | None:
+    """The volumeBindingMode of the class of a claim that is not bound; None where there is no class of that name."""
+    if not claim.storage_class or claim.is_bound:
         return None
     try:
-        return await context.kube.get(STORAGE_CLASSES, "", name)
+        found = await context.kube.get(STORAGE_CLASSES, "", claim.storage_class)
     except NotFoundError:
         return None
+    return str(found.get("volumeBindingMode"))
 
 
-def _pods(context: Context, cache: ModelCache) -> list[Body]:
+def _pods(context: Context, cache: ModelCache) -> list[Pod]:
     """Pods labelled as this cache's; only such that are kept on one node are."""
     value = label_value(cache.metadata.name)
     return [
         pod
         for (namespace, _), pod in sorted(context.store.pods.items())
-        if namespace == cache.metadata.namespace and (pod["metadata"].get("labels") or {}).get(LABEL_CACHE) == value
+        if namespace == cache.metadata.namespace and pod.labels.get(LABEL_CACHE) == value
     ]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Mapping
-from typing import Any
+from collections.abc import Awaitable
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, ROLLOUT, Reason
@@ -18,8 +17,8 @@ from lora_operator.desired.children import (
 )
 from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
-from lora_operator.kube.kinds import DEPLOYMENTS, VLLM_DEPLOYMENTS
-from lora_operator.kube.objects import is_controlled_by, running_container
+from lora_operator.kube.kinds import DEPLOYMENTS, Kind
+from lora_operator.kube.workloads import Workload
 from lora_operator.names import is_of_another_token, kit_config_map
 from lora_operator.plan.adapter_list import ModuleList, encode_for_config_map, names_passed_on
 from lora_operator.plan.claims import Candidate, settle_claims
@@ -34,8 +33,7 @@ from lora_operator.reconcile.lists import held_list, next_list, stored_list
 from lora_operator.reconcile.pod_events import SILENT_SECONDS, warnings_of
 from lora_operator.reconcile.replicas import keep_replicas
 from lora_operator.reconcile.rollout import Rollout, as_rolled, look_at_rollout
-from lora_operator.reconcile.services import child_version
-from lora_operator.reconcile.store import Key, Kind
+from lora_operator.reconcile.store import Key
 
 
 async def reconcile_deployment(context: Context, key: Key) -> float | None:
@@ -79,7 +77,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
         ),
         now=context.clock.now(),
     )
-    written = await context.statuses.write(VLLM_DEPLOYMENTS, Kind.VLLM_DEPLOYMENT, deployment, status)
+    written = await context.statuses.write(deployment, status)
     if written or status == deployment.status:  # else it is told later, and they read it there
         tell_adapters(context, deployment, fleet, status)
     await remove_old_kits(context, deployment)
@@ -134,7 +132,7 @@ def _ask_pods(
 ) -> None:
     """Have those pods looked at of which nothing is known, and those that hold an older list and can be told a newer one."""
     for pod in own_pods(context, deployment):
-        place_of_pod = (pod["metadata"]["namespace"], pod["metadata"]["name"])
+        place_of_pod = pod.key
         record = context.records.pods.peek(place_of_pod)
         view = record.view
         behind = modules and view and view.gate_closed and view.error is None and not view.too_old
@@ -173,12 +171,12 @@ async def _update_list(context: Context, deployment: VLLMDeployment) -> ModuleLi
         context.enqueue(Key(Kind.LORA_ADAPTER, *passed))
     if previous is None or updated.generation != previous.generation:
         for pod in own_pods(context, deployment):
-            context.enqueue(Key(Kind.POD, pod["metadata"]["namespace"], pod["metadata"]["name"]))
+            context.enqueue(Key(Kind.POD, *pod.key))
     return updated
 
 
 def _all_asked(context: Context, deployment: VLLMDeployment) -> bool:
-    pods = {(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in own_pods(context, deployment)}
+    pods = {pod.key for pod in own_pods(context, deployment)}
     records = {pod: context.records.pods.peek(pod) for pod in pods}
     missing = [pod for pod, record in records.items() if not (record.asked or record.silent)]
     for pod in missing:
@@ -190,7 +188,7 @@ async def _apply_list(context: Context, deployment: VLLMDeployment, modules: Mod
     manifest = build_modules_config_map(deployment, encode_for_config_map(modules))
     live = context.store.config_maps.get((deployment.key[0], manifest["metadata"]["name"]))
     applied = await context.children.apply(manifest, live)
-    context.records.deployments[deployment.key].stored = (child_version(applied), modules)
+    context.records.deployments[deployment.key].stored = (applied.version, modules)
 
 
 async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Model, rollout: Rollout | None) -> None:
@@ -204,7 +202,7 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
         await context.children.ensure_secret(secret, doubtful=_lacks_a_pod(context, deployment))
     except ForbiddenError as error:
         # A full quota is told before the name is looked at, so also where the Secret exists. Pods that lack it say so themselves.
-        mounted = mounted_gate(live) if live is not None and is_controlled_by(live, deployment.metadata.uid) else None
+        mounted = mounted_gate(live) if live is not None and live.is_controlled_by(deployment.metadata.uid) else None
         if mounted != gate or "exceeded quota" not in str(error):
             raise
     model_path = model.path("model")
@@ -219,11 +217,11 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
     wanted = template_hash(deployment, model.cache, model_path=model_path, auxiliary=model.auxiliary)
     if (
         live is not None
-        and is_controlled_by(live, deployment.metadata.uid)
-        and _annotations(live).get(ANNOTATION_TEMPLATE_HASH) == wanted
+        and live.is_controlled_by(deployment.metadata.uid)
+        and live.annotations.get(ANNOTATION_TEMPLATE_HASH) == wanted
         and not (rollout and rollout.plan.roll)
         and not is_of_another_token(mounted_gate(live) or gate, gate)  # else no pod answers until it has the new one
-        and (context.children.adopt(deployment.key, live) or _annotations(live).get(ANNOTATION_KIT) != context.kit)
+        and (context.children.adopt(deployment.key, live) or live.annotations.get(ANNOTATION_KIT) != context.kit)
     ):  # as it was made; or changed by hand, but to be made again only with another kit, which would roll the fleet
         await _keep_kit(context, deployment, live)
         return
@@ -252,10 +250,10 @@ async def _apply_engines(context: Context, deployment: VLLMDeployment, model: Mo
 async def _scale(context: Context, deployment: VLLMDeployment) -> None:
     """As many pods as are asked for, where the Deployment is ours and was not made anew with that number: that needs no model."""
     live = context.store.workloads.get(deployment.key)
-    if live is None or not is_controlled_by(live, deployment.metadata.uid):
+    if live is None or not live.is_controlled_by(deployment.metadata.uid):
         return
     replicas = replicas_wanted(deployment, live)
-    if live["spec"].get("replicas") != replicas:
+    if live.replicas != replicas:
         as_made = context.children.adopt(deployment.key, live)
         patched = await context.kube.patch(DEPLOYMENTS, *deployment.key, {"spec": {"replicas": replicas}})
         if as_made:
@@ -267,20 +265,16 @@ async def _scale(context: Context, deployment: VLLMDeployment) -> None:
 def _lacks_a_pod(context: Context, deployment: VLLMDeployment) -> bool:
     """Whether a pod does not start or does not answer, as without its Secret."""
     for pod in own_pods(context, deployment):
-        view = context.records.pods.peek((pod["metadata"]["namespace"], pod["metadata"]["name"])).view
-        if running_container(pod) is None or (view is not None and view.error is not None):
+        view = context.records.pods.peek(pod.key).view
+        if pod.running_engine is None or (view is not None and view.error is not None):
             return True
     return False
 
 
-async def _keep_kit(context: Context, deployment: VLLMDeployment, live: Mapping[str, Any]) -> None:
+async def _keep_kit(context: Context, deployment: VLLMDeployment, live: Workload) -> None:
     """Repair the kit's ConfigMap where it is this operator's kit; an older operator's kit can't be made again."""
-    if _annotations(live).get(ANNOTATION_KIT) != context.kit:
+    if live.annotations.get(ANNOTATION_KIT) != context.kit:
         return
     place = (deployment.key[0], kit_config_map(deployment.key[1], context.kit))
     if place not in context.store.config_maps:
         await context.children.apply(build_kit_config_map(deployment, context.kit_files), None)
-
-
-def _annotations(obj: Mapping[str, Any]) -> dict[str, str]:
-    return obj["metadata"].get("annotations") or {}

@@ -38,16 +38,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from lora_operator.api.adapter import LoRAAdapterStatus
-from lora_operator.api.artifact import ModelArtifactStatus
-from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.api.common import ApiModel, StatusCondition
-from lora_operator.api.deployment import VLLMDeploymentStatus
 from lora_operator.conditions import failing, merge, with_ready_and_stalled
 from lora_operator.constants import Condition, Reason
 from lora_operator.errors import NotFoundError, OperatorError
 from lora_operator.kube.client import Kube
-from lora_operator.kube.kinds import LORA_ADAPTERS, MODEL_ARTIFACTS, MODEL_CACHES, VLLM_DEPLOYMENTS, ResourceType
+from lora_operator.kube.kinds import OWN_KINDS, Kind
 from lora_operator.reconcile.adapter import reconcile_adapter
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.cache import reconcile_cache
@@ -56,7 +52,7 @@ from lora_operator.reconcile.context import Context, build_context, load_kit_fil
 from lora_operator.reconcile.deployment import reconcile_deployment
 from lora_operator.reconcile.engine_pod import reconcile_pod
 from lora_operator.reconcile.faults import TOLD_AFTER, describe_fault, fault_message, settle_fault, told_of_fault
-from lora_operator.reconcile.store import Key, Kind, Store
+from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
 
@@ -70,18 +66,6 @@ _RECONCILERS: Final[dict[Kind, Reconcile]] = {
     Kind.MODEL_CACHE: reconcile_cache,
     Kind.MODEL_ARTIFACT: reconcile_artifact,
     Kind.POD: reconcile_pod,
-}
-_OWN: Final[dict[Kind, ResourceType]] = {
-    Kind.LORA_ADAPTER: LORA_ADAPTERS,
-    Kind.VLLM_DEPLOYMENT: VLLM_DEPLOYMENTS,
-    Kind.MODEL_CACHE: MODEL_CACHES,
-    Kind.MODEL_ARTIFACT: MODEL_ARTIFACTS,
-}
-_STATUSES: Final[dict[Kind, type[ApiModel]]] = {
-    Kind.LORA_ADAPTER: LoRAAdapterStatus,
-    Kind.VLLM_DEPLOYMENT: VLLMDeploymentStatus,
-    Kind.MODEL_CACHE: ModelCacheStatus,
-    Kind.MODEL_ARTIFACT: ModelArtifactStatus,
 }
 
 
@@ -134,7 +118,7 @@ class Dispatcher:
         settle_fault(self._context, key, cause)
         count, told = self._faults.get(key, (0, ""))
         self._faults[key] = (count + 1, told)
-        if key.kind not in _OWN or count + 1 < TOLD_AFTER or told == cause:
+        if key.kind not in OWN_KINDS or count + 1 < TOLD_AFTER or told == cause:
             return
         try:
             await self._tell_fault(key, cause)
@@ -155,7 +139,7 @@ class Dispatcher:
 
     async def _clear_fault(self, key: Key) -> None:
         """A pass has ended well: what it did not say anew itself is taken back."""
-        if key.kind not in _OWN or not self._context.store.has_condition(key, Condition.OPERATOR_FAULT):
+        if key.kind not in OWN_KINDS or not self._context.store.has_condition(key, Condition.OPERATOR_FAULT):
             return
         if (body := await self._find(key)) is not None:
             await self._write_conditions(
@@ -164,7 +148,7 @@ class Dispatcher:
 
     async def _find(self, key: Key) -> dict[str, Any] | None:
         try:
-            return await self._context.kube.get(_OWN[key.kind], key.namespace, key.name)
+            return await self._context.kube.get(key.kind.info.rt, key.namespace, key.name)
         except NotFoundError:
             return None
 
@@ -175,13 +159,15 @@ class Dispatcher:
 
         What else its status says (an artifact in use, a refresh that was done) is needed when all is well again.
         """
-        status = _readable(_STATUSES[key.kind], body.get("status") or {})
+        model = key.kind.info.status
+        assert model is not None, key  # noqa: S101  a narrowing for the type checker: only objects of ours come here
+        status = _readable(model, body.get("status") or {})
         before = [StatusCondition.model_validate(condition) for condition in status.get("conditions") or []]
         after = list(made(before, body["metadata"].get("generation", 0)))
         if after == before:
             return False
         status["conditions"] = [condition.to_wire() for condition in after]
-        await self._context.kube.apply_status(_OWN[key.kind], key.namespace, key.name, status)
+        await self._context.kube.apply_status(key.kind.info.rt, key.namespace, key.name, status)
         return True
 
     async def _report_invalid(self, key: Key, problem: str) -> None:

@@ -16,11 +16,10 @@ from lora_operator.constants import Reason
 from lora_operator.desired.children import build_disruption_budget
 from lora_operator.errors import KubeError, ReasonError
 from lora_operator.kube.kinds import DISRUPTION_BUDGETS
-from lora_operator.kube.objects import is_controlled_by
+from lora_operator.kube.objects import KubeObject
 from lora_operator.names import engine_labels
 from lora_operator.plan.admission import selector_matches
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Kind
 
 log = logging.getLogger(__name__)
 
@@ -41,23 +40,22 @@ async def keep_budget(context: Context, deployment: VLLMDeployment) -> None:
         record.budget = (form, context.clock.monotonic() + FAILED_LOOK_SECONDS)
         log.warning("PodDisruptionBudget of VLLMDeployment %s/%s: %s", *place, error)
         if isinstance(error, ReasonError):
-            await context.statuses.event(
-                Kind.VLLM_DEPLOYMENT, deployment, warning=True, reason=error.reason, message=error.message
-            )
+            await context.statuses.event(deployment, warning=True, reason=error.reason, message=error.message)
 
 
 async def _keep(context: Context, deployment: VLLMDeployment) -> None:
     namespace, name = deployment.key
     found = (await context.kube.list(DISRUPTION_BUDGETS, namespace=namespace))[0]
     named = next((one for one in found if one["metadata"]["name"] == name), None)
-    ours = named if named is not None and is_controlled_by(named, deployment.metadata.uid) else None
+    live = KubeObject.parse(named) if named is not None else None
+    ours = named if live is not None and live.is_controlled_by(deployment.metadata.uid) else None
     labels = _pod_labels(context, deployment)
     other = next((one for one in found if one is not ours and _selects(one, labels)), None)
     unwanted = deployment.spec.disruption_budget == "None"
     # An apply would leave minAvailable there, which excludes what ours says.
     if ours is not None and (unwanted or other is not None or "minAvailable" in ours["spec"]):
         await context.kube.delete(DISRUPTION_BUDGETS, namespace, name, uid=ours["metadata"]["uid"])
-        named = ours = None
+        live = ours = None
     if unwanted:
         return
     if other is not None:
@@ -68,15 +66,14 @@ async def _keep(context: Context, deployment: VLLMDeployment) -> None:
         )
     budget = build_disruption_budget(deployment)
     if ours is None or any(ours["spec"].get(key) != value for key, value in budget["spec"].items()):
-        await context.children.refuse_foreign(budget, named)
+        await context.children.refuse_foreign(budget, live)
         await context.kube.apply(budget)
 
 
 def _pod_labels(context: Context, deployment: VLLMDeployment) -> dict[str, str]:
     """Labels of the pods: a podTemplate may add some."""
-    workload = context.store.workloads.get(deployment.key) or {}
-    template = (workload.get("spec") or {}).get("template") or {}
-    return {**((template.get("metadata") or {}).get("labels") or {}), **engine_labels(deployment.metadata.name)}
+    workload = context.store.workloads.get(deployment.key)
+    return {**(workload.template_labels if workload is not None else {}), **engine_labels(deployment.metadata.name)}
 
 
 def _selects(budget: dict[str, Any], labels: dict[str, str]) -> bool:

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from datetime import datetime
 
 from lora_operator.api.artifact import ModelArtifact
 from lora_operator.api.bounds import DEFAULT_MAX_CONCURRENT
 from lora_operator.api.cache import VolumeFigures
-from lora_operator.kube.objects import controller
-from lora_operator.plan import jobs
-from lora_operator.plan.artifact import ArtifactObservation, ArtifactPlan, plan_artifact
+from lora_operator.kube.kinds import Kind
+from lora_operator.kube.workloads import Job
+from lora_operator.plan import job_view
+from lora_operator.plan.artifact import ArtifactObservation, waits_for_turn
 from lora_operator.plan.fair_share import Ticket
 from lora_operator.reconcile.context import Context
-from lora_operator.reconcile.store import Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 from lora_operator.reconcile.turns import Running
 
 
-def take_turn(context: Context, seen: ArtifactObservation, plan: ArtifactPlan) -> ArtifactPlan:
-    """The plan, or that the artifact waits, where it would start and it is not its turn. Awaits nothing: turns are taken one by one."""
+def take_turn(context: Context, seen: ArtifactObservation, *, now: datetime) -> ArtifactObservation:
+    """What is seen, with whether it is the artifact's turn where it waits for that. Awaits nothing: turns are taken one by one.
+
+    One whose turn it is has its place from here on: `Turns.started` must follow.
+    """
     artifact, turns, cache = seen.artifact, context.records.turns, _cache_key(seen.artifact)
     namespaces = wanting_namespaces(context, artifact)
     turns.use(cache, artifact.metadata.name, namespaces if seen.wanted else ())
-    if not plan.waits_for_turn:
+    if not waits_for_turn(seen, now=now):
         turns.leave(artifact.key)
-        return plan
-    now = context.clock.now()
+        return seen
     if is_evicting(context, cache):
-        return plan_artifact(replace(seen, evicting=True), now=now)
+        return replace(seen, evicting=True)
     since = artifact.status.next_attempt_time or artifact.metadata.creation_timestamp or now
     ticket = Ticket(since, artifact.metadata.name, namespaces, adapter=artifact.spec.type == "Adapter")
     limit = seen.cache.spec.download.max_concurrent if seen.cache else DEFAULT_MAX_CONCURRENT
     ahead = turns.ahead(cache, ticket, running_jobs(context, cache), limit=limit)
-    if ahead:
-        return plan_artifact(replace(seen, ahead=ahead), now=now)
-    turns.start(cache, artifact.metadata.name)
-    return plan
+    if not ahead:
+        turns.start(cache, artifact.metadata.name)
+    return replace(seen, ahead=ahead)
 
 
 def claim_of(context: Context, cache: ObjectKey) -> ObjectKey:
@@ -57,9 +59,9 @@ def is_evicting(context: Context, cache: ObjectKey) -> bool:
     if claim in context.records.evicting:
         return True
     for (namespace, _), job in context.store.jobs.items():
-        owner = controller(job)
-        ours = namespace == cache[0] and owner is not None and owner[0] == "ModelCache" and not has_ended(context, job)
-        if ours and owner is not None and claim_of(context, (namespace, owner[1])) == claim:
+        if namespace != cache[0] or job.owner is None or job.owner.kind != Kind.MODEL_CACHE or has_ended(context, job):
+            continue
+        if claim_of(context, (namespace, job.owner.name)) == claim:
             return True
     return False
 
@@ -104,18 +106,22 @@ def note_ended_jobs(context: Context, seen: ArtifactObservation) -> None:
 def _running(context: Context, cache: ObjectKey) -> list[ModelArtifact]:
     store, found = context.store, []
     for (namespace, _), job in store.jobs.items():
-        owner = controller(job)
-        if namespace != cache[0] or owner is None or owner[0] != "ModelArtifact" or has_ended(context, job):
+        if (
+            namespace != cache[0]
+            or job.owner is None
+            or job.owner.kind != Kind.MODEL_ARTIFACT
+            or has_ended(context, job)
+        ):
             continue
-        artifact = store.artifacts.get((namespace, owner[1]))
+        artifact = store.artifacts.get((namespace, job.owner.name))
         if artifact is not None and artifact.spec.cache_ref.name == cache[1]:
             found.append(artifact)
     return found
 
 
-def has_ended(context: Context, job: dict[str, Any]) -> bool:
+def has_ended(context: Context, job: Job) -> bool:
     """Whether a Job is over, as far as its pods are known."""
-    return jobs.has_ended(job, context.store.pods.values(), now=context.clock.now())
+    return job_view.has_ended(job, context.store.pods.values(), now=context.clock.now())
 
 
 def _cache_key(artifact: ModelArtifact) -> ObjectKey:

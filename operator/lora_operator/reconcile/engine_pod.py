@@ -14,7 +14,8 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import LABEL_DEPLOYMENT, ROLLOUT
 from lora_operator.desired.children import gate_token
 from lora_operator.errors import EngineError, EngineUnreachable, StaleList
-from lora_operator.kube.objects import engine_port, is_ready, pod_ip, running_container
+from lora_operator.kube.kinds import Kind
+from lora_operator.kube.pods import Pod
 from lora_operator.names import label_value
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.plan.admission import public_name
@@ -23,7 +24,7 @@ from lora_operator.plan.placement import is_lazy_on
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import learn_owners, live_pods, own_pods
 from lora_operator.reconcile.lists import learn_held
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 from lora_operator.vllm import MINIMUM_VERSIONS, KitState, ServedModel, parse_version
 
 SETTLE_SECONDS: Final = 2.0  # how long a kit may hold the answer to a new list back while it loads
@@ -60,25 +61,24 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
         context.records.pods.pop(place, None)
         context.enqueue(Key(Kind.VLLM_DEPLOYMENT, *deployment.key))
         return None
-    container, address = running_container(pod), pod_ip(pod)
+    container, address = pod.running_engine, pod.address
     if container is None or address is None:
         _publish(context, deployment, place, None)
         return None
     host = f"[{address}]" if ":" in address else address
     engine = _Engine(
         pod=place,
-        url=f"http://{host}:{engine_port(pod) or deployment.spec.engine.port}",
+        url=f"http://{host}:{pod.spec.engine_port or deployment.spec.engine.port}",
         token=gate_token(await context.secrets.master_key(), deployment),
         container=container,
-        uid=pod["metadata"]["uid"],
-        ready=is_ready(pod),
+        uid=pod.uid,
+        ready=pod.is_ready,
     )
     return await _look(context, deployment, engine)
 
 
-def _deployment(context: Context, pod: Body) -> VLLMDeployment | None:
-    label = pod["metadata"].get("labels", {}).get(LABEL_DEPLOYMENT)
-    namespace = pod["metadata"]["namespace"]
+def _deployment(context: Context, pod: Pod) -> VLLMDeployment | None:
+    label, namespace = pod.labels.get(LABEL_DEPLOYMENT), pod.namespace
     found = context.store.deployments.get((namespace, label or ""))
     if found is not None or label is None:
         return found
@@ -161,7 +161,7 @@ def list_for(context: Context, deployment: VLLMDeployment, pod: ObjectKey) -> Mo
     modules = context.records.deployments.peek(deployment.key).modules
     if modules is None or not any(module.preload for module in modules.modules):
         return modules
-    names = {body["metadata"]["name"] for body in live_pods(context, deployment)}
+    names = {pod.name for pod in live_pods(context, deployment)}
     return replace(
         modules,
         modules=tuple(

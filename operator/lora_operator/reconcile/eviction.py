@@ -12,8 +12,9 @@ from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, CACHE_
 from lora_operator.desired.evict_job import build_evict_job, evict_job_name
 from lora_operator.desired.job_placement import job_placement
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError
-from lora_operator.kube.kinds import JOBS, MODEL_ARTIFACTS, PODS
-from lora_operator.kube.objects import controller
+from lora_operator.kube.kinds import JOBS, MODEL_ARTIFACTS, PODS, Kind
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Job
 from lora_operator.plan.eviction import (
     MAX_VIEWS,
     POLL_SECONDS,
@@ -32,15 +33,13 @@ from lora_operator.plan.eviction_candidates import (
     short_of_room,
     view_name,
 )
-from lora_operator.plan.job_view import silent_object, view_job
-from lora_operator.plan.jobs import lost_since
-from lora_operator.plan.pod_trouble import parse_time
+from lora_operator.plan.job_view import attempt_of, job_container, lost_since, silent_object, view_job
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.download_queue import caches_of, claim_of, has_ended, is_evicting
 from lora_operator.reconcile.lists import read_lists
 from lora_operator.reconcile.pod_events import last_warning
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 from lora_operator.reconcile.usage import used_views
 from lora_operator.wire.jobs import EvictRequest
 
@@ -86,22 +85,16 @@ async def remove_recorded_jobs(context: Context, key: Key) -> None:
     if cache is None or cache.status.eviction is None:
         return
     for (namespace, name), job in list(context.store.jobs.items()):
-        owner, metadata = controller(job), job["metadata"]
-        ours = namespace == key.namespace and owner is not None and owner[2] == cache.metadata.uid
-        if (
-            ours
-            and not metadata.get("deletionTimestamp")
-            and view_job(job, ()).attempt <= cache.status.eviction.attempt
-        ):
+        ours = namespace == key.namespace and job.is_controlled_by(cache.metadata.uid)
+        if ours and not job.is_deleting and attempt_of(job) <= cache.status.eviction.attempt:
             how: Literal["Background", "Foreground"] = "Background" if has_ended(context, job) else "Foreground"
-            await context.kube.delete(JOBS, namespace, name, uid=metadata["uid"], propagation=how)
+            await context.kube.delete(JOBS, namespace, name, uid=job.uid, propagation=how)
 
 
 async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
     attempt = (cache.status.eviction.attempt if cache.status.eviction else 0) + 1
-    body = context.store.jobs.get((cache.metadata.namespace, evict_job_name(cache.metadata.name, attempt)))
-    owner = controller(body) if body is not None else None
-    job = await _look(context, cache, body) if body and owner and owner[2] == cache.metadata.uid else None
+    known = context.store.jobs.get((cache.metadata.namespace, evict_job_name(cache.metadata.name, attempt)))
+    job = await _look(context, cache, known) if known and known.is_controlled_by(cache.metadata.uid) else None
     if job is not None and job.result is not None and (told := job.result.volume) is not None:
         context.records.caches[cache.key].volume = VolumeFigures(
             total_bytes=told.total_bytes,
@@ -128,9 +121,7 @@ async def _observe(context: Context, cache: ModelCache) -> EvictionObservation:
         unsure=None,
         job=job,
         fetching_since=_fetching_since(context, caches),
-        unread=any(
-            _is_unread(context, body) for body in store.jobs.values() if body["metadata"]["namespace"] == namespace
-        ),
+        unread=any(_is_unread(context, job) for job in store.jobs.values() if job.namespace == namespace),
         swept=swept,
     )
     if not is_due(seen, now=context.clock.now()):
@@ -163,33 +154,27 @@ def _fetching_since(context: Context, caches: Collection[ObjectKey]) -> datetime
     store, now = context.store, context.clock.now()
     began = [now for key in caches if context.records.turns.starting(key)]
     for (namespace, _), job in store.jobs.items():
-        owner = controller(job)
-        if owner is None or owner[0] != "ModelArtifact" or has_ended(context, job):
+        if job.owner is None or job.owner.kind != Kind.MODEL_ARTIFACT or has_ended(context, job):
             continue
-        artifact = store.artifacts.get((namespace, owner[1]))
+        artifact = store.artifacts.get((namespace, job.owner.name))
         if artifact is not None and (namespace, artifact.spec.cache_ref.name) in caches:
-            began.append(parse_time(job["metadata"].get("creationTimestamp")) or now)
+            began.append(job.created or now)
     return min(began, default=None)
 
 
-def _is_unread(context: Context, job: Body) -> bool:
+def _is_unread(context: Context, job: Job) -> bool:
     """Whether a download's Job has ended, and what it published may not be in its artifact's status yet."""
-    owner = controller(job)
-    if owner is None or owner[0] != "ModelArtifact" or not has_ended(context, job):
+    owner = job.owner
+    if owner is None or owner.kind != Kind.MODEL_ARTIFACT or not has_ended(context, job):
         return False
-    artifact = context.store.artifacts.get((job["metadata"]["namespace"], owner[1]))
-    if artifact is None or artifact.metadata.uid != owner[2]:
+    artifact = context.store.artifacts.get((job.namespace, owner.name))
+    if artifact is None or artifact.metadata.uid != owner.uid:
         return False
-    return view_job(job, ()).attempt > (artifact.status.finished_attempt or 0)
+    return attempt_of(job) > (artifact.status.finished_attempt or 0)
 
 
-async def _look(context: Context, cache: ModelCache, job: Body) -> EvictJob:
-    metadata = job["metadata"]
-    found = EvictJob(
-        metadata["name"],
-        since=parse_time(metadata.get("creationTimestamp")),
-        requested=(metadata.get("annotations") or {}).get(ANNOTATION_EVICT),
-    )
+async def _look(context: Context, cache: ModelCache, job: Job) -> EvictJob:
+    found = EvictJob(job.name, since=job.created, requested=job.annotations.get(ANNOTATION_EVICT))
     known = list(context.store.pods.values())
     lost = lost_since(job, known, now=context.clock.now())
     if not has_ended(context, job):
@@ -199,17 +184,12 @@ async def _look(context: Context, cache: ModelCache, job: Body) -> EvictJob:
         view = view_job(job, known, warning=warning)
         suspended = f"Job {view.name} is suspended, and not by this operator: resume it" if view.suspended else None
         return replace(found, started=view.pod is not None, trouble=view.waiting[1] if view.waiting else suspended)
-    selector = f"batch.kubernetes.io/job-name={metadata['name']}"
-    pods, _ = await context.kube.list(PODS, namespace=metadata["namespace"], label_selector=selector)
-    own = [pod for pod in known if (controller(pod) or ("", "", ""))[2] == metadata["uid"]]
-    message = next((text for pod in (*pods, *own) if (text := _last_words(pod))), None)
+    selector = f"batch.kubernetes.io/job-name={job.name}"
+    listed, _ = await context.kube.list(PODS, namespace=job.namespace, label_selector=selector)
+    own = [pod for pod in known if pod.is_controlled_by(job.uid)]
+    ends = (job_container(pod).ended for pod in (*map(Pod.parse, listed), *own))
+    message = next((ended.message for ended in ends if ended is not None and ended.message), None)
     return replace(found, result=read_result(job, message, lost=lost), lost=lost is not None)
-
-
-def _last_words(pod: Body) -> str | None:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or [{}]
-    message = ((statuses[0].get("state") or {}).get("terminated") or {}).get("message")
-    return message if isinstance(message, str) else None
 
 
 async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attempt: int) -> EvictionPlan:
@@ -257,13 +237,13 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
     try:
         context.answers.take(Kind.JOB, await context.kube.create(manifest))
     except ConflictError:
-        job = await context.kube.get(JOBS, namespace, manifest["metadata"]["name"])
-        owner = controller(job)
-        if owner is not None and owner[2] == cache.metadata.uid:
-            context.answers.take(Kind.JOB, job)
+        body = await context.kube.get(JOBS, namespace, manifest["metadata"]["name"])
+        job = Job.parse(body)
+        if job.is_controlled_by(cache.metadata.uid):
+            context.answers.take(Kind.JOB, body)
             return plan
-        if owner is not None and owner[0] == "ModelCache":  # an earlier cache's of this name
-            await context.kube.delete(JOBS, namespace, job["metadata"]["name"])
+        if job.owner is not None and job.owner.kind == Kind.MODEL_CACHE:  # an earlier cache's of this name
+            await context.kube.delete(JOBS, namespace, job.name)
         return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
     except (ForbiddenError, InvalidObjectError) as error:
         return EvictionPlan(could_not(plan.status, f"the Job was refused: {error}", now=context.clock.now()))

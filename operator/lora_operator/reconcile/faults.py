@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from lora_operator.api.common import StatusCondition
 from lora_operator.conditions import Verdict, find, merge
 from lora_operator.constants import Condition, Reason
-from lora_operator.kube.objects import running_container
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter import undecidable
 from lora_operator.plan.fleet import PodView
+from lora_operator.reconcile.bodies import describe_invalid
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.records import ModelWant
-from lora_operator.reconcile.store import Key, Kind, ObjectKey, describe_invalid
+from lora_operator.reconcile.store import Key, ObjectKey
 
 TOLD_AFTER: Final = 2  # failures in a row: what is over with the next attempt, 0.2 s later, is in the log alone
 MAX_CAUSE: Final = 300
@@ -98,11 +99,11 @@ def _settle_pod(context: Context, key: Key, cause: str) -> None:
         return
     record = context.records.pods[place]
     first, record.asked = not record.asked, True
-    container = running_container(pod)
+    container = pod.running_engine
     if container is not None:
         known = record.view
         failed = PodView(
-            uid=pod["metadata"].get("uid") or "",
+            uid=pod.uid,
             container_id=container,
             error=f"the operator failed on it ({cause})",
             gate_closed=known is not None and known.container_id == container and known.gate_closed,

@@ -6,6 +6,7 @@ from typing import Final
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.kube.kinds import CONFIG_MAPS, REPLICA_SETS
+from lora_operator.kube.workloads import Workload
 from lora_operator.names import engine_selector, kit_config_map
 from lora_operator.plan.kits import kits_to_remove, mounted, owned_kits
 from lora_operator.reconcile.context import Context
@@ -23,7 +24,7 @@ async def remove_old_kits(context: Context, deployment: VLLMDeployment) -> None:
     kits = owned_kits(beside, deployment=name, uid=deployment.metadata.uid)
     pods = context.store.pods_of_deployment(deployment.key)
     current = kit_config_map(name, context.kit)
-    candidates = kits_to_remove(kits, current=current, users=[workload, *pods])
+    candidates = kits_to_remove(kits, current=current, users=[workload.template, *(pod.spec for pod in pods)])
     if not candidates:
         return
     record = context.records.deployments[deployment.key]
@@ -33,7 +34,6 @@ async def remove_old_kits(context: Context, deployment: VLLMDeployment) -> None:
     # Listed after the Deployment was read: a ReplicaSet that came since is of its template, or of a newer one of ours.
     replica_sets, _ = await context.kube.list(REPLICA_SETS, namespace=namespace, label_selector=engine_selector(name))
     record.kits_looked_at = (candidates, context.clock.monotonic())
-    for kit in sorted(candidates - mounted(replica_sets)):
-        body = context.store.config_maps[(namespace, kit)]
-        await context.kube.delete(CONFIG_MAPS, namespace, kit, uid=body["metadata"]["uid"])
+    for kit in sorted(candidates - mounted(Workload.parse(body).template for body in replica_sets)):
+        await context.kube.delete(CONFIG_MAPS, namespace, kit, uid=context.store.config_maps[(namespace, kit)].uid)
         record.children.pop(("ConfigMap", kit), None)

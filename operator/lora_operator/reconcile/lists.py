@@ -9,16 +9,15 @@ from dataclasses import replace
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import MODULES_KEY, ROLLOUT, Reason
 from lora_operator.errors import EngineRefused, NotFoundError
-from lora_operator.kube.kinds import CONFIG_MAPS
-from lora_operator.kube.objects import is_controlled_by
+from lora_operator.kube.kinds import CONFIG_MAPS, Kind
+from lora_operator.kube.objects import KubeObject
 from lora_operator.names import modules_config_map
 from lora_operator.plan.adapter_list import Decision, Module, ModuleList, decode_from_config_map, plan_list
 from lora_operator.plan.list_limits import give_way
 from lora_operator.plan.rollout import leave_out
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import own_pods
-from lora_operator.reconcile.services import child_version
-from lora_operator.reconcile.store import Key, Kind, ObjectKey
+from lora_operator.reconcile.store import Key, ObjectKey
 from lora_operator.vllm import HeldList
 
 
@@ -85,11 +84,12 @@ async def stored_list(context: Context, deployment: VLLMDeployment) -> ModuleLis
         body = await context.kube.get(CONFIG_MAPS, *_place(deployment))
     except NotFoundError:
         return None
-    if not is_controlled_by(body, deployment.metadata.uid):
+    config_map = KubeObject.parse(body)
+    if not config_map.is_controlled_by(deployment.metadata.uid):
         return None
     data = (body.get("binaryData") or {}).get(MODULES_KEY)
     found = decode_from_config_map(data) if isinstance(data, str) else None
-    record.stored = (child_version(body), found)
+    record.stored = (config_map.version, found)
     return found
 
 
@@ -102,11 +102,11 @@ async def read_lists(context: Context, namespace: str) -> None:
 
 def list_as_read(context: Context, deployment: VLLMDeployment) -> tuple[bool, ModuleList | None]:
     """(whether what is in the ConfigMap now was read, that list). Awaits nothing."""
-    body = context.store.config_maps.get(_place(deployment))
-    if body is None or not is_controlled_by(body, deployment.metadata.uid):
+    config_map = context.store.config_maps.get(_place(deployment))
+    if config_map is None or not config_map.is_controlled_by(deployment.metadata.uid):
         return True, None
     known = context.records.deployments.peek(deployment.key).stored
-    return (True, known[1]) if known is not None and known[0] == child_version(body) else (False, None)
+    return (True, known[1]) if known is not None and known[0] == config_map.version else (False, None)
 
 
 def _place(deployment: VLLMDeployment) -> ObjectKey:
@@ -132,7 +132,7 @@ def held_list(context: Context, deployment: VLLMDeployment) -> ModuleList | None
 
     Pods are data from outside: an entry counts only by the UID of an adapter that names the deployment.
     """
-    places = [(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in own_pods(context, deployment)]
+    places = [pod.key for pod in own_pods(context, deployment)]
     lists = [found for place in places if (found := context.records.pods.peek(place).held_list) is not None]
     newest: HeldList | None = max(lists, key=lambda one: one.generation, default=None)
     if newest is None or not newest.generation:  # a fresh pod was never told one

@@ -13,11 +13,12 @@ from typing import TypeVar
 
 from lora_operator.api.cache import VolumeFigures
 from lora_operator.constants import Reason
+from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision, Module, ModuleList
 from lora_operator.plan.fleet import PodView
 from lora_operator.plan.rollout import Unrolled
 from lora_operator.plan.wants import Credentials
-from lora_operator.reconcile.store import Key, Kind, ObjectKey, Store
+from lora_operator.reconcile.store import Key, ObjectKey, Store
 from lora_operator.reconcile.turns import Turns
 from lora_operator.vllm import HeldList
 

@@ -75,8 +75,7 @@ def _is_rolling(context: Context, deployment: VLLMDeployment) -> bool:
 
 def _rolled(context: Context, deployment: VLLMDeployment) -> Rolled | None:
     workload = context.store.workloads.get(deployment.key)
-    annotations = (workload or {"metadata": {}})["metadata"].get("annotations") or {}
-    return parse_rolled(annotations.get(ANNOTATION_ARGUMENTS))
+    return parse_rolled(workload.annotations.get(ANNOTATION_ARGUMENTS) if workload is not None else None)
 
 
 def _coming(context: Context, deployment: VLLMDeployment) -> tuple[str, ...]:

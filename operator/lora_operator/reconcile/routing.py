@@ -8,9 +8,11 @@ from typing import Any
 from lora_operator.api import LoRAAdapter, ModelArtifact, ModelCache, VLLMDeployment
 from lora_operator.conditions import find, is_true
 from lora_operator.constants import ANNOTATION_DEFAULT_CACHE, COMPONENT_ENGINE, LABEL_CACHE, LABEL_COMPONENT, Condition
-from lora_operator.kube.objects import controller
+from lora_operator.kube.kinds import Kind
+from lora_operator.kube.objects import KubeObject
+from lora_operator.kube.pods import Pod
 from lora_operator.names import label_value
-from lora_operator.reconcile.store import Change, Key, Kind, Store, artifacts_told
+from lora_operator.reconcile.store import Change, Key, Store, artifacts_told
 
 
 def keys_for(change: Change, store: Store) -> set[Key]:
@@ -25,12 +27,10 @@ def keys_for(change: Change, store: Store) -> set[Key]:
             return {change.key, *_for_cache(change, store)}
         case Kind.MODEL_ARTIFACT:
             return {change.key, *_for_artifact(change, store)}
-        case Kind.JOB:
-            return _owner(change, "ModelArtifact", Kind.MODEL_ARTIFACT) | _owner(change, "ModelCache", Kind.MODEL_CACHE)
+        case Kind.JOB | Kind.DEPLOYMENT | Kind.CONFIG_MAP | Kind.SERVICE:
+            return set(_owners(change))
         case Kind.POD:
             return set(_for_pod(change, store))
-        case Kind.DEPLOYMENT | Kind.CONFIG_MAP | Kind.SERVICE:
-            return _owner(change, "VLLMDeployment", Kind.VLLM_DEPLOYMENT)
         case Kind.NAMESPACE:
             return set(_for_namespace(change, store))
 
@@ -109,35 +109,33 @@ def _for_artifact(change: Change, store: Store) -> Iterator[Key]:
                 yield Key(Kind.MODEL_ARTIFACT, *other.key)
 
 
-def _owner(change: Change, owner_kind: str, kind: Kind) -> set[Key]:
-    found = set()
-    for body in (change.old, change.new):
-        owner = controller(body) if body is not None else None
-        if owner is not None and owner[0] == owner_kind:
-            found.add(Key(kind, change.key.namespace, owner[1]))
-    return found
+def _owners(change: Change) -> Iterator[Key]:
+    views: tuple[KubeObject | None, ...] = (change.old, change.new)
+    for view in views:
+        owner = view.owner if view is not None else None
+        if owner is not None and owner.kind in change.kind.info.owners:
+            yield Key(Kind(owner.kind), change.key.namespace, owner.name)
 
 
 def _for_pod(change: Change, store: Store) -> Iterator[Key]:
-    bodies: list[dict[str, Any]] = [body for body in (change.new, change.old) if body]
+    pods: list[Pod] = [pod for pod in (change.new, change.old) if pod is not None]
     yield from _cache_of_pod(change, store)
-    if any((body["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == COMPONENT_ENGINE for body in bodies):
+    if any(pod.labels.get(LABEL_COMPONENT) == COMPONENT_ENGINE for pod in pods):
         yield change.key
         for deployment in store.deployments.values():
             if deployment.metadata.namespace == change.key.namespace:
                 yield Key(Kind.VLLM_DEPLOYMENT, *deployment.key)
         return
-    owner = controller(bodies[0]) if bodies else None
-    job = store.jobs.get((change.key.namespace, owner[1])) if owner else None
-    above = controller(job) if job else None
-    if above is not None:
-        kind = Kind.MODEL_CACHE if above[0] == "ModelCache" else Kind.MODEL_ARTIFACT
-        yield Key(kind, change.key.namespace, above[1])
+    owner = pods[0].owner if pods else None
+    job = store.jobs.get((change.key.namespace, owner.name)) if owner else None
+    if job is not None and job.owner is not None:
+        kind = Kind.MODEL_CACHE if job.owner.kind == Kind.MODEL_CACHE else Kind.MODEL_ARTIFACT
+        yield Key(kind, change.key.namespace, job.owner.name)
 
 
 def _cache_of_pod(change: Change, store: Store) -> Iterator[Key]:
     """The cache whose pods are kept on one node, when one of them comes, goes, gets its node, or ends."""
-    was, now = (_seat(body) for body in (change.old, change.new))
+    was, now = (_seat(pod) for pod in (change.old, change.new))
     if was == now:
         return
     labels = {seat[0] for seat in (was, now) if seat is not None}
@@ -146,16 +144,13 @@ def _cache_of_pod(change: Change, store: Store) -> Iterator[Key]:
             yield Key(Kind.MODEL_CACHE, namespace, name)
 
 
-def _seat(body: dict[str, Any] | None) -> tuple[Any, ...] | None:
-    label = ((body or {}).get("metadata") or {}).get("labels", {}).get(LABEL_CACHE)
-    if body is None or label is None:
-        return None
-    status = body.get("status") or {}
-    return (label, (body.get("spec") or {}).get("nodeName"), status.get("phase") in ("Succeeded", "Failed"))
+def _seat(pod: Pod | None) -> tuple[str, str, bool] | None:
+    label = pod.labels.get(LABEL_CACHE) if pod is not None else None
+    return (label, pod.spec.node, pod.has_ended) if pod is not None and label is not None else None
 
 
 def _for_namespace(change: Change, store: Store) -> Iterator[Key]:
-    old, new = ((body or {"metadata": {}})["metadata"].get("labels") for body in (change.old, change.new))
+    old, new = (namespace.labels if namespace is not None else None for namespace in (change.old, change.new))
     if old == new:
         return
     for adapter in store.adapters.values():

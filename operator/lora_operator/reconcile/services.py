@@ -7,7 +7,7 @@ import binascii
 import contextlib
 import random
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from lora_operator.api.common import ApiModel, Metadata, Resource, StatusCondition
@@ -15,14 +15,15 @@ from lora_operator.conditions import find, is_passing, is_true, reason_of
 from lora_operator.constants import API_VERSION, REASONS, Condition, Reason
 from lora_operator.errors import AlreadyExistsError, ConflictError, ForbiddenError, NotFoundError, ReasonError
 from lora_operator.kube.client import Kube
-from lora_operator.kube.kinds import BY_KIND, CONFIG_MAPS, DEPLOYMENTS, SECRETS, SERVICES, ResourceType
-from lora_operator.kube.objects import controller
+from lora_operator.kube.kinds import SECRETS, Kind, kind_of, type_of
+from lora_operator.kube.objects import KubeObject
+from lora_operator.kube.workloads import Workload
 from lora_operator.names import short_hash
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.clock import Clock
 from lora_operator.reconcile.records import Records
 from lora_operator.reconcile.routing import keys_for
-from lora_operator.reconcile.store import Body, Key, Kind, ObjectKey, Store
+from lora_operator.reconcile.store import Body, Key, ObjectKey, Store
 from lora_operator.source_kinds import keys_of
 
 MASTER_KEY_SECRET: Final = "lora-operator-key"  # noqa: S105  a name
@@ -30,11 +31,6 @@ SECRET_SECONDS: Final = 3600.0  # between looks for a Secret that nothing makes 
 DOUBTED_SECRET_SECONDS: Final = 10.0
 PASSING_SECONDS: Final = 1.0  # a load takes some 50 ms: what is over so soon is not worth two writes and two Events
 GATHER_SECONDS: Final = 0.3  # in which changes of a fleet that leave its Ready alone become one write
-_CHILD_KINDS: Final[Mapping[str, tuple[ResourceType, Kind]]] = {
-    "Deployment": (DEPLOYMENTS, Kind.DEPLOYMENT),
-    "ConfigMap": (CONFIG_MAPS, Kind.CONFIG_MAP),
-    "Service": (SERVICES, Kind.SERVICE),
-}
 
 
 class Answers:
@@ -71,13 +67,13 @@ class StatusWriter:
         self._answers = answers
         self._enqueue = enqueue
 
-    async def write(self, rt: ResourceType, kind: Kind, resource: Resource, status: ApiModel) -> bool:
+    async def write(self, resource: Resource, status: ApiModel) -> bool:
         """Write a status where it changed, then post an Event where Ready did. Returns whether it was written.
 
         What will probably be over in a moment is looked at again before it is told.
         """
         old: Any = resource.status  # type: ignore[attr-defined]
-        metadata = resource.metadata
+        kind, metadata = kind_of(resource), resource.metadata
         key = Key(kind, metadata.namespace, metadata.name)
         wait = self._hold_back(key, old, status)
         if status == old:
@@ -87,7 +83,7 @@ class StatusWriter:
             return False
         try:
             body = await self._kube.apply_status(
-                rt,
+                kind.info.rt,
                 metadata.namespace,
                 metadata.name,
                 status.to_wire(),
@@ -103,15 +99,15 @@ class StatusWriter:
         if after is not None and (before is None or (before.status, before.reason) != (after.status, after.reason)):
             stalled = find(status.conditions, Condition.STALLED) is not None  # type: ignore[attr-defined]
             warning = after.status != "True" and (stalled or REASONS[reason_of(after.reason)].warns)
-            await self.event(kind, resource, warning=warning, reason=after.reason, message=after.message)
+            await self.event(resource, warning=warning, reason=after.reason, message=after.message)
         return True
 
-    async def event(self, kind: Kind, resource: Resource, *, warning: bool, reason: str, message: str) -> None:
+    async def event(self, resource: Resource, *, warning: bool, reason: str, message: str) -> None:
         """Post an Event about one of our objects."""
         metadata = resource.metadata
         about = {
             "apiVersion": API_VERSION,
-            "kind": kind.value,
+            "kind": kind_of(resource).value,
             "name": metadata.name,
             "namespace": metadata.namespace,
             "uid": metadata.uid,
@@ -150,17 +146,18 @@ class ChildApplier:
         self._clock = clock
         self._answers = answers
 
-    async def apply(self, obj: dict[str, Any], live: Body | None) -> Body:
+    async def apply(self, obj: dict[str, Any], live: KubeObject | None) -> KubeObject:
         """Apply a child unless it is known to be as applied. `live` is what the store has of it."""
         place, digest = (obj["kind"], obj["metadata"]["name"]), short_hash(obj, 32)
         children = self._records.deployments[_owner(obj)].children
         known = children.get(place)
-        if known is not None and known[0] == digest and live is not None and known[1] == child_version(live):
+        if known is not None and known[0] == digest and live is not None and known[1] == live.version:
             return live
         await self.refuse_foreign(obj, live)
-        result = await self._kube.apply(obj)
-        children[place] = (digest, child_version(result))
-        self._store.upsert(_CHILD_KINDS[obj["kind"]][1], result)  # no news for the owner, whose reconcile this is
+        body = await self._kube.apply(obj)
+        result = KubeObject.parse(body)
+        children[place] = (digest, result.version)
+        self._store.upsert(Kind(obj["kind"]), body)  # no news for the owner, whose reconcile this is
         return result
 
     async def ensure_secret(self, obj: dict[str, Any], *, doubtful: bool = False) -> None:
@@ -180,37 +177,38 @@ class ChildApplier:
             name: (now, now + SECRET_SECONDS * spread)
         }
 
-    async def refuse_foreign(self, obj: dict[str, Any], live: Body | None) -> None:
+    async def refuse_foreign(self, obj: dict[str, Any], live: KubeObject | None) -> None:
         """Raise ReasonError(NameTaken) where an object of that name exists that our object's owner does not control."""
         namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
         if live is None:
             try:
-                live = await self._kube.get(BY_KIND[obj["apiVersion"], obj["kind"]], namespace, name)
+                live = KubeObject.parse(await self._kube.get(type_of(obj), namespace, name))
             except NotFoundError:
                 return
-        ours, owner = obj["metadata"]["ownerReferences"][0], controller(live)
-        if owner is not None and owner[:2] == (ours["kind"], ours["name"]) and owner[2] != ours["uid"]:
+        ours, owner = obj["metadata"]["ownerReferences"][0], live.owner
+        if owner is not None and owner[:2] == (ours["kind"], ours["name"]) and owner.uid != ours["uid"]:
             raise ReasonError(
                 Reason.PROGRESSING,
-                f"{obj['kind']} {namespace}/{name} of an earlier {owner[0]} {owner[1]} is being deleted",
+                f"{obj['kind']} {namespace}/{name} of an earlier {owner.kind} {owner.name} is being deleted",
             )
-        if owner is None or owner[2] != ours["uid"]:
+        if owner is None or owner.uid != ours["uid"]:
             raise ReasonError(
                 Reason.NAME_TAKEN,
                 f"{obj['kind']} {namespace}/{name} exists and is not this object's own: delete it, or choose another name",
             )
 
-    def adopt(self, deployment: ObjectKey, live: Body) -> bool:
+    def adopt(self, deployment: ObjectKey, live: Workload) -> bool:
         """For a child that must not be re-applied for its own sake: whether it is as it was when first seen or last applied."""
         children = self._records.deployments[deployment].children
-        known = children.setdefault((live["kind"], live["metadata"]["name"]), ("", child_version(live)))
-        return known[1] == child_version(live)
+        known = children.setdefault((Kind.DEPLOYMENT, live.name), ("", live.version))
+        return known[1] == live.version
 
     def note(self, deployment: ObjectKey, applied: Body) -> None:
         """Record the API server's answer to a write of a child that `adopt` judges."""
         children = self._records.deployments[deployment].children
-        children[applied["kind"], applied["metadata"]["name"]] = ("", child_version(applied))
-        self._answers.take(_CHILD_KINDS[applied["kind"]][1], applied)
+        live = Workload.parse(applied)
+        children[Kind.DEPLOYMENT, live.name] = ("", live.version)
+        self._answers.take(Kind.DEPLOYMENT, applied)
 
 
 class Secrets:
@@ -282,12 +280,6 @@ def _asked_for(metadata: Metadata) -> tuple[Any, ...]:
         metadata.annotations,
         metadata.deletion_timestamp,
     )
-
-
-def child_version(obj: Body) -> str:
-    """What changes when somebody changes the object: its generation where it has one, else its resourceVersion."""
-    metadata = obj["metadata"]
-    return f"{metadata.get('uid')}/{metadata.get('generation') or metadata.get('resourceVersion')}"
 
 
 def _value(secret: Body, key: str, place: str) -> bytes:

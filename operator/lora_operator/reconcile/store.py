@@ -9,52 +9,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
 from lora_operator.api import LoRAAdapter, ModelArtifact, ModelCache, VLLMDeployment
-from lora_operator.api.common import Resource
 from lora_operator.conditions import find
 from lora_operator.constants import LABEL_ARTIFACT, LABEL_DEPLOYMENT, Condition
+from lora_operator.kube.kinds import Kind
+from lora_operator.kube.objects import KubeObject, Namespace, mapping, text_of
+from lora_operator.kube.pods import Pod
+from lora_operator.kube.workloads import Job, Workload
 from lora_operator.names import label_value
-from lora_operator.reconcile.bodies import MAX_NESTING, is_too_deep, slim
-from lora_operator.reconcile.index import Index
+from lora_operator.reconcile.bodies import MAX_NESTING, describe_invalid, is_too_deep, slim
 
 MAX_TOMBSTONES: Final = 20_000
-MAX_INVALID_MESSAGE: Final = 1000
 
 ObjectKey = tuple[str, str]  # (namespace, name); the namespace is "" for what has none
 Body = dict[str, Any]
-
-
-class Kind(StrEnum):
-    """The kinds that are watched."""
-
-    LORA_ADAPTER = "LoRAAdapter"
-    VLLM_DEPLOYMENT = "VLLMDeployment"
-    MODEL_CACHE = "ModelCache"
-    MODEL_ARTIFACT = "ModelArtifact"
-    JOB = "Job"
-    POD = "Pod"
-    DEPLOYMENT = "Deployment"
-    NAMESPACE = "Namespace"
-    CONFIG_MAP = "ConfigMap"
-    SERVICE = "Service"
-
-
-OWN_KINDS: Final = (Kind.LORA_ADAPTER, Kind.VLLM_DEPLOYMENT, Kind.MODEL_CACHE, Kind.MODEL_ARTIFACT)
-
-_MODELS: Final[Mapping[Kind, type[Resource]]] = {
-    Kind.LORA_ADAPTER: LoRAAdapter,
-    Kind.VLLM_DEPLOYMENT: VLLMDeployment,
-    Kind.MODEL_CACHE: ModelCache,
-    Kind.MODEL_ARTIFACT: ModelArtifact,
-}
+GroupT = TypeVar("GroupT", bound=Hashable)
 
 
 class Key(NamedTuple):
@@ -70,7 +46,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """What a write changed: `old` and `new` are a model for our own kinds, else the raw object; None when absent or invalid.
+    """What a write changed: `old` and `new` are a model for our own kinds, else a view; None when absent or invalid.
 
     `was_invalid`: the object was there before and could not be read, so nobody knows what it asked for.
     """
@@ -90,6 +66,33 @@ class _Version(NamedTuple):
 def _version_number(text: Any) -> int:
     """A resourceVersion as a number: the API server's are decimal and grow (KEP-5504 makes that official); 0 when absent."""
     return int(text) if isinstance(text, str) and text.isdecimal() else 0
+
+
+class Index(Generic[GroupT]):
+    """Maps a group to the keys in it, so that a relation costs what it yields and not the size of the store; a key is in at most one."""
+
+    def __init__(self) -> None:
+        self._keys: dict[GroupT, set[tuple[str, str]]] = {}
+        self._group: dict[tuple[str, str], GroupT] = {}
+
+    def assign(self, key: tuple[str, str], group: GroupT | None) -> None:
+        """Puts the key into the group, and out of the one it was in; None: into none."""
+        old = self._group.get(key)
+        if old == group:
+            return
+        if old is not None:
+            members = self._keys[old]
+            members.discard(key)
+            if not members:
+                del self._keys[old]
+            del self._group[key]
+        if group is not None:
+            self._keys.setdefault(group, set()).add(key)
+            self._group[key] = group
+
+    def keys_of(self, group: GroupT) -> list[tuple[str, str]]:
+        """Keys in the group, sorted."""
+        return sorted(self._keys.get(group, ()))
 
 
 class Store:
@@ -114,12 +117,12 @@ class Store:
         self.deployments: Mapping[ObjectKey, VLLMDeployment] = MappingProxyType(self._objects[Kind.VLLM_DEPLOYMENT])
         self.caches: Mapping[ObjectKey, ModelCache] = MappingProxyType(self._objects[Kind.MODEL_CACHE])
         self.artifacts: Mapping[ObjectKey, ModelArtifact] = MappingProxyType(self._objects[Kind.MODEL_ARTIFACT])
-        self.jobs: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.JOB])
-        self.pods: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.POD])
-        self.workloads: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.DEPLOYMENT])
-        self.namespaces: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.NAMESPACE])
-        self.config_maps: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.CONFIG_MAP])
-        self.services: Mapping[ObjectKey, Body] = MappingProxyType(self._objects[Kind.SERVICE])
+        self.jobs: Mapping[ObjectKey, Job] = MappingProxyType(self._objects[Kind.JOB])
+        self.pods: Mapping[ObjectKey, Pod] = MappingProxyType(self._objects[Kind.POD])
+        self.workloads: Mapping[ObjectKey, Workload] = MappingProxyType(self._objects[Kind.DEPLOYMENT])
+        self.namespaces: Mapping[ObjectKey, Namespace] = MappingProxyType(self._objects[Kind.NAMESPACE])
+        self.config_maps: Mapping[ObjectKey, KubeObject] = MappingProxyType(self._objects[Kind.CONFIG_MAP])
+        self.services: Mapping[ObjectKey, KubeObject] = MappingProxyType(self._objects[Kind.SERVICE])
         self.invalid: Mapping[Key, str] = MappingProxyType(self._invalid)
 
     # Reading by relation
@@ -144,17 +147,17 @@ class Store:
         """Artifacts in the ModelCache; by name."""
         return [self.artifacts[key] for key in self._artifacts_by_cache.keys_of(cache)]
 
-    def pods_of_deployment(self, deployment: ObjectKey) -> list[Body]:
+    def pods_of_deployment(self, deployment: ObjectKey) -> list[Pod]:
         """Pods labelled as the VLLMDeployment's; by name. Labels can be set by anybody: check the owners too."""
         group = (deployment[0], label_value(deployment[1]))
         return [self.pods[key] for key in self._pods_by_deployment.keys_of(group)]
 
-    def pods_of_artifact(self, artifact: ObjectKey) -> list[Body]:
+    def pods_of_artifact(self, artifact: ObjectKey) -> list[Pod]:
         """Pods labelled as the ModelArtifact's download Jobs'; by name."""
         group = (artifact[0], label_value(artifact[1]))
         return [self.pods[key] for key in self._pods_by_artifact.keys_of(group)]
 
-    def jobs_of_artifact(self, artifact: ObjectKey) -> list[Body]:
+    def jobs_of_artifact(self, artifact: ObjectKey) -> list[Job]:
         """Jobs labelled as the ModelArtifact's; by name."""
         group = (artifact[0], label_value(artifact[1]))
         return [self.jobs[key] for key in self._jobs_by_artifact.keys_of(group)]
@@ -181,11 +184,11 @@ class Store:
     def upsert(self, kind: Kind, body: Mapping[str, Any]) -> Change | None:
         """Takes a word on an object; None when it is no news: the same or older than what is known, or of what is gone.
 
-        Of the body only what is read is kept (bodies.py), and that must not be changed afterwards.
+        Of the body only what is read is kept, as a model or a view (kube.objects); models share its parts.
         """
-        metadata = body.get("metadata") or {}
-        key = Key(kind, metadata.get("namespace") or "", metadata.get("name") or "")
-        version = _Version(metadata.get("uid") or "", _version_number(metadata.get("resourceVersion")))
+        metadata = mapping(body.get("metadata"))
+        key = Key(kind, *_place(metadata))
+        version = _Version(text_of(metadata.get("uid")), _version_number(metadata.get("resourceVersion")))
         known = self._versions.get(key)
         newer_than = max(known.number if known is not None else 0, self._gone.get(version.uid, 0))
         if version.number and version.number <= newer_than:
@@ -213,8 +216,7 @@ class Store:
 
     def take_listed(self, kind: Kind, item: Mapping[str, Any], present: set[ObjectKey]) -> Change | None:
         """Takes one object of a list that comes page by page, and notes in `present` that the list has it."""
-        metadata = item.get("metadata") or {}
-        present.add((metadata.get("namespace") or "", metadata.get("name") or ""))
+        present.add(_place(mapping(item.get("metadata"))))
         return self.upsert(kind, item)
 
     def retain(self, kind: Kind, present: Collection[ObjectKey], list_resource_version: str) -> list[Change]:
@@ -252,11 +254,12 @@ class Store:
     # Inside
 
     def _parse(self, key: Key, body: Mapping[str, Any]) -> Any | None:
-        model, kept = _MODELS.get(key.kind), slim(key.kind.value, body)
         self._invalid.pop(key, None)
         self._concerned.pop(key, None)
+        model = key.kind.info.model
         if model is None:
-            return kept
+            return key.kind.info.view.parse(body)
+        kept = slim(body)
         try:
             if not is_too_deep(kept):
                 return model.model_validate(kept)
@@ -331,14 +334,10 @@ def _concerned(key: Key, body: Body) -> frozenset[str] | None:
     return frozenset(found)
 
 
-def _labelled(place: ObjectKey, body: Body | None, label: str) -> ObjectKey | None:
-    value = ((body or {}).get("metadata") or {}).get("labels", {}).get(label)
+def _place(metadata: Mapping[str, Any]) -> ObjectKey:
+    return (text_of(metadata.get("namespace")), text_of(metadata.get("name")))
+
+
+def _labelled(place: ObjectKey, view: KubeObject | None, label: str) -> ObjectKey | None:
+    value = view.labels.get(label) if view is not None else None
     return None if value is None else (place[0], value)
-
-
-def describe_invalid(error: ValidationError) -> str:
-    """The fields that don't fit and why, without the values: a status is read by others than a spec."""
-    parts = [
-        f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors(include_input=False)
-    ]
-    return "; ".join(parts)[:MAX_INVALID_MESSAGE]

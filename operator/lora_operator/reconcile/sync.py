@@ -10,28 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Final
 
-from lora_operator.constants import LABEL_MANAGED_BY, MANAGED_BY
 from lora_operator.errors import KubeError
 from lora_operator.kube.client import Kube
-from lora_operator.kube.kinds import (
-    CONFIG_MAPS,
-    DEPLOYMENTS,
-    JOBS,
-    LORA_ADAPTERS,
-    MODEL_ARTIFACTS,
-    MODEL_CACHES,
-    NAMESPACES,
-    PODS,
-    SERVICES,
-    VLLM_DEPLOYMENTS,
-    ResourceType,
-)
-from lora_operator.reconcile.store import Change, Kind, ObjectKey, Store
+from lora_operator.kube.kinds import Kind
+from lora_operator.reconcile.store import Change, ObjectKey, Store
 
 log = logging.getLogger(__name__)
 
@@ -39,37 +24,6 @@ INTERVAL: Final = 300.0
 PAUSE: Final = 1.0  # between two lists of a kind, however often kopf reconnects
 FIRST_RETRY: Final = 0.5
 LONGEST_RETRY: Final = 30.0
-
-_OURS: Final = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
-
-
-@dataclass(frozen=True)
-class Watched:
-    """What is listed and watched of a kind."""
-
-    rt: ResourceType
-    label_selector: str | None = None
-    metadata_only: bool = False  # the rest may be a megabyte each, of anybody's objects
-
-
-WATCHED: Final[Mapping[Kind, Watched]] = MappingProxyType(
-    {
-        Kind.LORA_ADAPTER: Watched(LORA_ADAPTERS),
-        Kind.VLLM_DEPLOYMENT: Watched(VLLM_DEPLOYMENTS),
-        Kind.MODEL_CACHE: Watched(MODEL_CACHES),
-        Kind.MODEL_ARTIFACT: Watched(MODEL_ARTIFACTS),
-        Kind.NAMESPACE: Watched(NAMESPACES, metadata_only=True),
-        Kind.JOB: Watched(JOBS, _OURS),
-        Kind.POD: Watched(PODS, _OURS),
-        Kind.DEPLOYMENT: Watched(DEPLOYMENTS, _OURS),
-        Kind.CONFIG_MAP: Watched(CONFIG_MAPS, _OURS, metadata_only=True),
-        Kind.SERVICE: Watched(SERVICES, _OURS, metadata_only=True),
-    }
-)
-KIND_BY_PATH: Final[Mapping[str, Kind]] = MappingProxyType(
-    {watched.rt.path(): kind for kind, watched in WATCHED.items()}
-)
-METADATA_ONLY: Final = frozenset(watched.rt.path() for watched in WATCHED.values() if watched.metadata_only)
 
 
 class Sync:
@@ -112,10 +66,10 @@ class Sync:
                 await asyncio.sleep(delay * random.uniform(0.75, 1.0))  # noqa: S311 - no secret
 
     async def _list(self, kind: Kind) -> bool:
-        watched = WATCHED[kind]
+        info = kind.info
         present: set[ObjectKey] = set()
         resource_version = ""
-        pages = self._kube.pages(watched.rt, label_selector=watched.label_selector, metadata_only=watched.metadata_only)
+        pages = self._kube.pages(info.rt, label_selector=info.label_selector, metadata_only=info.metadata_only)
         try:
             async for page, resource_version in pages:  # noqa: B007  the last one's
                 for item in page:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import COMPONENT_ENGINE, LABEL_COMPONENT
-from lora_operator.kube.objects import running_container
-from lora_operator.plan.eviction_candidates import views_in
+from lora_operator.kube.pods import Pod
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.lists import list_as_read
-from lora_operator.reconcile.store import Body
+from lora_operator.wire.jobs import views_in
 
 
 def used_views(context: Context, namespace: str) -> tuple[frozenset[str], str | None]:
@@ -34,12 +31,14 @@ def used_views(context: Context, namespace: str) -> tuple[frozenset[str], str | 
                     unsure
                     or f"the module list of VLLMDeployment {namespace}/{deployment.metadata.name} is not known yet"
                 )
-    for bodies in (context.store.workloads, context.store.pods):
-        for key, body in bodies.items():
-            if key[0] == namespace:
-                found |= views_in(json.dumps(body.get("spec") or {}))
-    for key, pod in context.store.pods.items():
-        if key[0] == namespace and _is_engine(pod):
+    for workload in context.store.workloads.values():
+        if workload.namespace == namespace:
+            found |= workload.template.views
+    for pod in context.store.pods.values():
+        if pod.namespace != namespace:
+            continue
+        found |= pod.spec.views
+        if pod.labels.get(LABEL_COMPONENT) == COMPONENT_ENGINE:
             served, why = _served(context, pod)
             found |= served
             unsure = unsure or why
@@ -70,11 +69,10 @@ def _listed(context: Context, deployment: VLLMDeployment) -> tuple[set[str] | No
     return (None if modules is None else found), is_read
 
 
-def _served(context: Context, pod: Body) -> tuple[set[str], str | None]:
-    key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
-    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+def _served(context: Context, pod: Pod) -> tuple[set[str], str | None]:
+    key, container = pod.key, pod.running_engine
+    if pod.has_ended:
         return set(), None
-    container = running_container(pod)
     if container is None:
         return set(), None  # it begins with the list that is known here, and leaves out what is not there
     view = context.records.pods.peek(key).view
@@ -87,7 +85,3 @@ def _served(context: Context, pod: Body) -> tuple[set[str], str | None]:
     if view.orphans and not roots:
         return set(), f"pod {key[0]}/{key[1]} serves {view.orphans[0]}, and it is not known from where"
     return views_in("\n".join([*paths, *roots])), None
-
-
-def _is_engine(pod: Body) -> bool:
-    return (pod["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == COMPONENT_ENGINE

@@ -7,6 +7,7 @@ termination message (at most 3 KiB), and Manifest is published inside the view d
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,7 @@ TERMINATION_LOG_BYTES: Final = 3072
 EVICT_REQUEST_ENV: Final = "LORA_OPERATOR_EVICT"
 KEEP_BYTES: Final = 8
 MANIFEST_FILE: Final = ".lora-operator.json"
+_VIEW: Final = re.compile(r"artifacts/([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 ContentType = Literal["Adapter", "BaseModel", "Tokenizer"]
@@ -248,6 +250,11 @@ class EvictResult(_Wire):
 def keep_mark(view: str) -> bytes:
     """What stands for a view's name in `EvictRequest.keep`: two that are alike by chance keep one view too many."""
     return hashlib.sha256(view.encode("utf-8", "surrogatepass")).digest()[:KEEP_BYTES]
+
+
+def views_in(text: str) -> set[str]:
+    """The names of all views whose paths stand in a text: a pod's arguments, an engine's answer."""
+    return set(_VIEW.findall(text))
 
 
 class ManifestFile(_Wire):
