@@ -26,7 +26,7 @@ DEADLINE_SECONDS: Final = 600  # downloads wait for it, so it must not hang
 
 
 def evict_job_name(cache: str, attempt: int) -> str:
-    """Name of the Job."""
+    """Name of a cache's Job of that attempt, so that none is made twice."""
     return bounded(f"{cache}-evict-{attempt}", 63)
 
 

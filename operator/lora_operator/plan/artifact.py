@@ -69,7 +69,7 @@ def is_by_hand(artifact: ModelArtifact) -> bool:
 
 
 def plan_artifact(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
-    """Decide on one artifact."""
+    """What is done for one artifact now: at most one Job is started or given up, and its status says why."""
     plan, status = _plan(seen, now=now), seen.artifact.status
     title = seen.artifact.spec.source.member.title
     if plan.status is None and (not status.conditions or status.source == title):
