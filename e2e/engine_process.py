@@ -1,6 +1,6 @@
-"""A real vLLM as a local process under the engine kit's launcher, as a pod runs it, without a cluster.
+"""A real vLLM as a local process under the engine plugin's launcher, as a pod runs it, without a cluster.
 
-For what the kit promises about one engine: it starts, stops and kills the process, lays out a cache, and speaks to the kit as the
+For what the plugin promises about one engine: it starts, stops and kills the process, lays out a cache, and speaks to the plugin as the
 operator does. Standard library only.
 """
 
@@ -23,7 +23,7 @@ from e2e.engine_client import Json, request
 
 TOKEN = "gate-token-of-the-tests"
 SERVED = ("tiny/base", "tiny/alias")
-KIT = paths.REPO / "operator" / "lora_operator" / "engine_plugin"
+PLUGIN = paths.REPO / "operator" / "lora_operator" / "engine_plugin"
 
 
 def engine_python() -> str:
@@ -59,8 +59,8 @@ class EngineProcess:
         self.home = paths.cache_dir("engine-home")  # what vLLM finds out about the model's class once takes it 13 s
         for folder in (self.cache / "artifacts", self.state_dir):
             folder.mkdir(parents=True)
-        shutil.copytree(KIT, root / "kit" / "lora_operator_plugin", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(KIT / "__main__.py", root / "kit")
+        shutil.copytree(PLUGIN, root / "plugin" / "lora_operator_plugin", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(PLUGIN / "__main__.py", root / "plugin")
         shutil.copytree(base, self.base)
         self.token_file.write_text(TOKEN)
 
@@ -106,7 +106,7 @@ class EngineProcess:
             "HOME": str(self.home),
             **self.env,
         }
-        launcher = [engine_python(), str(self.root / "kit"), *argv]
+        launcher = [engine_python(), str(self.root / "plugin"), *argv]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 launcher, env=env, stdout=log, stderr=log, cwd=self.root, start_new_session=True
@@ -139,13 +139,13 @@ class EngineProcess:
                 return
             time.sleep(0.05)
 
-    def kit(self, method: str, path: str, body: Any = None, *, token: str = TOKEN) -> tuple[int, Any]:
+    def ask_plugin(self, method: str, path: str, body: Any = None, *, token: str = TOKEN) -> tuple[int, Any]:
         """A request with the gate's token."""
         return request(method, f"{self.url}{path}", body, headers={"X-LoRA-Operator-Token": token})
 
     def state(self) -> Json:
-        """What the kit says."""
-        status, answer = self.kit("GET", "/lora-operator/v1/state")
+        """What the plugin says."""
+        status, answer = self.ask_plugin("GET", "/lora-operator/v1/state")
         assert status == 200, answer
         return dict(answer)
 
@@ -165,9 +165,9 @@ class EngineProcess:
     def put(
         self, modules: dict[str, str], *, wait: float = 30, lineage: str = SERVED[0], lazy: Collection[str] = ()
     ) -> Json:
-        """Send a new list of name to path; the kit's state once it is settled, or after `wait` seconds."""
+        """Send a new list of name to path; the plugin's state once it is settled, or after `wait` seconds."""
         body = self._list(modules, lineage=lineage, lazy=lazy)
-        status, answer = self.kit("PUT", f"/lora-operator/v1/modules?wait={wait:g}", body)
+        status, answer = self.ask_plugin("PUT", f"/lora-operator/v1/modules?wait={wait:g}", body)
         assert status == 200, answer
         assert answer["listGeneration"] == self.generation
         return dict(answer)

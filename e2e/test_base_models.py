@@ -23,7 +23,7 @@ from e2e.stack import Stack, lora_adapter, tiny_fixtures, vllm_deployment
 from lora_operator.api import VLLMDeployment
 from lora_operator.constants import CHAT_MOUNT
 from lora_operator.desired.command_line import Auxiliary, build_argv
-from lora_operator.engine_plugin.checks import AdapterProblem, Kind, check_adapter, read_base_model
+from lora_operator.engine_plugin.checks import AdapterProblem, ProblemKind, check_adapter, read_base_model
 
 NAMESPACE = "models"
 TEMPLATE = "{% for message in messages %}<|user|>{{ message['content'] }} grüßt\n{% endfor %}<|assistant|>"
@@ -143,7 +143,7 @@ def test_the_widths_of_quantised_models_are_read_from_their_headers(layout: str,
     modules[name] = (256, 1024)
     with pytest.raises(AdapterProblem) as caught:
         check_adapter(tiny / "adapters" / "one", base=type(packed).of(modules))
-    assert (caught.value.kind, name in caught.value.message) == (Kind.INCOMPATIBLE, True)
+    assert (caught.value.kind, name in caught.value.message) == (ProblemKind.INCOMPATIBLE, True)
 
 
 @dataclass

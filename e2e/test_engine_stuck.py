@@ -1,7 +1,7 @@
 """A real vLLM process whose core stops answering in a load, and what holds of a keyed engine's routes: no cluster is needed.
 
 What hangs is the engine's own core, stopped (SIGSTOP) in the moment in which it is asked to load a certain adapter: vLLM goes on
-saying that it is well, as it does when an adapter takes it for ever. The kit's patience is a thirtieth of what it is in pods.
+saying that it is well, as it does when an adapter takes it for ever. The plugin's patience is a thirtieth of what it is in pods.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from e2e.engine_client import Json, request
 from e2e.engine_process import EngineProcess
 from e2e.stack import tiny_fixtures
-from lora_operator.engine_plugin.gate import KEYLESS
+from lora_operator.engine_plugin.admin_guard import KEYLESS
 
 KEY = "sk-e2e"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -24,11 +24,11 @@ IMPATIENT = """
 import os, signal
 from pathlib import Path
 from lora_operator_plugin import loads
-loads.DEAD_SECONDS, loads.STATIC_SECONDS = 20.0, 0.0  # before the kit is imported: it watches from then on
-from lora_operator_plugin import plugin, reconciler, vllm_adapter
+loads.DEAD_SECONDS, loads.STATIC_SECONDS = 20.0, 0.0  # before the plugin is imported: it watches from then on
+from lora_operator_plugin import loader, plugin, vllm_adapter
 from vllm.v1.engine.async_llm import AsyncLLM
 
-reconciler.UNREADY_SECONDS = plugin.UNREADY_SECONDS = 2.0
+loader.UNREADY_SECONDS = plugin.UNREADY_SECONDS = 2.0
 plugin.DEAD_SECONDS = 8.0
 add_lora = AsyncLLM.add_lora
 
@@ -56,7 +56,7 @@ Plugin = plugin.Plugin
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
-    """An engine with a key, and with a list on its disk of which one entry hangs it when the kit loads it."""
+    """An engine with a key, and with a list on its disk of which one entry hangs it when the plugin loads it."""
     tiny = tiny_fixtures()
     engine = EngineProcess(
         tmp_path_factory.mktemp("stuck"),
@@ -64,7 +64,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
         middleware="impatient.Plugin",
         args=["--enable-tower-connector-lora"],
     )
-    (engine.root / "kit" / "impatient.py").write_text(IMPATIENT)
+    (engine.root / "plugin" / "impatient.py").write_text(IMPATIENT)
     engine.env = {"VLLM_API_KEY": KEY, "LORA_OPERATOR_MAX_REQUEST_BYTES": str(1 << 20)}
     for name in ("one", "two"):
         engine.publish(tiny / "adapters" / name, name)
@@ -98,7 +98,7 @@ def left_out(engine: EngineProcess) -> dict[str, str]:
 def test_an_engine_that_hangs_while_it_starts_ends_and_starts_again_without_what_it_loaded(
     engine: EngineProcess,
 ) -> None:
-    """First in vLLM's own load of its arguments, then in the kit's before the server listens: no probe can see either."""
+    """First in vLLM's own load of its arguments, then in the plugin's before the server listens: no probe can see either."""
     assert engine.starts == 3
     assert "the adapters of the arguments are not loaded" in engine.log.read_text()
     assert "while it loaded this adapter" in left_out(engine)["hangs"]

@@ -145,11 +145,11 @@ def upgrade(stack: Stack, image: tools.Image) -> None:
     stack.wait_condition("vllm", FLEET, SERVING, timeout=60)
 
 
-def kit_of(stack: Stack) -> str:
-    """The kit that the fleet's pods have, by its hash."""
+def plugin_of(stack: Stack) -> str:
+    """The plugin that the fleet's pods have, by its hash."""
     annotations: Json = (stack.get("deployment", FLEET, SERVING) or {})["metadata"]["annotations"]
-    kit: str = annotations["lora-operator.dev/engine-kit"]
-    return kit
+    plugin: str = annotations["lora-operator.dev/engine-kit"]
+    return plugin
 
 
 def roll_under_load(stack: Stack) -> None:
@@ -173,20 +173,20 @@ def roll_under_load(stack: Stack) -> None:
 
 @pytest.mark.node  # it builds another operator image, and imports it; clients use the ClusterIP
 def test_an_operator_with_another_kit_restarts_no_engine_with_either_strategy(stack: Stack, fleet_of_one: Any) -> None:
-    later = tools.operator_image(kit_comment="of a later operator")
-    before, kit, made = running(stack), kit_of(stack), revisions(stack)
+    later = tools.operator_image(plugin_comment="of a later operator")
+    before, plugin, made = running(stack), plugin_of(stack), revisions(stack)
     upgrade(stack, later)
-    assert (running(stack), kit_of(stack), revisions(stack)) == (before, kit, made)
+    assert (running(stack), plugin_of(stack), revisions(stack)) == (before, plugin, made)
 
     roll_under_load(stack)
     assert len(revisions(stack)) == len(made) + 1, "the strategy was changed by one roll-out"
     assert in_arguments(stack) == {}
-    other = kit_of(stack)
-    assert other != kit
+    other = plugin_of(stack)
+    assert other != plugin
     eventually(
         lambda: set(models(only_url(stack))) == {*SERVED_NAMES, *GOOD}, what="the adapters are hot-loaded", timeout=30
     )
 
     before, made = running(stack), revisions(stack)
     upgrade(stack, tools.operator_image())
-    assert (running(stack), kit_of(stack), revisions(stack)) == (before, other, made)
+    assert (running(stack), plugin_of(stack), revisions(stack)) == (before, other, made)

@@ -171,7 +171,7 @@ def test_a_kit_that_nothing_starts_from_is_removed(stack: Stack, fleet: Fleet) -
         "ownerReferences": [{**reference, "controller": True}],
     }
     stack.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"kit.py": "# an older one"}})
-    eventually(lambda: not stack.get("cm", metadata["name"], SERVING), what="the old kit is gone", timeout=15)
+    eventually(lambda: not stack.get("cm", metadata["name"], SERVING), what="the old plugin is gone", timeout=15)
     assert stack.get("cm", live["metadata"]["name"], SERVING)
 
 

@@ -1,7 +1,7 @@
 """What the operator costs when nothing happens: its requests to the API server and to engines. Needs a cluster with the operator.
 
 The API server's audit log has every request of the operator's service account. Requests to engines are counted by vLLM's own
-metrics of /v1/models; the kit's state is asked for as often.
+metrics of /v1/models; the plugin's state is asked for as often.
 
     python -m e2e.bench.idle [--seconds 120]
 """

@@ -79,18 +79,18 @@ class Image:
 
 
 @cache
-def operator_image(*, kit_comment: str = "") -> Image:
+def operator_image(*, plugin_comment: str = "") -> Image:
     """The operator's image, built from the project's Dockerfile on the base image; its tag is the hash of what went into it.
 
-    With `kit_comment` it is that of a later operator: its engine kit has one more line, and so another hash.
+    With `plugin_comment` it is that of a later operator: its engine plugin has one more line, and so another hash.
     """
     context = paths.cache_dir("build") / "operator"
     shutil.rmtree(context, ignore_errors=True)
     for name in _OPERATOR_FILES:
         _stage(paths.REPO / name, context / name)
-    if kit_comment:
-        with (context / "operator" / "lora_operator" / "engine_plugin" / "text.py").open("a") as file:
-            file.write(f"# {kit_comment}\n")
+    if plugin_comment:
+        with (context / "operator" / "lora_operator" / "engine_plugin" / "clean_text.py").open("a") as file:
+            file.write(f"# {plugin_comment}\n")
     base = base_image()
     key = paths.content_key(base.stem, context, relative_to=context)  # of the copy: the work tree may change meanwhile
     image = Image(f"{_OPERATOR_REPOSITORY}:{key}", paths.cache_dir("images") / f"operator-{key}.tar")

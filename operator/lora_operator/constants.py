@@ -379,7 +379,7 @@ REASONS: Final[dict[Reason, ReasonInfo]] = {
         "A ready pod has not yet acknowledged the current module list, or does not serve all of it.", _WAIT
     ),
     Reason.NO_ATOMIC_SWAP: ReasonInfo(
-        "A pod's engine has no registry that the kit knows: changing a revision unloads first.", _WAIT
+        "A pod's engine has no registry that the plugin knows: changing a revision unloads first.", _WAIT
     ),
     Reason.ORPHANS_LOADED: ReasonInfo(
         "A pod serves an adapter that no object wants; it is named in status.orphans.", _WAIT

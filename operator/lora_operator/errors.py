@@ -6,7 +6,7 @@ OperatorError
 ├── EngineError            an engine pod refused or did not answer
 │   ├── EngineUnreachable  no answer, or one that is not understood: try again
 │   ├── EngineRefused      an answer other than success; has its HTTP status
-│   └── StaleList          409: the pod's kit holds a newer module list; has the kit's state
+│   └── StaleList          409: the pod's plugin holds a newer module list; has the plugin's state
 └── KubeError              the API server refused or did not answer
     ├── NotFoundError      404
     ├── ForbiddenError     403: a right is missing, quota or admission refused
@@ -66,11 +66,11 @@ class EngineRefused(EngineError):  # noqa: N818
 
 
 class StaleList(EngineError):  # noqa: N818
-    """The pod's kit already holds a newer module list than the one that was sent (409)."""
+    """The pod's plugin already holds a newer module list than the one that was sent (409)."""
 
     def __init__(self, state: Any, message: str = "the pod holds a newer module list") -> None:
         super().__init__(message)
-        self.state = state  # a vllm.KitState
+        self.state = state  # a wire.plugin.PluginState
 
 
 class KubeError(OperatorError):

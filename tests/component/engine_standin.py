@@ -1,4 +1,4 @@
-"""An engine pod's process on an address of its own: the real kit before a small application that keeps adapters as vLLM does.
+"""An engine pod's process on an address of its own: the real plugin before a small application that keeps adapters as vLLM does.
 
 What speaks to the operator is engine_plugin's own code, so the wire protocol can't differ from it. Three of its functions are
 replaced, which look at the cache's volume: here no volume is mounted.
@@ -22,15 +22,15 @@ from unittest import mock
 from aiohttp import web
 
 from lora_operator import engine_plugin
-from tests.unit.kit_support import HonestEngine, install_vllm
+from tests.unit.plugin_support import HonestEngine, install_vllm
 
 _NUMBER = itertools.count(1)
 _PACKAGE = Path(engine_plugin.__file__).parent
 
 
-def load_kit(resolvers: dict[str, Any]) -> tuple[str, ModuleType]:
-    """The kit as a package of its own, as in a process of its own; the name under which its modules are imported."""
-    name = f"standin_kit_{next(_NUMBER)}"
+def load_plugin(resolvers: dict[str, Any]) -> tuple[str, ModuleType]:
+    """The plugin as a package of its own, as in a process of its own; the name under which its modules are imported."""
+    name = f"standin_plugin_{next(_NUMBER)}"
     spec = importlib.util.spec_from_file_location(
         name, _PACKAGE / "__init__.py", submodule_search_locations=[str(_PACKAGE)]
     )
@@ -41,10 +41,10 @@ def load_kit(resolvers: dict[str, Any]) -> tuple[str, ModuleType]:
     spec.loader.exec_module(package)
     with mock.patch.dict(sys.modules):
         install_vllm(resolvers)
-        kit = importlib.import_module(f"{name}.plugin")
+        plugin = importlib.import_module(f"{name}.plugin")
         ours = {key: module for key, module in sys.modules.items() if key.startswith(name)}
     sys.modules.update(ours)
-    return name, kit
+    return name, plugin
 
 
 class StandIn:
@@ -78,19 +78,19 @@ class StandIn:
     async def start(self) -> None:
         """The engine starts, and answers from then on."""
         resolvers: dict[str, Any] = {}
-        self._package, module = load_kit(resolvers)
-        keeper = sys.modules[f"{self._package}.reconciler"]
-        keeper.check_module = self._check  # type: ignore[attr-defined]
-        keeper._vanished = lambda paths: []  # type: ignore[attr-defined]
-        names = sys.modules[f"{self._package}.served"]
-        names._is_ours = lambda path, root: path.startswith("/model-cache/")  # type: ignore[attr-defined]
+        self._package, module = load_plugin(resolvers)
+        reconciler = sys.modules[f"{self._package}.reconciler"]
+        sys.modules[f"{self._package}.loader"].check_listed = self._check  # type: ignore[attr-defined]
+        reconciler._vanished = lambda paths: []  # type: ignore[attr-defined]
+        served = sys.modules[f"{self._package}.served_adapters"]
+        served._is_ours = lambda path, root: path.startswith("/model-cache/")  # type: ignore[attr-defined]
         self.engine = HonestEngine(resolvers)
         with mock.patch.dict(os.environ, self._environment):
-            self._kit = module.Plugin(self.engine)
+            self._plugin = module.Plugin(self.engine)
         self._life: asyncio.Queue[Any] = asyncio.Queue()
         up: asyncio.Queue[Any] = asyncio.Queue()
         self._task = asyncio.create_task(
-            self._kit({"type": "lifespan", "app": self.engine}, self._life.get, up.put), name="engine"
+            self._plugin({"type": "lifespan", "app": self.engine}, self._life.get, up.put), name="engine"
         )
         await self._life.put({"type": "lifespan.startup"})
         await up.get()
@@ -126,11 +126,11 @@ class StandIn:
 
     @property
     def retired(self) -> list[str]:
-        """Internal names of earlier contents that the kit still keeps, for a request may be running."""
-        return list(self._kit._keeper.ledger.retired)
+        """Internal names of earlier contents that the plugin still keeps, for a request may be running."""
+        return list(self._plugin._reconciler.history.retired)
 
-    def _check(self, module: Any, **_: Any) -> str | None:
-        return f"{module.path} does not exist" if module.path in self.missing else None
+    def _check(self, entry: Any, **_: Any) -> str | None:
+        return f"{entry.path} does not exist" if entry.path in self.missing else None
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path))
@@ -157,6 +157,6 @@ class StandIn:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await self._kit(scope, receive, send)
+        await self._plugin(scope, receive, send)
         content = b"".join(message.get("body", b"") for message in sent[1:])
         return web.Response(status=sent[0]["status"], body=content, content_type="application/json")

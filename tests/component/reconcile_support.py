@@ -1,7 +1,7 @@
 """The whole operator in process on a real API server, in a cluster without nodes and controllers: the test plays these.
 
 The operator is the real one: watches, store, queue and reconcilers. Downloads end as the test says, by the statuses of Jobs and
-their pods; engine pods are objects with an address of this machine, where a stand-in engine with the real kit listens.
+their pods; engine pods are objects with an address of this machine, where a stand-in engine with the real plugin listens.
 """
 
 from __future__ import annotations

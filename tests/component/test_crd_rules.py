@@ -16,7 +16,7 @@ import pytest
 
 from lora_operator.api import RESOURCES
 from lora_operator.api.deployment import ADAPTERS_FLAGS, OPERATORS_FLAGS, PARTS_FLAGS, RESERVED_ENV, SERVERS_FLAGS
-from lora_operator.engine_plugin.environment import IGNORED_ENV, IGNORED_ENV_PREFIXES
+from lora_operator.engine_plugin.ignored_env import IGNORED_ENV, IGNORED_ENV_PREFIXES
 from lora_operator.gen.crds import build_crd
 from lora_operator.source_kinds import BY_MEMBER, MEMBERS, RESERVED_FOLDERS
 from tests.component.conftest import Kubectl

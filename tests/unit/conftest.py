@@ -1,4 +1,4 @@
-"""The engine kit before a small application that keeps adapters as vLLM does."""
+"""The engine plugin before a small application that keeps adapters as vLLM does."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 
 import pytest
 
-from tests.unit.kit_pod import Pod
-from tests.unit.kit_support import install_vllm
+from tests.unit.plugin_pod import Pod
+from tests.unit.plugin_support import install_vllm
+
+# All that import vLLM, directly or not.
+PARTS = ("vllm_adapter", "served_adapters", "loader", "reconciler", "plugin")
 
 
 @pytest.fixture(scope="module")
 def vllm() -> Iterator[dict[str, Any]]:
-    """The kit's modules, imported beside a stand-in for vLLM's two extension points; what it registered."""
+    """The plugin's modules, imported beside a stand-in for vLLM's two extension points; what it registered."""
     resolvers: dict[str, Any] = {}
     installed = install_vllm(resolvers)
     yield resolvers
     for name in [
         *installed,
-        *(f"lora_operator.engine_plugin.{part}" for part in ("vllm_adapter", "reconciler", "plugin")),
+        *(f"lora_operator.engine_plugin.{part}" for part in PARTS),
     ]:
         sys.modules.pop(name, None)
 

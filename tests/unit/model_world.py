@@ -1,7 +1,7 @@
 """A small world for the property test: an API server, a cluster and engines in memory, with the real reconcilers at work in it.
 
 The reconcilers, the store, the records and every plan are the operator's own. What is played is what they talk to: objects by
-key with their versions, watches that lag, Jobs that end as their repository says, pods that come and go, and a kit that does at
+key with their versions, watches that lag, Jobs that end as their repository says, pods that come and go, and a plugin that does at
 once what a list says. Time is a number. Nothing awaits, so a pass is a plain call.
 """
 
@@ -27,8 +27,8 @@ from lora_operator.reconcile.dispatch import Dispatcher
 from lora_operator.reconcile.routing import keys_for
 from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import HeldList, HeldModule, KitState, LoadedModule, ServedModel
 from lora_operator.wire.jobs import FetchRequest, FetchResult
+from lora_operator.wire.plugin import HeldEntry, HeldList, LoadedAdapter, PluginState, ServedModel
 from tests.unit.builders import take_list
 from tests.unit.fake_clock import FakeClock
 from tests.unit.fake_kube import FakeKube, Json, Place, place_of
@@ -59,7 +59,7 @@ class Died(BaseException):
 
 
 class Engine:
-    """One engine pod's idealised kit."""
+    """One engine pod's idealised plugin."""
 
     def __init__(self, held: Json | None) -> None:
         self.held = held  # a list as it came
@@ -70,16 +70,15 @@ class Engine:
         """Public name to path."""
         return {module["name"]: module["path"] for module in (self.held or {"modules": ()})["modules"]}
 
-    def state(self) -> KitState:
-        """As the kit tells it."""
+    def state(self) -> PluginState:
+        """As the plugin tells it."""
         modules = (self.held or {"modules": ()})["modules"]
-        return KitState(
+        return PluginState(
             kit="kit",
             vllm_version="0.32.0",
-            instance="one",
             list_generation=self.held["generation"] if self.held else None,
             settled=True,
-            loaded=tuple(LoadedModule(m["name"], m["name"], m["path"], m["baseModelName"]) for m in modules),
+            loaded=tuple(LoadedAdapter(m["name"], m["name"], m["path"], m["baseModelName"]) for m in modules),
             atomic_swap=True,
         )
 
@@ -102,7 +101,7 @@ class Engines:
         """As Engines'."""
         return self._engine(url) is not None
 
-    async def state(self, url: str, token: str) -> KitState:
+    async def state(self, url: str, token: str) -> PluginState:
         """As Engines'."""
         return self._engine(url).state()
 
@@ -110,7 +109,7 @@ class Engines:
         """As Engines'."""
         held = self._engine(url).held or {"generation": 0, "modules": ()}
         entries = [
-            HeldModule(m["name"], m["path"], m["baseModelName"], m["revision"], m["uid"]) for m in held["modules"]
+            HeldEntry(m["name"], m["path"], m["baseModelName"], m["revision"], m["uid"]) for m in held["modules"]
         ]
         return HeldList(held["generation"], tuple(entries))
 
@@ -122,7 +121,7 @@ class Engines:
             *(ServedModel(m["name"], m["path"], m["baseModelName"]) for m in modules),
         )
 
-    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> KitState:
+    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
         """As Engines'."""
         engine, sent = self._engine(url), json.loads(body)
         if engine.held is not None and sent["generation"] < engine.held["generation"]:

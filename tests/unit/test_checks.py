@@ -1,4 +1,4 @@
-"""The adapter checks against hostile and honest files, made here byte by byte (the real model's are in e2e/test_engine_kit.py)."""
+"""The adapter checks against hostile and honest files, made here byte by byte (the real model's are in e2e/test_engine_plugin.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from lora_operator.constants import Reason
 from lora_operator.engine_plugin import values
 from lora_operator.engine_plugin.basemodel import BaseModel
-from lora_operator.engine_plugin.checks import CONFIG, WEIGHTS, AdapterProblem, Kind, check_adapter, read_base_model
+from lora_operator.engine_plugin.checks import (
+    CONFIG,
+    WEIGHTS,
+    AdapterProblem,
+    ProblemKind,
+    check_adapter,
+    read_base_model,
+)
 from tests.unit.adapter_files import (
     BASE,
     GOOD_CONFIG,
@@ -36,7 +43,7 @@ from tests.unit.adapter_files import (
 
 
 def test_kinds_of_problems_are_reasons_of_conditions() -> None:
-    assert {kind.value for kind in Kind} <= {reason.value for reason in Reason}
+    assert {kind.value for kind in ProblemKind} <= {reason.value for reason in Reason}
 
 
 def test_a_good_adapter_is_described(tmp_path: Path) -> None:
@@ -51,7 +58,7 @@ def test_a_good_adapter_is_described(tmp_path: Path) -> None:
 def test_the_checks_need_the_standard_library_only() -> None:
     """They run in engines' images; with -S there are no site packages."""
     root = Path(__file__).resolve().parents[2] / "operator"
-    code = "import lora_operator.engine_plugin.checks, lora_operator.engine_plugin.launcher, lora_operator.engine_plugin.gate"
+    code = "import lora_operator.engine_plugin.checks, lora_operator.engine_plugin.launcher, lora_operator.engine_plugin.admin_guard"
     subprocess.run([sys.executable, "-S", "-c", code], check=True, env={"PYTHONPATH": str(root)}, timeout=60)
 
 
@@ -78,7 +85,7 @@ def test_the_checks_need_the_standard_library_only() -> None:
 )
 def test_a_bad_configuration_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     found = problem(adapter(tmp_path / "a", **changes))
-    assert found.kind is Kind.INVALID
+    assert found.kind is ProblemKind.INVALID
     assert says in found.message
     assert CONFIG in found.message
 
@@ -156,7 +163,7 @@ def test_an_unusual_configuration_is_accepted(tmp_path: Path, changes: dict[str,
 )
 def test_bad_weights_are_refused(tmp_path: Path, weights: bytes, says: str) -> None:
     found = problem(adapter(tmp_path / "a", weights=weights), base=BASE)
-    assert found.kind is Kind.INVALID
+    assert found.kind is ProblemKind.INVALID
     assert says in found.message
     assert WEIGHTS in found.message
 
@@ -174,7 +181,7 @@ def test_bad_weights_are_refused(tmp_path: Path, weights: bytes, says: str) -> N
 def test_what_does_not_fit_the_base_model_is_refused(tmp_path: Path, shapes: Shapes, says: str) -> None:
     path = adapter(tmp_path / "a", weights=safetensors(shapes))
     found = problem(path, base=BASE)
-    assert found.kind is Kind.INCOMPATIBLE
+    assert found.kind is ProblemKind.INCOMPATIBLE
     assert says in found.message
     check_adapter(path)  # without a base model nothing can be said
 
@@ -209,7 +216,7 @@ def test_transposed_weights_are_compared_both_ways(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", weights=safetensors(pair("h.0.c_attn", outputs=24)), fan_in_fan_out=True)
     check_adapter(path, base=base)
     assert problem(adapter(path, weights=safetensors(pair("h.0.c_attn", outputs=24))), base=base).kind is (
-        Kind.INCOMPATIBLE
+        ProblemKind.INCOMPATIBLE
     )
 
 
@@ -230,7 +237,7 @@ def test_pickle_files_are_unsafe_and_only_looked_for_without_safetensors(tmp_pat
     (path / "adapter_model.bin").write_bytes(b"cposix\nsystem\n")
     check_adapter(path)
     (path / WEIGHTS).unlink()
-    assert problem(path).kind is Kind.UNSAFE
+    assert problem(path).kind is ProblemKind.UNSAFE
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
@@ -252,12 +259,12 @@ def test_links_may_not_leave_the_root_and_special_files_are_never_opened(tmp_pat
     assert "not a regular file" in problem(path, root=root).message
     (path / name).unlink()
     (path / name).symlink_to(path / name)
-    assert problem(path, root=root).kind is Kind.INVALID
+    assert problem(path, root=root).kind is ProblemKind.INVALID
 
 
 @pytest.mark.parametrize("path", ["/nonexistent/lora", "/proc/self/environ", "/tmp/\0", "relative"], ids=repr)
 def test_a_path_that_is_no_folder_is_a_problem(path: str) -> None:
-    assert problem(Path(path)).kind is Kind.INVALID
+    assert problem(Path(path)).kind is ProblemKind.INVALID
 
 
 # Values as the file has them, little-endian: all but the last two of each type are finite.
@@ -372,7 +379,7 @@ def test_the_widths_of_quantised_modules_are_those_of_the_module(tmp_path: Path,
     right = safetensors(pair(Q, inputs=64, outputs=32))
     check_adapter(adapter(tmp_path / "good", weights=right), base=found)
     wrong = problem(adapter(tmp_path / "bad", weights=safetensors(pair(Q, inputs=64, outputs=4))), base=found)
-    assert (wrong.kind, "as 64 to 4 wide" in wrong.message) == (Kind.INCOMPATIBLE, True)
+    assert (wrong.kind, "as 64 to 4 wide" in wrong.message) == (ProblemKind.INCOMPATIBLE, True)
     other = problem(
         adapter(tmp_path / "other", weights=safetensors(pair("model.layers.0.self_attn.o_proj"))), base=found
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lora_operator.engine_plugin.basemodel import BaseModel
-from lora_operator.engine_plugin.checks import AdapterProblem, Kind, check_adapter, read_base_model
+from lora_operator.engine_plugin.checks import AdapterProblem, ProblemKind, check_adapter, read_base_model
 from tests.unit.adapter_files import BASE, HIDDEN, PREFIX, Q, adapter, pair, problem, safetensors, with_header
 
 HUGE = 1 << 24
@@ -64,7 +64,7 @@ def test_there_are_no_more_modules_than_twice_the_base_models(tmp_path: Path) ->
     shapes = {name: shape for number in range(31) for name, shape in pair(f"foo.{number}.q_proj").items()}
     path = adapter(tmp_path / "a", weights=safetensors(shapes))
     found = problem(path, base=BASE)
-    assert (found.kind, "31 modules, more than twice" in found.message) == (Kind.INCOMPATIBLE, True)
+    assert (found.kind, "31 modules, more than twice" in found.message) == (ProblemKind.INCOMPATIBLE, True)
     check_adapter(path)
 
 

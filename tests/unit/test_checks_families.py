@@ -16,7 +16,7 @@ import pytest
 from lora_operator.engine_plugin.basemodel import BaseModel
 from lora_operator.engine_plugin.checks import check_adapter, read_base_model
 from lora_operator.engine_plugin.fits import check_fit
-from lora_operator.engine_plugin.pairs import Content, Pair
+from lora_operator.engine_plugin.pairs import AdapterTensors, Pair
 from lora_operator.engine_plugin.peftconfig import parse_config
 from lora_operator.engine_plugin.tensors import Tensor
 from tests.unit.adapter_files import HIDDEN, PREFIX, Shapes, adapter, pair, safetensors
@@ -317,7 +317,7 @@ def test_a_large_mixture_is_checked_quickly(tmp_path: Path) -> None:
         architectures=("Qwen3MoeForCausalLM",),
     )
     a, b = Tensor("F32", (2, HIDDEN), 0, 64), Tensor("F32", (HIDDEN, 2), 0, 64)
-    content = Content({one: Pair(name=f"{PREFIX}{one}", a=a, b=b) for one in modules})
+    content = AdapterTensors({one: Pair(name=f"{PREFIX}{one}", a=a, b=b) for one in modules})
     config = parse_config({"r": 2, "lora_alpha": 4, "target_modules": []})
     began = time.process_time()
     check_fit(content, config, base=base, engine=(0, 32))

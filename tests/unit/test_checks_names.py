@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lora_operator.engine_plugin.basemodel import BaseModel
-from lora_operator.engine_plugin.checks import AdapterProblem, Kind, check_adapter, read_base_model
+from lora_operator.engine_plugin.checks import AdapterProblem, ProblemKind, check_adapter, read_base_model
 from tests.unit.adapter_files import BASE, HIDDEN, PREFIX, Q, Shapes, adapter, pair, problem, safetensors
 
 INNER = Q.removeprefix("model.")
@@ -65,7 +65,7 @@ def test_names_that_training_or_nobody_knows_what_put_something_into_are_refused
     tmp_path: Path, module: str, stranger: str, cause: str
 ) -> None:
     found = problem(adapter(tmp_path / "a", weights=weights(module)), base=BASE)
-    assert found.kind is Kind.INVALID
+    assert found.kind is ProblemKind.INVALID
     assert f"'{stranger}' in its name" in found.message
     assert cause in found.message
     assert f"take '{stranger}.' out" in found.message
@@ -221,7 +221,7 @@ def test_fused_modules_and_parts_go_in_the_checkpoints_spelling_alone(
     tmp_path: Path, base: BaseModel, module: str, wanted: str
 ) -> None:
     found = problem(adapter(tmp_path / "a", weights=weights(module)), base=base)
-    assert found.kind is Kind.INCOMPATIBLE
+    assert found.kind is ProblemKind.INCOMPATIBLE
     assert f"the base model has {wanted} in its place" in found.message
 
 
@@ -248,7 +248,7 @@ def test_experts_need_a_base_model_with_experts(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", weights=safetensors(pair(Q) | pair(EXPERT, outputs=16)))
     check_adapter(path, base=BASE)
     found = problem(path, base=LLAMA)
-    assert found.kind is Kind.INCOMPATIBLE
+    assert found.kind is ProblemKind.INCOMPATIBLE
     assert "has no experts" in found.message
 
 
@@ -419,7 +419,7 @@ def test_a_base_models_architecture_is_read_from_its_configuration(tmp_path: Pat
 
 
 def test_made_up_names_do_not_fill_the_engines_memory() -> None:
-    """The kit keeps the base model for as long as the engine runs, and what it found about names with it."""
+    """The plugin keeps the base model for as long as the engine runs, and what it found about names with it."""
     base = base_of("model.", "self_attn.q_proj", architecture="LlamaForCausalLM")
     for number in range(5000):
         assert base.strangers(f"a{number}x.model.layers.0.self_attn.q_proj") == (f"a{number}x",)

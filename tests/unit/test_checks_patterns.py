@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lora_operator.engine_plugin.checks import Kind, check_adapter
-from lora_operator.engine_plugin.patterns import Key, take_too_long
+from lora_operator.engine_plugin.checks import ProblemKind, check_adapter
+from lora_operator.engine_plugin.patterns import PatternKey, take_too_long
 from tests.unit.adapter_files import BASE, RANK, Q, adapter, pair, problem, safetensors
 
 K = "model.layers.1.self_attn.k_proj"
@@ -78,7 +78,7 @@ def test_keys_that_peft_writes_and_documents_are_accepted_and_mean_what_it_means
 ) -> None:
     changes: dict[str, Any] = {field: {key: RANK}}
     check_adapter(adapter(tmp_path / "a", **changes))
-    assert Key.of(key).expression.match(GOOD_KEYS[key])
+    assert PatternKey.of(key).expression.match(GOOD_KEYS[key])
 
 
 @pytest.mark.parametrize("key", BAD_KEYS, ids=lambda key: key[:20])
@@ -86,7 +86,7 @@ def test_keys_that_peft_writes_and_documents_are_accepted_and_mean_what_it_means
 def test_other_expressions_are_refused(tmp_path: Path, field: str, key: str) -> None:
     changes: dict[str, Any] = {field: {key: RANK}}
     found = problem(adapter(tmp_path / "a", **changes))
-    assert found.kind is Kind.INVALID
+    assert found.kind is ProblemKind.INVALID
     assert f"the {field} key" in found.message
 
 
@@ -115,7 +115,7 @@ def test_every_accepted_key_matches_long_hostile_names_within_the_steps_that_it_
     """Adapters are judged by those: ten nanoseconds a step; a slow and busy machine gets ten times that."""
     slow = 0
     for text in DEAR_KEYS:
-        key = Key.of(text)
+        key = PatternKey.of(text)
         for name in HOSTILE_NAMES:
             digits = max(map(len, re.findall("[0-9]+", name)), default=0)
             steps = key.steps(length=len(name), dots=name.count("."), digits=digits)
@@ -177,7 +177,7 @@ MIXTURE = [
 )
 def test_what_large_mixtures_of_experts_may_have(keys: list[str], quick: bool) -> None:
     """Qwen3-MoE with adapters of all modules; vLLM's 18,624 matches of one key take 0.04 s."""
-    assert take_too_long([Key.of(key) for key in keys], MIXTURE) is not quick
+    assert take_too_long([PatternKey.of(key) for key in keys], MIXTURE) is not quick
 
 
 def test_one_match_may_not_take_long(tmp_path: Path) -> None:
@@ -290,5 +290,5 @@ def test_scales_are_of_a_sane_size(tmp_path: Path, changes: dict[str, Any], good
         check_adapter(path)
         return
     found = problem(path)
-    assert found.kind is Kind.INVALID
+    assert found.kind is ProblemKind.INVALID
     assert "lora_alpha" in found.message

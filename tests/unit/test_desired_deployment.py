@@ -12,7 +12,7 @@ from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_KIT, ANNOTA
 from lora_operator.desired.children import build_chat_config_map
 from lora_operator.desired.command_line import Auxiliary, StaticModules
 from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
-from lora_operator.engine_plugin.gate import READY_PATH
+from lora_operator.engine_plugin.admin_guard import READY_PATH
 from lora_operator.kube.workloads import Workload
 from lora_operator.names import engine_labels
 from tests.unit.builders import make_cache, make_deployment

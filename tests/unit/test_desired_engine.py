@@ -21,8 +21,8 @@ from lora_operator.desired.command_line import (
     build_env,
     build_launcher_command,
 )
-from lora_operator.engine_plugin.environment import ignored
-from lora_operator.engine_plugin.list_file import Settings
+from lora_operator.engine_plugin.ignored_env import ignored
+from lora_operator.engine_plugin.plugin_settings import PluginSettings
 from tests.unit.builders import make_deployment
 
 PATH = "/model-cache/artifacts/base-1-abc"
@@ -233,7 +233,7 @@ def test_an_images_own_python_path_stays() -> None:
 
 def test_an_env_from_can_take_no_settings_of_the_kits_place() -> None:
     """A variable that the pod sets wins over one of a ConfigMap."""
-    asked = set(re.findall(r'"(LORA_OPERATOR_[A-Z_]+)"', inspect.getsource(Settings)))
+    asked = set(re.findall(r'"(LORA_OPERATOR_[A-Z_]+)"', inspect.getsource(PluginSettings)))
     for static in (None, StaticModules(7, ENTRIES)):
         found = {entry["name"] for entry in build_env(make_deployment(), model_path=PATH, kit="k", static=static)}
         assert len(asked) > 8

@@ -23,9 +23,11 @@ from lora_operator.engine_plugin.launcher import (
     split_modules,
     without_newer_flags,
 )
-from lora_operator.engine_plugin.list_file import Settings, newest_list, read_refused, write_refused
+from lora_operator.engine_plugin.list_file import newest_list
+from lora_operator.engine_plugin.plugin_settings import PluginSettings
+from lora_operator.engine_plugin.state_files import read_refused, write_refused
 from tests.unit.adapter_files import HIDDEN, PREFIX, Q, pair, safetensors
-from tests.unit.kit_support import good_adapter, settings_env
+from tests.unit.plugin_support import good_adapter, settings_env
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,8 +43,8 @@ class Pod:
         self.mounted = root / "modules.json.gz"
 
     @property
-    def settings(self) -> Settings:
-        return Settings.read(self.env)
+    def settings(self) -> PluginSettings:
+        return PluginSettings.read(self.env)
 
     def adapter(self, name: str) -> str:
         return good_adapter(self.cache / name)
@@ -206,7 +208,7 @@ def test_without_a_state_folder_nothing_is_passed_for_nothing_could_be_marked(po
     ids=str,
 )
 def test_missing_and_malformed_settings_are_survived(env: dict[str, str]) -> None:
-    assert prepare(Settings.read(env)) == []
+    assert prepare(PluginSettings.read(env)) == []
 
 
 def test_a_base_model_that_cannot_be_read_is_the_engines_to_judge(pod: Pod) -> None:
@@ -221,7 +223,7 @@ def test_a_base_model_that_cannot_be_read_is_the_engines_to_judge(pod: Pod) -> N
 def test_a_failure_while_planning_starts_the_engine_without_adapters(
     pod: Pod, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_: Settings) -> Any:
+    def fail(_: PluginSettings) -> Any:
         raise MemoryError("no\x1bmore")
 
     monkeypatch.setattr("lora_operator.engine_plugin.launcher.plan_start", fail)
@@ -247,7 +249,7 @@ def test_a_mounted_config_map_makes_only_the_package_importable(tmp_path: Path) 
 
 
 def mounted(folder: Path) -> Path:
-    """The kit as the kubelet mounts it."""
+    """The plugin as the kubelet mounts it."""
     data, root = folder / "opt" / "..data", folder / "opt"
     shutil.copytree(ROOT / "operator" / "lora_operator" / "engine_plugin", data / "lora_operator_plugin")
     (data / "lora_operator_plugin" / "__main__.py").rename(data / "__main__.py")
@@ -342,7 +344,7 @@ def test_without_adapters_in_the_arguments_there_are_none(rolling: Pod) -> None:
     assert prepare(rolling.settings) == []
     kept = newest_list(*rolling.settings.list_files)
     assert kept is not None
-    assert (kept.generation, kept.modules) == (7, ())
+    assert (kept.generation, kept.entries) == (7, ())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 100_000, '{"name": 3}', "sql=/model-cache/a"])

@@ -8,10 +8,8 @@ import pytest
 
 from lora_operator.plan import placement
 from lora_operator.plan.adapter_list import Module, ModuleList
-from lora_operator.plan.fleet import AdapterLoad, Fleet, FleetPod, PodView, Served, serves, too_old_message
+from lora_operator.plan.fleet import AdapterLoad, Fleet, FleetPod, PodView, Served, serves
 from lora_operator.plan.placement import is_lazy_on, preloading_pods
-from lora_operator.reconcile.engine_pod import build_view
-from lora_operator.vllm import KitState, LoadedModule, ModuleFailure, RetiredModule, ServedModel, WaitingModule
 from tests.unit.builders import fleet_pod, make_fleet, make_module, make_view
 
 SQL = make_module()
@@ -156,99 +154,6 @@ def test_serves(case: str) -> None:
     assert serves(view, SQL) is expected
 
 
-def loaded(name: str, internal: str | None = None, path: str = SQL.path) -> LoadedModule:
-    return LoadedModule(name=name, internal_name=internal or name, path=path, base_model_name="meta/Llama")
-
-
-def model(name: str, root: str | None = SQL.path, parent: str | None = "meta/Llama") -> ServedModel:
-    return ServedModel(id=name, root=root, parent=parent)
-
-
-def state(*modules: LoadedModule, **more: object) -> KitState:
-    values: dict[str, object] = {
-        "kit": "k",
-        "vllm_version": "0.32.0",
-        "instance": "i",
-        "list_generation": 4,
-        "settled": True,
-        "loaded": modules,
-        "failures": (),
-        "retired": (),
-        "atomic_swap": True,
-    }
-    return KitState(**(values | more))  # type: ignore[arg-type]
-
-
-BASE = (model("meta/Llama", "/model-cache/artifacts/b", None), model("llama", "/model-cache/artifacts/b", None))
-
-
-def view(kit: KitState, *models: ServedModel) -> PodView:
-    return build_view("uid", "container", kit, (*BASE, *models), served_names=("meta/Llama", "llama"))
-
-
-def test_a_view_has_public_names_with_what_the_engine_itself_lists() -> None:
-    seen = view(state(loaded("sql", "sql@fedcba98.4")), model("sql@fedcba98.4"))
-    assert seen.served == {"sql": Served(SQL.path, "meta/Llama", "sql@fedcba98.4")}
-    assert (seen.list_generation, seen.settled, seen.gate_closed, seen.orphans) == (4, True, True, ())
-
-
-def test_what_the_kit_claims_and_the_engine_does_not_list_is_not_served() -> None:
-    assert view(state(loaded("sql"))).served == {}
-
-
-def test_the_engines_word_on_path_and_lineage_counts_and_not_the_kits() -> None:
-    seen = view(state(loaded("sql")), model("sql", "/elsewhere", "llama"))
-    assert seen.served["sql"] == Served("/elsewhere", "llama", "sql")
-
-
-@pytest.mark.parametrize("internal", ["sql", "sql@fedcba98.4"])
-def test_what_a_first_request_loads_between_the_two_questions_is_served_and_no_orphan(internal: str) -> None:
-    waits_for = state(waiting=(WaitingModule("sql", SQL.path), WaitingModule("chat", OLD.path)))
-    seen = view(waits_for, model(internal))
-    assert seen.served == {"sql": Served(SQL.path, "meta/Llama", internal)}
-    assert (seen.waiting, seen.orphans) == ({"chat": OLD.path}, ())
-    other = view(waits_for, model(internal, "/elsewhere"))
-    assert (other.served, other.orphans) == ({}, (internal,)), "of that name, but other content"
-
-
-def test_what_the_engine_lists_and_the_kit_does_not_know_is_an_orphan() -> None:
-    seen = view(state(loaded("sql")), model("sql"), model("zombie"), model("ghost"))
-    assert seen.orphans == ("ghost", "zombie")
-
-
-def test_the_base_models_names_are_none() -> None:
-    assert view(state()).orphans == ()
-
-
-def test_failures_are_by_public_name() -> None:
-    failure = ModuleFailure(name="sql", path="/x", stage="engine", message="no")
-    assert view(state(failures=(failure,))).failures == {"sql": "no"}
-
-
-def test_retired_content_is_not_served() -> None:
-    retired = RetiredModule(internal_name="sql", path="/x", running=True)
-    assert view(state(retired=(retired,))).served == {}
-
-
-VERSIONS = {"0.32.0": False, "0.26.0": False, "0.25.1": True, "0.9.2": True, "1.0.0": False, "dev": False}
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_engines_that_are_too_old_for_hot_loading(version: str) -> None:
-    assert view(state(vllm_version=version)).too_old is VERSIONS[version]
-
-
-def test_a_name_that_became_plain_between_the_two_questions_is_served_and_no_orphan() -> None:
-    seen = view(state(loaded("sql", "sql@fedcba98.4")), model("sql"))
-    assert seen.served == {"sql": Served(SQL.path, "meta/Llama", "sql@fedcba98.4")}
-    assert seen.orphans == ()
-
-
-def test_what_waits_for_its_first_request_is_told() -> None:
-    seen = view(state(waiting=(WaitingModule(name="sql", path="/x"),), list_digest="abc"))
-    assert (seen.waiting, seen.list_digest, seen.served) == ({"sql": "/x"}, "abc", {})
-
-
 # Placement
 
 
@@ -275,17 +180,6 @@ def test_fewer_pods_than_are_to_preload_all_do() -> None:
 
 def test_a_fleets_pod_is_a_value() -> None:
     assert FleetPod("a", True, None) == fleet_pod("a")
-
-
-ROLLING = {"0.32.0": False, "0.18.1": False, "0.10.0": False, "0.9.2": True, "dev": False}
-
-
-@pytest.mark.parametrize("version", ROLLING)
-def test_a_pod_that_is_never_hot_loaded_may_be_older(version: str) -> None:
-    seen = view(state(vllm_version=version, update_strategy="Rollout"))
-    assert seen.too_old is ROLLING[version]
-    assert seen.update_strategy == "Rollout"
-    assert too_old_message(seen) == f"vLLM {version} is too old: use 0.10 or newer"
 
 
 def test_who_preloads_is_found_once_for_all_pods(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ from lora_operator.reconcile.eviction import reconcile_eviction
 from lora_operator.reconcile.records import ModelWant
 from lora_operator.reconcile.store import Key
 from lora_operator.reconcile.usage import used_views
-from lora_operator.vllm import ServedModel
 from lora_operator.wire.jobs import (
     EVICT_REQUEST_ENV,
     KEEP_BYTES,
@@ -32,6 +31,7 @@ from lora_operator.wire.jobs import (
     VolumeState,
     keep_mark,
 )
+from lora_operator.wire.plugin import ServedModel
 from tests.unit.builders import (
     CREATED,
     engine_pod,

@@ -16,29 +16,30 @@ from lora_operator.reconcile.context import Context, build_context
 from lora_operator.reconcile.engine_pod import POLL_IDLE, reconcile_pod
 from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
-from lora_operator.vllm import Engines, KitState, ServedModel
+from lora_operator.vllm import Engines
+from lora_operator.wire.plugin import PluginState, ServedModel
 from tests.unit.builders import engine_pod, make_adapter, make_deployment, make_module, make_view, make_workload
 
 POD = Key(Kind.POD, "serving", "llama-0")
 
 
 class Engine:
-    """An engine whose kit remembers what it was told."""
+    """An engine whose plugin remembers what it was told."""
 
     def __init__(self, strategy: str, version: str) -> None:
         self.told: list[bytes] = []
-        self.state_ = KitState("k", version, "i", 3, settled=True, update_strategy=strategy)
+        self.state_ = PluginState("k", version, 3, settled=True, update_strategy=strategy)
 
     async def gate_is_closed(self, url: str) -> bool:
         return True
 
-    async def state(self, url: str, token: str) -> KitState:
+    async def state(self, url: str, token: str) -> PluginState:
         return self.state_
 
     async def models(self, url: str, token: str) -> tuple[ServedModel, ...]:
         return ()
 
-    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> KitState:
+    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
         self.told.append(body)
         return self.state_
 

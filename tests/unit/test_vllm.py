@@ -1,4 +1,4 @@
-"""The engines' client, against a small server that speaks the kit's and vLLM's HTTP API over loopback."""
+"""The engines' client, against a small server that speaks the plugin's and vLLM's HTTP API over loopback."""
 
 from __future__ import annotations
 
@@ -13,21 +13,14 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lora_operator.errors import EngineError, EngineRefused, EngineUnreachable, StaleList
-from lora_operator.vllm import (
-    MINIMUM_VERSIONS,
-    TOKEN_HEADER,
-    Engines,
-    HeldList,
-    HeldModule,
-    LoadedModule,
-    parse_version,
-)
+from lora_operator.vllm import TOKEN_HEADER, Engines
+from lora_operator.wire.plugin import HeldEntry, HeldList, LoadedAdapter
 
 TOKEN = "s3cret-token"
 STATE = {
     "kit": "abc123",
     "vllmVersion": "0.32.0",
-    "instance": "f00",
+    "instance": "f00",  # of a plugin of before
     "listGeneration": 12,
     "settled": True,
     "loaded": [
@@ -36,7 +29,7 @@ STATE = {
     "failures": [{"name": "bad", "path": "/model-cache/artifacts/y", "stage": "engine", "message": "m" * 9000}],
     "retired": [{"internalName": "sql", "path": "/model-cache/artifacts/z", "running": True}],
     "atomicSwap": True,
-    "aFieldOfALaterKit": {},
+    "aFieldOfALaterPlugin": {},
 }
 MODELS = {
     "object": "list",
@@ -93,11 +86,11 @@ async def engines() -> AsyncIterator[Engines]:
 async def test_a_state_is_read_with_the_token(engine: FakeEngine, engines: Engines) -> None:
     engine.answer("GET", "/lora-operator/v1/state", 200, STATE)
     state = await engines.state(engine.url, TOKEN)
-    assert (state.kit, state.vllm_version, state.instance, state.list_generation) == ("abc123", "0.32.0", "f00", 12)
+    assert (state.kit, state.vllm_version, state.list_generation) == ("abc123", "0.32.0", 12)
     assert state.settled
     assert state.atomic_swap
     assert state.loaded == (
-        LoadedModule(
+        LoadedAdapter(
             name="sql", internal_name="sql@0a1b2c3d.12", path="/model-cache/artifacts/x", base_model_name="m/B"
         ),
     )
@@ -115,7 +108,7 @@ async def test_a_list_that_a_pod_holds_is_read_with_the_token(engine: FakeEngine
     entry = {"name": "sql", "path": "/model-cache/x", "baseModelName": "base", "revision": "r", "uid": "u", "new": 1}
     engine.answer("GET", "/lora-operator/v1/modules", 200, {"generation": 7, "modules": [entry]})
     held = await engines.held_list(engine.url, TOKEN)
-    assert held == HeldList(7, (HeldModule("sql", "/model-cache/x", "base", "r", "u"),))
+    assert held == HeldList(7, (HeldEntry("sql", "/model-cache/x", "base", "r", "u"),))
     engine.answer("GET", "/lora-operator/v1/modules", 200, {"generation": 2**60, "modules": []})
     with pytest.raises(EngineUnreachable, match="not understood"):
         await engines.held_list(engine.url, TOKEN)
@@ -248,24 +241,3 @@ async def test_nothing_at_the_address_is_told_without_the_token(engines: Engines
         await engines.put_modules(url, TOKEN, b"{}", wait=0)
     assert TOKEN not in str(caught.value)
     assert isinstance(caught.value, EngineError)
-
-
-@pytest.mark.parametrize(
-    ("text", "version", "hot"),
-    [
-        ("0.32.0", (0, 32, 0), True),
-        ("v0.26", (0, 26), True),
-        ("0.26.1rc2", (0, 26, 1), True),
-        ("0.25.9", (0, 25, 9), False),
-        ("0.11.2+cpu", (0, 11, 2), False),
-        ("1.0.0", (1, 0, 0), True),
-        ("dev", None, None),
-        ("0.1.dev12+gabcdef", None, None),  # a clone without tags
-        ("0.0.0", None, None),
-        ("", None, None),
-    ],
-)
-def test_versions_are_compared_as_numbers(text: str, version: tuple[int, ...] | None, hot: bool | None) -> None:
-    assert parse_version(text) == version
-    if version is not None:
-        assert (version >= MINIMUM_VERSIONS["HotLoad"]) is hot

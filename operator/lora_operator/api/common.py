@@ -47,7 +47,7 @@ FreeForm = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubern
 
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 NamespaceName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-# A name that clients write into "model": no comma (it breaks vLLM's metric labels and flags), no @ (the kit's own internal names), no leading dash.
+# A name that clients write into "model": no comma (it breaks vLLM's metric labels and flags), no @ (the plugin's own internal names), no leading dash.
 _SERVED_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._:/-]*$"
 ServedName = Annotated[
     str,

@@ -23,7 +23,7 @@ from lora_operator.api.common import (
 from lora_operator.api.model import ModelSpec
 from lora_operator.api.storage import Quantity
 from lora_operator.constants import DEFAULT_ENGINE_PORT
-from lora_operator.engine_plugin.environment import IGNORED_ENV, IGNORED_ENV_PREFIXES
+from lora_operator.engine_plugin.ignored_env import IGNORED_ENV, IGNORED_ENV_PREFIXES
 
 DEFAULT_REQUEST_SIZE = "64Mi"
 # Flags that follow from other fields of the spec, or that would open or break what the operator runs (probes and the operator speak
@@ -81,7 +81,7 @@ PARTS_FLAGS = (
     "--master-addr",
     "--master-port",
 )
-# Adapters beside the list, whose entries the kit would unload; a format that no request of the kit names; modules that are left out
+# Adapters beside the list, whose entries the plugin would unload; a format that no request of the plugin names; modules that are left out
 # silently, so that a Ready adapter may do nothing.
 ADAPTERS_FLAGS = (
     "--default-mm-loras",
@@ -89,7 +89,7 @@ ADAPTERS_FLAGS = (
     "--enable-moe-shared-loras",
     "--lora-target-modules",
 )
-# Servers that the kit, which is a middleware of vLLM's own, is no part of: nothing is loaded there, and there is no gate.
+# Servers that the plugin, which is a middleware of vLLM's own, is no part of: nothing is loaded there, and there is no gate.
 SERVERS_FLAGS = ("--grpc", "--grpc-port", "--omni")
 RESERVED_ENV = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
@@ -330,7 +330,7 @@ class PodState(ApiModel):
     name: str = Field(description="Name of the pod.")
     ready: bool = Field(description="Whether the pod is Ready.")
     list_generation: int | None = Field(
-        default=None, description="Generation of the module list that its kit acknowledged."
+        default=None, description="Generation of the module list that its plugin acknowledged."
     )
     loaded: int = Field(default=0, description="Wanted adapters that it serves.")
     missing: tuple[str, ...] | None = Field(

@@ -34,7 +34,7 @@ from lora_operator.desired.command_line import (
 from lora_operator.desired.common import CONTAINER_SECURITY, owner_reference
 from lora_operator.desired.job_placement import keep_on_one_node
 from lora_operator.desired.pod_template import merge_pod_template
-from lora_operator.engine_plugin.gate import READY_PATH
+from lora_operator.engine_plugin.admin_guard import READY_PATH
 from lora_operator.kube.workloads import Workload
 from lora_operator.names import chat_config_map, engine_labels, kit_config_map, modules_config_map, short_hash
 

@@ -22,7 +22,7 @@ from lora_operator.constants import (
     MODULES_MOUNT,
     Reason,
 )
-from lora_operator.engine_plugin.environment import is_ignored
+from lora_operator.engine_plugin.ignored_env import is_ignored
 from lora_operator.errors import ReasonError
 
 MERGE_KEYS: Final[dict[str, str]] = {

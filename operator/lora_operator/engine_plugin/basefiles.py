@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from .adapter_bounds import Shape
 from .basemodel import BaseModel, experts_block
-from .limits import Shape
-from .problems import AdapterProblem, Kind
+from .clean_text import quoted
+from .problems import AdapterProblem, ProblemKind
 from .tensors import FLOATS, MODEL_HEADER_BYTES, FileProblem, Tensor, kind_of, open_regular, parse_json, read_header
-from .text import quoted
 
 CONFIG: Final = "config.json"
 PICKLED_INDEX: Final = "pytorch_model.bin.index.json"
@@ -40,7 +40,7 @@ def read_base_model(path: Path | str, *, root: Path | None = None) -> BaseModel:
             with open_regular(folder / name, root=root) as file:
                 tensors, _ = read_header(file, limit=MODEL_HEADER_BYTES, known_types_only=False)
         except FileProblem as problem:
-            raise AdapterProblem(Kind.INVALID, f"{quoted(name)} {problem}") from None
+            raise AdapterProblem(ProblemKind.INVALID, f"{quoted(name)} {problem}") from None
         if name.startswith(_MISTRAL):
             continue
         for key, tensor in tensors.items():
@@ -110,7 +110,7 @@ def _files(folder: Path, root: Path | None) -> list[str]:
     if not files and kind_of(folder / PICKLED_INDEX):
         for name in _listed(folder, PICKLED_INDEX, root):
             if not kind_of(folder / name):
-                raise AdapterProblem(Kind.INVALID, f"{quoted(name)} is missing, and {PICKLED_INDEX} names it")
+                raise AdapterProblem(ProblemKind.INVALID, f"{quoted(name)} is missing, and {PICKLED_INDEX} names it")
     return files
 
 
@@ -120,12 +120,12 @@ def _listed(folder: Path, index: str, root: Path | None) -> list[str]:
         with open_regular(folder / index, root=root) as file:
             content = parse_json(file.read(_INDEX_BYTES))
     except FileProblem as problem:
-        raise AdapterProblem(Kind.INVALID, f"{index} {problem}") from None
+        raise AdapterProblem(ProblemKind.INVALID, f"{index} {problem}") from None
     weights = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
-        raise AdapterProblem(Kind.INVALID, f"{index} has no weight_map of file names")
+        raise AdapterProblem(ProblemKind.INVALID, f"{index} has no weight_map of file names")
     names = sorted(set(weights.values()))
     for name in names:
         if name != Path(name).name or name in ("", ".", ".."):
-            raise AdapterProblem(Kind.INVALID, f"{index} names {quoted(name)}, which is no plain file name")
+            raise AdapterProblem(ProblemKind.INVALID, f"{index} names {quoted(name)}, which is no plain file name")
     return names

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from .limits import Limits, Shape, is_numbered
+from .adapter_bounds import AdapterBounds, Shape, is_numbered
 
 # A checkpoint's fused module and what other checkpoints have in its place. Engines fuse many of them, but take adapters in the
 # checkpoint's spelling alone (packed_modules_mapping of vLLM 0.32's classes) ...
@@ -92,7 +92,7 @@ class BaseModel:
     vocabulary: Shape | None  # the shape that all embeddings and heads have, for ties are not stored twice
     hidden: int | None  # the width of what goes into a classification head
     text_only: bool  # of a class that knows adapters' modules by the names in the checkpoint alone
-    limits: Limits
+    limits: AdapterBounds
     _strange: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)  # by template
 
     @classmethod
@@ -128,7 +128,7 @@ class BaseModel:
             _shared({shape for name, shape in modules.items() if shape and name.rpartition(".")[2] in VOCABULARY}),
             heads.pop() if len(heads) == 1 else hidden,
             bool(architectures) and plain.issuperset(architectures) and not wraps and parts.isdisjoint(_TOWERS.split()),
-            Limits.of(modules, stacks, flat),
+            AdapterBounds.of(modules, stacks, flat),
         )
 
     def fit(self, module: str) -> tuple[Fit, Width]:

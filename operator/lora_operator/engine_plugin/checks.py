@@ -1,7 +1,7 @@
 """Checks a LoRA adapter's files before any engine sees them: what vLLM refuses, and what it would serve wrongly.
 
 One bad `--lora-modules` entry stops a whole engine, and some adapters are accepted with status 200 and answer nonsense, so
-this is stricter than vLLM. It is used by the fetcher (before anything is published), by the launcher and by the kit. It never
+this is stricter than vLLM. It is used by the fetcher (before anything is published), by the launcher and by the plugin. It never
 imports more than the standard library, never unpickles, and trusts nothing that it reads.
 """
 
@@ -15,10 +15,11 @@ from typing import Final
 
 from .basefiles import read_base_model
 from .basemodel import BaseModel
+from .clean_text import clean
 from .fits import check_fit, require_no_patterns
-from .pairs import Content, sort_tensors
+from .pairs import AdapterTensors, sort_tensors
 from .peftconfig import ConfigProblem, PeftConfig, parse_config
-from .problems import CONFIG, WEIGHTS, AdapterProblem, Kind
+from .problems import CONFIG, WEIGHTS, AdapterProblem, ProblemKind
 from .tensors import (
     ADAPTER_HEADER_BYTES,
     FileProblem,
@@ -28,7 +29,6 @@ from .tensors import (
     read_header,
     require_readable,
 )
-from .text import clean
 from .values import scan_values as read_values
 from .versions import Version
 
@@ -38,7 +38,7 @@ __all__ = [
     "AdapterInfo",
     "AdapterProblem",
     "BaseModel",
-    "Kind",
+    "ProblemKind",
     "check_adapter",
     "read_base_model",
 ]
@@ -71,23 +71,17 @@ def check_adapter(
 ) -> AdapterInfo:
     """Check the adapter in the folder `path`; raises AdapterProblem.
 
-    `scanned` names pickled weights that were found to hold nothing but tensors; where it is not given, the folder's manifest says
-    it. Of those only the configuration is checked: what shapes they hold is known only by reading them.
-
-    Without `base` tensors are not compared with a base model; without `max_rank` any rank goes; with `root`, files that
-    resolve to outside of it are refused; with `engine`, vLLM's version, what older ones serve wrongly is refused, and
-    what the base model's class does not take, unless `recast` says that the engine may make another of it; with `scan_values`, all weights are read to find NaN, infinity, absurd values, and changes that are all zero.
+    base         compare tensors with this base model
+    max_rank     refuse a larger rank
+    root         refuse files that resolve to outside of this folder
+    engine       vLLM's version: refuse what older ones serve wrongly, and what the base model's class does not take
+    recast       the engine may make another class of the base model, so that the latter is not known
+    scan_values  read all weights, to find NaN, infinity, absurd values, and changes that are all zero
+    scanned      pickled weights that hold nothing but tensors, of which only the configuration is checked; else the manifest's
     """
     folder = Path(path)
-    if not kind_of(folder, stat.S_ISDIR):
-        raise AdapterProblem(Kind.INVALID, f"{folder.name} is missing or is no folder")
     config = _read_config(folder, root)
-    if max_rank is not None and config.max_rank > max_rank:
-        raise AdapterProblem(
-            Kind.RANK,
-            f"{CONFIG} has rank {clean(config.max_rank, limit=30)}, the deployment's lora.maxLoraRank is {max_rank}: raise it"
-            " there, or train the adapter with a smaller rank",
-        )
+    _require_rank(config, max_rank)
     pickle = None if kind_of(folder / WEIGHTS) else _clean_pickle(folder, root, scanned)
     if pickle is not None:
         require_no_patterns(config, engine)
@@ -102,12 +96,27 @@ def check_adapter(
                 _require_effect(content, read_values(file, tensors, body))
     except FileProblem as problem:
         raise _weights_problem(folder, problem) from None
-    kinds = {module.rpartition(".")[2] for module in content.pairs}
     size = body + max((tensor.end for tensor in tensors.values()), default=0)
-    return AdapterInfo(config.max_rank, tuple(sorted(clean(kind, limit=80) for kind in kinds)), len(tensors), size)
+    return AdapterInfo(config.max_rank, _kinds(content), len(tensors), size)
+
+
+def _kinds(content: AdapterTensors) -> tuple[str, ...]:
+    kinds = {module.rpartition(".")[2] for module in content.pairs}
+    return tuple(sorted(clean(kind, limit=80) for kind in kinds))
+
+
+def _require_rank(config: PeftConfig, max_rank: int | None) -> None:
+    if max_rank is not None and config.max_rank > max_rank:
+        raise AdapterProblem(
+            ProblemKind.RANK,
+            f"{CONFIG} has rank {clean(config.max_rank, limit=30)}, the deployment's lora.maxLoraRank is {max_rank}: raise it"
+            " there, or train the adapter with a smaller rank",
+        )
 
 
 def _read_config(folder: Path, root: Path | None) -> PeftConfig:
+    if not kind_of(folder, stat.S_ISDIR):
+        raise AdapterProblem(ProblemKind.INVALID, f"{folder.name} is missing or is no folder")
     try:
         with open_regular(folder / CONFIG, root=root) as file:
             raw = file.read(_CONFIG_BYTES + 1)
@@ -120,7 +129,7 @@ def _read_config(folder: Path, root: Path | None) -> PeftConfig:
             if str(problem) == "is missing"
             else ""
         )
-        raise AdapterProblem(Kind.INVALID, f"{CONFIG} {problem}{hint}") from None
+        raise AdapterProblem(ProblemKind.INVALID, f"{CONFIG} {problem}{hint}") from None
 
 
 def _clean_pickle(folder: Path, root: Path | None, scanned: Collection[str] | None) -> Path | None:
@@ -131,7 +140,7 @@ def _clean_pickle(folder: Path, root: Path | None, scanned: Collection[str] | No
     try:
         open_regular(folder / found, root=root).close()
     except FileProblem as problem:
-        raise AdapterProblem(Kind.INVALID, f"{found} {problem}") from None
+        raise AdapterProblem(ProblemKind.INVALID, f"{found} {problem}") from None
     return folder / found
 
 
@@ -150,18 +159,18 @@ def _weights_problem(folder: Path, problem: FileProblem) -> AdapterProblem:
         for name in _PICKLES:
             if kind_of(folder / name):
                 return AdapterProblem(
-                    Kind.UNSAFE,
+                    ProblemKind.UNSAFE,
                     f"the weights are only in {name}, a pickle file, which can run code when it is read: save the adapter again with"
                     " PEFT's save_pretrained(…, safe_serialization=True)",
                 )
-    return AdapterProblem(Kind.INVALID, f"{WEIGHTS} {problem}")
+    return AdapterProblem(ProblemKind.INVALID, f"{WEIGHTS} {problem}")
 
 
-def _require_effect(content: Content, zeros: Collection[str]) -> None:
+def _require_effect(content: AdapterTensors, zeros: Collection[str]) -> None:
     """A half that is all zero makes a module's change zero; modules that got no gradient are normal, an adapter of nothing else is not."""
     if not content.heads and all(pair.a_name in zeros or pair.b_name in zeros for pair in content.pairs.values()):
         raise AdapterProblem(
-            Kind.INVALID,
+            ProblemKind.INVALID,
             f"{WEIGHTS} holds lora_A or lora_B of zeros alone for every module: the adapter changes nothing; the training did not reach it, or"
             " it was saved without gathering the weights (DeepSpeed ZeRO-3): export it again",
         )

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .gate import KEYLESS, route_path
-from .vllm_adapter import App, Message, Receive, Scope, Send
+from .admin_guard import KEYLESS, route_path
+from .asgi import App, Message, Receive, Scope, Send
 
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 

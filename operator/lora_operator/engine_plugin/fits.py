@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from .adapter_bounds import MOST_VALUES, UNKNOWN
 from .basemodel import HEADS, VOCABULARY, BaseModel, Fit, Width, experts_block, is_generative
-from .limits import MOST_VALUES, UNKNOWN
-from .pairs import PREFIX, Content, Pair
+from .clean_text import clean, quoted
+from .pairs import PREFIX, AdapterTensors, Pair
 from .peftconfig import ConfigProblem, PeftConfig
-from .problems import CONFIG, WEIGHTS, AdapterProblem, Kind
+from .problems import CONFIG, WEIGHTS, AdapterProblem, ProblemKind
 from .tensors import Tensor
-from .text import clean, quoted
 from .versions import HEADS as HEADS_SINCE
 from .versions import KNOWN, PATTERNS, Version, shown
 
@@ -29,7 +29,7 @@ _ONLY_AROUND: Final = frozenset({"module"})  # too plain a word to tell anything
 
 
 def check_fit(
-    content: Content, config: PeftConfig, *, base: BaseModel | None, engine: Version | None, recast: bool = False
+    content: AdapterTensors, config: PeftConfig, *, base: BaseModel | None, engine: Version | None, recast: bool = False
 ) -> None:
     """Raises AdapterProblem for the first tensor that does not fit.
 
@@ -38,7 +38,7 @@ def check_fit(
     try:
         config.require_quick(list(content.pairs))
     except ConfigProblem as problem:
-        raise AdapterProblem(Kind.INVALID, f"{CONFIG} {problem}") from None
+        raise AdapterProblem(ProblemKind.INVALID, f"{CONFIG} {problem}") from None
     known = None if recast or engine is None else base
     _check_heads(content, base, engine)
     _refuse_heads([*content.heads, *(one for one in content.pairs if one.rpartition(".")[2] in HEADS)], known)
@@ -52,10 +52,10 @@ def check_fit(
 
 
 def require_no_patterns(config: PeftConfig, engine: Version | None) -> None:
-    """Of pickled weights, whose modules are not known."""
+    """Raises AdapterProblem where the engine would not obey the patterns of pickled weights, whose modules are not known."""
     if engine is not None and engine < PATTERNS and config.has_patterns:
         raise AdapterProblem(
-            Kind.INVALID,
+            ProblemKind.INVALID,
             f"{CONFIG} has rank_pattern or alpha_pattern, which need vLLM {shown(PATTERNS)} or newer; this engine is {shown(engine)}"
             " and would apply r and lora_alpha to all modules",
         )
@@ -66,7 +66,7 @@ def _require_plain(module: str, config: PeftConfig, engine: Version) -> None:
     if found != config.plain:
         rank, scale = config.plain
         raise AdapterProblem(
-            Kind.INVALID,
+            ProblemKind.INVALID,
             f"{CONFIG} gives the module {quoted(module)} rank {found[0]} and scale {found[1]:g} by rank_pattern or alpha_pattern,"
             f" which needs vLLM {shown(PATTERNS)} or newer; this engine is {shown(engine)}: it would apply rank {rank} and scale"
             f" {scale:g} to all modules",
@@ -76,30 +76,30 @@ def _require_plain(module: str, config: PeftConfig, engine: Version) -> None:
 def _refuse_embedding(module: str, base: BaseModel, engine: Version) -> None:
     if module.rpartition(".")[2] in VOCABULARY and not base.adapts_vocabulary:
         raise AdapterProblem(
-            Kind.INCOMPATIBLE,
+            ProblemKind.INCOMPATIBLE,
             f"{WEIGHTS} changes {quoted(module)}, and vLLM {shown(engine)} takes no adapters of embeddings and heads for"
             f" {clean(base.architectures[0], limit=60)}: train without embed_tokens and lm_head, or merge the adapter into its base model",
         )
 
 
-def _check_heads(content: Content, base: BaseModel | None, engine: Version | None) -> None:
+def _check_heads(content: AdapterTensors, base: BaseModel | None, engine: Version | None) -> None:
     for name, head in content.heads.items():
         if engine is not None and engine < HEADS_SINCE:
             raise AdapterProblem(
-                Kind.INVALID,
+                ProblemKind.INVALID,
                 f"{WEIGHTS} holds the classification head {name}, which needs vLLM {shown(HEADS_SINCE)} or newer; this engine is"
                 f" {shown(engine)}",
             )
         weight, bias = head["weight"].shape, head["bias"].shape if "bias" in head else None
         if len(weight) != 2 or 0 in weight or bias not in (None, weight[:1]):
             raise AdapterProblem(
-                Kind.INVALID,
+                ProblemKind.INVALID,
                 f"{WEIGHTS} holds a classification head {name} whose weight is no matrix, or whose bias has not one value for each"
                 " of its rows; export the adapter again",
             )
         if base is not None and base.hidden is not None and weight[1] != base.hidden:
             raise AdapterProblem(
-                Kind.INCOMPATIBLE,
+                ProblemKind.INCOMPATIBLE,
                 f"{WEIGHTS} holds a classification head {name} for a model {weight[1]} wide, the base model is {base.hidden}: the adapter"
                 " was trained on another model",
             )
@@ -108,13 +108,13 @@ def _check_heads(content: Content, base: BaseModel | None, engine: Version | Non
 def _refuse_heads(names: Sequence[str], base: BaseModel | None) -> None:
     if names and base is not None and is_generative(base.architectures):
         raise AdapterProblem(
-            Kind.INCOMPATIBLE,
+            ProblemKind.INCOMPATIBLE,
             f"{WEIGHTS} holds the classification head {quoted(names[0])}, and the base model ({clean(base.architectures[0], limit=60)}) is no"
             " model for classification",
         )
 
 
-def _check_copies(content: Content, base: BaseModel | None) -> None:
+def _check_copies(content: AdapterTensors, base: BaseModel | None) -> None:
     """The engine reads and drops them."""
     wanted = base.vocabulary if base is not None else None
     for name, tensor in content.copies:
@@ -123,18 +123,18 @@ def _check_copies(content: Content, base: BaseModel | None) -> None:
                 "no matrix" if wanted is None else f"not {wanted[0]} by {wanted[1]}, as the base model's embeddings are"
             )
             raise AdapterProblem(
-                Kind.INVALID if wanted is None else Kind.INCOMPATIBLE,
+                ProblemKind.INVALID if wanted is None else ProblemKind.INCOMPATIBLE,
                 f"{WEIGHTS} has a copy of embeddings, {quoted(name)}, that is {shape}; train without resizing the embeddings, and export the"
                 " adapter again",
             )
 
 
-def _check_amount(content: Content, config: PeftConfig, base: BaseModel | None) -> None:
+def _check_amount(content: AdapterTensors, config: PeftConfig, base: BaseModel | None) -> None:
     """An engine keeps all of it in memory, whether or not it finds the modules."""
     limits = base.limits if base is not None else UNKNOWN
     if len(content.pairs) > limits.modules:
         raise AdapterProblem(
-            Kind.INVALID if base is None else Kind.INCOMPATIBLE,
+            ProblemKind.INVALID if base is None else ProblemKind.INCOMPATIBLE,
             f"{WEIGHTS} has tensors for {len(content.pairs)} modules, more than"
             f" {'any model has' if base is None else f'twice what the base model has ({limits.modules // 2})'}",
         )
@@ -153,7 +153,7 @@ def _check_amount(content: Content, config: PeftConfig, base: BaseModel | None) 
     most = MOST_VALUES if limits.values is None else limits.values * config.max_rank + limits.vocabulary * len(others)
     if values > most:
         raise AdapterProblem(
-            Kind.INVALID if limits.values is None else Kind.INCOMPATIBLE,
+            ProblemKind.INVALID if limits.values is None else ProblemKind.INCOMPATIBLE,
             f"{WEIGHTS} holds {values} values, more than twice what changes of rank {config.max_rank} to all modules of the base model need",
         )
 
@@ -161,7 +161,7 @@ def _check_amount(content: Content, config: PeftConfig, base: BaseModel | None) 
 def _require_sides(name: str, tensor: Tensor, *, most: int) -> None:
     if max(tensor.shape, default=0) > most:
         raise AdapterProblem(
-            Kind.INCOMPATIBLE,
+            ProblemKind.INCOMPATIBLE,
             f"{WEIGHTS} has a tensor of {max(tensor.shape)} rows or columns for {quoted(name)}, more than twice what the base model's widest"
             " module has: the adapter was trained on another model",
         )
@@ -171,7 +171,7 @@ def _check_pair(module: str, pair: Pair, config: PeftConfig, base: BaseModel | N
     if pair.a is None or pair.b is None:
         half = "lora_A" if pair.a is None else "lora_B"
         raise AdapterProblem(
-            Kind.INVALID, f"{WEIGHTS} has no {half} for the module {quoted(module)}; export the adapter again"
+            ProblemKind.INVALID, f"{WEIGHTS} has no {half} for the module {quoted(module)}; export the adapter again"
         )
     a, b = pair.a.shape, pair.b.shape
     fit, width = base.fit(module) if base is not None else (Fit.UNKNOWN, Width())
@@ -180,25 +180,19 @@ def _check_pair(module: str, pair: Pair, config: PeftConfig, base: BaseModel | N
     if fit is not Fit.PRESENT and experts_block(module) is not None:
         if base is not None and base.modules and not base.experts:
             raise AdapterProblem(
-                Kind.INCOMPATIBLE,
+                ProblemKind.INCOMPATIBLE,
                 f"{WEIGHTS} has tensors for the module {quoted(module)}, and the base model has no experts",
             )
         _refuse_misfit(module, fit, base)
         return  # stacked in several layouts, which only the engine knows
     if len(a) != 2 or len(b) != 2 or 0 in a or 0 in b:
         raise AdapterProblem(
-            Kind.INVALID, f"{WEIGHTS} has tensors for the module {quoted(module)} that are no matrices"
+            ProblemKind.INVALID, f"{WEIGHTS} has tensors for the module {quoted(module)} that are no matrices"
         )
-    rank, _ = config.rank_and_scale(module)
-    if a[0] != b[1] or a[0] != rank:
-        raise AdapterProblem(
-            Kind.INVALID,
-            f"{WEIGHTS} has tensors of rank {a[0]} and {b[1]} for the module {quoted(module)}, but {CONFIG} says {rank}: the two files do"
-            " not belong together",
-        )
+    _require_rank(module, (a[0], b[1]), config)
     if not pair.name.startswith(PREFIX) and fit is not Fit.PRESENT:
         raise AdapterProblem(
-            Kind.INVALID,
+            ProblemKind.INVALID,
             f"{WEIGHTS} has the tensor {quoted(pair.name)} without PEFT's prefix '{PREFIX}': the engine would ignore it; export the"
             " adapter with PEFT's save_pretrained",
         )
@@ -215,6 +209,16 @@ def _check_pair(module: str, pair: Pair, config: PeftConfig, base: BaseModel | N
     _refuse_width(module, found=found, width=width, transposed=config.transposed)
 
 
+def _require_rank(module: str, found: tuple[int, int], config: PeftConfig) -> None:
+    rank, _ = config.rank_and_scale(module)
+    if found != (rank, rank):
+        raise AdapterProblem(
+            ProblemKind.INVALID,
+            f"{WEIGHTS} has tensors of rank {found[0]} and {found[1]} for the module {quoted(module)}, but {CONFIG} says {rank}: the two files do"
+            " not belong together",
+        )
+
+
 def _refuse_wrapped(module: str, base: BaseModel | None) -> None:
     """Names that the engine would load and apply to nothing, for what training put into them."""
     strangers = base.strangers(module) if base is not None else ()
@@ -228,7 +232,7 @@ def _refuse_wrapped(module: str, base: BaseModel | None) -> None:
             else "the base model has no such part"
         )
         raise AdapterProblem(
-            Kind.INVALID,
+            ProblemKind.INVALID,
             f"{WEIGHTS} has tensors for the module {quoted(module)}, with {quoted(name)} in its name ({cause}): the engine would load and not"
             f" apply them; save the adapter from the unwrapped model, or take '{clean(name, limit=60)}.' out of the tensors' names",
         )
@@ -237,18 +241,18 @@ def _refuse_wrapped(module: str, base: BaseModel | None) -> None:
 def _refuse_misfit(module: str, fit: Fit, base: BaseModel | None) -> None:
     if fit is Fit.NO_SUCH_KIND and base is not None and (wanted := base.spelling(module)):
         raise AdapterProblem(
-            Kind.INCOMPATIBLE,
+            ProblemKind.INCOMPATIBLE,
             f"{WEIGHTS} has tensors for the module {quoted(module)}, and the base model has {' and '.join(wanted)} in its place, which alone"
             " the engine takes: train the adapter on the model as it is, or convert its tensors",
         )
     if fit is Fit.NO_SUCH_KIND:
         raise AdapterProblem(
-            Kind.INCOMPATIBLE,
+            ProblemKind.INCOMPATIBLE,
             f"{WEIGHTS} has tensors for the module {quoted(module)}, and the base model has none of that kind",
         )
     if fit is Fit.NOT_HERE:
         raise AdapterProblem(
-            Kind.INCOMPATIBLE,
+            ProblemKind.INCOMPATIBLE,
             f"{WEIGHTS} has tensors for the module {quoted(module)}, which the base model does not have: the engine would drop them;"
             " the adapter was trained on another model, or its tensors were renamed",
         )
@@ -258,7 +262,7 @@ def _require_embedding(module: str, base: BaseModel) -> None:
     shape, vocabulary = base.modules.get(module), base.vocabulary
     if shape is not None and vocabulary is not None and shape != vocabulary:
         raise AdapterProblem(
-            Kind.INVALID,
+            ProblemKind.INVALID,
             f"{WEIGHTS} has an embedding's tensors (lora_embedding_A) for the module {quoted(module)}, which is none; export the adapter again",
         )
 
@@ -266,7 +270,7 @@ def _require_embedding(module: str, base: BaseModel) -> None:
 def _refuse_vocabulary(module: str, found: int, wanted: int | None) -> None:
     if wanted is not None and found != wanted:
         raise AdapterProblem(
-            Kind.INCOMPATIBLE,
+            ProblemKind.INCOMPATIBLE,
             f"{WEIGHTS} changes the module {quoted(module)} for {found} tokens, trained with {abs(found - wanted)}"
             f" {'more' if found > wanted else 'fewer'} than the base model has ({wanted}): the engine can't change the number of tokens;"
             " train without resizing the embeddings, or merge the adapter into its base model",
@@ -279,7 +283,7 @@ def _refuse_width(module: str, *, found: tuple[int, int], width: Width, transpos
     if not any(all(w is None or f == w for f, w in zip(found, order, strict=True)) for order in orders):
         sides = ["?" if side is None else str(side) for side in wanted]
         raise AdapterProblem(
-            Kind.INCOMPATIBLE,
+            ProblemKind.INCOMPATIBLE,
             f"{WEIGHTS} changes the module {quoted(module)} as {found[0]} to {found[1]} wide, the base model's is {sides[0]} to"
             f" {sides[1]}: the adapter was trained on another model",
         )

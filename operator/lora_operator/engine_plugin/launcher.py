@@ -3,11 +3,11 @@
     python3 /opt/lora-operator vllm serve /model-cache/… --enable-lora …
 
 One bad `--lora-modules` entry ends the whole engine, so this passes what the checks accept and the engine has not refused before.
-When a start with entries did not get up all the same, the next one passes none, and the kit loads them afterwards. Nothing that
+When a start with entries did not get up all the same, the next one passes none, and the plugin loads them afterwards. Nothing that
 goes wrong here may keep the engine from starting: it starts with less, and says so.
 
-With updateStrategy Rollout the list is in the container's own arguments, behind --lora-modules. It is taken out, put where the kit
-finds it, and from there on treated like any other.
+With updateStrategy Rollout the list is in the container's own arguments, behind --lora-modules. It is taken out, put where the
+plugin finds it, and from there on treated like any other.
 """
 
 from __future__ import annotations
@@ -23,25 +23,17 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from .checks import AdapterProblem, BaseModel, check_adapter, read_base_model
-from .environment import ignored
-from .list_file import (
-    MARKER_FILE,
-    REFUSED_FILE,
-    REPORT_FILE,
-    Module,
-    Settings,
-    newest_list,
-    read_refused,
-    write_file,
-    write_report,
-)
+from .clean_text import clean
+from .ignored_env import ignored
+from .list_file import ListedAdapter, newest_list
 from .loads import BLAME, read_suspects
+from .plugin_settings import PluginSettings
+from .state_files import MARKER_FILE, REFUSED_FILE, REPORT_FILE, read_refused, write_file, write_report
 from .tensors import is_inside, kind_of
-from .text import clean
 from .versions import Version, parse_version
 
 FLAG: Final = "--lora-modules"
-# Flags that the operator sets and older engines don't know, with the first version that does (engine-facts.md 13).
+# Flags that the operator sets and older engines don't know, with the first version that does.
 _NEWER_FLAGS: Final = {"--shutdown-timeout": (0, 18)}
 # Flags by which another class may serve the base model than its config.json names, with other modules and a head.
 _RECASTING: Final = ("--hf-overrides", "--convert", "--runner", "--task", "--model-impl", "--config")
@@ -50,13 +42,13 @@ _ARGUMENT_BYTES: Final = 1 << 19  # of all entries; the kernel's limit is about 
 
 
 @dataclass
-class Plan:
+class StartPlan:
     """What an engine is started with, and why not with the rest."""
 
     generation: int | None = None
-    static: list[Module] = field(default_factory=list)
-    dropped: list[tuple[Module, str]] = field(default_factory=list)
-    later: int = 0  # good entries beyond what the engine keeps in memory; the kit loads them
+    static: list[ListedAdapter] = field(default_factory=list)
+    dropped: list[tuple[ListedAdapter, str]] = field(default_factory=list)
+    later: int = 0  # good entries beyond what the engine keeps in memory; the plugin loads them
     note: str = ""
 
     def report(self) -> dict[str, Any]:
@@ -64,51 +56,53 @@ class Plan:
         return {
             "version": 1,
             "listGeneration": self.generation,
-            "static": [{"name": module.name, "path": module.path} for module in self.static],
+            "static": [{"name": entry.name, "path": entry.path} for entry in self.static],
             "dropped": [
-                {"name": clean(module.name), "path": clean(module.path), "stage": "checks", "message": message}
-                for module, message in self.dropped
+                {"name": clean(entry.name), "path": clean(entry.path), "stage": "checks", "message": message}
+                for entry, message in self.dropped
             ],
             "later": self.later,
             "note": self.note,
         }
 
 
-def plan_start(settings: Settings) -> Plan:
+def plan_start(settings: PluginSettings) -> StartPlan:
     """Choose the static entries; reads files only."""
-    modules = newest_list(*settings.list_files, served_names=settings.served_names)
-    if modules is None:
-        return Plan(note="there is no module list yet")
-    plan = Plan(generation=modules.generation, dropped=list(modules.problems))
+    received = newest_list(*settings.list_files, served_names=settings.served_names)
+    if received is None:
+        return StartPlan(note="there is no module list yet")
+    plan = StartPlan(generation=received.generation, dropped=list(received.problems))
     if kind_of(settings.state_dir / MARKER_FILE):
-        plan.note = "the last start with static entries did not get up: none this time, the kit loads them"
+        plan.note = "the last start with static entries did not get up: none this time, the plugin loads them"
         return plan
     refused = read_refused(settings.state_dir / REFUSED_FILE)
     suspects = read_suspects(settings.state_dir)
     base, engine = read_base(settings), engine_version()
     room = _ARGUMENT_BYTES
-    for module in modules.modules:
-        if module.lazy:
+    for entry in received.entries:
+        if entry.lazy:
             continue
-        problem = BLAME if module.path in suspects else refused.get((module.name, module.path))
-        problem = problem or check_module(module, settings=settings, base=base, engine=engine)
+        problem = BLAME if entry.path in suspects else refused.get((entry.name, entry.path))
+        problem = problem or check_listed(entry, settings=settings, base=base, engine=engine)
         if problem is not None:
-            plan.dropped.append((module, clean(problem)))
-        elif len(plan.static) < settings.max_cpu_loras and len(argument := build_argument(module)) < room:
+            plan.dropped.append((entry, clean(problem)))
+        elif len(plan.static) < settings.max_cpu_loras and len(argument := build_argument(entry)) < room:
             room -= len(argument)
-            plan.static.append(module)
+            plan.static.append(entry)
         else:
             plan.later += 1
     return plan
 
 
-def check_module(module: Module, *, settings: Settings, base: BaseModel | None, engine: Version | None) -> str | None:
+def check_listed(
+    entry: ListedAdapter, *, settings: PluginSettings, base: BaseModel | None, engine: Version | None
+) -> str | None:
     """Why an entry of the list can't be served; None when nothing speaks against it."""
-    if not is_inside(Path(os.path.realpath(module.path)), settings.cache_root):
+    if not is_inside(Path(os.path.realpath(entry.path)), settings.cache_root):
         return "the path leads out of the cache"
     try:
         check_adapter(
-            module.path,
+            entry.path,
             base=base,
             max_rank=settings.max_lora_rank,
             root=settings.cache_root,
@@ -132,7 +126,7 @@ def may_recast(command: Sequence[str]) -> bool:
     return any(one.startswith(flag) for flag in flags for one in _RECASTING)
 
 
-def read_base(settings: Settings) -> BaseModel | None:
+def read_base(settings: PluginSettings) -> BaseModel | None:
     """The base model's modules; None when they can't be read, which is the engine's to judge."""
     if settings.model_path is None:
         return None
@@ -142,15 +136,15 @@ def read_base(settings: Settings) -> BaseModel | None:
         return None
 
 
-def build_argument(module: Module) -> str:
+def build_argument(entry: ListedAdapter) -> str:
     """One adapter as vLLM takes it, in ASCII."""
-    entry = {"name": module.name, "path": module.path}
-    if module.base_model_name is not None:
-        entry["base_model_name"] = module.base_model_name
-    return json.dumps(entry)
+    argument = {"name": entry.name, "path": entry.path}
+    if entry.base_model_name is not None:
+        argument["base_model_name"] = entry.base_model_name
+    return json.dumps(argument)
 
 
-def build_arguments(plan: Plan) -> list[str]:
+def build_arguments(plan: StartPlan) -> list[str]:
     """The flag that is added to the engine's command line: one JSON object per argument, for of repeated flags the last wins alone."""
     return [FLAG, *map(build_argument, plan.static)] if plan.static else []
 
@@ -164,8 +158,8 @@ def split_modules(command: Sequence[str]) -> tuple[list[str], list[str]]:
     return [*command[:at], *command[end:]], list(command[at + 1 : end])
 
 
-def keep_given(settings: Settings, given: Sequence[str]) -> None:
-    """Put the list of the arguments where the kit finds it; raises OSError. Damaged entries stay, for both to report."""
+def keep_given(settings: PluginSettings, given: Sequence[str]) -> None:
+    """Put the list of the arguments where the plugin finds it; raises OSError. Damaged entries stay, for both to report."""
     entries = []
     for text in given:
         try:
@@ -202,7 +196,7 @@ def engine_version() -> Version | None:
     return None if found is None else parse_version(found[1])
 
 
-def prepare(settings: Settings, given: Sequence[str] = ()) -> list[str]:
+def prepare(settings: PluginSettings, given: Sequence[str] = ()) -> list[str]:
     """Plan, leave the marker and the report, and return the arguments to add. Entries without a marker are never passed.
 
     `given` are the values of --lora-modules in the container's arguments, which count with updateStrategy Rollout only.
@@ -212,21 +206,23 @@ def prepare(settings: Settings, given: Sequence[str] = ()) -> list[str]:
             keep_given(settings, given)
         plan = plan_start(settings)
     except Exception as error:
-        plan = Plan(note=f"planning failed: {clean(f'{type(error).__name__}: {error}')}")
+        plan = StartPlan(note=f"planning failed: {clean(f'{type(error).__name__}: {error}')}")
     if plan.static:
         marker = {"version": 1, "listGeneration": plan.generation, "static": len(plan.static)}
         try:
             write_file(settings.state_dir / MARKER_FILE, json.dumps(marker).encode())
         except OSError as error:
-            plan = Plan(plan.generation, [], plan.dropped, note=f"the state folder can't be written: {error.strerror}")
+            plan = StartPlan(
+                plan.generation, [], plan.dropped, note=f"the state folder can't be written: {error.strerror}"
+            )
     write_report(settings.state_dir / REPORT_FILE, plan.report())
     _say(plan)
     return build_arguments(plan)
 
 
-def _say(plan: Plan) -> None:
-    for module, message in plan.dropped:
-        _log(f"not passed to the engine: {clean(module.name, limit=120)}: {message}")
+def _say(plan: StartPlan) -> None:
+    for entry, message in plan.dropped:
+        _log(f"not passed to the engine: {clean(entry.name, limit=120)}: {message}")
     note = f" ({plan.note})" if plan.note else ""
     _log(
         f"list generation {plan.generation}: {len(plan.static)} static adapters, {plan.later} to be loaded later{note}"
@@ -238,7 +234,7 @@ def _log(text: str) -> None:
 
 
 def build_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: the kit's package can be imported by it, and nothing in it undoes the kit."""
+    """The engine's environment: the plugin's package can be imported by it, and nothing in it undoes the plugin."""
     # Not resolved: a mounted ConfigMap's files are links, and the folder behind them must not become importable.
     root = str(Path(__file__).absolute().parents[(__package__ or "").count(".") + 1])
     paths = env.get("PYTHONPATH", "").split(os.pathsep) if env.get("PYTHONPATH") else []
@@ -246,7 +242,7 @@ def build_environment(env: Mapping[str, str]) -> dict[str, str]:
         paths.insert(0, root)
     left_out = ignored(env)
     if left_out:
-        _log(f"not passed to the engine, for the kit would not work with them: {clean(', '.join(left_out))}")
+        _log(f"not passed to the engine, for the plugin would not work with them: {clean(', '.join(left_out))}")
     kept = {name: value for name, value in env.items() if name not in left_out}
     return {**kept, "PYTHONPATH": os.pathsep.join(paths)}
 
@@ -258,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _log("no command was given")
         raise SystemExit(2)
     command, given = split_modules(without_newer_flags(command, engine_version()))
-    command += prepare(Settings.read(os.environ), given)
+    command += prepare(PluginSettings.read(os.environ), given)
     try:
         os.execvpe(command[0], command, build_environment(os.environ))  # noqa: S606 - becoming another program is the purpose
     except OSError as error:

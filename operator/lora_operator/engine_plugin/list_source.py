@@ -1,4 +1,4 @@
-"""The module list that a process holds: from its disk, from the operator by HTTP, and from the mounted ConfigMap.
+"""The adapter list that a process holds: from its disk, from the operator by HTTP, and from the mounted ConfigMap.
 
 The highest generation wins, an older one is refused, and nothing is acknowledged that is not on disk. With updateStrategy Rollout it
 comes from the disk only, where the launcher put what it found in the arguments.
@@ -12,25 +12,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from .list_file import ListProblem, Module, ModuleList, Settings, newest_list, parse_list, read_list, write_file
+from .list_file import ListedAdapter, ListProblem, ReceivedList, newest_list, parse_list, read_list
+from .plugin_settings import PluginSettings
+from .state_files import write_file
 
 REREAD_SECONDS: Final = 1.0  # at most so often is the mounted list looked at
 
 
-class Inbox:
-    """The list, and who is told when there is another one."""
+class ListSource:
+    """The list that is held now; `changed` is called each time another one takes its place."""
 
-    def __init__(self, settings: Settings, changed: Callable[[], None]) -> None:
-        self.modules: ModuleList | None = None
+    def __init__(self, settings: PluginSettings, changed: Callable[[], None]) -> None:
+        self.held: ReceivedList | None = None  # None: no list was ever received
         self._settings = settings
         self._changed = changed
-        self._accepting = asyncio.Lock()
+        self._accepting = asyncio.Lock()  # so that of two lists the newer one ends up on disk and in memory
         self._reread_at = 0.0
         self._mounted: tuple[int, ...] | None = None
 
-    def wanted(self, name: str) -> Module | None:
-        """The entry of a public name."""
-        return self.modules.by_name.get(name) if self.modules is not None else None
+    def entry(self, name: str) -> ListedAdapter | None:
+        """The entry of a public name; None where the list has none."""
+        return self.held.by_name.get(name) if self.held is not None else None
 
     async def start(self) -> None:
         """Take the newest list that is there already."""
@@ -47,18 +49,18 @@ class Inbox:
                 "the adapters are in the pod's arguments (updateStrategy: Rollout): another list needs another pod",
             )
         try:
-            modules, plain = await asyncio.to_thread(parse_list, raw, served_names=self._settings.served_names)
+            received, plain = await asyncio.to_thread(parse_list, raw, served_names=self._settings.served_names)
         except ListProblem as problem:
             return 400, str(problem)
         async with self._accepting:
-            held = self.modules.generation if self.modules is not None else -1
-            if modules.generation < held:
-                return 409, f"list generation {held} is held, {modules.generation} is older"
+            held = self.held.generation if self.held is not None else -1
+            if received.generation < held:
+                return 409, f"list generation {held} is held, {received.generation} is older"
             try:
                 await asyncio.to_thread(write_file, self._settings.list_file, plain)
             except OSError as error:
                 return 500, f"the list can't be kept in {self._settings.state_dir}: {error.strerror}"
-            self._take(modules)
+            self._take(received)
         return 200, ""
 
     async def reread(self) -> None:
@@ -67,19 +69,19 @@ class Inbox:
         if now < self._reread_at or self._settings.rolls:
             return
         self._reread_at = now + REREAD_SECONDS
-        signature = await asyncio.to_thread(_signature, self._settings.modules_file)
+        signature = await asyncio.to_thread(_signature, self._settings.mounted_list)
         if signature == self._mounted:
             return
         self._mounted = signature
         names = self._settings.served_names
-        found = await asyncio.to_thread(read_list, self._settings.modules_file, served_names=names)
+        found = await asyncio.to_thread(read_list, self._settings.mounted_list, served_names=names)
         async with self._accepting:
-            if found is not None and (self.modules is None or found.generation > self.modules.generation):
+            if found is not None and (self.held is None or found.generation > self.held.generation):
                 self._take(found)
 
-    def _take(self, modules: ModuleList) -> None:
-        if modules != self.modules:  # other content may come under the same generation: what one pod is to hold ready
-            self.modules = modules
+    def _take(self, received: ReceivedList) -> None:
+        if received != self.held:  # a pod may be sent other content of one generation: what it is to preload
+            self.held = received
             self._changed()
 
 

@@ -2,7 +2,7 @@
 
 An engine that a load ends, or that never answers one (a pattern that takes it for ever, a volume that hangs), must not meet the same
 content at every start. So what is being loaded is noted before the engine is asked; where the note is still there at the next start,
-its content is left out by launcher and kit until no entry of the list has it any more. The notes lie in the pod's emptyDir: a new
+its content is left out by launcher and plugin until no entry of the list has it any more. The notes lie in the pod's emptyDir: a new
 pod tries once for itself. Times are monotonic seconds.
 """
 
@@ -18,7 +18,8 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Final
 
-from .list_file import Module, read_report, write_file, write_report
+from .list_file import ListedAdapter
+from .state_files import read_report, write_file, write_report
 
 LOADING_FILE: Final = "loading.json"  # there while the engine loads one adapter
 SUSPECTS_FILE: Final = "suspects.json"  # contents whose load an engine did not outlive or answer
@@ -39,7 +40,7 @@ class Loads:
     """What one engine process loads now, and what is left out for what happened to an earlier one."""
 
     def __init__(self, folder: Path) -> None:
-        self.module: Module | None = None
+        self.entry: ListedAdapter | None = None
         self._folder = folder
         self._since = 0.0
         self._suspects: dict[str, str] = {}  # path to the name that it was loaded under
@@ -50,14 +51,14 @@ class Loads:
         self._keep()
         self._forget_note()
 
-    def begin(self, module: Module, *, note: bool) -> None:
+    def begin(self, entry: ListedAdapter, *, note: bool) -> None:
         """The engine is about to be asked to load; without a `note` for content that this process has loaded under another name."""
-        self.module, self._since = module, time.monotonic()
+        self.entry, self._since = entry, time.monotonic()
         if not note:
             return
         with contextlib.suppress(OSError):
-            entry = {"name": module.name, "path": module.path}
-            write_file(self._folder / LOADING_FILE, json.dumps(entry).encode(), durable=False)
+            note_of = {"name": entry.name, "path": entry.path}
+            write_file(self._folder / LOADING_FILE, json.dumps(note_of).encode(), durable=False)
 
     def ask_again(self) -> None:
         """The engine has answered, and is asked once more: for the cause."""
@@ -65,15 +66,15 @@ class Loads:
 
     def end(self, *, blameless: bool) -> None:
         """The engine answered, or nobody waits any more; with `blameless` false its content is left out from now on."""
-        module, self.module = self.module, None
-        if module is not None and not blameless:
-            self._suspects[module.path] = module.name
+        entry, self.entry = self.entry, None
+        if entry is not None and not blameless:
+            self._suspects[entry.path] = entry.name
             self._keep()
         self._forget_note()
 
     def unanswered(self) -> float:
         """For how many seconds the engine has not answered a load; 0 when there is none."""
-        return 0.0 if self.module is None else time.monotonic() - self._since
+        return 0.0 if self.entry is None else time.monotonic() - self._since
 
     @property
     def suspects(self) -> Set[str]:
@@ -102,7 +103,7 @@ def patience(marker: Path) -> float | None:
 def watch_static(marker: Path) -> threading.Event:
     """End this process where the adapters of its arguments take too long; who gets further sets the event.
 
-    The launcher passes none at the next start, for its marker is still there, and the kit loads them one by one.
+    The launcher passes none at the next start, for its marker is still there, and the plugin loads them one by one.
     """
     listens, limit = threading.Event(), patience(marker)
 

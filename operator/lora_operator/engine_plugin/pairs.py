@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from .clean_text import clean, quoted
 from .peftconfig import PeftConfig
-from .problems import WEIGHTS, AdapterProblem, Kind
+from .problems import WEIGHTS, AdapterProblem, ProblemKind
 from .tensors import FLOATS, Tensor
-from .text import clean, quoted
 
 PREFIX: Final = "base_model.model."
 _NAME_BYTES: Final = 512
@@ -31,12 +31,12 @@ class Pair:
 
     @property
     def halves(self) -> list[Tensor]:
-        """Those that are there."""
+        """lora_A and lora_B, or the one that the file has."""
         return [half for half in (self.a, self.b) if half is not None]
 
 
 @dataclass
-class Content:
+class AdapterTensors:
     """What an adapter's file holds."""
 
     pairs: dict[str, Pair] = field(default_factory=dict)  # by module
@@ -44,18 +44,18 @@ class Content:
     copies: list[tuple[str, Tensor]] = field(default_factory=list)
 
 
-def sort_tensors(tensors: Mapping[str, Tensor], config: PeftConfig) -> Content:
-    """Raises AdapterProblem for what is no part of a LoRA adapter that vLLM takes."""
-    content = Content()
+def sort_tensors(tensors: Mapping[str, Tensor], config: PeftConfig) -> AdapterTensors:
+    """The tensors of a weights file by module; raises AdapterProblem for what is no part of a LoRA adapter that vLLM takes."""
+    content = AdapterTensors()
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise AdapterProblem(
-                Kind.INVALID,
+                ProblemKind.INVALID,
                 f"{WEIGHTS} has the tensor {quoted(name)} of type {tensor.dtype}, which is no floating-point type",
             )
         if len(name.encode()) > _NAME_BYTES:
             raise AdapterProblem(
-                Kind.INVALID,
+                ProblemKind.INVALID,
                 f"{WEIGHTS} has a tensor with a name of more than {_NAME_BYTES} bytes: {clean(name, limit=60)}",
             )
         if name.endswith(_COPIES):
@@ -63,16 +63,16 @@ def sort_tensors(tensors: Mapping[str, Tensor], config: PeftConfig) -> Content:
         else:
             _sort(content, name, tensor, config)
     if not content.pairs:
-        raise AdapterProblem(Kind.INVALID, f"{WEIGHTS} holds no LoRA tensors; export the adapter again")
+        raise AdapterProblem(ProblemKind.INVALID, f"{WEIGHTS} holds no LoRA tensors; export the adapter again")
     if len(content.copies) > _MOST_COPIES:
         raise AdapterProblem(
-            Kind.INVALID, f"{WEIGHTS} holds {len(content.copies)} copies of embeddings; export the adapter again"
+            ProblemKind.INVALID, f"{WEIGHTS} holds {len(content.copies)} copies of embeddings; export the adapter again"
         )
     _require_one_head(content)
     return content
 
 
-def _sort(content: Content, name: str, tensor: Tensor, config: PeftConfig) -> None:
+def _sort(content: AdapterTensors, name: str, tensor: Tensor, config: PeftConfig) -> None:
     # Everywhere in the name, but only where it begins with it, as the engine does.
     parts = (name.replace(PREFIX, "") if name.startswith(PREFIX) else name).split(".")
     if len(parts) > 2 and parts[-2] in ("lora_A", "lora_B") and parts[-1] == "weight":
@@ -87,7 +87,7 @@ def _sort(content: Content, name: str, tensor: Tensor, config: PeftConfig) -> No
         return
     else:
         raise AdapterProblem(
-            Kind.INVALID,
+            ProblemKind.INVALID,
             f"{WEIGHTS} has the tensor {quoted(name)}, which is no plain LoRA weight (lora_A.weight or lora_B.weight)",
         )
     pair = content.pairs.setdefault(".".join(module), Pair(embedding=half.startswith("lora_embedding")))
@@ -102,19 +102,20 @@ def _sort(content: Content, name: str, tensor: Tensor, config: PeftConfig) -> No
 
 def _twice(name: str) -> AdapterProblem:
     return AdapterProblem(
-        Kind.INVALID, f"{WEIGHTS} has two tensors for the place of {quoted(name)}; export the adapter again"
+        ProblemKind.INVALID, f"{WEIGHTS} has two tensors for the place of {quoted(name)}; export the adapter again"
     )
 
 
-def _require_one_head(content: Content) -> None:
+def _require_one_head(content: AdapterTensors) -> None:
     """vLLM keeps one whole head for an adapter, and needs its weight."""
     if len(content.heads) > 1:
         names = " and ".join(sorted(content.heads))
         raise AdapterProblem(
-            Kind.INVALID, f"{WEIGHTS} holds the classification heads {names}; an adapter can be served with one"
+            ProblemKind.INVALID, f"{WEIGHTS} holds the classification heads {names}; an adapter can be served with one"
         )
     for name, parameters in content.heads.items():
         if "weight" not in parameters:
             raise AdapterProblem(
-                Kind.INVALID, f"{WEIGHTS} holds a bias of the head {name} and no weight; export the adapter again"
+                ProblemKind.INVALID,
+                f"{WEIGHTS} holds a bias of the head {name} and no weight; export the adapter again",
             )

@@ -45,15 +45,15 @@ class NotAllowed(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True)
-class Key:
+class PatternKey:
     """One key, as the engine runs it."""
 
     expression: re.Pattern[str]
     elements: Sequence[tuple[str, str]]  # what kind of element of the grammar, and its text
 
     @classmethod
-    def of(cls, text: str) -> Key:
-        """Raises NotAllowed."""
+    def of(cls, text: str) -> PatternKey:
+        """The key of a text from adapter_config.json, compiled; raises NotAllowed."""
         if len(text) > _MAX_KEY or not _GRAMMAR.fullmatch(text):  # the length first: the text may be megabytes
             raise NotAllowed
         # Names between `|` stand in vLLM's own group.
@@ -106,19 +106,19 @@ def _alike(one: str, other: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Entry(Generic[Value]):
+class PatternValue(Generic[Value]):
     """A key and what it gives the modules that it matches."""
 
-    key: Key
+    key: PatternKey
     value: Value
 
 
-def first_match(entries: Iterable[Entry[Value]], name: str) -> Value | None:
+def first_match(entries: Iterable[PatternValue[Value]], name: str) -> Value | None:
     """The value of the first key that matches, as PEFT and vLLM have it."""
     return next((entry.value for entry in entries if entry.key.expression.match(name)), None)
 
 
-def take_too_long(keys: Sequence[Key], names: Sequence[str]) -> bool:
+def take_too_long(keys: Sequence[PatternKey], names: Sequence[str]) -> bool:
     """Whether one match might take more than 10 ms, or all keys with all names more than 5 s, of the engine's time."""
     if not keys or not names:
         return False

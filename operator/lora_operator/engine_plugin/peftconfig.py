@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .patterns import MAX_KEYS, Entry, Key, NotAllowed, first_match, take_too_long
-from .text import clean, quoted
+from .clean_text import clean, quoted
+from .patterns import MAX_KEYS, NotAllowed, PatternKey, PatternValue, first_match, take_too_long
 
 # These only choose the first weights; others change the base model's weights when PEFT loads the adapter.
 _INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
@@ -40,8 +40,8 @@ class PeftConfig:
 
     rank: int
     alpha: float
-    ranks: Sequence[Entry[int]]  # rank_pattern
-    alphas: Sequence[Entry[float]]  # alpha_pattern
+    ranks: Sequence[PatternValue[int]]  # rank_pattern
+    alphas: Sequence[PatternValue[float]]  # alpha_pattern
     rslora: bool
     heads: tuple[str, ...]  # modules_to_save
     transposed: bool  # fan_in_fan_out
@@ -110,8 +110,8 @@ def parse_config(config: Any) -> PeftConfig:
     found = PeftConfig(
         rank=rank,
         alpha=alpha,
-        ranks=[Entry(key, _rank(value, f"rank_pattern {quoted(text)}")) for text, key, value in ranks],
-        alphas=[Entry(key, _number(value, f"alpha_pattern {quoted(text)}")) for text, key, value in alphas],
+        ranks=[PatternValue(key, _rank(value, f"rank_pattern {quoted(text)}")) for text, key, value in ranks],
+        alphas=[PatternValue(key, _number(value, f"alpha_pattern {quoted(text)}")) for text, key, value in alphas],
         rslora=bool(config.get("use_rslora")),
         heads=_heads(config),
         transposed=bool(config.get("fan_in_fan_out")),
@@ -187,7 +187,7 @@ def _are_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _pattern(config: Mapping[str, Any], what: str) -> list[tuple[str, Key, Any]]:
+def _pattern(config: Mapping[str, Any], what: str) -> list[tuple[str, PatternKey, Any]]:
     """The entries of a pattern, whose keys the engine runs as regular expressions on every module's name."""
     pattern = config.get(what) or {}
     if not isinstance(pattern, dict) or len(pattern) > MAX_KEYS:
@@ -195,7 +195,7 @@ def _pattern(config: Mapping[str, Any], what: str) -> list[tuple[str, Key, Any]]
     found = []
     for text, value in pattern.items():
         try:
-            found.append((text, Key.of(text), value))
+            found.append((text, PatternKey.of(text), value))
         except NotAllowed:
             raise ConfigProblem(
                 f"has the {what} key {quoted(text)}, a regular expression that is invalid or may take the engine for ever; name the modules"

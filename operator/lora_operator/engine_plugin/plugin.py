@@ -1,8 +1,8 @@
-"""The engine's one middleware (`--middleware lora_operator_plugin.plugin.Plugin`): start-up, gate, resolver and the operator's HTTP API.
+"""The engine's one middleware (`--middleware lora_operator_plugin.plugin.Plugin`): start-up, admin API guard, resolver and the operator's HTTP API.
 
 Pure ASGI: nothing is buffered or rewritten, a request that may pass costs a look at its path. It is outermost, so nothing reaches
-the engine past it. In the lifespan, before the server says that it is up, all listed adapters are loaded; from then on the keeper
-works by itself. A failure in here never keeps the engine from starting and never opens the gate.
+the engine past it. In the lifespan, before the server says that it is up, all listed adapters are loaded; from then on the
+reconciler works by itself. A failure in here never keeps the engine from starting and never opens what the guard closes.
 """
 
 from __future__ import annotations
@@ -11,28 +11,25 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import time
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from .admin_guard import API_PREFIX, ERROR_TYPE, READY_PATH, Access, judge, read_token, route_path, without_token
+from .asgi import App, Message, Receive, Scope, Send
+from .clean_text import clean
 from .clients import declares_more, has_key, pass_bounded
-from .gate import API_PREFIX, ERROR_TYPE, READY_PATH, Verdict, judge, read_token, route_path, without_token
-from .list_file import LIST_BYTES, MARKER_FILE, Settings, tell_list
+from .list_file import LIST_BYTES, report_list
 from .loads import DEAD_SECONDS, UNANSWERED, UNREADY_SECONDS, watch_static
-from .reconciler import Keeper
-from .text import clean
+from .plugin_settings import PluginSettings
+from .reconciler import Reconciler
+from .state_files import MARKER_FILE
 from .versions import parse_version
 from .vllm_adapter import (
     RESOLVER,
-    App,
-    Caller,
-    Message,
-    Receive,
-    RegistryServed,
-    RoutesServed,
-    Scope,
-    Send,
+    DictRegistry,
+    EngineClient,
+    RoutesRegistry,
     caches_media_by_name,
     find_registry,
     forget_unknown_names,
@@ -48,7 +45,7 @@ _PROBES: Final = frozenset({READY_PATH, "/health", "/ping"})
 
 
 # vLLM loads what it was given as arguments between the import of this module and the lifespan, and no probe sees whether it goes on.
-_LISTENS: Final = watch_static(Settings.read(os.environ).state_dir / MARKER_FILE)
+_LISTENS: Final = watch_static(PluginSettings.read(os.environ).state_dir / MARKER_FILE)
 
 
 class StuckError(Exception):
@@ -60,10 +57,9 @@ class Plugin:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._settings = Settings.read(os.environ)
-        self._instance = secrets.token_hex(8)
+        self._settings = PluginSettings.read(os.environ)
         self._version = ""
-        self._keeper: Keeper | None = None
+        self._reconciler: Reconciler | None = None
         self._task: asyncio.Task[None] | None = None
         self._requests: dict[int, float] = {}  # requests to the engine that are going on, by when they began
         self._count = 0
@@ -100,18 +96,20 @@ class Plugin:
                     await self._task
 
     async def _start(self, app: Any) -> None:
-        caller = Caller(self._app, app=app, api_key=self._settings.api_key)
+        client = EngineClient(self._app, app=app, api_key=self._settings.api_key)
         try:
-            registry = find_registry(app)
-            served = RoutesServed(caller) if registry is None else RegistryServed(caller, registry)
-            self._keeper = keeper = Keeper(self._settings, served, caller, oldest_request=self._oldest_request)
-            RESOLVER.answer = keeper.resolve
-            self._version = await _version(caller)
-            keeper.names.keys_have_paths = keys_have_paths(self._version) and not caches_media_by_name(app)
-            keeper.loads_while_running = loads_while_running(self._version)
-            keeper.engine = parse_version(self._version)
+            found = find_registry(app)
+            registry = RoutesRegistry(client) if found is None else DictRegistry(client, found)
+            self._reconciler = reconciler = Reconciler(
+                self._settings, registry, client, oldest_request=self._oldest_request
+            )
+            RESOLVER.answer = reconciler.resolve
+            self._version = await _version(client)
+            reconciler.served.keys_have_paths = keys_have_paths(self._version) and not caches_media_by_name(app)
+            reconciler.loads_while_running = loads_while_running(self._version)
+            reconciler.loader.engine = parse_version(self._version)
             forget_unknown_names(app)
-            await _start_watched(keeper)
+            await _start_watched(reconciler)
         except StuckError:
             raise
         except Exception:
@@ -119,8 +117,8 @@ class Plugin:
         finally:
             with contextlib.suppress(OSError):
                 (self._settings.state_dir / MARKER_FILE).unlink(missing_ok=True)
-        if self._keeper is not None:
-            self._task = asyncio.create_task(self._keeper.run())
+        if self._reconciler is not None:
+            self._task = asyncio.create_task(self._reconciler.run())
 
     def _oldest_request(self) -> float | None:
         return min(self._requests.values(), default=None)
@@ -130,15 +128,15 @@ class Plugin:
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         verdict = judge(scope, lambda: read_token(self._settings.token_file))
         path = route_path(scope)
-        if verdict is Verdict.UNKNOWN:
+        if verdict is Access.UNKNOWN:
             await _refuse(send, 401, "this path is not open to clients; it needs the deployment's gate token")
-        elif verdict is Verdict.REFUSED:
+        elif verdict is Access.REFUSED:
             await _refuse(send, 403, "the gate token is wrong")
         elif path in _PROBES:
             await self._probe(path, scope, receive, send)
-        elif verdict is Verdict.TRUSTED and path.startswith(API_PREFIX):
+        elif verdict is Access.TRUSTED and path.startswith(API_PREFIX):
             await self._api(scope, receive, send)
-        elif verdict is Verdict.TRUSTED:
+        elif verdict is Access.TRUSTED:
             headers = without_token(scope["headers"], api_key=self._settings.api_key)
             await self._pass(dict(scope, headers=headers), receive, send)
         elif not has_key(scope, self._settings.api_key):
@@ -164,7 +162,7 @@ class Plugin:
 
     async def _probe(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """The engine's own health, but for an engine that has not answered a load for long: vLLM says that it is well."""
-        unanswered = 0.0 if self._keeper is None else self._keeper.loads.unanswered()
+        unanswered = 0.0 if self._reconciler is None else self._reconciler.loads.unanswered()
         if unanswered > (UNREADY_SECONDS if path == READY_PATH else DEAD_SECONDS):
             await _refuse(send, 503, f"the engine has not answered for {unanswered:.0f} s while loading an adapter")
         elif path == READY_PATH:
@@ -176,80 +174,79 @@ class Plugin:
 
     async def _api(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = (scope["method"], route_path(scope).removeprefix(API_PREFIX))
-        if self._keeper is None:
-            await _refuse(send, 503, "the kit did not start; see the engine's log")
+        if self._reconciler is None:
+            await _refuse(send, 503, "the plugin did not start; see the engine's log")
         elif call == ("GET", "state"):
-            await _answer(send, 200, self._state(self._keeper))
+            await _answer(send, 200, self._state(self._reconciler))
         elif call == ("GET", "modules"):
-            await _answer(send, 200, tell_list(self._keeper.inbox.modules))
+            await _answer(send, 200, report_list(self._reconciler.list_source.held))
         elif call == ("PUT", "modules"):
-            await self._put_modules(self._keeper, scope, receive, send)
+            await self._put_list(self._reconciler, scope, receive, send)
         else:
-            await _refuse(send, 404, "the kit has GET state, GET modules and PUT modules")
+            await _refuse(send, 404, "the plugin has GET state, GET modules and PUT modules")
 
-    async def _put_modules(self, keeper: Keeper, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _put_list(self, reconciler: Reconciler, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read_body(receive, limit=LIST_BYTES)
         if body is None:
             await _refuse(
                 send, 413, f"a module list has at most {LIST_BYTES} bytes, and comes within {BODY_SECONDS:.0f} s"
             )
             return
-        status, problem = await keeper.inbox.accept(body)
+        status, problem = await reconciler.list_source.accept(body)
         if status == 200:
-            await keeper.wait_settled(_wait_of(scope))
-            await _answer(send, 200, self._state(keeper))
+            await reconciler.wait_settled(_wait_of(scope))
+            await _answer(send, 200, self._state(reconciler))
         elif status == 409:
-            await _answer(send, 409, self._state(keeper) | {"error": _error(409, problem)})
+            await _answer(send, 409, self._state(reconciler) | {"error": _error(409, problem)})
         else:
             await _refuse(send, status, problem)
 
-    def _state(self, keeper: Keeper) -> dict[str, Any]:
-        running = keeper.names.running()
-        modules = keeper.inbox.modules
-        bad = [(one.name, one.path, "checks", message) for one, message in (modules.problems if modules else ())]
-        failed = [(name, path, one.stage, one.message) for (name, path), one in keeper.ledger.failures.items()]
-        stuck = keeper.loads.module if keeper.loads.unanswered() > UNREADY_SECONDS else None
+    def _state(self, reconciler: Reconciler) -> dict[str, Any]:
+        running = reconciler.served.running()
+        held = reconciler.list_source.held
+        bad = [(one.name, one.path, "checks", message) for one, message in (held.problems if held else ())]
+        failed = [(name, path, one.stage, one.message) for (name, path), one in reconciler.history.failures.items()]
+        stuck = reconciler.loads.entry if reconciler.loads.unanswered() > UNREADY_SECONDS else None
         if stuck is not None:
             failed.append((stuck.name, stuck.path, "engine", UNANSWERED))
         return {
-            "kit": self._settings.kit,
+            "kit": self._settings.plugin_hash,
             "vllmVersion": self._version,
-            "instance": self._instance,
-            "listGeneration": modules.generation if modules is not None else None,
-            "listDigest": modules.digest if modules is not None else None,
-            "settled": keeper.settled,
+            "listGeneration": held.generation if held is not None else None,
+            "listDigest": held.digest if held is not None else None,
+            "settled": reconciler.settled,
             "loaded": [
                 {"name": one.name, "internalName": one.internal, "path": one.path, "baseModelName": one.base_model_name}
-                for one in keeper.ledger.current.values()
+                for one in reconciler.history.current.values()
             ],
-            "waiting": [{"name": one.name, "path": one.path} for one in keeper.waiting()],
+            "waiting": [{"name": one.name, "path": one.path} for one in reconciler.waiting()],
             "failures": [
                 {"name": clean(name), "path": clean(path, limit=4096), "stage": stage, "message": message}
                 for name, path, stage, message in bad + failed
             ],
             "retired": [
-                {"internalName": name, "path": one.generation.path, "running": name in running}
-                for name, one in keeper.ledger.retired.items()
+                {"internalName": name, "path": one.content.path, "running": name in running}
+                for name, one in reconciler.history.retired.items()
             ],
-            "atomicSwap": keeper.served.atomic,
+            "atomicSwap": reconciler.registry.atomic,
             "updateStrategy": self._settings.update_strategy,
         }
 
 
-async def _start_watched(keeper: Keeper) -> None:
+async def _start_watched(reconciler: Reconciler) -> None:
     """Load what is listed; raises StuckError where the engine does not answer. No probe can see that before the server listens."""
-    start = asyncio.create_task(keeper.start())
+    start = asyncio.create_task(reconciler.start())
     while not (await asyncio.wait({start}, timeout=_LOOK_SECONDS))[0]:
-        if keeper.loads.unanswered() > DEAD_SECONDS:
+        if reconciler.loads.unanswered() > DEAD_SECONDS:
             start.cancel()
             await asyncio.wait({start})
             raise StuckError(f"lora-operator: {UNANSWERED}")
     await start
 
 
-async def _version(caller: Caller) -> str:
+async def _version(client: EngineClient) -> str:
     try:
-        _, answer = await caller.call("GET", "/version")
+        _, answer = await client.call("GET", "/version")
     except Exception:
         log.exception("lora-operator: the engine does not tell its version")
         return ""

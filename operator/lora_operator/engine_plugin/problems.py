@@ -5,13 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from .text import clean
+from .clean_text import clean
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 
 
-class Kind(StrEnum):
+class ProblemKind(StrEnum):
     """What sort of problem it is; the values are reasons of the operator's conditions."""
 
     INVALID = "InvalidAdapter"
@@ -23,7 +23,7 @@ class Kind(StrEnum):
 class AdapterProblem(Exception):  # noqa: N818 - it is a finding, not an error of ours
     """Why files can't be served; the message is one bounded, printable line that says what to do."""
 
-    def __init__(self, kind: Kind, message: str) -> None:
+    def __init__(self, kind: ProblemKind, message: str) -> None:
         self.kind = kind
         self.message = clean(message)
         super().__init__(self.message)

@@ -1,8 +1,38 @@
-"""Keeps what an engine serves equal to the module list: level-triggered, one load at a time, by itself.
+"""Keeps what an engine serves equal to the adapter list: level-triggered, one load at a time, by itself.
 
 A pass compares the list with the engine's registry and repairs the difference; lists, clients' requests and the clock only wake it.
 One failing adapter never holds up another: it is recorded, and tried again with back-off. What clients ask for is never loaded on
-their behalf: they wait until the keeper has loaded it, so there is one loader and no race.
+their behalf: they wait until the reconciler has loaded it, so there is one loader and no race.
+
+How content B takes the place of content A under the name `sql`, with vLLM's registry at hand (DictRegistry):
+
+    operator         list source       reconciler            engine's registry      engine
+       |  PUT list       |                 |                        |                 |
+       |---------------->| on disk, held   |                        |                 |
+       |                 |---- wake ------>| check the files of B   |                 |
+       |                 |                 |  prime: POST /tokenize for a scratch name  |
+       |                 |                 |----------------------------------------->| asks the resolver:
+       |                 |                 |  sql@1a2b3c4d.7 -> B, with a new id       | it gets B's request,
+       |                 |                 |<-----------------------------------------| and loads B
+       |                 |                 |  swap: sql -> B        |                 |
+       |                 |                 |----------------------->| new requests    |
+       |                 |                 |                        | run with B,     |
+       |                 |                 |  retire A              | old ones with A |
+       |<------------- state: loaded B, retired A (running) --------|                 |
+       |                 |                 |  no request can use A any more           |
+       |                 |                 |  forget A's retirement; its id stays A's |
+       |                 |                 |  1 s without a sign of A under any name  |
+       |                 |                 |  give back: sql -> B as plain `sql`      |
+       |                 |                 |----------------------->|                 |
+       |<------------- state: loaded B as sql, nothing retired -----|                 |
+
+prime       The engine loads B before any client can reach it, so nobody waits for the load and a failing one hurts nobody.
+swap        One assignment to vLLM's dictionary, without waiting: every request finds either A or B.
+retire      Requests that began before go on with A's id and files, so the operator keeps A's files meanwhile.
+give back   B's internal name becomes the plain one again, in engines whose prefix cache tells paths apart (history.py says why).
+
+When A comes back, its old request is put in place again (History.recall): the engine has its weights by A's id. Without the dictionary
+(RoutesRegistry) A is unloaded first, and requests in between are refused.
 """
 
 from __future__ import annotations
@@ -15,64 +45,62 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from .basemodel import BaseModel
 from .checks import CONFIG, WEIGHTS
-from .history import Generation
-from .launcher import check_module, read_base
-from .list_file import REFUSED_FILE, Module, ModuleList, Settings, read_refused, write_refused
-from .list_source import Inbox
-from .loads import BLAME, UNANSWERED, UNREADY_SECONDS, Loads
-from .served import Names
-from .text import clean
-from .versions import Version
-from .vllm_adapter import Caller, Served, log, make_request
+from .history import LoadedContent
+from .list_file import ListedAdapter, ReceivedList
+from .list_source import ListSource
+from .loader import Loader
+from .loads import BLAME
+from .plugin_settings import PluginSettings
+from .served_adapters import ServedAdapters
+from .vllm_adapter import EngineClient, EngineRegistry, log
 
 PASS_SECONDS: Final = 3.0  # between looks at the registry and the mounted list when nothing happens
 DRAINING_SECONDS: Final = 0.5  # and while old content may be in use, or a plain name waits to come back
 HANDED_SECONDS: Final = 2.0  # how long a client's resolution of what is loaded may take before nobody waits for it
 RESOLVE_SECONDS: Final = 60.0  # how long a client's request waits for a listed adapter to be loaded
-VANISHED_SECONDS: Final = 15.0
+VANISHED_SECONDS: Final = 15.0  # between looks whether the files of what is served are still there
 
 
-class Keeper:
+class Reconciler:
     """The work of one engine process. All methods run on the engine's event loop."""
 
     def __init__(
-        self, settings: Settings, served: Served, caller: Caller, *, oldest_request: Callable[[], float | None]
+        self,
+        settings: PluginSettings,
+        registry: EngineRegistry,
+        client: EngineClient,
+        *,
+        oldest_request: Callable[[], float | None],
     ) -> None:
-        self.inbox = Inbox(settings, self._list_changed)
-        self.names = Names(settings, served, oldest_request)
-        self.ledger = self.names.ledger
-        self.loads = Loads(settings.state_dir)
-        self.served = served
+        self.list_source = ListSource(settings, self._list_changed)
+        self.served = ServedAdapters(settings, registry, oldest_request)
+        self.history = self.served.history
+        self.loader = Loader(settings, registry, client, self.history)
+        self.loads = self.loader.loads
+        self.registry = registry
+        self.loads_while_running = True
         self._settings = settings
-        self._caller = caller
         self._owners: dict[str, str] = {}  # by public name: the uid of whose content was put there
         self._asked: set[str] = set()  # Lazy names that somebody asked for
-        self._settled: ModuleList | None = None
-        self.loads_while_running = True
-        self.engine: Version | None = None  # not known, so far
-        self._closed = (
-            False  # all was tried once, and nothing may be loaded while requests run (updateStrategy Rollout)
-        )
+        self._settled: ReceivedList | None = None
+        # All was tried once, and nothing may be loaded while requests run (updateStrategy Rollout, or too old a vLLM).
+        self._closed = False
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._vanished_at = time.monotonic()
-        self._refused = read_refused(settings.state_dir / REFUSED_FILE)
-        self._base: BaseModel | None = None
-        self._base_read = False
 
     # What the outside asks
 
     @property
     def settled(self) -> bool:
         """Whether everything of the list was tried, and nothing is on its way into the registry."""
-        return self._settled is self.inbox.modules and not self.names.are_handed
+        return self._settled is self.list_source.held and not self.served.has_pending_resolutions
 
-    def waiting(self) -> list[Module]:
+    def waiting(self) -> list[ListedAdapter]:
         """Lazy entries of the list that are not loaded: the first request for each loads it."""
-        modules = self.inbox.modules.modules if self.inbox.modules is not None else ()
-        return [module for module in modules if module.lazy and module.name not in self.ledger.current]
+        entries = self.list_source.held.entries if self.list_source.held is not None else ()
+        return [entry for entry in entries if entry.lazy and entry.name not in self.history.current]
 
     async def wait_settled(self, seconds: float) -> None:
         """Wait until everything of the present list was tried, but at most so long."""
@@ -80,27 +108,27 @@ class Keeper:
 
     async def resolve(self, asked: str) -> Any | None:
         """vLLM's question for a name that is not in its registry, for a load of ours or on a client's behalf."""
-        offered = self.served.offered(asked)
-        if offered is not None or not self.served.atomic:
+        offered = self.registry.offered(asked)
+        if offered is not None or not self.registry.atomic:
             return offered
-        alias = self.ledger.alias(asked)
+        alias = self.history.alias(asked)
         if alias is not None:
             return self._hand(asked, alias)
-        if self.inbox.wanted(asked) is None:
-            await self.inbox.reread()
+        if self.list_source.entry(asked) is None:
+            await self.list_source.reread()
         if self._may_come(asked):
             self._wake.set()
             await self._wait(lambda: not self._may_come(asked), RESOLVE_SECONDS)
-        present = self.ledger.current.get(asked)
-        return None if present is None or self.inbox.wanted(asked) is None else self._hand(asked, present)
+        present = self.history.current.get(asked)
+        return None if present is None or self.list_source.entry(asked) is None else self._hand(asked, present)
 
     # The loop
 
     async def start(self) -> None:
         """Before the engine takes requests: find the newest list and load all of it."""
         self.loads.recover()
-        await self.inbox.start()
-        await self.names.adopt()
+        await self.list_source.start()
+        await self.served.adopt()
         await self._pass()
 
     async def run(self) -> None:
@@ -111,137 +139,55 @@ class Keeper:
                     await self._wake.wait()
             self._wake.clear()
             try:
-                await self.inbox.reread()
+                await self.list_source.reread()
                 await self._pass()
             except Exception:
                 log.exception("lora-operator: a pass failed, the next one comes in %s s", PASS_SECONDS)
                 await asyncio.sleep(PASS_SECONDS)
 
     def _pause(self) -> float:
-        if self.names.are_handed:
+        if self.served.has_pending_resolutions:
             return 0.1
-        longest = min(PASS_SECONDS, DRAINING_SECONDS) if self.names.are_moving else PASS_SECONDS
-        retry = None if self._closed else self.ledger.next_retry()
+        longest = min(PASS_SECONDS, DRAINING_SECONDS) if self.served.is_moving else PASS_SECONDS
+        retry = None if self._closed else self.history.next_retry()
         return longest if retry is None else max(0.05, min(longest, retry - time.monotonic()))
 
     async def _pass(self) -> None:
         """Make the registry what the list says: first what must go, then what is missing."""
-        await self.names.adopt()
-        modules = self.inbox.modules
-        if modules is None:
+        await self.served.adopt()
+        received = self.list_source.held
+        if received is None:
             return
-        for name in [name for name in self.ledger.current if name not in modules.by_name]:
-            await self.names.unload(name)
-        keys = {(module.name, module.path) for module in modules.modules}
-        self._asked &= modules.by_name.keys()
-        self.ledger.keep_failures(keys)
-        if not self.loads.suspects <= (paths := {path for _, path in keys}):
-            await asyncio.to_thread(self.loads.keep_suspects, paths)
-        await self._write_refused({key: cause for key, cause in self._refused.items() if key in keys})
+        await self._drop_unlisted(received)
         await self._drop_vanished()
-        for module in modules.modules:
-            present = self.ledger.current.get(module.name)
-            if present is not None and present.path == module.path:
-                if present.base_model_name != module.base_model_name and self.served.atomic:
-                    await self.names.put(replace(present, base_model_name=module.base_model_name))
-            elif self._is_due(module) and not self._must_wait(module):
-                await self._load(module)
-                if self.inbox.modules is not modules:
+        for entry in received.entries:
+            present = self.history.current.get(entry.name)
+            if present is not None and present.path == entry.path:
+                if present.base_model_name != entry.base_model_name and self.registry.atomic:
+                    await self.served.put(replace(present, base_model_name=entry.base_model_name))
+            elif self._is_due(entry) and not self._must_wait(entry):
+                await self._load(entry)
+                if self.list_source.held is not received:
                     return  # a newer list came meanwhile; it has woken the loop
-        await self._drop_foreign(modules.modules)
-        self.names.forget_handed(HANDED_SECONDS)
-        self.ledger.forget_retired(self.names.running())
-        await self.names.give_back()
-        if self.inbox.modules is modules:
-            self._settled = modules
+        await self._drop_foreign(received.entries)
+        self.served.forget_handed(HANDED_SECONDS)
+        self.history.forget_retired(self.served.running())
+        await self.served.give_back()
+        if self.list_source.held is received:
+            self._settled = received
         self._closed = self._settings.rolls or not self.loads_while_running
-        self._tell()
+        self._notify()
 
-    def _is_due(self, module: Module) -> bool:
-        """Whether an entry is to be loaded now: a Lazy one when it was asked for, or serves other content already.
+    # What must go
 
-        Without the registry a client holds vLLM's lock on the name while it asks, so nothing could be loaded for it: then all are.
-        """
-        lazy = module.lazy and self.served.atomic
-        return not lazy or module.name in self._asked or module.name in self.ledger.current
-
-    async def _load(self, module: Module) -> None:
-        problem = await asyncio.to_thread(self._check, module)
-        key = (module.name, module.path)
-        number = self.inbox.modules.generation if self.inbox.modules is not None else 0
-        known = self.ledger.recall(module, number)
-        if known is None and module.path in self.loads.suspects:
-            self.ledger.quarantine(module, BLAME)
-            log.error("lora-operator: %s is not served: %s", module.name, BLAME)
-            return
-        if problem is None and known is None and self._closed:
-            why = "updateStrategy: Rollout" if self._settings.rolls else "vLLM older than 0.26"
-            problem = f"it was not loaded when the engine started, and is not while it runs ({why})"
-        if problem is not None:
-            self._fail(module, "checks", problem)
-            return
-        if known is None:
-            internal = self.ledger.mint(module, number)
-            request = make_request(
-                internal=internal, int_id=None, path=module.path, base_model_name=module.base_model_name
-            )
-            cause = await self._load_new(module, request)
-            if not self.served.atomic:
-                self.ledger.withdraw(module.name, time.monotonic())
-            await self._write_refused(
-                {k: v for k, v in self._refused.items() if k != key} | ({key: cause} if cause else {})
-            )
-            if cause is not None:
-                self._fail(module, "engine", cause)
-                return
-            known = Generation(module.name, module.path, internal, request.lora_int_id, module.base_model_name)
-            self.ledger.remember(known)
-        if self.inbox.wanted(module.name) == module:
-            self._owners[module.name] = module.uid
-            await self.names.put(replace(known, base_model_name=module.base_model_name))
-            self._tell()
-        elif not self.served.atomic:
-            await self.served.remove(module.name)
-
-    async def _load_new(self, module: Module, request: Any) -> str | None:
-        """Make the engine load content for the first time; why it did not, or None. Waits for its answer, however long that takes."""
-        if not await self._caller.is_alive():
-            return "the engine has ended"  # by something else than this adapter
-        self.loads.begin(module, note=not self.ledger.has_loaded_path(module.path))
-        late = asyncio.get_running_loop().call_later(
-            UNREADY_SECONDS, log.error, "lora-operator: %s: %s", module.name, UNANSWERED
-        )
-        blameless = False
-        try:
-            cause = await self._ask_engine(module, request)
-            blameless = cause is None or await self._caller.is_alive()
-            return cause
-        except asyncio.CancelledError:
-            blameless = (
-                self.loads.unanswered() < UNREADY_SECONDS
-            )  # the server is shut down in a load that goes as it should
-            raise
-        finally:
-            late.cancel()
-            self.loads.end(blameless=blameless)
-
-    async def _ask_engine(self, module: Module, request: Any) -> str | None:
-        try:
-            if await self.served.load(module.name, request):
-                return None
-            self.loads.ask_again()
-            return await self._caller.diagnose(module.path) or "the engine did not load it, but did when asked again"
-        except Exception as error:
-            return clean(f"{type(error).__name__}: {error}")
-
-    async def _drop_foreign(self, modules: tuple[Module, ...]) -> None:
-        """Where a name went to another object whose content can't be loaded, what the last one left must not answer for it."""
-        for module in modules:
-            present = self.ledger.current.get(module.name)
-            if present is None or present.path == module.path:
-                self._owners[module.name] = module.uid
-            elif self._owners.get(module.name, module.uid) != module.uid:
-                await self.names.unload(module.name)
+    async def _drop_unlisted(self, received: ReceivedList) -> None:
+        """Unload what the list does not have, and forget what was only known of it."""
+        for name in [name for name in self.history.current if name not in received.by_name]:
+            await self.served.unload(name)
+        keys = {(entry.name, entry.path) for entry in received.entries}
+        self._asked &= received.by_name.keys()
+        self.history.keep_failures(keys)
+        await self.loader.forget_others(keys)
 
     async def _drop_vanished(self) -> None:
         """Stop serving what has no files any more: one request for it after an eviction would end the engine."""
@@ -249,62 +195,98 @@ class Keeper:
         if now - self._vanished_at < VANISHED_SECONDS:
             return
         self._vanished_at = now
-        paths = {name: generation.path for name, generation in self.ledger.current.items()}
+        paths = {name: content.path for name, content in self.history.current.items()}
         for name in await asyncio.to_thread(_vanished, paths):
             log.error("lora-operator: the files of %s are gone from %s", name, paths[name])
-            await self.names.unload(name)
+            await self.served.unload(name)
+
+    async def _drop_foreign(self, entries: tuple[ListedAdapter, ...]) -> None:
+        """Where a name went to another object whose content can't be loaded, what the last one left must not answer for it."""
+        for entry in entries:
+            present = self.history.current.get(entry.name)
+            if present is None or present.path == entry.path:
+                self._owners[entry.name] = entry.uid
+            elif self._owners.get(entry.name, entry.uid) != entry.uid:
+                await self.served.unload(entry.name)
+
+    # What is missing
+
+    def _is_due(self, entry: ListedAdapter) -> bool:
+        """Whether an entry is to be loaded now: a Lazy one when it was asked for, or serves other content already.
+
+        Without the registry a client holds vLLM's lock on the name while it asks, so nothing could be loaded for it: then all are.
+        """
+        lazy = entry.lazy and self.registry.atomic
+        return not lazy or entry.name in self._asked or entry.name in self.history.current
+
+    async def _load(self, entry: ListedAdapter) -> None:
+        """Put an entry's content in place: as it was loaded before, or else loaded now.
+
+        Only what this process has never loaded is asked of the engine, which a load may end; so that comes last, behind all reasons
+        not to. What it has loaded once is put back by its old id at any time, even where nothing may be loaded while requests run.
+        """
+        problem = await asyncio.to_thread(self.loader.check, entry)
+        number = self.list_source.held.generation if self.list_source.held is not None else 0
+        known = self.history.recall(entry, number)
+        if known is None and entry.path in self.loads.suspects:
+            self.history.quarantine(entry, BLAME)
+            log.error("lora-operator: %s is not served: %s", entry.name, BLAME)
+            return
+        if problem is None and known is None and self._closed:
+            why = "updateStrategy: Rollout" if self._settings.rolls else "vLLM older than 0.26"
+            problem = f"it was not loaded when the engine started, and is not while it runs ({why})"
+        if problem is not None:
+            self._fail(entry, "checks", problem)
+            return
+        content = known or await self.loader.load(entry, number)
+        if isinstance(content, str):
+            self._fail(entry, "engine", content)
+            return
+        if self.list_source.entry(entry.name) == entry:  # the load may have taken minutes: a newer list decides
+            self._owners[entry.name] = entry.uid
+            await self.served.put(replace(content, base_model_name=entry.base_model_name))
+            self._notify()
+        elif not self.registry.atomic:
+            await self.registry.remove(entry.name)
 
     # Pieces
 
     def _list_changed(self) -> None:
         self._settled = None
         self._wake.set()
-        self._tell()
+        self._notify()
 
     def _may_come(self, name: str) -> bool:
         """Whether a listed adapter is not there yet and is not known to have failed; a Lazy one comes because of the question."""
-        module = self.inbox.wanted(name)
-        if module is None or name in self.ledger.current or (name, module.path) in self.ledger.failures:
+        entry = self.list_source.entry(name)
+        if entry is None or name in self.history.current or (name, entry.path) in self.history.failures:
             return False
-        if module.lazy and name not in self._asked:  # also when it left the list and came back while a client waits
+        if entry.lazy and name not in self._asked:  # also when it left the list and came back while a client waits
             self._asked.add(name)
             self._wake.set()
         return True
 
-    def _must_wait(self, module: Module) -> bool:
+    def _must_wait(self, entry: ListedAdapter) -> bool:
         """Whether an adapter failed so lately that it is not tried now; with updateStrategy Rollout a start tries it once."""
-        failed = (module.name, module.path) in self.ledger.failures
-        if self._closed and failed and not self.ledger.has_loaded(module):
+        failed = (entry.name, entry.path) in self.history.failures
+        if self._closed and failed and not self.history.has_loaded(entry):
             return True
-        return self.ledger.must_wait(module, time.monotonic())
+        return self.history.must_wait(entry, time.monotonic())
 
-    def _fail(self, module: Module, stage: str, message: str) -> None:
+    def _fail(self, entry: ListedAdapter, stage: str, message: str) -> None:
         now = time.monotonic()
-        failure = self.ledger.fail(module, stage, message, now)
-        again = (
-            "at the next start"
-            if self._closed and not self.ledger.has_loaded(module)
-            else f"in {failure.retry_at - now:.0f} s"
-        )
-        log.warning("lora-operator: %s is not served: %s (next try %s)", module.name, failure.message, again)
-        self._tell()
+        failure = self.history.fail(entry, stage, message, now)
+        only_at_start = self._closed and not self.history.has_loaded(entry)
+        again = "at the next start" if only_at_start else f"in {failure.retry_at - now:.0f} s"
+        log.warning("lora-operator: %s is not served: %s (next try %s)", entry.name, failure.message, again)
+        self._notify()
 
-    def _check(self, module: Module) -> str | None:
-        if not self._base_read:
-            self._base, self._base_read = read_base(self._settings), True
-        return check_module(module, settings=self._settings, base=self._base, engine=self.engine)
-
-    def _hand(self, asked: str, generation: Generation) -> Any:
+    def _hand(self, asked: str, content: LoadedContent) -> Any:
         self._wake.set()
-        return self.names.hand(asked, generation)
+        return self.served.hand(asked, content)
 
-    async def _write_refused(self, refused: dict[tuple[str, str], str]) -> None:
-        """Keep on disk what the engine refused, so that the launcher does not pass it."""
-        if refused != self._refused:
-            self._refused = refused
-            await asyncio.to_thread(write_refused, self._settings.state_dir / REFUSED_FILE, refused)
-
-    def _tell(self) -> None:
+    def _notify(self) -> None:
+        """Wake everything that waits by `_wait`; each looks for itself whether it is what it waits for."""
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from .text import clean, quoted
+from .clean_text import clean, quoted
 
 ADAPTER_HEADER_BYTES: Final = 16 << 20
 MODEL_HEADER_BYTES: Final = 100_000_000  # what the safetensors library allows

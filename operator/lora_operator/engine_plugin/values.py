@@ -11,8 +11,8 @@ import struct
 from collections.abc import Mapping
 from typing import BinaryIO, Final
 
+from .clean_text import quoted
 from .tensors import FileProblem, Tensor
-from .text import quoted
 
 _CHUNK: Final = 8 << 20
 # The largest value that half precision holds. Weights of adapters that work are below 1000; what is larger makes infinities of

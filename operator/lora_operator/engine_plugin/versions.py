@@ -7,10 +7,8 @@ from typing import Final
 
 Version = tuple[int, int]
 
-PATTERNS: Final = (
-    0,
-    32,
-)  # from here on rank_pattern and alpha_pattern are obeyed; before, all modules get r and lora_alpha
+# From here on rank_pattern and alpha_pattern are obeyed; before, all modules get r and lora_alpha.
+PATTERNS: Final = (0, 32)
 KNOWN: Final = (0, 32)  # up to here it is known which classes take adapters of embeddings
 HEADS: Final = (0, 31)  # from here on modules_to_save may name a classification head
 # A clone without tags calls itself 0.1.dev…, some builds 0.0.0: that is no release, and says nothing.
@@ -19,7 +17,7 @@ _VERSION: Final = re.compile(r"v?(\d{1,6})\.(\d{1,6})(?!\d)")
 
 
 def parse_version(text: str) -> Version | None:
-    """'0.32.0', 'v0.26.1rc2' as numbers; None for what is no release of vLLM: of that the better is assumed, but where told."""
+    """'0.32.0', 'v0.26.1rc2' as numbers; None for what is no release of vLLM: most callers assume the better of it."""
     found = _VERSION.match(text)
     if found is None:
         return None
@@ -28,5 +26,5 @@ def parse_version(text: str) -> Version | None:
 
 
 def shown(version: Version) -> str:
-    """As messages have it."""
+    """A version as messages have it: major and minor, which is all that matters here."""
     return f"{version[0]}.{version[1]}"

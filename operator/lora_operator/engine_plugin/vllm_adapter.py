@@ -1,55 +1,48 @@
-"""The kit's hands in vLLM: in-process requests to its routes, its registry of adapters, its resolver hook, its metrics.
+"""All that knows vLLM: its routes, its registry of adapters, its resolver hook, its metrics, and which version does what.
 
 Everything that depends on vLLM is in this file: `vllm.lora.request`, `vllm.lora.resolver`, public routes, and one thing that is not
-public, the dictionary of `find_registry`. It never decides what is served; keeper.py does.
+public, the dictionary of `find_registry`. It never decides what is served; reconciler.py does.
 
-Rules that must hold whatever happens (see engine-facts.md 2 and 11): no second integer id for one internal name, and no other weights
-under an internal name that was ever served. Hence vLLM's own loading is only ever asked for a scratch name, or where that is
+Rules that must hold whatever happens (docs/decisions.md 1 and 16): no second integer id for one content, no second content for one id,
+and no two contents under one internal name at once. Hence vLLM's own loading is only ever asked for a scratch name, or where that is
 impossible (no registry) for the name itself under vLLM's lock; and what is handed out a second time keeps its id.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry  # type: ignore[import-not-found]
 
-from .text import clean
+from .asgi import InProcessClient
+from .clean_text import clean
 from .versions import parse_version
 
 log = logging.getLogger("vllm.lora_operator_plugin")
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-SCRATCH: Final = "@lora-operator-"  # prefix of names that only the kit uses, for moments; no adapter may have an @
-_ANSWER_BYTES: Final = 8 << 20
+SCRATCH: Final = "@lora-operator-"  # prefix of names that only the plugin uses, for moments; no adapter may have an @
 _CAUSE: Final = re.compile(r"Worker failed with error '(.*)', please check the stack trace", re.DOTALL)
 
 
 def keys_have_paths(version: str) -> bool:
     """Whether prefix-cache keys hold the adapter's path, so that blocks of one internal name's contents are kept apart.
 
-    Name only in 0.11.1 to 0.30, name and path from 0.31.0 on (engine-facts.md 13). Of an unknown version the worse is assumed.
+    Name only in 0.11.1 to 0.30, name and path from 0.31.0 on. Of an unknown version the worse is assumed.
     """
     parsed = parse_version(version)
     return parsed is not None and parsed >= (0, 31)
 
 
 def loads_while_running(version: str) -> bool:
-    """Whether an adapter may be loaded while requests run: before 0.26 that can change their answers (engine-facts.md 13).
+    """Whether an adapter may be loaded while requests run: before 0.26 that can change their answers.
 
     Of an unknown version (a build of one's own) the better is assumed, as by the operator.
     """
@@ -134,61 +127,8 @@ def caches_media_by_name(app: Any) -> bool:
     return True
 
 
-class Caller:
-    """Requests to the engine's own routes, without a socket."""
-
-    def __init__(self, inner: App, *, app: Any, api_key: str | None) -> None:
-        self._inner = inner
-        self._app = app
-        self._api_key = api_key
-
-    async def call(
-        self, method: str, path: str, body: object = None, *, seconds: float | None = 30.0
-    ) -> tuple[int, Any]:
-        """Status and parsed JSON of an answer (None where it is no JSON); raises TimeoutError after `seconds` (None: never)."""
-        content = b"" if body is None else json.dumps(body).encode()
-        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        headers.append((b"content-length", str(len(content)).encode()))
-        if self._api_key:
-            headers.append((b"authorization", f"Bearer {self._api_key}".encode()))
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "headers": headers,
-            "client": ("127.0.0.1", 0),
-            "server": ("127.0.0.1", 0),
-            "app": self._app,
-            "state": {},
-        }
-        requests = [{"type": "http.request", "body": content, "more_body": False}]
-        status, answer = 0, bytearray()
-
-        async def receive() -> Message:
-            if requests:
-                return requests.pop()
-            await asyncio.Event().wait()  # this client never goes away by itself
-            raise AssertionError
-
-        async def send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = int(message["status"])
-            elif message["type"] == "http.response.body" and len(answer) < _ANSWER_BYTES:
-                answer.extend(message.get("body", b""))
-
-        async with asyncio.timeout(seconds):
-            await self._inner(scope, receive, send)
-        try:
-            return status, json.loads(answer)
-        except ValueError:
-            return status, None
+class EngineClient(InProcessClient):
+    """The engine's own routes that the plugin asks, beside those that the registries below use."""
 
     async def is_alive(self) -> bool:
         """Whether the engine says of itself that it works."""
@@ -214,7 +154,7 @@ class Caller:
         return clean(text.replace(name, "it")) or "the engine gave an empty cause"
 
 
-class Served(Protocol):
+class EngineRegistry(Protocol):
     """How adapters get into the engine's registry and out of it."""
 
     atomic: bool
@@ -235,18 +175,18 @@ class Served(Protocol):
         """The request that is being loaded under the name that the resolver is asked for."""
 
 
-class RegistryServed:
-    """With the registry: loaded under a scratch name, then put in place in one step, so no request sees a gap."""
+class DictRegistry:
+    """By vLLM's own dictionary: loaded under a scratch name, then put in place in one step, so no request sees a gap."""
 
     atomic = True
 
-    def __init__(self, caller: Caller, registry: dict[str, Any]) -> None:
-        self._caller = caller
+    def __init__(self, client: EngineClient, registry: dict[str, Any]) -> None:
+        self._client = client
         self._registry = registry
         self._offer: tuple[str, Any] | None = None
 
     async def entries(self) -> dict[str, Any]:
-        """The registry without the kit's own scratch names."""
+        """What the dictionary holds, without the plugin's own scratch names."""
         return {name: request for name, request in self._registry.items() if not name.startswith(SCRATCH)}
 
     async def load(self, name: str, request: Any) -> bool:
@@ -254,7 +194,7 @@ class RegistryServed:
         key = f"{SCRATCH}prime-{secrets.token_hex(16)}"
         self._offer = (key, request)
         try:
-            await self._caller.call("POST", "/tokenize", {"model": key, "prompt": "x"}, seconds=None)
+            await self._client.call("POST", "/tokenize", {"model": key, "prompt": "x"}, seconds=None)
         finally:
             self._offer = None
             found = self._registry.pop(key, None)
@@ -273,19 +213,19 @@ class RegistryServed:
         return self._offer[1] if self._offer is not None and self._offer[0] == asked else None
 
 
-class RoutesServed:
-    """Without the registry: unload and load again by public routes; a few requests fall into the gap."""
+class RoutesRegistry:
+    """Where there is no such dictionary: unload and load again by public routes; a few requests fall into the gap."""
 
     atomic = False
 
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
         self._offer: tuple[str, Any] | None = None
         self._known: dict[str, Any] = {}
 
     async def entries(self) -> dict[str, Any]:
-        """What /v1/models lists, under the names by which the kit loaded it."""
-        status, answer = await self._caller.call("GET", "/v1/models")
+        """What /v1/models lists, under the names by which the plugin loaded it."""
+        status, answer = await self._client.call("GET", "/v1/models")
         listed: dict[str, Any] = {}
         data = answer.get("data") if status == 200 and isinstance(answer, dict) else []
         for card in data if isinstance(data, list) else []:
@@ -304,7 +244,7 @@ class RoutesServed:
         await self.remove(name)
         self._offer = (name, request)
         try:
-            status, _ = await self._caller.call("POST", "/tokenize", {"model": name, "prompt": "x"}, seconds=None)
+            status, _ = await self._client.call("POST", "/tokenize", {"model": name, "prompt": "x"}, seconds=None)
         finally:
             self._offer = None
         if status == 200:
@@ -325,9 +265,9 @@ class RoutesServed:
             await self.load(name, again)
 
     async def remove(self, name: str) -> None:
-        """By the public route."""
+        """By vLLM's public route, which waits for its lock on the name."""
         self._known.pop(name, None)
-        await self._caller.call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        await self._client.call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
     def offered(self, asked: str) -> Any | None:
         """The request of the load that is going on; whoever asks for it first makes the engine load it."""
@@ -338,7 +278,7 @@ def adapters_in_use() -> frozenset[str] | None:
     """Internal names that have running or waiting requests; None when the metrics do not tell.
 
     Every combination of labels ever seen stays for ever in vllm:lora_requests_info, its value being when it was last true: only
-    the newest one counts (engine-facts.md 7).
+    the newest one counts.
     """
     try:
         from prometheus_client import REGISTRY  # type: ignore[import-not-found]

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
+from lora_operator.wire.plugin import MAX_GENERATION
+
 LIST_VERSION: Final = 1
-# Far above any real one: a pod or a ConfigMap that names a higher one is not believed, or it would steer the whole fleet's list.
-MAX_GENERATION: Final = 2**53
 MAX_LIST_BYTES: Final = 32 * 2**20  # unpacked; 5,000 adapters take 2 MB
 
 

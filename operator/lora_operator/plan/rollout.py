@@ -21,7 +21,8 @@ from lora_operator.constants import Condition, Reason
 from lora_operator.desired.command_line import StaticModules
 from lora_operator.desired.common import literal
 from lora_operator.kube.workloads import Workload
-from lora_operator.plan.adapter_list import MAX_GENERATION, Decision, Module, ModuleList
+from lora_operator.plan.adapter_list import Decision, Module, ModuleList
+from lora_operator.wire.plugin import MAX_GENERATION
 
 QUIET: Final = timedelta(seconds=5)  # after the last change of the list
 LONGEST: Final = timedelta(seconds=60)  # after the first change that the pods don't have

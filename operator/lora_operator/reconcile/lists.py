@@ -18,7 +18,7 @@ from lora_operator.plan.rollout import leave_out
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.fleet import own_pods
 from lora_operator.reconcile.store import Key, ObjectKey
-from lora_operator.vllm import HeldList
+from lora_operator.wire.plugin import HeldList
 
 
 def next_list(

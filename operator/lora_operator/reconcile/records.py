@@ -20,7 +20,7 @@ from lora_operator.plan.rollout import Unrolled
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.store import Key, ObjectKey, Store
 from lora_operator.reconcile.turns import Turns
-from lora_operator.vllm import HeldList
+from lora_operator.wire.plugin import HeldList
 
 
 @dataclass(frozen=True)

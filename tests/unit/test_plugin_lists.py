@@ -1,4 +1,4 @@
-"""What the kit makes of module lists: those that come by HTTP or are mounted, Lazy entries, and those in the arguments (updateStrategy Rollout)."""
+"""What the plugin makes of module lists: those that come by HTTP or are mounted, Lazy entries, and those in the arguments (updateStrategy Rollout)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lora_operator.engine_plugin.list_file import parse_list
-from tests.unit.kit_pod import Pod
-from tests.unit.kit_support import TOKEN, good_adapter
+from tests.unit.plugin_pod import Pod
+from tests.unit.plugin_support import TOKEN, good_adapter
 
 # Lists
 
@@ -97,7 +97,7 @@ def test_entries_that_cannot_be_used_are_named_and_the_others_stay() -> None:
     found, _ = parse_list(
         json.dumps({"version": 1, "generation": 1, "modules": modules}).encode(), served_names=frozenset({"tiny/base"})
     )
-    assert [module.name for module in found.modules] == ["ok", "ü/ x"]
+    assert [module.name for module in found.entries] == ["ok", "ü/ x"]
     assert len(found.problems) == 6
 
 
@@ -154,7 +154,7 @@ async def test_one_generation_may_say_another_thing_to_this_pod(pod: Pod) -> Non
 
 @pytest.fixture
 def rolling(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> Pod:
-    """A pod whose launcher put the list of its arguments where the kit finds it; a mounted one must not count."""
+    """A pod whose launcher put the list of its arguments where the plugin finds it; a mounted one must not count."""
     monkeypatch.setenv("LORA_OPERATOR_UPDATE_STRATEGY", "Rollout")
     mounted = pod.body({"mounted": pod.adapter("mounted")}, generation=99)
     (pod.root / "modules.json.gz").write_bytes(gzip.compress(json.dumps(mounted).encode()))
@@ -164,8 +164,8 @@ def rolling(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> Pod:
 async def test_a_start_loads_the_list_of_the_arguments_and_nothing_is_loaded_later(
     rolling: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rolling.keeper, "VANISHED_SECONDS", 0)
-    monkeypatch.setattr(rolling.keeper, "PASS_SECONDS", 0.05)
+    monkeypatch.setattr(rolling.reconciler, "VANISHED_SECONDS", 0)
+    monkeypatch.setattr(rolling.reconciler, "PASS_SECONDS", 0.05)
     paths = {name: rolling.adapter(name) for name in ("a", "b", "vanishing")}
     late = rolling.root / "model-cache" / "late"
     body = rolling.body(paths | {"late": str(late)}, generation=7)
@@ -184,10 +184,10 @@ async def test_a_start_loads_the_list_of_the_arguments_and_nothing_is_loaded_lat
             return len((await rolling.state())["failures"]) == 3
 
         await rolling.eventually(told)
-        passes = rolling.kit._keeper._changed
+        passes = rolling.plugin._reconciler._changed
         for _ in range(3):
             await asyncio.wait_for(passes.wait(), 20)
-            passes = rolling.kit._keeper._changed
+            passes = rolling.plugin._reconciler._changed
         assert [await rolling.ask(name) for name in ("a", "b", "late", "vanishing", "mounted")] == [
             200,
             404,
@@ -200,8 +200,8 @@ async def test_a_start_loads_the_list_of_the_arguments_and_nothing_is_loaded_lat
 
 
 async def test_what_a_start_loaded_comes_back_with_its_files(rolling: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rolling.keeper, "VANISHED_SECONDS", 0)
-    monkeypatch.setattr(rolling.keeper, "PASS_SECONDS", 0.02)
+    monkeypatch.setattr(rolling.reconciler, "VANISHED_SECONDS", 0)
+    monkeypatch.setattr(rolling.reconciler, "PASS_SECONDS", 0.02)
     path = rolling.adapter("a")
     (rolling.root / "state" / "modules.json").write_text(json.dumps(rolling.body({"a": path}, generation=7)))
     async with rolling.running():
@@ -222,7 +222,7 @@ async def test_an_engine_that_answers_wrongly_while_it_loads_loads_at_its_start_
     pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator tells it no list; the mounted one reaches it all the same."""
-    monkeypatch.setattr(pod.keeper, "PASS_SECONDS", 0.02)
+    monkeypatch.setattr(pod.reconciler, "PASS_SECONDS", 0.02)
     pod.engine.version = "0.25.1"
     one, two = pod.adapter("one"), pod.adapter("two")
     (pod.root / "state" / "modules.json").write_text(json.dumps(pod.body({"one": one}, generation=7)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 # vLLM reads them (vllm/envs.py, 0.26 to 0.33): more routes that change state; every name is taken for a served one, so that nothing is
-# asked of the kit and the base model answers for adapters; another server, without middleware; more resolvers, by which clients load
+# asked of the plugin and the base model answers for adapters; another server, without middleware; more resolvers, by which clients load
 # folders that they name. VLLM_PLUGINS is not among them: it chooses plugins of the hardware too, and resolvers of vLLM's own are
 # registered by their two variables alone.
 IGNORED_ENV: Final = (
@@ -17,7 +17,7 @@ IGNORED_ENV: Final = (
     "VLLM_LORA_RESOLVER_CACHE_DIR",
     "VLLM_LORA_RESOLVER_HF_REPO_LIST",
 )
-# Middlewares of the package model_hosting_container_standards, which vLLM puts outside of the kit.
+# Middlewares of the package model_hosting_container_standards, which vLLM puts outside of the plugin.
 IGNORED_ENV_PREFIXES: Final = ("CUSTOM_FASTAPI_MIDDLEWARE_",)
 
 

@@ -1,4 +1,4 @@
-"""The kit's protocol and bookkeeping, against a small application that keeps adapters as vLLM does (the real one: e2e/test_engine_kit.py)."""
+"""The plugin's protocol and bookkeeping, against a small application that keeps adapters as vLLM does (the real one: e2e/test_engine_plugin.py)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_operator.engine_plugin.history import DRAIN_SECONDS, QUIET_SECONDS, Generation, Ledger
-from lora_operator.engine_plugin.list_file import Module
-from tests.unit.kit_pod import Json, Pod
-from tests.unit.kit_support import TOKEN, good_adapter
+from lora_operator.engine_plugin.history import DRAIN_SECONDS, QUIET_SECONDS, History, LoadedContent
+from lora_operator.engine_plugin.list_file import ListedAdapter
+from tests.unit.plugin_pod import Json, Pod
+from tests.unit.plugin_support import TOKEN, good_adapter
 
 # Start-up
 
@@ -180,8 +180,8 @@ async def test_failures_are_tried_again_with_growing_waits_and_forgotten_with_th
 
 
 async def test_an_adapter_whose_files_vanish_is_served_no_more(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pod.keeper, "VANISHED_SECONDS", 0.0)
-    monkeypatch.setattr(pod.keeper, "PASS_SECONDS", 0.02)
+    monkeypatch.setattr(pod.reconciler, "VANISHED_SECONDS", 0.0)
+    monkeypatch.setattr(pod.reconciler, "PASS_SECONDS", 0.02)
     one, two = pod.adapter("one"), pod.adapter("two")
     async with pod.running():
         await pod.put({"one": one, "two": two})
@@ -201,7 +201,7 @@ async def test_an_adapter_whose_files_vanish_is_served_no_more(pod: Pod, monkeyp
 
 
 async def test_what_others_did_to_the_registry_is_repaired(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pod.keeper, "PASS_SECONDS", 0.02)
+    monkeypatch.setattr(pod.reconciler, "PASS_SECONDS", 0.02)
     one, two = pod.adapter("one"), pod.adapter("two")
     foreign = good_adapter(pod.root / "elsewhere")
     async with pod.running():
@@ -223,8 +223,8 @@ async def test_no_order_of_lists_and_requests_breaks_the_rules_of_names(
     pod: Pod, seed: int, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lists come in bursts, clients ask for public and internal names all the time, and somebody unloads by hand."""
-    monkeypatch.setattr(pod.keeper, "PASS_SECONDS", 0.005)
-    monkeypatch.setattr(pod.keeper, "HANDED_SECONDS", 0.05)
+    monkeypatch.setattr(pod.reconciler, "PASS_SECONDS", 0.005)
+    monkeypatch.setattr(pod.reconciler, "HANDED_SECONDS", 0.05)
     monkeypatch.setattr("lora_operator.engine_plugin.history.QUIET_SECONDS", 0.0)
     chance = random.Random(seed)
     pod.engine.version = version
@@ -280,7 +280,7 @@ async def test_no_order_of_lists_and_requests_breaks_the_rules_of_names(
 async def test_the_plain_name_returns_when_the_last_request_of_old_content_has_ended(
     pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pod.keeper, "DRAINING_SECONDS", 0.01)
+    monkeypatch.setattr(pod.reconciler, "DRAINING_SECONDS", 0.01)
     monkeypatch.setattr("lora_operator.engine_plugin.history.QUIET_SECONDS", 0.02)
     one, two = pod.adapter("one"), pod.adapter("two")
 
@@ -317,7 +317,7 @@ async def test_where_media_are_cached_by_name_no_name_goes_over_to_other_content
     pod: Pod, monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:
     """With tower or connector LoRA vLLM keeps what one content made of an image under the name alone."""
-    monkeypatch.setattr(pod.keeper, "PASS_SECONDS", 0.01)
+    monkeypatch.setattr(pod.reconciler, "PASS_SECONDS", 0.01)
     monkeypatch.setattr("lora_operator.engine_plugin.history.QUIET_SECONDS", 0.0)
     flag = SimpleNamespace(enable_tower_connector_lora=True)
     pod.engine.state.vllm_config = SimpleNamespace(lora_config=flag if told == "vllm_config" else None)
@@ -329,7 +329,7 @@ async def test_where_media_are_cached_by_name_no_name_goes_over_to_other_content
 
         async def settled() -> bool:
             state = await pod.state()
-            return state["settled"] and not state["retired"] and not pod.kit._keeper.names.are_moving
+            return state["settled"] and not state["retired"] and not pod.plugin._reconciler.served.is_moving
 
         await pod.eventually(settled)
         assert (await pod.state())["loaded"][0]["internalName"] == "sql@abcdef01.2"
@@ -364,56 +364,58 @@ async def test_without_the_registry_public_routes_do_the_work(without_registry: 
 
 
 def test_retired_content_is_running_while_the_metrics_or_an_older_request_say_so() -> None:
-    ledger = Ledger()
-    old, new = Generation("sql", "/p1", "sql", 1, None), Generation("sql", "/p2", "sql@b.2", 2, None)
-    ledger.serve(old, 10.0)
-    assert ledger.serve(new, 20.0) == old
-    assert ledger.running(frozenset({"sql"}), None, 100.0) == {"sql"}
-    assert ledger.running(frozenset(), None, 20.1) == frozenset()
-    assert ledger.running(frozenset(), 19.0, 20.1) == {"sql"}  # may be on its way to the engine
-    assert ledger.running(frozenset(), 20.1, 20.2) == frozenset()  # began after the change
-    assert ledger.running(frozenset(), 19.0, 20.0 + DRAIN_SECONDS + 1) == frozenset()
-    assert ledger.running(None, 19.0, 9999.0) == {"sql"}  # without metrics it lasts as long as the request
-    ledger.forget_retired(frozenset())
-    assert ledger.retired == {}
-    assert ledger.recall(Module("sql", "/p1"), 3) == old
+    history = History()
+    old, new = LoadedContent("sql", "/p1", "sql", 1, None), LoadedContent("sql", "/p2", "sql@b.2", 2, None)
+    history.serve(old, 10.0)
+    assert history.serve(new, 20.0) == old
+    assert history.running(frozenset({"sql"}), None, 100.0) == {"sql"}
+    assert history.running(frozenset(), None, 20.1) == frozenset()
+    assert history.running(frozenset(), 19.0, 20.1) == {"sql"}  # may be on its way to the engine
+    assert history.running(frozenset(), 20.1, 20.2) == frozenset()  # began after the change
+    assert history.running(frozenset(), 19.0, 20.0 + DRAIN_SECONDS + 1) == frozenset()
+    assert history.running(None, 19.0, 9999.0) == {"sql"}  # without metrics it lasts as long as the request
+    history.forget_retired(frozenset())
+    assert history.retired == {}
+    assert history.recall(ListedAdapter("sql", "/p1"), 3) == old
 
 
 def test_the_plain_name_comes_back_once_nothing_of_other_content_can_be_left() -> None:
-    ledger = Ledger()
-    old, new = Generation("sql", "/p1", "sql", 1, None), Generation("sql", "/p2", "sql@b.2", 2, None)
-    plain = Generation("sql", "/p2", "sql", 2, None)
-    ledger.serve(old, 10.0)
-    assert ledger.renamed(frozenset(), None, 15.0) == []
-    ledger.serve(new, 20.0)
+    history = History()
+    old, new = LoadedContent("sql", "/p1", "sql", 1, None), LoadedContent("sql", "/p2", "sql@b.2", 2, None)
+    plain = LoadedContent("sql", "/p2", "sql", 2, None)
+    history.serve(old, 10.0)
+    assert history.ready_for_plain_name(frozenset(), None, 15.0) == []
+    history.serve(new, 20.0)
     later = 20.0 + DRAIN_SECONDS + 10
-    assert ledger.renamed(frozenset(), 19.0, later) == [], "a request that began before is left, whatever it asks for"
-    assert ledger.renamed(frozenset({"sql"}), later - 1, later) == [], "the metrics show the old one"
-    assert ledger.renamed(frozenset({"sql@b.2"}), later - 1, later) == [], "not yet quiet for long"
-    assert ledger.renamed(frozenset({"sql@b.2"}), later - 1, later + QUIET_SECONDS) == [plain]
-    ledger.touch("sql", later + QUIET_SECONDS)  # a client's resolution may have brought the old one back for a moment
-    assert ledger.renamed(frozenset(), later, later + QUIET_SECONDS) == []
-    ledger.touch("sql", later)
-    assert ledger.renamed(None, None, later + 9) == []
-    assert ledger.renamed(None, None, later + 9 + QUIET_SECONDS) == [plain]
-    ledger.serve(plain, later + 11)
-    assert set(ledger.retired) == {"sql", "sql@b.2"} - {"sql"}
-    assert ledger.renamed(None, None, later + 99) == []
-    back = ledger.recall(Module("sql", "/p1", revision="aaaa"), 3)
-    assert back == Generation("sql", "/p1", "sql@aaaa.3", 1, None), (
+    assert history.ready_for_plain_name(frozenset(), 19.0, later) == [], (
+        "a request that began before is left, whatever it asks for"
+    )
+    assert history.ready_for_plain_name(frozenset({"sql"}), later - 1, later) == [], "the metrics show the old one"
+    assert history.ready_for_plain_name(frozenset({"sql@b.2"}), later - 1, later) == [], "not yet quiet for long"
+    assert history.ready_for_plain_name(frozenset({"sql@b.2"}), later - 1, later + QUIET_SECONDS) == [plain]
+    history.touch("sql", later + QUIET_SECONDS)  # a client's resolution may have brought the old one back for a moment
+    assert history.ready_for_plain_name(frozenset(), later, later + QUIET_SECONDS) == []
+    history.touch("sql", later)
+    assert history.ready_for_plain_name(None, None, later + 9) == []
+    assert history.ready_for_plain_name(None, None, later + 9 + QUIET_SECONDS) == [plain]
+    history.serve(plain, later + 11)
+    assert set(history.retired) == {"sql", "sql@b.2"} - {"sql"}
+    assert history.ready_for_plain_name(None, None, later + 99) == []
+    back = history.recall(ListedAdapter("sql", "/p1", revision="aaaa"), 3)
+    assert back == LoadedContent("sql", "/p1", "sql@aaaa.3", 1, None), (
         "its id is its own, its old name is another's by now"
     )
-    assert ledger.recall(Module("sql", "/p2"), 4) == plain
+    assert history.recall(ListedAdapter("sql", "/p2"), 4) == plain
 
 
 def test_internal_names_are_never_given_twice() -> None:
-    ledger = Ledger()
+    history = History()
     seen = set()
     for number in range(5):
-        module = Module("sql", f"/p{number}", revision="0123456789abcdef" if number % 2 else "ä/\n")
-        name = ledger.mint(module, 7)
+        module = ListedAdapter("sql", f"/p{number}", revision="0123456789abcdef" if number % 2 else "ä/\n")
+        name = history.mint(module, 7)
         seen.add(name)
-        ledger.remember(Generation("sql", module.path, name, number + 1, None))
+        history.remember(LoadedContent("sql", module.path, name, number + 1, None))
     assert seen == {"sql", "sql@01234567.7", "sql@r.7", "sql@01234567.7.2", "sql@r.7.2"}
 
 

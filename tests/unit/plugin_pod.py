@@ -1,4 +1,4 @@
-"""One engine with the kit before it, for the tests of the engine kit: the real one is in e2e/test_engine_kit.py."""
+"""One engine with the plugin before it, for the tests of the engine plugin: the real one is in e2e/test_engine_plugin.py."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from typing import Any
 
 import pytest
 
-from tests.unit.kit_support import TOKEN, HonestEngine, good_adapter, settings_env
+from tests.unit.plugin_support import TOKEN, HonestEngine, good_adapter, settings_env
 
 Json = dict[str, Any]
 
 
 class Pod:
-    """One engine with the kit before it, spoken to as the server and its clients do."""
+    """One engine with the plugin before it, spoken to as the server and its clients do."""
 
     def __init__(self, root: Path, resolvers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         self.module = importlib.import_module("lora_operator.engine_plugin.plugin")
-        self.keeper = importlib.import_module("lora_operator.engine_plugin.reconciler")
+        self.reconciler = importlib.import_module("lora_operator.engine_plugin.reconciler")
+        self.loader = importlib.import_module("lora_operator.engine_plugin.loader")
         self.root = root
         self._resolvers = resolvers
         self.engine = HonestEngine(resolvers)
         self.generation = 0
         for name, value in settings_env(root).items():
             monkeypatch.setenv(name, value)
-        self.kit: Any = None
+        self.plugin: Any = None
 
     def adapter(self, name: str) -> str:
         return good_adapter(self.root / "model-cache" / name)
@@ -43,11 +44,11 @@ class Pod:
     @asynccontextmanager
     async def running(self, *, answer: str = "lifespan.startup.complete") -> AsyncIterator[None]:
         """Between the server's start-up and its shutdown."""
-        self.kit = self.module.Plugin(self.engine)
+        self.plugin = self.module.Plugin(self.engine)
         received: asyncio.Queue[Json] = asyncio.Queue()
         sent: asyncio.Queue[Json] = asyncio.Queue()
         scope = {"type": "lifespan", "app": self.engine}
-        task = asyncio.create_task(self.kit(scope, received.get, sent.put))
+        task = asyncio.create_task(self.plugin(scope, received.get, sent.put))
         await received.put({"type": "lifespan.startup"})
         assert (await sent.get())["type"] == answer
         try:
@@ -88,7 +89,7 @@ class Pod:
         async def send(message: Json) -> None:
             sent.append(message)
 
-        await self.kit(full, receive, send)
+        await self.plugin(full, receive, send)
         return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent[1:]) or b"null")
 
     def body(
@@ -126,7 +127,7 @@ class Pod:
 
     async def eventually(self, holds: Callable[[], Awaitable[bool]]) -> None:
         async with asyncio.timeout(20):
-            while not await holds():  # noqa: ASYNC110 - what is awaited is the kit's own background work
+            while not await holds():  # noqa: ASYNC110 - what is awaited is the plugin's own background work
                 await asyncio.sleep(0.01)
 
     def assert_names_are_unique(self) -> None:

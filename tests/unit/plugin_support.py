@@ -1,4 +1,4 @@
-"""Adapters and settings for the tests of the engine kit, and a small application that keeps adapters as vLLM does."""
+"""Adapters and settings for the tests of the engine plugin, and a small application that keeps adapters as vLLM does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVED_NAMES = ["tiny/base", "tiny/alias"]
 
 
 def settings_env(root: Path) -> dict[str, str]:
-    """A pod's folders below `root`, and the kit's environment for them."""
+    """A pod's folders below `root`, and the plugin's environment for them."""
     for folder in ("model-cache", "state"):
         (root / folder).mkdir()
     (root / "token").write_text(TOKEN)
@@ -49,7 +49,7 @@ def good_adapter(folder: Path) -> str:
 
 @dataclass
 class LoRARequest:
-    """vLLM's structure, as far as the kit knows it."""
+    """vLLM's structure, as far as the plugin knows it."""
 
     lora_name: str
     lora_int_id: int

@@ -1,4 +1,4 @@
-"""Decides who may ask an engine for what: inference is open, everything that changes state needs the deployment's token.
+"""The admin API guard decides who may ask an engine for what: inference is open, everything that changes state needs the deployment's token.
 
 An allow-list, because new engine versions bring new routes that change state. Paths are compared whole, as the server's router
 sees them; anything unusual about a path (a doubled slash, an encoded letter) is simply not on the list. Without a token on disk
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 TOKEN_HEADER: Final = b"x-lora-operator-token"
 API_PREFIX: Final = "/lora-operator/v1/"
-READY_PATH: Final = "/lora-operator/ready"  # of pods' readiness probes: /health says less (kit.py)
+READY_PATH: Final = "/lora-operator/ready"  # of pods' readiness probes: /health says less (plugin.py)
 ERROR_TYPE: Final = "lora_operator_gate"
 _TOKEN_BYTES: Final = 4096
 
@@ -76,11 +76,11 @@ KEYLESS: Final = frozenset(
 )
 
 
-class Verdict(Enum):
+class Access(Enum):
     """What happens to a request."""
 
     OPEN = "open"  # inference: goes through as it is
-    TRUSTED = "trusted"  # has the token: goes through, or is for the kit
+    TRUSTED = "trusted"  # has the token: goes through, or is for the plugin
     UNKNOWN = "no token"  # 401
     REFUSED = "wrong token"  # 403
 
@@ -93,14 +93,14 @@ def route_path(scope: Mapping[str, Any]) -> str:
     return path
 
 
-def judge(scope: Mapping[str, Any], read: Callable[[], str | None]) -> Verdict:
+def judge(scope: Mapping[str, Any], read: Callable[[], str | None]) -> Access:
     """What to do with an HTTP request; `read` gives the right token (None: there is none) and is only asked when one came."""
     given = [value for name, value in scope.get("headers", ()) if name.lower() == TOKEN_HEADER]
     if not given:
-        return Verdict.OPEN if is_open(scope) else Verdict.UNKNOWN
+        return Access.OPEN if is_open(scope) else Access.UNKNOWN
     token = read()
     right = token is not None and len(given) == 1 and hmac.compare_digest(given[0], token.encode())
-    return Verdict.TRUSTED if right else Verdict.REFUSED
+    return Access.TRUSTED if right else Access.REFUSED
 
 
 def is_open(scope: Mapping[str, Any]) -> bool:

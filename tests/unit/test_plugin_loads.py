@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from lora_operator.engine_plugin.launcher import plan_start
-from lora_operator.engine_plugin.list_file import Settings
-from tests.unit.kit_pod import Pod
-from tests.unit.kit_support import TOKEN
+from lora_operator.engine_plugin.plugin_settings import PluginSettings
+from tests.unit.plugin_pod import Pod
+from tests.unit.plugin_support import TOKEN
 
 READY, HEALTH = "/lora-operator/ready", "/health"
 
@@ -21,7 +21,7 @@ READY, HEALTH = "/lora-operator/ready", "/health"
 @pytest.fixture
 def impatient(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> Pod:
     """A pod that waits for 0.1 s where others wait for 60, and for 0.4 s where others wait for 300."""
-    for module in (pod.module, pod.keeper):
+    for module in (pod.module, pod.loader):
         monkeypatch.setattr(module, "UNREADY_SECONDS", 0.1)
     monkeypatch.setattr(pod.module, "DEAD_SECONDS", 0.4)
     monkeypatch.setattr(pod.module, "_LOOK_SECONDS", 0.02)
@@ -46,7 +46,7 @@ async def left_out(pod: Pod) -> set[str]:
 
 def static(pod: Pod) -> list[str]:
     """What the launcher would pass to the engine."""
-    return [module.name for module in plan_start(Settings.read(os.environ)).static]
+    return [entry.name for entry in plan_start(PluginSettings.read(os.environ)).static]
 
 
 async def test_an_engine_that_does_not_answer_a_load_is_not_ready_then_dead_and_comes_back_without_it(

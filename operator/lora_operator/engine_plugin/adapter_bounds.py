@@ -15,7 +15,7 @@ _EMBEDDINGS: Final = "embed_tokens lm_head word_embeddings embed_in embed_out to
 
 
 @dataclass(frozen=True)
-class Limits:
+class AdapterBounds:
     """Bounds that no adapter trained on a base model comes near.
 
     An adapter of rank r has r times inputs plus outputs of a module in values, once for each module. `values` is twice the sum of
@@ -35,8 +35,8 @@ class Limits:
         modules: Mapping[str, Shape | None],
         stacks: Sequence[tuple[int, ...]] = (),
         flat: Collection[str] = (),
-    ) -> Limits:
-        """Those of a base model; `stacks` are shapes of tensors that hold a matrix for each expert, `flat` modules without a matrix."""
+    ) -> AdapterBounds:
+        """The bounds of a base model's adapters; `stacks` are shapes of tensors that hold a matrix for each expert, `flat` modules without a matrix."""
         count = len(modules) + 2 * sum(stack[0] for stack in stacks)
         numbers = [int(after) for name in modules if (after := _expert(name)).isdigit() and len(after) < 9]
         experts = max([number + 1 for number in numbers] + [stack[0] for stack in stacks], default=1)
@@ -60,10 +60,9 @@ class Limits:
 
 
 # Without a base model, or one whose files tell no shapes: more than any model has (vocabularies are below 300,000).
-UNKNOWN: Final = Limits(side=1 << 20, experts=1 << 12, modules=1 << 16, values=None, vocabulary=0)
-MOST_VALUES: Final = (
-    1 << 34
-)  # where a model's own sum is not known: rank 256 on all modules of a model of 400 billion parameters is 10 billion
+UNKNOWN: Final = AdapterBounds(side=1 << 20, experts=1 << 12, modules=1 << 16, values=None, vocabulary=0)
+# Where a model's own sum is not known: rank 256 on all modules of a model of 400 billion parameters is 10 billion.
+MOST_VALUES: Final = 1 << 34
 
 
 def _expert(name: str) -> str:

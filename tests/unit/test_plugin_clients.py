@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lora_operator.engine_plugin.gate import KEYLESS, OPEN_ROUTES
-from tests.unit.kit_pod import Json, Pod
-from tests.unit.kit_support import TOKEN
+from lora_operator.engine_plugin.admin_guard import KEYLESS, OPEN_ROUTES
+from tests.unit.plugin_pod import Json, Pod
+from tests.unit.plugin_support import TOKEN
 
 KEY = "sk-right"
 LIMIT = 1000
@@ -98,7 +98,7 @@ async def raw(pod: Pod, receive: Any, headers: list[tuple[bytes, bytes]]) -> tup
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "raw_path": b"/v1/embeddings"}
-    await pod.kit(scope | {"headers": headers, "query_string": b"", "app": pod.engine}, receive, send)
+    await pod.plugin(scope | {"headers": headers, "query_string": b"", "app": pod.engine}, receive, send)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     return sent[0]["status"], json.loads(sent[1]["body"]), dict(sent[0]["headers"])
 
@@ -121,7 +121,7 @@ async def test_a_body_that_grows_too_large_is_refused(bounded: Pod) -> None:
         assert ("POST", "/v1/embeddings") not in bounded.engine.calls
         status, _ = await bounded.call("POST", "/v1/embeddings", b"{}" + b" " * (LIMIT - 2))
         assert status == 200, "exactly the limit is allowed"
-        assert bounded.kit._requests == {}
+        assert bounded.plugin._requests == {}
 
 
 async def test_names_that_clients_make_up_are_not_kept(pod: Pod) -> None:

@@ -1,6 +1,6 @@
 """Makes foreign text fit to be shown: bounded and on one line.
 
-Names, tensor keys and engine errors come from tenants' files. Every message of the kit that holds any of them goes through here.
+Names, tensor keys and engine errors come from tenants' files. Every message of the plugin that holds any of them goes through here.
 """
 
 from __future__ import annotations
