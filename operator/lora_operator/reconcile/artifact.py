@@ -317,19 +317,27 @@ async def _create_job(
     try:
         job = await context.kube.create(manifest)
     except ConflictError:
-        job = await context.kube.get(JOBS, namespace, job_name(artifact.metadata.name, attempt))
-        owner = Job.parse(job).owner
-        if owner is None or owner[:2] != (Kind.MODEL_ARTIFACT, artifact.metadata.name):
-            raise ReasonError(
-                Reason.JOB_FAILED,
-                f"Job {namespace}/{job['metadata']['name']} exists and is not this artifact's: delete it",
-            ) from None
-        if owner.uid != artifact.metadata.uid:
-            return None
+        return await _existing_job(context, artifact, attempt)
     except ForbiddenError as error:
         raise ReasonError(Reason.JOB_UNSCHEDULABLE, f"the download Job was refused: {error}") from error
     except InvalidObjectError as error:
         part = f" (its node constraints are those of {placement.origin}'s podTemplate)" if placement.origin else ""
         raise ReasonError(Reason.JOB_FAILED, f"the download Job was not accepted{part}: {error}") from error
+    context.answers.take(Kind.JOB, job)
+    return job
+
+
+async def _existing_job(context: Context, artifact: ModelArtifact, attempt: int) -> Body | None:
+    """The Job that has the attempt's name already; None where it is of an earlier artifact of this name."""
+    namespace = artifact.metadata.namespace
+    job = await context.kube.get(JOBS, namespace, job_name(artifact.metadata.name, attempt))
+    owner = Job.parse(job).owner
+    if owner is None or owner[:2] != (Kind.MODEL_ARTIFACT, artifact.metadata.name):
+        raise ReasonError(
+            Reason.JOB_FAILED,
+            f"Job {namespace}/{job['metadata']['name']} exists and is not this artifact's: delete it",
+        ) from None
+    if owner.uid != artifact.metadata.uid:
+        return None
     context.answers.take(Kind.JOB, job)
     return job
