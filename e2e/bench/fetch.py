@@ -163,7 +163,7 @@ def fetch(source: Mapping[str, object], target: Path, credentials: Mapping[str, 
         "type": "BaseModel",
         "cacheRoot": str(target),
         "path": "",
-        **source,
+        "source": source,
     }
     if credentials is not None:
         folder = target.with_name("credentials")
@@ -241,7 +241,7 @@ def hub(content: Path) -> Iterator[Ways]:
 
             urls = {name: f"{url}/{REPO}/resolve/main/{name}" for name in names_in(content)}
             yield {
-                "fetch": lambda target: fetch({"huggingFace": {"repo": REPO, "endpoint": url}}, target),
+                "fetch": lambda target: fetch({"kind": "huggingFace", "repo": REPO, "endpoint": url}, target),
                 "hf download": hf,
                 "curl": lambda target: curl(urls, target),
             }
@@ -277,7 +277,9 @@ def s3(content: Path) -> Iterator[Ways]:
 
         urls = {name: f"{url}/{BUCKET}/model/{name}" for name in names_in(content)}
         yield {
-            "fetch": lambda target: fetch({"s3": {"bucket": BUCKET, "prefix": "model", "endpoint": url}}, target, keys),
+            "fetch": lambda target: fetch(
+                {"kind": "s3", "bucket": BUCKET, "prefix": "model", "endpoint": url}, target, keys
+            ),
             "aws s3 cp": copy,
             "curl": lambda target: curl(urls, target),
         }

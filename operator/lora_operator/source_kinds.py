@@ -45,7 +45,7 @@ class Secrets:
 
 @dataclass(frozen=True)
 class Scheme:
-    """One kind of source."""
+    """One row of the table: everything that differs from kind to kind but the code."""
 
     member: str  # of `source`, in the manifest
     title: str  # for people
@@ -53,7 +53,7 @@ class Scheme:
     model: str  # <class> of lora_operator.api.sources.source
     fetcher: str  # <module>:<class> below lora_operator.fetch.sources
     revision: str  # what the resolved revision is
-    verified: str  # what every payload is compared with
+    verified: str  # what every blob is compared with
     allowed_by: str  # the field of a ModelCache's spec that says what sources may name
     offline: str  # where an offline cache has it, in Markdown; empty where it serves none
     secrets: Secrets | None = None  # None where no credentials are asked for
@@ -138,7 +138,7 @@ SCHEMES: Final = (
         title="GCS",
         description="A folder of a bucket of Google Cloud Storage.",
         model="GcsSource",
-        fetcher="buckets:GcsSource",
+        fetcher="buckets.source:GcsSource",
         revision="a hash of the listing",
         verified="the size, the ETag that was listed, and the MD5 or CRC32C that Google keeps",
         allowed_by="gcs.allowedEndpoints",
@@ -150,7 +150,7 @@ SCHEMES: Final = (
         title="Azure",
         description="A folder of a container of Azure Blob Storage.",
         model="AzureSource",
-        fetcher="buckets:AzureSource",
+        fetcher="buckets.source:AzureSource",
         revision="a hash of the listing",
         verified="the size, the ETag that was listed, and the MD5 where Azure keeps one",
         allowed_by="azure.allowedEndpoints",
@@ -179,11 +179,13 @@ BY_MEMBER: Final = {scheme.member: scheme for scheme in SCHEMES}
 # Folders of the volume that are the operator's own: what sources brought, and what engines are given.
 RESERVED_FOLDERS: Final = ("hub", "artifacts", *BY_MEMBER)
 MEMBERS: Final = ", ".join(BY_MEMBER)
-KEYS: Final = {
-    scheme.secrets.keys.stands_for: scheme.secrets.keys
+# Of the sources that take several keys of a Secret.
+KEYS_BY_MEMBER: Final = {
+    scheme.member: scheme.secrets.keys
     for scheme in SCHEMES
     if scheme.secrets is not None and scheme.secrets.keys is not None
 }
+KEYS: Final = {keys.stands_for: keys for keys in KEYS_BY_MEMBER.values()}
 
 
 def keys_of(identity: str, present: Collection[str]) -> dict[str, str]:

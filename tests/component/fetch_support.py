@@ -138,7 +138,8 @@ class Fetcher:
         env: Mapping[str, str] | None = None,
         want: Mapping[str, Any] | None = None,
     ) -> Job:
-        """Starts a program; `source` is the request's one source."""
+        """Starts a program; `source` is its one kind of source with what is said of it."""
+        ((kind, wanted),) = source.items()
         self._count += 1
         folder = self.scratch / f"job-{self._count}"
         folder.mkdir(mode=0o777, parents=True)
@@ -146,7 +147,7 @@ class Fetcher:
         request = {
             "artifact": artifact or f"artifact-{self._count}",
             "type": type,
-            **source,
+            "source": {"kind": kind, **wanted},
             "path": path,
             "cacheRoot": str(self.cache),
             "baseModelPath": self.base if type == "Adapter" else None,

@@ -115,7 +115,7 @@ def _serve() -> None:
     request = FetchRequest.model_validate_json(sys.argv[1])
     with environment.private_home() as home:
         environment.prepare(request, home=Path(home))
-        if request.hugging_face is not None:
+        if request.source.kind == "huggingFace":
             import lora_operator.fetch.sources.huggingface.source
         else:
             import lora_operator.fetch.sources.s3.source  # noqa: F401

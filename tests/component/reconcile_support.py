@@ -337,7 +337,7 @@ class World:
             name, result = "eviction", self.eviction(request)
         else:
             fetch = FetchRequest.model_validate_json(environment["LORA_OPERATOR_FETCH"])
-            name = fetch.hugging_face.repo if fetch.hugging_face is not None else fetch.artifact
+            name = fetch.source.repo if fetch.source.kind == "huggingFace" else fetch.artifact
             result = self.outcomes.get(name) or success(fetch)
         if result is NEVER:
             return

@@ -48,9 +48,9 @@ def hub(models: list[dict[str, bytes]]) -> Iterator[HubServer]:
 
 
 def request(hub: HubServer, cache: Path) -> dict[str, Any]:
-    source = {"repo": REPO, "revision": "main", "endpoint": hub.url}
+    source = {"kind": "huggingFace", "repo": REPO, "revision": "main", "endpoint": hub.url}
     cache.mkdir(exist_ok=True)
-    return {"artifact": "base", "type": "BaseModel", "huggingFace": source, "cacheRoot": str(cache)}
+    return {"artifact": "base", "type": "BaseModel", "source": source, "cacheRoot": str(cache)}
 
 
 def require_whole(cache: Path) -> int:

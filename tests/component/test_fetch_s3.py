@@ -14,7 +14,7 @@ import pytest
 
 from e2e.fixtures import adapters
 from e2e.fixtures.s3 import Request, S3Server
-from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_place import ObjectPlace, blob_name
 from lora_operator.fetch.sources.ranges import PART
 from lora_operator.wire.jobs import FetchResult
 from tests.component.fetch_support import Fetcher, Job, make_base, until
@@ -418,7 +418,7 @@ def begin_with(fetcher: Fetcher, s3: S3Server, prefix: str, data: bytes) -> None
     """Leaves an unfinished download of the weights, as a node that died in mid-write may."""
     key = f"{prefix}/{BIG}"
     head = s3.admin.head_object(Bucket="private", Key=key)
-    place = Place.of(fetcher.cache, "s3", name="private", identity=(s3.url, "private"))
+    place = ObjectPlace.of(fetcher.cache, "s3", name="private", identity=(s3.url, "private"))
     place.prepare()
     (place.blobs / f"{blob_name(key, head['ETag'], head['ContentLength'])}.incomplete").write_bytes(data)
 

@@ -20,7 +20,7 @@ from e2e.fixtures.sts import Role, Sts, StsServer
 from lora_operator.constants import CACHE_MOUNT
 from lora_operator.desired.job import build_request
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.sources.s3.errors import Subject
+from lora_operator.fetch.sources.s3.errors import S3Subject
 from lora_operator.fetch.sources.s3.source import S3Keys, S3Source, build_client
 from lora_operator.plan.wants import build_artifact
 from lora_operator.wire.jobs import S3Request
@@ -81,7 +81,7 @@ def asked_for(server: S3Server, *, sts_at: str | None = None, **assume: Any) -> 
     request = build_request(artifact, cache, base_model_path=None, with_credentials=True)
     assert request.cache_root == CACHE_MOUNT
     told: dict[str, Any] = json.loads(request.model_dump_json(by_alias=True, exclude_none=True))
-    return {"s3": told["s3"]}
+    return {"s3": told["source"]}
 
 
 def run(fetcher: Fetcher, source: Mapping[str, Any], keys: Mapping[str, str] | None = TENANT, **options: Any) -> Job:
@@ -174,7 +174,7 @@ def test_keys_that_end_in_mid_download_are_renewed(service: S3Server, sts: Sts, 
     old = S3Keys(first.access, first.secret, first.token)
     request = S3Request(bucket="models", endpoint=service.url)
     with pytest.raises(ClientError, match="ExpiredToken"):
-        build_client(request, old, Subject(request, authenticated=True)).list_objects_v2(Bucket="models")
+        build_client(request, old, S3Subject.of(request, authenticated=True)).list_objects_v2(Bucket="models")
 
 
 def test_another_address_of_the_token_service_is_the_caches_to_name(
@@ -221,7 +221,7 @@ def test_every_answer_has_its_reason(case: str, service: S3Server, sts: Sts) -> 
     status, code, expected, words = ANSWERS[case]
     sts.answers = [(status, code)] * 9
     request = S3Request.model_validate(asked_for(service)["s3"])
-    subject = Subject(request, authenticated=True)
+    subject = S3Subject.of(request, authenticated=True)
     source = S3Source(request, build_client(request, S3Keys(*TENANT.values()), subject), subject)
     with pytest.raises(ReasonError) as raised:
         source.authorise()

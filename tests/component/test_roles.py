@@ -51,7 +51,7 @@ async def spec_of(world: World, name: str) -> dict[str, Any]:
 
 
 def role_of(pod: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(pod["containers"][0]["env"][0]["value"])["s3"]["role"]
+    found: dict[str, Any] = json.loads(pod["containers"][0]["env"][0]["value"])["source"]["role"]
     return found
 
 

@@ -105,7 +105,7 @@ class World:
     def _end(self, job: dict[str, Any]) -> None:
         name, env = job["metadata"]["name"], job["spec"]["template"]["spec"]["containers"][0]["env"]
         asked = json.loads(next(one["value"] for one in env if one["name"] == FETCH_REQUEST_ENV))
-        commit = self.content[asked["huggingFace"]["revision"]]
+        commit = self.content[asked["source"]["revision"]]
         result: dict[str, Any] = {"ok": True, "resolvedRevision": commit, "digest": "sha256:aa", "sizeBytes": 1}
         result |= {"files": 2, "path": f"artifacts/sql-{commit[:20]}", "rank": 8}
         if self.failure is not None:

@@ -353,11 +353,11 @@ class World:
         container = job["spec"]["template"]["spec"]["containers"][0]
         text = next(entry["value"] for entry in container["env"] if entry["name"] == "LORA_OPERATOR_FETCH")
         request = FetchRequest.model_validate_json(text)
-        assert request.hugging_face is not None
-        if request.hugging_face.repo in self.lost_nodes:
+        assert request.source.kind == "huggingFace"
+        if request.source.repo in self.lost_nodes:
             self._lose(job)
             return
-        ok = request.hugging_face.repo not in self.bad_repos
+        ok = request.source.repo not in self.bad_repos
         path = f"artifacts/{request.artifact}-{COMMIT}"
         result = (
             FetchResult(ok=True, resolved_revision=COMMIT, path=path, digest="sha256:a", size_bytes=1, files=1, rank=8)

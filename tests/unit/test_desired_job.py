@@ -11,7 +11,7 @@ import pytest
 from lora_operator.api import ModelArtifact
 from lora_operator.api.sources.source import Source
 from lora_operator.desired.job import build_credentials_secret, build_job, build_request, credentials_secret
-from lora_operator.desired.job_placement import Placement
+from lora_operator.desired.job_placement import JobPlacement
 from lora_operator.names import MAX_SIZE, short_hash, token_secret
 from lora_operator.wire.jobs import FETCH_REQUEST_ENV, FetchRequest
 from tests.unit.builders import make_artifact, make_cache
@@ -54,7 +54,8 @@ def test_what_the_job_is_told() -> None:
     assert json.loads(request.model_dump_json(by_alias=True, exclude_none=True)) == {
         "artifact": "sql-0a1b2c3d4e",
         "type": "Adapter",
-        "huggingFace": {
+        "source": {
+            "kind": "huggingFace",
             "repo": "org/sql",
             "revision": "v1",
             "allowPatterns": [],
@@ -83,7 +84,7 @@ def test_what_a_job_is_told_of_s3() -> None:
     assert json.loads(request.model_dump_json(by_alias=True, exclude_none=True)) == {
         "artifact": "sql-0a1b2c3d4e",
         "type": "Adapter",
-        "s3": {**s3, "allowPatterns": [], "ignorePatterns": []},
+        "source": {"kind": "s3", **s3, "allowPatterns": [], "ignorePatterns": []},
         "loadFormat": "auto",
         "trustRemoteCode": False,
         "pickledWeights": False,
@@ -103,7 +104,7 @@ def test_a_claim_is_mounted_to_be_read_and_nothing_else() -> None:
     claim = Source.model_validate({"persistentVolumeClaim": {"claimName": "trained", "path": "sql"}})
     artifact = artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": claim})})
     job = job_of(artifact)
-    told = json.loads(container_of(job)["env"][0]["value"])["persistentVolumeClaim"]
+    told = json.loads(container_of(job)["env"][0]["value"])["source"]
     assert (told["claimName"], told["path"], told["mount"]) == ("trained", "sql", "/source")
     assert told["claimNamespace"] == artifact.metadata.namespace
     volumes = {v["name"]: v for v in job["spec"]["template"]["spec"]["volumes"]}
@@ -171,7 +172,7 @@ def test_the_copy_of_the_token_goes_with_its_job() -> None:
 def test_a_job_goes_where_it_is_told_and_keeps_to_itself_otherwise() -> None:
     artifact, cache = make_artifact(), make_cache(access_modes=("ReadWriteOnce",))
     request = build_request(artifact, cache, base_model_path=None, with_credentials=False)
-    placement = Placement({"nodeSelector": {"zone": "b"}, "affinity": {"nodeAffinity": {"x": []}}}, "x")
+    placement = JobPlacement({"nodeSelector": {"zone": "b"}, "affinity": {"nodeAffinity": {"x": []}}}, "x")
     job = build_job(
         artifact,
         cache,
@@ -330,8 +331,8 @@ def test_what_the_kubelet_would_expand_comes_through_as_it_is() -> None:
     job = job_of(artifact.model_copy(update={"spec": spec}))
     env = {e["name"]: e["value"] for e in container_of(job)["env"]}
     request = FetchRequest.model_validate_json(expanded(env[FETCH_REQUEST_ENV]))
-    assert request.hugging_face is not None
-    assert request.hugging_face.allow_patterns == ("$(HOME)/*", "$$x", "a$")
+    assert request.source.kind == "huggingFace"
+    assert request.source.allow_patterns == ("$(HOME)/*", "$$x", "a$")
 
 
 def test_a_cache_bounds_its_jobs() -> None:
@@ -378,7 +379,7 @@ def test_sizes_that_were_stored_when_they_were_still_accepted_are_reckoned_with(
     artifact = artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": source})})
     cache = make_cache(maxArtifactSize=size, capacity=size, minFree=size)
     request = build_request(artifact, cache, base_model_path=None, with_credentials=False)
-    assert request.http is not None
+    assert request.source.kind == "http"
     limits = request.limits
     assert {limits.max_artifact_bytes, limits.capacity_bytes, limits.min_free_bytes, limits.hint_bytes} == {bounded}
-    assert request.http.max_bytes == bounded
+    assert request.source.max_bytes == bounded

@@ -24,11 +24,11 @@ from lora_operator.fetch.progress import Reporter, measure_blobs
 from lora_operator.fetch.sources import unpack
 from lora_operator.fetch.sources.archives import Packed, PackedStore, tidied
 from lora_operator.fetch.sources.checksums import Declared
-from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_place import ObjectPlace, blob_name
 from lora_operator.fetch.sources.object_store import ObjectStore
 from lora_operator.fetch.sources.oci import OciSource
 from lora_operator.fetch.volume import file_locks, store_locks
-from lora_operator.wire.jobs import FetchRequest, Limits
+from lora_operator.wire.jobs import FetchRequest, OciRequest, VolumeLimits
 
 MIB = 1 << 20
 
@@ -74,16 +74,16 @@ class Source:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path) -> ObjectPlace:
     (tmp_path / "artifacts").mkdir()
-    made = Place.of(tmp_path, "http", name="b", identity=("b",))
+    made = ObjectPlace.of(tmp_path, "http", name="b", identity=("b",))
     made.prepare()
     return made
 
 
-def packed(source: Source, place: Place, path: str) -> Packed:
+def packed(source: Source, place: ObjectPlace, path: str) -> Packed:
     root = place.folder.parents[1]
-    return Packed(source, place, source.remote(path), key=path, limit=64 * MIB, root=root, limits=Limits())
+    return Packed(source, place, source.remote(path), key=path, limit=64 * MIB, root=root, limits=VolumeLimits())
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def watched(stalled: list[float], after: float) -> Iterator[Reporter]:
         yield reporter
 
 
-def test_hashing_what_a_dead_job_left_is_getting_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashing_what_a_dead_job_left_is_getting_on(place: ObjectPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source(w=bytes(8 * MIB))
     file = source.remote("w")
     place.partial(file).write_bytes(bytes(7 * MIB))
@@ -111,7 +111,7 @@ def test_hashing_what_a_dead_job_left_is_getting_on(place: Place, monkeypatch: p
     assert source.sent == MIB
 
 
-def test_an_archive_that_was_verified_is_not_hashed_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_that_was_verified_is_not_hashed_again(place: ObjectPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source(archive=tar(a=b"1" * MIB, b=b"2"))
     archive = packed(source, place, "archive")
     hashed: list[int] = []
@@ -132,7 +132,7 @@ def test_an_archive_that_was_verified_is_not_hashed_again(place: Place, monkeypa
     assert len(hashed) == 2, "another one is"
 
 
-def image(source: Source, place: Place) -> tuple[PackedStore, list[RemoteFile]]:
+def image(source: Source, place: ObjectPlace) -> tuple[PackedStore, list[RemoteFile]]:
     """An image of two layers, whose archives were brought to see what is in them, and its files."""
     by_path: dict[str, tuple[Packed, str]] = {}
     files = []
@@ -144,11 +144,11 @@ def image(source: Source, place: Place) -> tuple[PackedStore, list[RemoteFile]]:
     return PackedStore(ObjectStore(source, place), by_path), files
 
 
-def unfinished(place: Place) -> int:
+def unfinished(place: ObjectPlace) -> int:
     return sum(path.stat().st_size for path in place.blobs.glob("*.incomplete"))
 
 
-def test_what_an_image_needs_is_what_it_takes_at_its_peak(place: Place) -> None:
+def test_what_an_image_needs_is_what_it_takes_at_its_peak(place: ObjectPlace) -> None:
     source = Source(one=tar(a=bytes(MIB)), two=tar(b=bytes(2 * MIB)))
     one, two = (len(source.objects[name]) for name in ("one", "two"))
     store, files = image(source, place)
@@ -165,7 +165,7 @@ def test_what_an_image_needs_is_what_it_takes_at_its_peak(place: Place) -> None:
     assert source.sent == 2 * (one + two)
 
 
-def test_an_archive_whose_files_another_job_has_extracted_is_not_brought_for_nothing(place: Place) -> None:
+def test_an_archive_whose_files_another_job_has_extracted_is_not_brought_for_nothing(place: ObjectPlace) -> None:
     source = Source(one=tar(a=bytes(MIB)), two=tar(b=b"2"))
     _, files = image(source, place)
     other = packed(source, place, "one")
@@ -203,9 +203,9 @@ def test_an_image_of_several_archives_is_downloaded_once(tmp_path: Path) -> None
         return httpx2.Response(200, stream=httpx2.ByteStream(data))
 
     home = "https://registry.test"
-    oci = {"reference": "registry.test/x/y:v1", "maxBytes": 64 * MIB, "allowedEndpoints": [home]}
-    told = {"artifact": "a-1", "type": "BaseModel", "cacheRoot": str(tmp_path), "oci": oci}
-    source = OciSource.open(FetchRequest.model_validate(told))
+    oci = OciRequest(reference="registry.test/x/y:v1", max_bytes=64 * MIB, allowed_endpoints=(home,))
+    told = {"artifact": "a-1", "type": "BaseModel", "cacheRoot": str(tmp_path), "source": oci}
+    source = OciSource.open(oci, FetchRequest.model_validate(told))
     source.registry.transport = httpx2.Client(transport=httpx2.MockTransport(answer))
     source.authorise()
     with source.collected(tmp_path, Reporter(on_stall=lambda _: None)):
@@ -231,7 +231,9 @@ ENDS = {
 
 
 @pytest.mark.parametrize("reason", ENDS)
-def test_what_of_an_archive_arrived_goes_only_where_it_is_at_fault_or_done(place: Place, reason: Reason | None) -> None:
+def test_what_of_an_archive_arrived_goes_only_where_it_is_at_fault_or_done(
+    place: ObjectPlace, reason: Reason | None
+) -> None:
     archive = packed(Source(one=tar(a=bytes(MIB))), place, "one")
     place.partial(archive.archive).write_bytes(b"what arrived")
     archive.used.add(place.partial(archive.archive))
@@ -242,14 +244,14 @@ def test_what_of_an_archive_arrived_goes_only_where_it_is_at_fault_or_done(place
 
 
 def test_files_that_are_passed_over_are_getting_on() -> None:
-    before = heartbeat.GETTING_ON.read()
+    before = heartbeat.HEARTBEAT.read()
     found = unpack.contents(io.BytesIO(tar(big=bytes(4 * MIB), a=b"1")), frozenset({"a"}), limit=64 * MIB)
     assert [b"".join(chunks) for _, chunks in found] == [b"1"]
-    assert heartbeat.GETTING_ON.read()[0] - before[0] >= 4 * MIB
+    assert heartbeat.HEARTBEAT.read()[0] - before[0] >= 4 * MIB
 
 
 def test_a_job_that_waits_for_a_lock_says_so_and_is_not_taken_for_stalled(
-    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    place: ObjectPlace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(store_locks, "_WAIT_S", 3.0)
     root, stalled, errors = place.folder.parents[1], list[float](), list[ReasonError]()

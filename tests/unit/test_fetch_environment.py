@@ -18,7 +18,7 @@ def request_for(root: Path, credentials: Path | None = None) -> FetchRequest:
     return FetchRequest(
         artifact="art",
         type="Adapter",
-        hugging_face=HuggingFaceRequest(repo="org/name", endpoint="http://127.0.0.1:1/"),
+        source=HuggingFaceRequest(repo="org/name", endpoint="http://127.0.0.1:1/"),
         cache_root=str(root),
         credentials=None if credentials is None else str(credentials),
     )
@@ -65,8 +65,7 @@ def test_ambient_s3_identities_are_removed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def s3_request(root: Path, credentials: Path | None = None) -> FetchRequest:
-    source = {"hugging_face": None, "s3": S3Request(bucket="models")}
-    return request_for(root, credentials).model_copy(update=source)
+    return request_for(root, credentials).model_copy(update={"source": S3Request(bucket="models")})
 
 
 S3_FILES = {"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": "secret-key", "AWS_SESSION_TOKEN": "session-token"}

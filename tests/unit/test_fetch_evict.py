@@ -17,7 +17,7 @@ import pytest
 from lora_operator.fetch.evict import evict
 from lora_operator.fetch.sources.huggingface import client, resume
 from lora_operator.fetch.sources.huggingface.source import HubStore
-from lora_operator.fetch.volume import limits, store_locks, views
+from lora_operator.fetch.volume import limits, snapshots, store_locks
 from lora_operator.plan.eviction import encode_keep
 from lora_operator.wire.jobs import EvictRequest, EvictResult, Manifest
 
@@ -124,7 +124,7 @@ def test_what_somebody_put_into_a_store_of_jobs_stays(root: Path) -> None:
 
 
 def test_jobs_note_what_they_bring_before_its_first_byte(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = resume.Place(hub=root / "hub", repo="org/a")
+    place = resume.HubPlace(hub=root / "hub", repo="org/a")
     noted: list[frozenset[str]] = []
 
     def download(*_: object, **__: object) -> dict[str, Path]:
@@ -215,7 +215,7 @@ def test_what_can_not_be_read_ends_the_eviction_before_it_removes_anything(
     if call == "manifest":
         other = make_view(root, "going-2", REPO, "other")
         before = here(root)
-        monkeypatch.setattr(views, "manifest_of", fails(views.manifest_of, within=other))
+        monkeypatch.setattr(snapshots, "manifest_of", fails(snapshots.manifest_of, within=other))
     else:
         monkeypatch.setattr(os, call, fails(getattr(os, call), within=kept))
     with pytest.raises(OSError, match="Input/output error"):

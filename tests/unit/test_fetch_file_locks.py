@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_operator.fetch.heartbeat import GETTING_ON
+from lora_operator.fetch.heartbeat import HEARTBEAT
 from lora_operator.fetch.volume import file_locks
 
 
@@ -58,7 +58,7 @@ def test_who_waits_for_another_job_gets_on_for_a_time(
     monkeypatch.setattr(file_locks, "_PATIENCE_S", patience)
     partial, waited = tmp_path / "x.incomplete", threading.Event()
     monkeypatch.setattr(time, "sleep", lambda _: waited.set())
-    before = GETTING_ON.read()
+    before = HEARTBEAT.read()
 
     def second() -> None:
         with file_locks.claimed(partial):
@@ -68,7 +68,7 @@ def test_who_waits_for_another_job_gets_on_for_a_time(
     with file_locks.claimed(partial):
         thread.start()
         assert waited.wait(10)
-        assert (GETTING_ON.read() != before) == counts
+        assert (HEARTBEAT.read() != before) == counts
     thread.join(10)
     assert not thread.is_alive()
 

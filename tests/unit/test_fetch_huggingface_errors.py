@@ -12,12 +12,12 @@ from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defin
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch.sources.huggingface import errors as module
-from lora_operator.fetch.sources.huggingface.errors import Subject, translate
+from lora_operator.fetch.sources.huggingface.errors import HubSubject, translate
 from lora_operator.wire.jobs import HuggingFaceRequest
 
 ENDPOINT = "http://127.0.0.1:1"
-SUBJECT = Subject(HuggingFaceRequest(repo="org/name", revision="v9", endpoint=ENDPOINT), authenticated=True)
-ANONYMOUS = Subject(SUBJECT.source, authenticated=False)
+SUBJECT = HubSubject.of(HuggingFaceRequest(repo="org/name", revision="v9", endpoint=ENDPOINT), authenticated=True)
+ANONYMOUS = HubSubject.of(SUBJECT.source, authenticated=False)
 
 
 def answer(
@@ -43,7 +43,7 @@ def timed_out() -> Exception:
     return httpx2.ReadTimeout("slow")
 
 
-ANSWERS: dict[str, tuple[Exception, Subject, Reason, str]] = {
+ANSWERS: dict[str, tuple[Exception, HubSubject, Reason, str]] = {
     "401 to nobody": (answer(401, "RepoNotFound"), ANONYMOUS, Reason.UNAUTHORIZED, "does not exist, or is private and needs a token"),
     "401 to nobody, without a code": (answer(401), ANONYMOUS, Reason.UNAUTHORIZED, "does not exist, or is private and needs a token"),
     "401 to a token": (

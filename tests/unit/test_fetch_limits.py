@@ -11,8 +11,8 @@ import pytest
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.volume.limits import NoRoomError, look, require_room, require_size, to_write
-from lora_operator.wire.jobs import Limits
+from lora_operator.fetch.volume.limits import NoRoomError, require_room, require_size, to_write, volume_state
+from lora_operator.wire.jobs import VolumeLimits
 
 MIB = 1 << 20
 
@@ -33,7 +33,7 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return SimpleNamespace(root=tmp_path, figures=figures)
 
 
-def require(volume: Any, missing: int, size: int, reserved: int, limits: Limits) -> None:
+def require(volume: Any, missing: int, size: int, reserved: int, limits: VolumeLimits) -> None:
     needed = to_write(size=(size or missing) * MIB, missing=missing * MIB, limits=limits)
     if needed:
         require_room(volume.root, needed=needed, limits=limits, reserved=reserved * MIB)
@@ -41,13 +41,13 @@ def require(volume: Any, missing: int, size: int, reserved: int, limits: Limits)
 
 def refused(volume: Any, missing: int, *, size: int = 0, reserved: int = 0, **limits: int) -> str:
     with pytest.raises(ReasonError) as caught:
-        require(volume, missing, size, reserved, Limits(**limits))
+        require(volume, missing, size, reserved, VolumeLimits(**limits))
     assert caught.value.reason is Reason.INSUFFICIENT_SPACE
     return caught.value.message
 
 
 def fits(volume: Any, missing: int, *, size: int = 0, reserved: int = 0, **limits: int) -> None:
-    require(volume, missing, size, reserved, Limits(**limits))
+    require(volume, missing, size, reserved, VolumeLimits(**limits))
 
 
 def test_the_volume_has_room_or_not(volume: Any) -> None:
@@ -86,7 +86,7 @@ def test_a_size_that_is_only_said_counts_until_the_content_is_there(volume: Any)
 def test_what_would_have_to_go_can_be_told_however_much_it_is(volume: Any) -> None:
     most = 2**63 - 1
     with pytest.raises(NoRoomError) as caught:
-        require_room(volume.root, needed=most, limits=Limits(min_free_bytes=most), reserved=most)
+        require_room(volume.root, needed=most, limits=VolumeLimits(min_free_bytes=most), reserved=most)
     assert caught.value.needed == most
 
 
@@ -101,7 +101,7 @@ def test_a_file_system_that_does_not_tell_its_size_has_room(volume: Any) -> None
 
 
 def test_content_that_is_too_big_is_told_with_both_sizes() -> None:
-    limits = Limits(max_artifact_bytes=10 * MIB)
+    limits = VolumeLimits(max_artifact_bytes=10 * MIB)
     require_size(10 * MIB, 3, limits)
     with pytest.raises(
         ReasonError, match=r"has 11.0 MiB in 3 files, and the ModelCache takes 10.0 MiB at most"
@@ -113,6 +113,6 @@ def test_content_that_is_too_big_is_told_with_both_sizes() -> None:
 
 
 def test_the_volume_as_a_job_tells_it(volume: Any) -> None:
-    found = look(volume.root)
+    found = volume_state(volume.root)
     assert found is not None
     assert (found.total_bytes, found.free_bytes, found.used_bytes) == (1024 * MIB, 100 * MIB, 30 * MIB)

@@ -12,7 +12,7 @@ import pytest
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.sources.oci_registry import Registry, login_of
+from lora_operator.fetch.sources.oci_registry import OciRegistry, login_of
 
 HOME, TOKENS = "https://registry.test", "https://tokens.test/token"
 CHALLENGE = f'Bearer realm="{TOKENS}",service="registry.test",scope="repository:other:push"'
@@ -29,8 +29,8 @@ def registry(
     *,
     allowed: tuple[str, ...] = (HOME, "https://tokens.test"),
     login: bool = True,
-) -> Registry:
-    made = Registry.to(HOME, "team/sql", allowed=allowed, login=("puller", "the-password") if login else None)
+) -> OciRegistry:
+    made = OciRegistry.to(HOME, "team/sql", allowed=allowed, login=("puller", "the-password") if login else None)
     made.transport = httpx2.Client(transport=httpx2.MockTransport(answer), follow_redirects=False)
     return made
 

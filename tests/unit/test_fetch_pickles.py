@@ -131,10 +131,13 @@ def test_engines_take_a_pickle_only_where_the_folders_manifest_says_that_it_was_
 @pytest.mark.parametrize(
     ("source", "in_place"),
     [
-        ({"local": {"path": "sql"}}, True),
-        ({"huggingFace": {"repo": "org/sql"}, "offline": True}, True),
-        ({"huggingFace": {"repo": "org/sql"}}, False),
-        ({"persistentVolumeClaim": {"claimName": "trained", "mount": "/source"}, "offline": True}, False),
+        ({"source": {"kind": "local", "path": "sql"}}, True),
+        ({"source": {"kind": "huggingFace", "repo": "org/sql"}, "offline": True}, True),
+        ({"source": {"kind": "huggingFace", "repo": "org/sql"}}, False),
+        (
+            {"source": {"kind": "persistentVolumeClaim", "claimName": "trained", "mount": "/source"}, "offline": True},
+            False,
+        ),
     ],
 )
 def test_what_may_change_after_its_scan_is_known(source: dict[str, object], in_place: bool) -> None:

@@ -18,7 +18,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch.volume import reservations
 from lora_operator.fetch.volume.limits import NoRoomError
 from lora_operator.fetch.volume.store_locks import STATE
-from lora_operator.wire.jobs import Limits
+from lora_operator.wire.jobs import VolumeLimits
 
 MIB = 1 << 20
 
@@ -36,12 +36,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def room(root: Path, holder: str, size: int, **limits: int) -> Iterator[list[int]]:
     """Yields how much is there, in MiB, to be changed."""
     there = [0]
-    with reservations.room(
+    with reservations.reserved(
         root,
         size=size * MIB,
         missing=lambda: (size - there[0]) * MIB,
         done=lambda: there[0] * MIB,
-        limits=Limits(holder=holder, **limits),
+        limits=VolumeLimits(holder=holder, **limits),
     ):
         yield there
 
@@ -78,7 +78,7 @@ def test_capacity_is_shared_too(root: Path) -> None:
 
 
 def test_what_is_written_by_now_is_not_kept_any_more(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reservations, "_TOLD_EVERY_S", 0.01)
+    monkeypatch.setattr(reservations, "_REPORT_EVERY_S", 0.01)
     with room(root, "a", 60) as there:
         there[0] = 50
         for _ in range(1000):

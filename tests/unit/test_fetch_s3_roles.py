@@ -16,7 +16,7 @@ from lora_operator.api import ModelArtifact, ModelCache
 from lora_operator.api.sources.source import Source
 from lora_operator.desired.job import build_request
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.sources.s3.errors import Subject
+from lora_operator.fetch.sources.s3.errors import S3Subject
 from lora_operator.fetch.sources.s3.source import S3Keys, S3Source, build_client
 from lora_operator.names import session_name
 from lora_operator.plan.artifact import ArtifactObservation, plan_artifact
@@ -115,8 +115,8 @@ def test_a_want_without_a_role_has_the_name_that_it_had_before_there_were_roles(
 
 def told(artifact: ModelArtifact, cache: ModelCache) -> RoleRequest | None:
     request = build_request(artifact, cache, base_model_path=None, with_credentials=True)
-    assert request.s3 is not None
-    return request.s3.role
+    assert isinstance(request.source, S3Request)
+    return request.source.role
 
 
 def test_what_a_job_is_told_of_its_role() -> None:
@@ -214,7 +214,7 @@ def test_which_token_service_is_asked_and_nobody_else(case: str, monkeypatch: py
     monkeypatch.setattr("time.sleep", lambda _: None)
     role = RoleRequest(arn=ROLE, session_name="team-a@sql", external_id="four-two", sts_endpoint=more.get("sts"))
     request = S3Request(bucket="models", endpoint=more.get("endpoint"), region=more.get("region"), role=role)
-    subject = Subject(request, authenticated=True)
+    subject = S3Subject.of(request, authenticated=True)
     client = build_client(request, S3Keys("AKIDOFTESTS", "secret-of-tests", "session-of-tests"), subject)
     with pytest.raises(ReasonError) as raised:
         S3Source(request, client, subject).authorise()

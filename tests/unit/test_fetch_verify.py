@@ -30,7 +30,7 @@ def test_verify(lfs: bool, tmp_path: Path) -> None:
     found = verify.verify(
         {path: remote(content, lfs=lfs) for path in (good, short, flipped, gone, tmp_path)}, count=meter.add
     )
-    assert found[good] == verify.Verdict(len(content), hashlib.sha256(content).hexdigest())
+    assert found[good] == verify.FileVerdict(len(content), hashlib.sha256(content).hexdigest())
     assert "bytes, the source declares" in found[short].fault
     assert ("sha256" if lfs else "git blob id") in found[flipped].fault
     assert "can't be read" in found[gone].fault
@@ -44,11 +44,11 @@ def test_what_was_hashed_while_it_arrived_is_not_read_again(tmp_path: Path) -> N
     path.write_bytes(other)  # which nobody would know but by reading it
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in (("right", right), ("other", other))}
 
-    def verdict(arrived: str, *, lfs: bool = True) -> verify.Verdict:
+    def verdict(arrived: str, *, lfs: bool = True) -> verify.FileVerdict:
         return verify.verify({path: remote(right, lfs=lfs)}, count=meter.add, arrived={path: arrived})[path]
 
     meter = Meter()
-    assert verdict(sums["right"]) == verify.Verdict(len(right), sums["right"])
+    assert verdict(sums["right"]) == verify.FileVerdict(len(right), sums["right"])
     assert "its sha256 is" in verdict(sums["other"]).fault
     assert meter.read()[0] == 2 * len(right)
     assert "git blob id" in verdict(sums["right"], lfs=False).fault, "of that no sum was taken"

@@ -13,7 +13,7 @@ from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources.folder import Tree
 from lora_operator.fetch.sources.volumes import ClaimSource, LocalSource
 from lora_operator.reconcile import artifact as reconciled
-from lora_operator.wire.jobs import FetchRequest
+from lora_operator.wire.jobs import ClaimRequest, FetchRequest, LocalRequest
 from tests.unit.builders import make_artifact
 from tests.unit.small_world import SmallWorld
 
@@ -23,12 +23,9 @@ LONG_AGO = (315532800, 315532800)  # what reproducible archives give all their f
 
 def content(root: Path, mount: Path, **claim: str) -> tuple[str, bytes]:
     """Revision and bytes of what a Job copies."""
-    wanted = {"claimName": "models", "mount": str(mount), **claim}
-    source = ClaimSource.open(
-        FetchRequest.model_validate(
-            {"artifact": "a-1", "type": "Adapter", "cacheRoot": str(root), "persistentVolumeClaim": wanted}
-        )
-    )
+    wanted = ClaimRequest.model_validate({"claimName": "models", "mount": str(mount), **claim})
+    request = FetchRequest(artifact="a-1", type="Adapter", cache_root=str(root), source=wanted)
+    source = ClaimSource.open(wanted, request)
     revision = source.authorise()
     blobs = source.open_store(root).download(source.listing(), moving=lambda: 0)
     source.confirm()
@@ -67,8 +64,9 @@ def test_claims_of_one_name_share_nothing(tmp_path: Path, key: str, monkeypatch:
 def test_a_change_of_owners_changes_nothing_of_a_folder_in_the_caches_own_volume(tmp_path: Path) -> None:
     """Kubernetes sets the group of every file anew where a pod mounts the volume with an fsGroup."""
     put(tmp_path / "sql", b"weights")
-    request = {"artifact": "a-1", "type": "Adapter", "cacheRoot": str(tmp_path), "local": {"path": "sql"}}
-    source = LocalSource.open(FetchRequest.model_validate(request))
+    local = LocalRequest(path="sql")
+    request = FetchRequest(artifact="a-1", type="Adapter", cache_root=str(tmp_path), source=local)
+    source = LocalSource.open(local, request)
     source.authorise()
     (tmp_path / "sql" / WEIGHTS).chmod(0o664)
     source.open_store(tmp_path).confirm()

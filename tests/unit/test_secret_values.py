@@ -9,7 +9,7 @@ import pytest
 
 from lora_operator.errors import ReasonError
 from lora_operator.kube.client import Kube
-from lora_operator.reconcile.services import Secrets
+from lora_operator.reconcile.services import SecretReader
 from tests.unit.fake_kube import FakeKube
 
 ALL = {"AWS_ACCESS_KEY_ID": "ak", "AWS_SECRET_ACCESS_KEY": "sk", "AWS_SESSION_TOKEN": "st", "token": "hf", "other": "x"}
@@ -20,7 +20,7 @@ async def values(key: str, data: dict[str, str], uid: str = "u") -> dict[str, by
     kube = FakeKube()
     encoded = {name: base64.b64encode(value.encode()).decode() for name, value in data.items()}
     kube.put({"metadata": {"name": "keys", "namespace": "team-a", "uid": "u"}, "data": encoded}, "Secret")
-    return await Secrets(cast(Kube, kube), "ops").values(("team-a", "keys", key, uid))
+    return await SecretReader(cast(Kube, kube), "ops").values(("team-a", "keys", key, uid))
 
 
 async def test_the_hub_gets_the_one_key_that_is_named() -> None:

@@ -37,7 +37,8 @@ def test_every_scheme_has_its_model_its_request_its_program_and_its_page(scheme:
     assert model is getattr(source, scheme.model)
     assert issubclass(model, SourceMember)
     assert source.Source.model_fields[scheme.field].alias == scheme.member
-    assert FetchRequest.model_fields[scheme.field].alias == scheme.member
+    kinds = typing.get_args(FetchRequest.model_fields["source"].annotation)
+    assert [kind for kind in kinds if kind.model_fields["kind"].default == scheme.member], "a Job can't be told of it"
     module, _, name = scheme.fetcher.partition(":")
     assert callable(getattr(importlib.import_module(f"lora_operator.fetch.sources.{module}"), name).open)
     page = Path(__file__).parents[2] / "docs" / "sources" / f"{scheme.member}.md"

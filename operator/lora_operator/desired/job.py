@@ -17,9 +17,9 @@ from lora_operator.constants import (
     FETCH_CONTAINER,
     SOURCE_MOUNT,
 )
-from lora_operator.desired.common import CONTAINER_SECURITY, literal, mounted_secret, owner_reference
-from lora_operator.desired.job_placement import Placement, keep_on_one_node
-from lora_operator.desired.job_pod import with_access
+from lora_operator.desired.common import mounted_secret, owner_reference
+from lora_operator.desired.job_placement import JobPlacement, keep_on_one_node
+from lora_operator.desired.job_pod import Program, build_template, with_access
 from lora_operator.names import (
     bounded,
     fetch_labels,
@@ -31,10 +31,10 @@ from lora_operator.names import (
     token_secret,
 )
 from lora_operator.source_kinds import Scheme
-from lora_operator.wire.jobs import FETCH_REQUEST_ENV, FetchRequest, Limits
+from lora_operator.wire.jobs import FETCH_REQUEST_ENV, ClaimRequest, FetchRequest, VolumeLimits
 
 MAX_VIEW_NAME: Final = 180  # of 255 bytes that a file name may have, so that the revision fits behind it
-ANYWHERE: Final = Placement()
+ANYWHERE: Final = JobPlacement()
 CREDENTIALS_VOLUME: Final = "credentials"
 
 
@@ -54,7 +54,10 @@ def build_request(
         {
             "artifact": bounded(artifact.metadata.name, MAX_VIEW_NAME),
             "type": artifact.spec.type,
-            scheme.member: source.member.to_request() | _of_cache(scheme, cache, claim_uid) | _role(artifact, cache),
+            "source": {"kind": scheme.member}
+            | source.member.to_request()
+            | _of_cache(scheme, cache, claim_uid)
+            | _role(artifact, cache),
             "path": source.path,
             "cacheRoot": CACHE_MOUNT,
             "credentials": CREDENTIALS_MOUNT if with_credentials else None,
@@ -66,16 +69,20 @@ def build_request(
             "pickledWeights": artifact.spec.pickled_weights is not None,
             "withoutTokenizer": artifact.spec.without_tokenizer or False,
             "baseModelPath": base_model_path,
-            "limits": Limits(
-                max_artifact_bytes=parse_size(cache.spec.max_artifact_size),
-                capacity_bytes=parse_size(cache.spec.capacity),
-                min_free_bytes=parse_size(cache.spec.min_free) or 0,
-                holder=f"{bounded(artifact.metadata.name, MAX_VIEW_NAME)}-{short_hash(cache.status.claim_uid)}",
-                hint_bytes=parse_size(source.size_hint) or 0,
-            ),
+            "limits": _limits(artifact, cache),
             "owner": cache.status.claim_uid,
             "maxWorkers": cache.spec.download.max_workers,
         }
+    )
+
+
+def _limits(artifact: ModelArtifact, cache: ModelCache) -> VolumeLimits:
+    return VolumeLimits(
+        max_artifact_bytes=parse_size(cache.spec.max_artifact_size),
+        capacity_bytes=parse_size(cache.spec.capacity),
+        min_free_bytes=parse_size(cache.spec.min_free) or 0,
+        holder=f"{bounded(artifact.metadata.name, MAX_VIEW_NAME)}-{short_hash(cache.status.claim_uid)}",
+        hint_bytes=parse_size(artifact.spec.source.size_hint) or 0,
     )
 
 
@@ -113,65 +120,18 @@ def build_job(
     deadline_seconds: int,
     resources: dict[str, Any],
     nonce: str,
-    placement: Placement = ANYWHERE,
+    placement: JobPlacement = ANYWHERE,
 ) -> dict[str, Any]:
     """The Job; deadline and resources are the cache's where it says any. One that has credentials is made suspended, and goes on once
     the Secret that it owns exists, whose name has the random `nonce`."""
     timeout = parse_duration(cache.spec.download.timeout)
     name = job_name(artifact.metadata.name, attempt)
     labels = fetch_labels(artifact.metadata.name)
-    with_credentials = request.credentials is not None
-    volumes: list[dict[str, Any]] = [
-        {"name": "cache", "persistentVolumeClaim": {"claimName": cache.claim_name}},
-        {"name": "tmp", "emptyDir": {}},
-    ]
-    mounts: list[dict[str, Any]] = [
-        {"name": "cache", "mountPath": CACHE_MOUNT},
-        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  an emptyDir in the pod
-    ]
-    if (claim := request.persistent_volume_claim) is not None:
-        read_only = {"claimName": claim.claim_name, "readOnly": True}
-        volumes.append({"name": "source", "persistentVolumeClaim": read_only})
-        mounts.append({"name": "source", "mountPath": SOURCE_MOUNT, "readOnly": True})
-    if with_credentials:
-        volumes.append(
-            {
-                "name": CREDENTIALS_VOLUME,
-                "secret": {"secretName": token_secret(name, nonce), "defaultMode": 0o444},
-            }
-        )
-        mounts.append({"name": CREDENTIALS_VOLUME, "mountPath": CREDENTIALS_MOUNT, "readOnly": True})
-    template = {
-        "metadata": {"labels": labels},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": 10,
-            "securityContext": pod_security(cache),
-            "containers": [
-                {
-                    "name": FETCH_CONTAINER,
-                    "image": image,
-                    "imagePullPolicy": image_pull_policy,
-                    "args": ["fetch"],
-                    "env": [
-                        {
-                            "name": FETCH_REQUEST_ENV,
-                            "value": literal(request.model_dump_json(by_alias=True, exclude_none=True)),
-                        },
-                        {"name": "HOME", "value": "/tmp"},  # noqa: S108
-                    ],
-                    "resources": resources,
-                    "securityContext": CONTAINER_SECURITY | {"readOnlyRootFilesystem": True},
-                    "terminationMessagePolicy": "FallbackToLogsOnError",
-                    "volumeMounts": mounts,
-                }
-            ],
-            "volumes": volumes,
-        }
-        | placement.pod_spec,
-    }
+    asked = (FETCH_REQUEST_ENV, request.model_dump_json(by_alias=True, exclude_none=True))
+    program = Program(FETCH_CONTAINER, "fetch", asked, image, image_pull_policy, resources)
+    volumes, mounts = _source_volumes(request, name, nonce)
+    template = build_template(cache, program, labels=labels, volumes=volumes, mounts=mounts)
+    template["spec"] |= placement.pod_spec
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -187,7 +147,7 @@ def build_job(
             "completions": 1,
             "parallelism": 1,
             "activeDeadlineSeconds": deadline_seconds if timeout is None else math.ceil(timeout),
-            "suspend": with_credentials,
+            "suspend": request.credentials is not None,
             "template": keep_on_one_node(
                 with_access(template, cache, service_account=request.workload_identity), cache
             ),
@@ -195,19 +155,19 @@ def build_job(
     }
 
 
-def pod_security(cache: ModelCache) -> dict[str, Any]:
-    """Under which identity the pods of Jobs run."""
-    wanted = cache.spec.security_context
-    context: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    if wanted.run_as_user is not None:
-        context["runAsUser"] = wanted.run_as_user
-    if wanted.fs_group is not None:
-        context["fsGroup"] = wanted.fs_group
-    if wanted.fs_group_change_policy is not None:
-        context["fsGroupChangePolicy"] = wanted.fs_group_change_policy
-    if wanted.supplemental_groups:
-        context["supplementalGroups"] = list(wanted.supplemental_groups)
-    return context
+def _source_volumes(request: FetchRequest, job: str, nonce: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes with the source's own content and its credentials, and where they are mounted."""
+    volumes: list[dict[str, Any]] = []
+    mounts: list[dict[str, Any]] = []
+    if isinstance(request.source, ClaimRequest):
+        read_only = {"claimName": request.source.claim_name, "readOnly": True}
+        volumes.append({"name": "source", "persistentVolumeClaim": read_only})
+        mounts.append({"name": "source", "mountPath": SOURCE_MOUNT, "readOnly": True})
+    if request.credentials is not None:
+        secret = {"secretName": token_secret(job, nonce), "defaultMode": 0o444}
+        volumes.append({"name": CREDENTIALS_VOLUME, "secret": secret})
+        mounts.append({"name": CREDENTIALS_VOLUME, "mountPath": CREDENTIALS_MOUNT, "readOnly": True})
+    return volumes, mounts
 
 
 def credentials_secret(job: dict[str, Any]) -> str | None:

@@ -19,14 +19,14 @@ _LATEST: Final = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Placement:
+class JobPlacement:
     """Parts of a Job's pod spec, and whose podTemplate they are from."""
 
     pod_spec: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
 
 
-def job_placement(cache: ModelCache, deployments: Iterable[VLLMDeployment]) -> Placement:
+def job_placement(cache: ModelCache, deployments: Iterable[VLLMDeployment]) -> JobPlacement:
     """The node constraints for a Job whose content these deployments want: those of the oldest one's podTemplate.
 
     nodeSelector and node affinity decide where a volume is made, and which node a ReadWriteOnce one is tied to. Once a volume is
@@ -36,10 +36,10 @@ def job_placement(cache: ModelCache, deployments: Iterable[VLLMDeployment]) -> P
     """
     oldest = min(deployments, key=_age, default=None)
     if oldest is None:
-        return Placement()
+        return JobPlacement()
     spec = (oldest.spec.pod_template or {}).get("spec")
     if not isinstance(spec, dict):
-        return Placement()
+        return JobPlacement()
     found: dict[str, Any] = {}
     if isinstance(tolerations := spec.get("tolerations"), list) and tolerations:
         found["tolerations"] = tolerations
@@ -49,7 +49,7 @@ def job_placement(cache: ModelCache, deployments: Iterable[VLLMDeployment]) -> P
         affinity = spec.get("affinity")
         if isinstance(affinity, dict) and isinstance(node := affinity.get("nodeAffinity"), dict) and node:
             found["affinity"] = {"nodeAffinity": node}
-    return Placement(found, f"VLLMDeployment {oldest.metadata.namespace}/{oldest.metadata.name}" if found else "")
+    return JobPlacement(found, f"VLLMDeployment {oldest.metadata.namespace}/{oldest.metadata.name}" if found else "")
 
 
 def keep_on_one_node(template: dict[str, Any], cache: ModelCache) -> dict[str, Any]:

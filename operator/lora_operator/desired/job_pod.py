@@ -1,17 +1,76 @@
-"""The parts of a Job's pod that follow from how the cache's Jobs get at sources: identity, network, and the cache's jobTemplate."""
+"""The pod of a Job: the operator's own program, restricted, with what the cache says of identity, network and its jobTemplate."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from lora_operator.api.cache import ModelCache
-from lora_operator.constants import CA_MOUNT, IDENTITY_MOUNT
+from lora_operator.constants import CA_MOUNT, CACHE_MOUNT, IDENTITY_MOUNT
+from lora_operator.desired.common import CONTAINER_SECURITY, literal
 
 AWS_AUDIENCE: Final = "sts.amazonaws.com"
 TOKEN_SECONDS: Final = 3600  # the kubelet renews it
 # A sidecar would never end, and a Job with it; and where it must start first, its Job would find no network.
 _NO_SIDECAR_LABELS: Final = {"sidecar.istio.io/inject": "false", "istio.io/dataplane-mode": "none"}
 _NO_SIDECAR_ANNOTATIONS: Final = {"sidecar.istio.io/inject": "false", "linkerd.io/inject": "disabled"}
+
+
+@dataclass(frozen=True)
+class Program:
+    """The operator's own program in a Job's one container."""
+
+    container: str
+    command: str  # of the operator's command line
+    request: tuple[str, str]  # the environment variable and its value, which the kubelet must not expand
+    image: str
+    image_pull_policy: str
+    resources: dict[str, Any]
+
+
+def build_template(
+    cache: ModelCache,
+    program: Program,
+    *,
+    labels: dict[str, str],
+    volumes: Sequence[dict[str, Any]] = (),
+    mounts: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """A Job's pod template: restricted, without the API server's token, with the cache, and with what else it mounts."""
+    name, value = program.request
+    container = {
+        "name": program.container,
+        "image": program.image,
+        "imagePullPolicy": program.image_pull_policy,
+        "args": [program.command],
+        "env": [
+            {"name": name, "value": literal(value)},
+            {"name": "HOME", "value": "/tmp"},  # noqa: S108  an emptyDir in the pod
+        ],
+        "resources": program.resources,
+        "securityContext": CONTAINER_SECURITY | {"readOnlyRootFilesystem": True},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "cache", "mountPath": CACHE_MOUNT},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+            *mounts,
+        ],
+    }
+    spec = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 10,
+        "securityContext": _pod_security(cache),
+        "containers": [container],
+        "volumes": [
+            {"name": "cache", "persistentVolumeClaim": {"claimName": cache.claim_name}},
+            {"name": "tmp", "emptyDir": {}},
+            *volumes,
+        ],
+    }
+    return {"metadata": {"labels": labels}, "spec": spec}
 
 
 def with_access(template: dict[str, Any], cache: ModelCache, *, service_account: str | None) -> dict[str, Any]:
@@ -74,3 +133,18 @@ def _network_env(cache: ModelCache) -> list[dict[str, Any]]:
         if value is not None
         for form in (name, name.lower())
     ]
+
+
+def _pod_security(cache: ModelCache) -> dict[str, Any]:
+    """Under which identity the pods of Jobs run."""
+    wanted = cache.spec.security_context
+    context: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if wanted.run_as_user is not None:
+        context["runAsUser"] = wanted.run_as_user
+    if wanted.fs_group is not None:
+        context["fsGroup"] = wanted.fs_group
+    if wanted.fs_group_change_policy is not None:
+        context["fsGroupChangePolicy"] = wanted.fs_group_change_policy
+    if wanted.supplemental_groups:
+        context["supplementalGroups"] = list(wanted.supplemental_groups)
+    return context

@@ -28,8 +28,8 @@ from lora_operator.fetch.content.select import RemoteFile, WantedFile
 from lora_operator.fetch.heartbeat import Meter
 from lora_operator.fetch.progress import Reporter, measure_blobs, stall_after
 from lora_operator.fetch.result import failure, finish
-from lora_operator.fetch.sources.base import Source, Store, open_source
-from lora_operator.fetch.volume import layout, limits, reservations, store_locks, views
+from lora_operator.fetch.sources.base import ContentStore, Source, open_source
+from lora_operator.fetch.volume import layout, limits, reservations, snapshots, store_locks
 from lora_operator.wire.jobs import FETCH_REQUEST_ENV, FetchRequest, FetchResult, Manifest, ManifestFile
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def main() -> int:
         print(text.redact(traceback.format_exc()), file=sys.stderr, flush=True)
         result = failure(error)
     if request is not None:
-        result = result.model_copy(update={"volume": limits.look(Path(request.cache_root))})
+        result = result.model_copy(update={"volume": limits.volume_state(Path(request.cache_root))})
     return finish(result)
 
 
@@ -104,13 +104,13 @@ def _fetch(
     layout.prepare(root, source.folder)
     store = source.open_store(root)
     with store_locks.held(root, store.blobs, owner=request.owner):
-        return _bring(request, source, store, revision, wanted, reporter)
+        return _download_and_publish(request, source, store, revision, wanted, reporter)
 
 
-def _bring(
+def _download_and_publish(
     request: FetchRequest,
     source: Source,
-    store: Store,
+    store: ContentStore,
     revision: str,
     wanted: Sequence[WantedFile],
     reporter: Reporter,
@@ -123,7 +123,7 @@ def _bring(
     cached = {file.blob for file in files if store.has(file)}
     measure = measure_blobs(store.blobs, files)
     remotes = [file.remote for file in wanted]
-    with reservations.room(
+    with reservations.reserved(
         root,
         size=_total(files),
         missing=lambda: store.missing_bytes(files),
@@ -149,8 +149,8 @@ def _bring(
 
 
 def _verify(
-    store: Store, files: Sequence[RemoteFile], blobs: Mapping[str, Path], reporter: Reporter
-) -> dict[str, verify.Verdict]:
+    store: ContentStore, files: Sequence[RemoteFile], blobs: Mapping[str, Path], reporter: Reporter
+) -> dict[str, verify.FileVerdict]:
     """Verdicts by the file's path in the source; a blob that several files share is read once."""
     meter = Meter()
     unique = {blobs[file.path]: store.expected(file) for file in files}
@@ -161,7 +161,9 @@ def _verify(
     return {file.path: verdicts[blobs[file.path]] for file in files}
 
 
-def _require_right(store: Store, files: Sequence[RemoteFile], verdicts: Mapping[str, verify.Verdict]) -> None:
+def _require_right(
+    store: ContentStore, files: Sequence[RemoteFile], verdicts: Mapping[str, verify.FileVerdict]
+) -> None:
     wrong = [file for file in files if verdicts[file.path].fault]
     for file in wrong:
         store.forget(file)
@@ -180,7 +182,7 @@ def _publish(
     revision: str,
     wanted: Sequence[WantedFile],
     blobs: Mapping[str, Path],
-    verdicts: Mapping[str, verify.Verdict],
+    verdicts: Mapping[str, verify.FileVerdict],
 ) -> FetchResult:
     root = Path(os.path.realpath(request.cache_root))
     files = tuple(
@@ -188,8 +190,8 @@ def _publish(
         for file in wanted
     )
     log.info("checking and publishing")
-    with views.staged(root, {file.name: blobs[file.remote.path] for file in wanted}) as staging:
-        found = check.inspect(request, root=root, view=staging)
+    with snapshots.staged(root, {file.name: blobs[file.remote.path] for file in wanted}) as staging:
+        found = check.inspect(request, root=root, snapshot=staging)
         manifest = Manifest(
             type=request.type,
             repo=title,
@@ -200,7 +202,7 @@ def _publish(
             target_modules=found.target_modules,
         )
         readable = request.artifact.rpartition("-")[0] or request.artifact  # without the hash of the want
-        path = views.publish(root, staging, manifest, title=readable)
+        path = snapshots.publish(root, staging, manifest, title=readable)
     return FetchResult(
         ok=True,
         resolved_revision=revision,
@@ -226,8 +228,6 @@ def _read_request() -> FetchRequest:
         raise ReasonError(
             Reason.JOB_FAILED, f"{FETCH_REQUEST_ENV} is no fetch request: {request.artifact!r} is not a name"
         )
-    if request.scheme is None:
-        raise ReasonError(Reason.JOB_FAILED, f"{FETCH_REQUEST_ENV} is no fetch request: it has not exactly one source")
     return request
 
 

@@ -17,7 +17,8 @@ import certifi
 from lora_operator.constants import CREDENTIALS_KEY, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.wire.jobs import FetchRequest
+from lora_operator.source_kinds import KEYS_BY_MEMBER
+from lora_operator.wire.jobs import FetchRequest, HuggingFaceRequest
 
 DOWNLOAD_TIMEOUT_S: Final = 30  # without a byte, per request; the library tries five times more before it gives up
 METADATA_TIMEOUT_S: Final = 15
@@ -77,7 +78,7 @@ def prepare(request: FetchRequest, *, home: Path) -> None:
             "HF_HOME": str(home / "huggingface"),
             "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_SHARED_BLOBS": "1",  # payloads stay in the repository's own blobs
+            "HF_HUB_DISABLE_SHARED_BLOBS": "1",  # each repository keeps its own
             "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
@@ -91,8 +92,8 @@ def prepare(request: FetchRequest, *, home: Path) -> None:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
     )
-    if request.hugging_face is not None:
-        os.environ["HF_ENDPOINT"] = request.hugging_face.endpoint.rstrip("/")
+    if isinstance(request.source, HuggingFaceRequest):
+        os.environ["HF_ENDPOINT"] = request.source.endpoint.rstrip("/")
 
 
 def trust(bundle: Path, *, home: Path) -> None:
@@ -126,11 +127,7 @@ def read_keys(request: FetchRequest) -> dict[str, str] | None:
     if request.credentials is None:
         return None
     folder = Path(request.credentials)
-    scheme = request.scheme
-    assert scheme is not None  # noqa: S101  the program looked
-    assert scheme.secrets is not None  # noqa: S101  as the table says
-    assert scheme.secrets.keys is not None  # noqa: S101
-    keys = scheme.secrets.keys
+    keys = KEYS_BY_MEMBER[request.source.kind]
     names = keys.choose([path.name for path in folder.glob("*")])
     return {name: _read(folder, name, document=name in keys.documents) for name in names}
 

@@ -1,13 +1,13 @@
-"""The program of an eviction Job: removes views that are not to be kept, then the payloads that no view links to any more.
+"""The program of an eviction Job: removes snapshots that are not to be kept, then the blobs that no snapshot links to any more.
 
-A view goes only under the exclusive locks of all stores that it links to, by one rename; a payload only under its store's, after the
-views were looked at again. What Jobs did not make is never touched: folders without a manifest, stores that somebody filled by hand,
-commits that somebody put into a store of Jobs, files that a view links to elsewhere. A program that is ended in between leaves nothing half visible, and the next one goes on.
+A snapshot goes only under the exclusive locks of all stores that it links to, by one rename; a blob only under its store's, after the
+snapshots were looked at again. What Jobs did not make is never touched: folders without a manifest, stores that somebody filled by hand,
+commits that somebody put into a store of Jobs, files that a snapshot links to elsewhere. A program that is ended in between leaves nothing half visible, and the next one goes on.
 
-While downloads are under way (the operator says so) no payload goes, only views: on a volume whose locks hold for one node alone a Job
-elsewhere may just have counted a payload as cached. What is released then is noted, and goes with the next eviction without downloads.
+While downloads are under way (the operator says so) no blob goes, only snapshots: on a volume whose locks hold for one node alone a Job
+elsewhere may just have counted a blob as cached. What is released then is noted, and goes with the next eviction without downloads.
 
-What can't be read is in use: every folder beside the views counts with its links, whoever made it and whether its manifest is understood or
+What can't be read is in use: every folder beside the snapshots counts with its links, whoever made it and whether its manifest is understood or
 not, and an error of the volume while they are looked at ends the program before it removes anything.
 """
 
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final
 
 from lora_operator.fetch import text
-from lora_operator.fetch.volume import layout, limits, released_payloads, store_locks, views
+from lora_operator.fetch.volume import layout, limits, released_blobs, snapshots, store_locks
 from lora_operator.wire.jobs import (
     EVICT_REQUEST_ENV,
     KEEP_BYTES,
@@ -41,8 +41,6 @@ from lora_operator.wire.jobs import (
 
 log = logging.getLogger(__name__)
 
-_TMP: Final = ".tmp-"
-_BLOBS: Final = "blobs"
 _CLOCKS_S: Final = 120.0  # by which clocks may differ
 
 
@@ -88,9 +86,11 @@ class _Eviction:
     request: EvictRequest
     keep: set[bytes]
     now: float
-    links: dict[str, dict[Path, set[str]]] = field(default_factory=dict)  # folder → store → names of its payloads
-    released: dict[Path, set[str]] = field(default_factory=dict)  # of views that were removed, and not themselves yet
-    views: int = 0
+    links: dict[str, dict[Path, set[str]]] = field(default_factory=dict)  # folder → store → names of its blobs
+    released: dict[Path, set[str]] = field(
+        default_factory=dict
+    )  # of snapshots that were removed, and not themselves yet
+    removed: int = 0  # snapshots
     freed: int = 0
     left: int = 0  # bytes
     busy: set[Path] = field(default_factory=set)
@@ -101,35 +101,35 @@ class _Eviction:
             self.fresh = max(0.0, time.time() - self.request.built) + _CLOCKS_S
 
     def run(self) -> EvictResult:
-        views.remove_stale(self.root / layout.ARTIFACTS, now=self.now)
-        self.released = released_payloads.read(self.root)
-        self._look()
-        for view in self._going():
-            if self._age(view) >= self.fresh:
-                self._remove_view(view, self.links[view.name])
+        snapshots.remove_stale(self.root / layout.ARTIFACTS, now=self.now)
+        self.released = released_blobs.read(self.root)
+        self._read_links()
+        for snapshot in self._going():
+            if self._age(snapshot) >= self.fresh:
+                self._remove_snapshot(snapshot, self.links[snapshot.name])
         stores = store_locks.own_stores(self.root)
         self.released = {store: names for store, names in self.released.items() if store in stores}
-        released_payloads.write(self.root, self.released)  # whatever becomes of this program
+        released_blobs.write(self.root, self.released)  # whatever becomes of this program
         for store in stores:
             with store_locks.exclusive(self.root, store) as free:
                 if free:
                     self._sweep(store)
                 else:
                     self.busy.add(store)
-        released_payloads.write(self.root, self.released)
+        released_blobs.write(self.root, self.released)
         return EvictResult(
             ok=True,
-            views=self.views,
+            views=self.removed,
             freed_bytes=self.freed,
             busy=len(self.busy),
             left_bytes=self.left,
-            volume=limits.look(self.root),
+            volume=limits.volume_state(self.root),
         )
 
-    def _look(self) -> None:
+    def _read_links(self) -> None:
         """Reads the links of every folder that was not looked at before, or that a Job may be at work in. Raises OSError."""
         for folder in _folders(self.root):
-            if folder.name not in self.links or folder.name.startswith(_TMP):
+            if folder.name not in self.links or folder.name.startswith(layout.TMP):
                 with contextlib.suppress(_GoneError):
                     self.links[folder.name] = _links(self.root, folder)
 
@@ -137,34 +137,34 @@ class _Eviction:
         """Folders that Jobs published, which alone may go, and that are not to be kept. Raises OSError."""
         folders = (self.root / layout.ARTIFACTS / name for name in self.links if not name.startswith("."))
         going = (folder for folder in folders if keep_mark(folder.name) not in self.keep and not folder.is_symlink())
-        return [folder for folder in going if views.manifest_of(folder) is not None]
+        return [folder for folder in going if snapshots.manifest_of(folder) is not None]
 
-    def _remove_view(self, view: Path, stores: dict[Path, set[str]]) -> None:
+    def _remove_snapshot(self, snapshot: Path, stores: dict[Path, set[str]]) -> None:
         with contextlib.ExitStack() as locks:
             for store in sorted(stores):
                 if not locks.enter_context(store_locks.exclusive(self.root, store)):
                     self.busy.add(store)
                     return
-            if self._age(view) < self.fresh:  # published again just now
+            if self._age(snapshot) < self.fresh:  # published again just now
                 return
-            aside = view.with_name(f"{_TMP}{secrets.token_hex(8)}")
-            view.rename(aside)
-            layout.sync_directory(view.parent)
-            shutil.rmtree(aside, ignore_errors=True)  # with what is left of it its payloads stay, until that is stale
-        log.info("removed the view %s", view.name)
-        self.views += 1
-        for store, names in self.links.pop(view.name).items():
+            aside = snapshot.with_name(f"{layout.TMP}{secrets.token_hex(8)}")
+            snapshot.rename(aside)
+            layout.sync_directory(snapshot.parent)
+            shutil.rmtree(aside, ignore_errors=True)  # with what is left of it its blobs stay, until that is stale
+        log.info("removed the view %s", snapshot.name)
+        self.removed += 1
+        for store, names in self.links.pop(snapshot.name).items():
             self.released.setdefault(store, set()).update(names)
 
     def _sweep(self, store: Path) -> None:
-        """Removes the payloads of a store that no view links to. Under its lock no view of it can appear."""
-        self._look()
+        """Removes the blobs of a store that no snapshot links to. Under its lock no snapshot of it can appear."""
+        self._read_links()
         by_hand = self._by_hand(store)
         linked = {name for stores in (*self.links.values(), *by_hand) for name in stores.get(store, ())}
         unlinked = self.released.get(store, set())
         left = bool(by_hand)
         going = []
-        for path in _entries(store / _BLOBS):
+        for path in _entries(store / layout.BLOBS):
             old = self._age(path) >= self.request.unfinished_seconds
             if path.name in linked or not (old or path.name in unlinked) or path.is_dir():
                 left = True
@@ -179,7 +179,7 @@ class _Eviction:
             (store / "sums" / path.name).unlink(missing_ok=True)
         self.released.pop(store, None)
         if left:
-            _tidy_snapshots(store)
+            _tidy_hub_pointers(store)
         elif store.is_dir():
             shutil.rmtree(store)
             store_locks.forget(self.root, store)
@@ -203,7 +203,7 @@ class _GoneError(Exception):
 
 
 def _folders(root: Path) -> list[Path]:
-    """All that may have links to payloads, but what the store locks keep for themselves."""
+    """All that may have links to blobs, but what the store locks keep for themselves."""
     state = root / store_locks.STATE
     return [path for path in _entries(root / layout.ARTIFACTS) if path != state]
 
@@ -215,29 +215,29 @@ def _entries(folder: Path) -> Iterable[Path]:
         return ()
 
 
-def _links(root: Path, view: Path) -> dict[Path, set[str]]:
-    """The payloads <store>/blobs/<name> below `root` that a folder links to, or a link itself, by store. Raises OSError, _GoneError."""
+def _links(root: Path, snapshot: Path) -> dict[Path, set[str]]:
+    """The blobs <store>/blobs/<name> below `root` that a folder links to, or a link itself, by store. Raises OSError, _GoneError."""
     found: dict[Path, set[str]] = {}
     try:
-        for link, text in _all_links(view):
+        for link, text in _all_links(snapshot):
             direct = os.path.normpath(link.parent / text)
             parts = _parts(root, direct) or _parts(
                 root, os.path.realpath(link)
             )  # what is made by hand may lead through other links
             if parts:
-                depth = parts.index(_BLOBS)
+                depth = parts.index(layout.BLOBS)
                 found.setdefault(root.joinpath(*parts[:depth]), set()).add(parts[depth + 1])
     except FileNotFoundError as error:
-        if os.path.lexists(view):
+        if os.path.lexists(snapshot):
             raise
         raise _GoneError from error
     return found
 
 
 def _parts(root: Path, target: str) -> tuple[str, ...]:
-    """The path below `root` of a payload; empty for what is none."""
+    """The path below `root` of a blob; empty for what is none."""
     parts = Path(target).relative_to(root).parts if Path(target).is_relative_to(root) else ()
-    return parts if _BLOBS in parts[:-1] else ()
+    return parts if layout.BLOBS in parts[:-1] else ()
 
 
 def _all_links(path: Path) -> Iterator[tuple[Path, str]]:
@@ -258,8 +258,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _tidy_snapshots(store: Path) -> None:
-    """Removes the pointers of the Hub's own layout to payloads that are gone, and the refs to commits that have none left."""
+def _tidy_hub_pointers(store: Path) -> None:
+    """Removes the pointers of the Hub's own layout to blobs that are gone, and the refs to commits that have none left."""
     for folder, _, files in os.walk(store / "snapshots", topdown=False):
         for name in files:
             link = Path(folder, name)
@@ -277,7 +277,7 @@ def _tidy_snapshots(store: Path) -> None:
 
 def _volume_clock(root: Path) -> float:
     """The volume's own time; this node's where the volume takes no file."""
-    probe = root / layout.ARTIFACTS / f"{_TMP}clock-{secrets.token_hex(8)}"
+    probe = root / layout.ARTIFACTS / f"{layout.TMP}clock-{secrets.token_hex(8)}"
     try:
         probe.mkdir()
         try:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, Literal, TextIO
 
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.heartbeat import GETTING_ON
+from lora_operator.fetch.heartbeat import HEARTBEAT
 from lora_operator.wire.jobs import FetchProgress
 
 Phase = Literal["Authorising", "Downloading", "Verifying", "Publishing"]
@@ -79,7 +79,7 @@ class Reporter:
                 phase, total, measure, rate = self.phase, self.bytes_total, self.measure, self._rate
             done, moving = measure()
             now = time.monotonic()
-            read, _ = GETTING_ON.read()
+            read, _ = HEARTBEAT.read()
             if (phase, moving, read) != last:
                 last = (phase, moving, read)
                 with self._lock:

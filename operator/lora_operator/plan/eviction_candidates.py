@@ -48,7 +48,7 @@ class EvictionObservation:
 
     @property
     def built(self) -> datetime | None:
-        """Since when content may have come of which not all is known: what is newer stays, and all payloads do."""
+        """Since when content may have come of which not all is known: what is newer stays, and all blobs do."""
         status = self.cache.status.eviction
         since = (self.fetching_since, status.lost_since if status is not None else None)
         return min((one for one in since if one is not None), default=None)

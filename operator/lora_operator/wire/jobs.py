@@ -1,20 +1,20 @@
-"""What the operator and a download Job say to each other, and what a Job writes beside the files it publishes.
+"""What the operator and its Jobs send each other, and what a Job writes beside the files it publishes.
 
 FetchRequest goes into the Job's environment (FETCH_REQUEST_ENV), FetchProgress lines come from its log, FetchResult from its
-termination message (at most 3 KiB), and Manifest is published inside the view directory.
+termination message (at most 3 KiB), and Manifest is published inside the snapshot directory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from lora_operator.constants import Reason
-from lora_operator.source_kinds import SCHEMES, Scheme
+from lora_operator.source_kinds import BY_MEMBER, Scheme
 
 FETCH_REQUEST_ENV: Final = "LORA_OPERATOR_FETCH"
 TERMINATION_LOG_ENV: Final = "LORA_OPERATOR_TERMINATION_LOG"
@@ -33,13 +33,19 @@ class _Wire(BaseModel):
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore")
 
 
-class HuggingFaceRequest(_Wire):
-    """One repository of a Hugging Face-compatible Hub at a requested revision."""
+class _SourceRequest(_Wire):
+    """Which files of a source are wanted. Each kind's `kind` is its member of `source` in the manifest."""
 
-    repo: str
-    revision: str = "main"
     allow_patterns: tuple[str, ...] = ()
     ignore_patterns: tuple[str, ...] = ()
+
+
+class HuggingFaceRequest(_SourceRequest):
+    """One repository of a Hugging Face-compatible Hub at a requested revision."""
+
+    kind: Literal["huggingFace"] = "huggingFace"
+    repo: str
+    revision: str = "main"
     endpoint: str = "https://huggingface.co"
 
 
@@ -52,17 +58,16 @@ class RoleRequest(_Wire):
     sts_endpoint: str | None = None
 
 
-class S3Request(_Wire):
+class S3Request(_SourceRequest):
     """A folder of a bucket; without an endpoint on AWS."""
 
+    kind: Literal["s3"] = "s3"
     bucket: str
     prefix: str = ""
     endpoint: str | None = None
     region: str | None = None
     addressing_style: Literal["Path", "VirtualHost"] | None = None
     role: RoleRequest | None = None
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
 class HttpFileRequest(_Wire):
@@ -73,21 +78,21 @@ class HttpFileRequest(_Wire):
     sha256: str
 
 
-class HttpRequest(_Wire):
+class HttpRequest(_SourceRequest):
     """Files, or an archive where there is a `url`."""
 
+    kind: Literal["http"] = "http"
     url: str | None = None
     sha256: str | None = None
     max_bytes: int = 0  # of the archive, and of what is in it
     files: tuple[HttpFileRequest, ...] = ()
     allowed_endpoints: tuple[str, ...] = ()  # where servers may redirect to
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
-class ClaimRequest(_Wire):
+class ClaimRequest(_SourceRequest):
     """A folder of another claim, which is mounted at `mount`."""
 
+    kind: Literal["persistentVolumeClaim"] = "persistentVolumeClaim"
     claim_name: str
     claim_namespace: str = ""
     claim_uid: str = (
@@ -95,56 +100,55 @@ class ClaimRequest(_Wire):
     )
     path: str = ""
     mount: str
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
-class LocalRequest(_Wire):
+class LocalRequest(_SourceRequest):
     """A folder of the cache's own volume."""
 
+    kind: Literal["local"] = "local"
     path: str
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
-class GcsRequest(_Wire):
+class GcsRequest(_SourceRequest):
     """A folder of a bucket; without an endpoint on Google Cloud Storage."""
 
+    kind: Literal["gcs"] = "gcs"
     bucket: str
     prefix: str = ""
     endpoint: str | None = None
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
-class AzureRequest(_Wire):
+class AzureRequest(_SourceRequest):
     """A folder of a container of an account; without an endpoint on Azure."""
 
+    kind: Literal["azure"] = "azure"
     account: str
     container: str
     prefix: str = ""
     endpoint: str | None = None
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
-class OciRequest(_Wire):
+class OciRequest(_SourceRequest):
     """An artifact or image of a registry."""
 
+    kind: Literal["oci"] = "oci"
     reference: str
     max_bytes: int  # that archives among its layers may hold
     allowed_endpoints: tuple[str, ...] = ()  # the registry, and where it may send us
-    allow_patterns: tuple[str, ...] = ()
-    ignore_patterns: tuple[str, ...] = ()
 
 
-class Limits(_Wire):
+SourceRequest = (
+    HuggingFaceRequest | S3Request | HttpRequest | ClaimRequest | LocalRequest | GcsRequest | AzureRequest | OciRequest
+)
+
+
+class VolumeLimits(_Wire):
     """What the cache allows a Job, in bytes; None: no bound."""
 
     max_artifact_bytes: int | None = None
     capacity_bytes: int | None = None  # of all content on the volume
     min_free_bytes: int = 0
-    holder: str = ""  # under which name its Job keeps room on the volume
+    holder: str = ""  # the name of its Job's reservation on the volume
     hint_bytes: int = 0  # how big the content is at least, by who wants it
 
 
@@ -157,18 +161,11 @@ class VolumeState(_Wire):
 
 
 class FetchRequest(_Wire):
-    """All that a download Job is told, with one source; nothing in it is secret (that lies in files of `credentials`)."""
+    """What a download Job is asked to do, with its one source; nothing in it is secret (that lies in files of `credentials`)."""
 
     artifact: str
     type: ContentType
-    hugging_face: HuggingFaceRequest | None = None
-    s3: S3Request | None = None
-    http: HttpRequest | None = None
-    persistent_volume_claim: ClaimRequest | None = None
-    local: LocalRequest | None = None
-    gcs: GcsRequest | None = None
-    azure: AzureRequest | None = None
-    oci: OciRequest | None = None
+    source: Annotated[SourceRequest, Field(discriminator="kind")]
     path: str = ""
     cache_root: str
     credentials: str | None = None  # a folder with one file per key; None for anonymous access
@@ -179,22 +176,20 @@ class FetchRequest(_Wire):
     trust_remote_code: bool = False  # whether Python files are wanted
     pickled_weights: bool = False  # whether an adapter's may be taken, once scanned
     without_tokenizer: bool = False  # whether a base model is complete without one
-    limits: Limits = Limits()
+    limits: VolumeLimits = VolumeLimits()
     owner: str | None = None  # UID of the claim
     max_workers: int = 4
-    base_model_path: str | None = None  # relative to cache_root: the base model's published view, for adapters
+    base_model_path: str | None = None  # relative to cache_root: the base model's published snapshot, for adapters
 
     @property
-    def scheme(self) -> Scheme | None:
-        """Which source it has; None unless it has exactly one."""
-        given = [scheme for scheme in SCHEMES if getattr(self, scheme.field) is not None]
-        return given[0] if len(given) == 1 else None
+    def scheme(self) -> Scheme:
+        """The row of the table of sources that describes its source."""
+        return BY_MEMBER[self.source.kind]
 
     @property
     def is_in_place(self) -> bool:
         """Whether files are used where somebody put them, so that they may change at any time."""
-        scheme = self.scheme
-        return scheme is not None and (scheme.is_in_place or (self.offline and scheme.is_remote))
+        return self.scheme.is_in_place or (self.offline and self.scheme.is_remote)
 
 
 class FetchProgress(_Wire):
@@ -216,7 +211,7 @@ class FetchResult(_Wire):
     digest: str = ""  # "sha256:<hex>" over the sorted (path, size, sha256) of the manifest's files
     size_bytes: int = 0
     files: int = 0
-    path: str = ""  # of the view, relative to the cache's root: artifacts/<title>-<hash of the content>
+    path: str = ""  # of the snapshot, relative to the cache's root: artifacts/<title>-<hash of the content>
     rank: int | None = None
     target_modules: tuple[str, ...] = ()
     volume: VolumeState | None = None
@@ -224,15 +219,15 @@ class FetchResult(_Wire):
 
 
 class EvictRequest(_Wire):
-    """What an eviction Job is told."""
+    """What an eviction Job is asked to do."""
 
     cache_root: str
     owner: str | None = None  # UID of the claim
-    keep: str = ""  # views that stay: base64 of KEEP_BYTES of the sha256 of each name, one after the other
+    keep: str = ""  # snapshots that stay: base64 of KEEP_BYTES of the sha256 of each name, one after the other
     built: float | None = (
-        None  # Unix time of this request, where downloads were under way: what is published since stays, and all payloads do
+        None  # Unix time of this request, where downloads were under way: what is published since stays, and all blobs do
     )
-    unfinished_seconds: float = 24 * 3600  # what no view links to stays so long: a download may go on from it
+    unfinished_seconds: float = 24 * 3600  # what no snapshot links to stays so long: a download may go on from it
 
 
 class EvictResult(_Wire):
@@ -240,16 +235,16 @@ class EvictResult(_Wire):
 
     ok: bool
     message: str = ""
-    views: int = 0  # removed
+    views: int = 0  # snapshots that were removed
     freed_bytes: int = 0
     busy: int = 0  # stores that downloads had just then
-    left_bytes: int = 0  # of what no view links to any more, and stayed for the downloads under way: the next eviction without any takes it
+    left_bytes: int = 0  # of what no snapshot links to any more, and stayed for the downloads under way: the next eviction without any takes it
     volume: VolumeState | None = None
 
 
-def keep_mark(view: str) -> bytes:
-    """What stands for a view's name in `EvictRequest.keep`: two that are alike by chance keep one view too many."""
-    return hashlib.sha256(view.encode("utf-8", "surrogatepass")).digest()[:KEEP_BYTES]
+def keep_mark(snapshot: str) -> bytes:
+    """What stands for a snapshot's name in `EvictRequest.keep`: two that are alike by chance keep one snapshot too many."""
+    return hashlib.sha256(snapshot.encode("utf-8", "surrogatepass")).digest()[:KEEP_BYTES]
 
 
 def views_in(text: str) -> set[str]:
@@ -258,7 +253,7 @@ def views_in(text: str) -> set[str]:
 
 
 class ManifestFile(_Wire):
-    """One published file; `path` is relative to the view."""
+    """One published file; `path` is relative to the snapshot."""
 
     path: str
     size: int
@@ -266,7 +261,7 @@ class ManifestFile(_Wire):
 
 
 class Manifest(_Wire):
-    """What a view directory holds: exactly these files. Nothing in it is of one artifact or revision: several may share a view."""
+    """What a snapshot directory holds: exactly these files. Nothing in it is of one artifact or revision: several may share a snapshot."""
 
     version: Literal[1] = 1
     type: ContentType

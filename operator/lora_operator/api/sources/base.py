@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from lora_operator.api.common import ApiModel, LocalRef, asked_of_new
-from lora_operator.source_kinds import BY_MEMBER
+from lora_operator.api.common import ApiModel, LocalRef, asked_of_new, cel
+from lora_operator.source_kinds import KEYS_BY_MEMBER
 
 # Hosts and ports that every parser of addresses takes: DNS names, IPv4, IPv6 in brackets.
 _LABEL: Final = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -45,10 +45,19 @@ def is_address(endpoint: str) -> bool:
         return False
 
 
-PREFIX_RULE = (
-    "!self.startsWith('/') && !self.contains('//') && !self.split('/').exists(p, p == '..' || p == '.')",
-    "prefix must be a folder inside the bucket: without a leading '/', empty parts, '.' and '..'",
-)
+Prefix = Annotated[
+    str,
+    Field(
+        description="The folder inside the bucket; default: the whole bucket. All of it counts for the revision.",
+        max_length=512,
+        json_schema_extra=cel(
+            (
+                "!self.startsWith('/') && !self.contains('//') && !self.split('/').exists(p, p == '..' || p == '.')",
+                "prefix must be a folder inside the bucket: without a leading '/', empty parts, '.' and '..'",
+            )
+        ),
+    ),
+]
 
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 AllowPatterns = Annotated[
@@ -71,17 +80,17 @@ class SourceMember(ApiModel):
 
     @property
     def asked(self) -> str:
-        """The title with what is asked for of it, where the source can be asked for a revision."""
+        """The title, with the requested revision where the user can name one."""
         return self.title
 
     @property
     def requested(self) -> str:
-        """What is asked for of it: resolved to a revision by the source."""
+        """What the user asked for: a branch, a tag or a digest; "listing" for a source that has no names for its versions."""
         return "listing"
 
     @property
     def pinned(self) -> bool:
-        """Whether what is asked for can only ever resolve to one content."""
+        """Whether `requested` can only ever resolve to one content, so that there is nothing to refresh."""
         return False
 
     @property
@@ -95,15 +104,52 @@ class SourceMember(ApiModel):
         return None
 
     def to_request(self) -> dict[str, Any]:
-        """What a Job is told of it, beside what its cache adds."""
+        """The members of the Job's request that the user chose; the cache adds others."""
         return self.to_wire()
 
     def anonymous(self) -> Self:
-        """The same content, without whose credentials read it."""
+        """The same source without its credentials and in one spelling: what two users want is the same content where these are equal."""
         return self
 
 
-def several_keys(member: str, ref: LocalRef | None) -> tuple[str, str] | None:
-    """A Secret of which the scheme says which keys are read: its name, and what stands for the keys."""
-    secrets = BY_MEMBER[member].secrets
-    return (ref.name, secrets.keys.stands_for) if ref is not None and secrets and secrets.keys else None
+class KeyedMember(SourceMember):
+    """One whose Secret has keys with names of their own, which the table of sources knows.
+
+    What is declared here are fields of every such source: each declares them itself, so that they stand in the order of its page.
+    """
+
+    kind: ClassVar[str]  # its row in the table
+    if TYPE_CHECKING:
+        credentials_secret_ref: LocalRef | None
+
+    @property
+    def secret(self) -> tuple[str, str] | None:
+        ref = self.credentials_secret_ref
+        return (ref.name, KEYS_BY_MEMBER[self.kind].stands_for) if ref is not None else None
+
+    def anonymous(self) -> Self:
+        return self.model_copy(update={"credentials_secret_ref": None})
+
+
+class BucketMember(KeyedMember):
+    """A folder of a bucket or container, at its cloud or at an endpoint."""
+
+    if TYPE_CHECKING:
+        prefix: str
+        endpoint: Endpoint | None
+
+    @property
+    def bucket_title(self) -> str:
+        """The whole bucket's address, for people."""
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        return f"{self.bucket_title}/{self.prefix}".rstrip("/")
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return () if self.endpoint is None else (self.endpoint,)
+
+    def anonymous(self) -> Self:
+        return super().anonymous().model_copy(update={"prefix": self.prefix.strip("/")})

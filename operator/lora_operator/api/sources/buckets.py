@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar
 
 from pydantic import Field
 
 from lora_operator.api.common import ApiModel, LocalRef, cel, matches
-from lora_operator.api.sources.base import (
-    PREFIX_RULE,
-    AllowPatterns,
-    Endpoint,
-    IgnorePatterns,
-    SourceMember,
-    several_keys,
-)
+from lora_operator.api.sources.base import AllowPatterns, BucketMember, Endpoint, IgnorePatterns, Prefix
 
 _BUCKET = r"^[a-z0-9][a-z0-9._-]*[a-z0-9]$"
 _ACCOUNT = r"^[a-z0-9]{3,24}$"
 _CONTAINER = r"^(\$root|\$web|[a-z0-9](-?[a-z0-9])+)$"
 
 
-class GcsSource(SourceMember):
+class GcsSource(BucketMember):
     """A folder of a bucket on Google Cloud Storage, or on a compatible service that the cache allows."""
+
+    kind: ClassVar = "gcs"
 
     bucket: str = Field(
         description="Name of the bucket.",
@@ -33,12 +28,7 @@ class GcsSource(SourceMember):
             (matches(_BUCKET), "bucket must be a bucket's name alone: small letters, digits, '.', '_' and '-'")
         ),
     )
-    prefix: str = Field(
-        default="",
-        description="The folder inside the bucket; default: the whole bucket. All of it counts for the revision.",
-        max_length=512,
-        json_schema_extra=cel(PREFIX_RULE),
-    )
+    prefix: Prefix = ""
     endpoint: Endpoint | None = Field(
         default=None,
         description="Address of another service, one of the ModelCache's spec.gcs.allowedEndpoints; default: Google's.",
@@ -52,23 +42,14 @@ class GcsSource(SourceMember):
     )
 
     @property
-    def title(self) -> str:
-        return f"gs://{self.bucket}/{self.prefix}".rstrip("/")
-
-    @property
-    def endpoints(self) -> tuple[str, ...]:
-        return () if self.endpoint is None else (self.endpoint,)
-
-    @property
-    def secret(self) -> tuple[str, str] | None:
-        return several_keys("gcs", self.credentials_secret_ref)
-
-    def anonymous(self) -> Self:
-        return self.model_copy(update={"credentials_secret_ref": None, "prefix": self.prefix.strip("/")})
+    def bucket_title(self) -> str:
+        return f"gs://{self.bucket}"
 
 
-class AzureSource(SourceMember):
+class AzureSource(BucketMember):
     """A folder of a container of Azure Blob Storage, or of a compatible service that the cache allows."""
+
+    kind: ClassVar = "azure"
 
     account: str = Field(
         description="Name of the storage account.",
@@ -88,11 +69,9 @@ class AzureSource(SourceMember):
             (matches(_CONTAINER), "container must be a container's name alone: small letters, digits and single '-'")
         ),
     )
-    prefix: str = Field(
+    prefix: Prefix = Field(
         default="",
         description="The folder inside the container; default: the whole container. All of it counts for the revision.",
-        max_length=512,
-        json_schema_extra=cel(PREFIX_RULE),
     )
     endpoint: Endpoint | None = Field(
         default=None,
@@ -108,19 +87,8 @@ class AzureSource(SourceMember):
     )
 
     @property
-    def title(self) -> str:
-        return f"azure://{self.account}/{self.container}/{self.prefix}".rstrip("/")
-
-    @property
-    def endpoints(self) -> tuple[str, ...]:
-        return () if self.endpoint is None else (self.endpoint,)
-
-    @property
-    def secret(self) -> tuple[str, str] | None:
-        return several_keys("azure", self.credentials_secret_ref)
-
-    def anonymous(self) -> Self:
-        return self.model_copy(update={"credentials_secret_ref": None, "prefix": self.prefix.strip("/")})
+    def bucket_title(self) -> str:
+        return f"azure://{self.account}/{self.container}"
 
 
 class GcsCacheSpec(ApiModel):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import ConfigDict, Field
 
 from lora_operator.api.common import ApiModel, LocalRef, asked_of_new, cel
-from lora_operator.api.sources.base import HOST, HOSTS, AllowPatterns, IgnorePatterns, SourceMember, several_keys
+from lora_operator.api.sources.base import HOST, HOSTS, AllowPatterns, IgnorePatterns, KeyedMember
 from lora_operator.api.storage import Quantity
 from lora_operator.names import parse_size
 
@@ -52,8 +52,10 @@ class HttpFile(ApiModel):
     sha256: Sha256 = Field(description="The sha256 of its content, in lower-case hex.")
 
 
-class HttpSource(SourceMember):
+class HttpSource(KeyedMember):
     """Files of HTTP servers that the cache allows, or one archive of files; every byte is pinned by a sha256."""
+
+    kind: ClassVar = "http"
 
     model_config = ConfigDict(
         json_schema_extra=cel(
@@ -86,7 +88,7 @@ class HttpSource(SourceMember):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """All that are named."""
+        """The addresses of the archive or of all files."""
         return (self.url,) if self.url is not None else tuple(file.url for file in self.files or ())
 
     @property
@@ -110,19 +112,12 @@ class HttpSource(SourceMember):
         return tuple(sorted({"/".join(url.split("/", 3)[:3]) for url in self.urls}))
 
     @property
-    def secret(self) -> tuple[str, str] | None:
-        return several_keys("http", self.credentials_secret_ref)
-
-    @property
     def max_bytes(self) -> int:
-        """`maxSize` in bytes."""
+        """The bound on the archive and its content, in bytes."""
         return parse_size(self.max_size if self.max_size is not None else DEFAULT_MAX_SIZE) or 0
 
     def to_request(self) -> dict[str, Any]:
         return self.to_wire() | {"maxBytes": self.max_bytes}
-
-    def anonymous(self) -> Self:
-        return self.model_copy(update={"credentials_secret_ref": None})
 
 
 class HttpCacheSpec(ApiModel):

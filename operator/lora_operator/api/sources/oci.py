@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final
 
 from pydantic import Field
 
 from lora_operator.api.common import ApiModel, LocalRef, asked_of_new
-from lora_operator.api.sources.base import NAME, PORT, AllowPatterns, IgnorePatterns, SourceMember, several_keys
+from lora_operator.api.sources.base import NAME, PORT, AllowPatterns, IgnorePatterns, KeyedMember
 from lora_operator.api.sources.http import DEFAULT_MAX_SIZE, Origin
 from lora_operator.api.storage import Quantity
 from lora_operator.names import parse_size
@@ -18,8 +18,10 @@ _REFERENCE: Final = f"^[A-Za-z0-9.-]+(:[0-9]{{1,5}})?{_REST}$"
 _NEW_REFERENCE: Final = f"^{NAME}{PORT}{_REST}$"
 
 
-class OciSource(SourceMember):
+class OciSource(KeyedMember):
     """An OCI artifact or image of a registry that the cache allows."""
+
+    kind: ClassVar = "oci"
 
     reference: str = Field(
         description="<registry>/<repository>:<tag>, or with @sha256:<digest>, which can't change; default tag: latest.",
@@ -68,16 +70,9 @@ class OciSource(SourceMember):
     def pinned(self) -> bool:
         return "@" in self.reference
 
-    @property
-    def secret(self) -> tuple[str, str] | None:
-        return several_keys("oci", self.credentials_secret_ref)
-
     def to_request(self) -> dict[str, Any]:
         size = self.max_size if self.max_size is not None else DEFAULT_MAX_SIZE
         return self.to_wire() | {"maxBytes": parse_size(size) or 0}
-
-    def anonymous(self) -> Self:
-        return self.model_copy(update={"credentials_secret_ref": None})
 
 
 class OciCacheSpec(ApiModel):

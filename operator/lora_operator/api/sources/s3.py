@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from lora_operator.api.common import ApiModel, LocalRef, cel, matches
-from lora_operator.api.sources.base import (
-    PREFIX_RULE,
-    AllowPatterns,
-    Endpoint,
-    IgnorePatterns,
-    SourceMember,
-    several_keys,
-)
+from lora_operator.api.sources.base import AllowPatterns, BucketMember, Endpoint, IgnorePatterns, Prefix
 
 _BUCKET = r"^[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]$"
 # Without an account, as Ceph and MinIO have them, too.
@@ -59,8 +52,10 @@ S3_RULES = cel(
 )
 
 
-class S3Source(SourceMember):
+class S3Source(BucketMember):
     """A folder of a bucket on AWS S3, or on a compatible service that the cache allows."""
+
+    kind: ClassVar = "s3"
 
     bucket: str = Field(
         description="Name of the bucket.",
@@ -71,12 +66,7 @@ class S3Source(SourceMember):
             (matches(_BUCKET), "bucket must be a bucket's name alone: letters, digits, '.', '_' and '-'")
         ),
     )
-    prefix: str = Field(
-        default="",
-        description="The folder inside the bucket; default: the whole bucket. All of it counts for the revision.",
-        max_length=512,
-        json_schema_extra=cel(PREFIX_RULE),
-    )
+    prefix: Prefix = ""
     endpoint: Endpoint | None = Field(
         default=None,
         description="Address of an S3-compatible service, one of the ModelCache's spec.s3.allowedEndpoints; default: AWS.",
@@ -107,21 +97,11 @@ class S3Source(SourceMember):
     )
 
     @property
-    def title(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
-
-    @property
-    def endpoints(self) -> tuple[str, ...]:
-        return () if self.endpoint is None else (self.endpoint,)
-
-    @property
-    def secret(self) -> tuple[str, str] | None:
-        return several_keys("s3", self.credentials_secret_ref)
+    def bucket_title(self) -> str:
+        return f"s3://{self.bucket}"
 
     def anonymous(self) -> Self:
-        return self.model_copy(
-            update={"credentials_secret_ref": None, "assume_role": None, "prefix": self.prefix.strip("/")}
-        )
+        return super().anonymous().model_copy(update={"assume_role": None})
 
     def to_request(self) -> dict[str, Any]:
         return self.model_copy(update={"assume_role": None}).to_wire()  # a Job is told more of it

@@ -58,7 +58,7 @@ class Source(ApiModel):
 
     @property
     def scheme(self) -> Scheme:
-        """Which kind it is."""
+        """The row of the table of sources for the member that is given."""
         return next(scheme for scheme in SCHEMES if getattr(self, scheme.field) is not None)
 
     @property

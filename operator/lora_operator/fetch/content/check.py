@@ -1,6 +1,6 @@
-"""Judges a staged view by the checks that the engine's launcher makes too, so that nothing is published that no engine would take.
+"""Judges a staged snapshot by the checks that the engine's launcher makes too, so that nothing is published that no engine would take.
 
-The rank is told, not judged: which rank is too big is the deployment's business, and one artifact may serve several.
+The rank is reported, not judged: which rank is too big is the deployment's business, and one artifact may serve several.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.content import pickles
 from lora_operator.fetch.content.select import ADAPTER_PICKLES
-from lora_operator.fetch.volume import layout, views
+from lora_operator.fetch.volume import layout, snapshots
 from lora_operator.wire.jobs import FetchRequest
 
 
 @dataclass(frozen=True)
-class Found:
+class AdapterFindings:
     """What the checks found out about an adapter; empty for other content."""
 
     rank: int | None = None
@@ -27,31 +27,31 @@ class Found:
     pickles: tuple[str, ...] = ()  # files that were scanned
 
 
-def inspect(request: FetchRequest, *, root: Path, view: Path) -> Found:
-    """Raises ReasonError when `view`, a directory of the cache at `root`, can't be served.
+def inspect(request: FetchRequest, *, root: Path, snapshot: Path) -> AdapterFindings:
+    """Raises ReasonError when `snapshot`, a directory of the cache at `root`, can't be served.
 
     InvalidAdapter, UnsafeFormat, IncompatibleBaseModel, IncompleteModel; JobFailed when the base model to compare with is not there.
     All weights of an adapter are read once more, to find NaN and infinity (about a second per GiB).
     """
     if request.type == "Tokenizer":
-        return Found()
+        return AdapterFindings()
     if request.type == "BaseModel":
-        _read_base(view, root=root, reason=Reason.INCOMPLETE_MODEL, what="the model")
-        return Found()
-    scanned = tuple(name for name in ADAPTER_PICKLES if (view / name).exists())
+        _read_base(snapshot, root=root, reason=Reason.INCOMPLETE_MODEL, what="the model")
+        return AdapterFindings()
+    scanned = tuple(name for name in ADAPTER_PICKLES if (snapshot / name).exists())
     for name in scanned:
-        pickles.require_clean(view / name)
+        pickles.require_clean(snapshot / name)
     base = None if request.base_model_path is None else _published_base(request.base_model_path, root=root)
     try:
-        info = checks.check_adapter(view, base=base, root=root, scan_values=True, scanned=scanned)
+        info = checks.check_adapter(snapshot, base=base, root=root, scan_values=True, scanned=scanned)
     except checks.AdapterProblem as problem:
         raise ReasonError(Reason(problem.kind), text.clean(problem.message)) from problem
-    return Found(rank=info.rank, target_modules=info.target_modules, pickles=scanned)
+    return AdapterFindings(rank=info.rank, target_modules=info.target_modules, pickles=scanned)
 
 
 def _published_base(relative: str, *, root: Path) -> checks.BaseModel:
     folder = layout.inside(root, relative)
-    manifest = views.read_manifest(folder)
+    manifest = snapshots.read_manifest(folder)
     if manifest is None or manifest.type != "BaseModel":
         raise ReasonError(
             Reason.JOB_FAILED,

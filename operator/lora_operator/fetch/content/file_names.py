@@ -1,4 +1,4 @@
-"""Judges the names of wanted files: one that could leave the view, hide, or collide with another one is refused. Pure."""
+"""Judges the names of wanted files: one that could leave the snapshot, hide, or collide with another one is refused. Pure."""
 
 from __future__ import annotations
 

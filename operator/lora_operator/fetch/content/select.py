@@ -17,6 +17,7 @@ from lora_operator.fetch import text
 from lora_operator.fetch.content import file_names
 from lora_operator.wire.jobs import MANIFEST_FILE, ContentType
 
+MAX_LISTED: Final = 50_000  # files of a source or entries of an archive: their names are held in memory
 _SHOWN: Final = 5
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -83,13 +84,13 @@ class RemoteFile:
 
     @property
     def blob(self) -> str:
-        """The name of the payload on the volume: a declared hash of the content, where the source has one."""
+        """The name of the blob on the volume: a declared hash of the content, where the source has one."""
         return self.stored_as or self.sha256 or self.git_oid
 
 
 @dataclass(frozen=True)
 class WantedFile:
-    """A file that is to be published as `name`, relative to the view."""
+    """A file that is to be published as `name`, relative to the snapshot."""
 
     name: str
     remote: RemoteFile

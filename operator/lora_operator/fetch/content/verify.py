@@ -23,7 +23,7 @@ _WORKERS: Final = 2
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FileVerdict:
     """What was found in one file: its content's size and sha256, and in words how it differs from the declaration, if it does."""
 
     size: int
@@ -33,7 +33,7 @@ class Verdict:
 
 def verify(
     files: Mapping[Path, RemoteFile], *, count: Callable[[int], None], arrived: Mapping[Path, str] | None = None
-) -> dict[Path, Verdict]:
+) -> dict[Path, FileVerdict]:
     """Hashes every file but those whose sha256 was taken as they `arrived`: a big one would be read once more, over some network.
 
     An unreadable or missing one gets a verdict with a fault, like a wrong one.
@@ -56,17 +56,17 @@ def digest(files: Iterable[ManifestFile]) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def _verify_one(path: Path, declared: RemoteFile, *, count: Callable[[int], None], arrived: str | None) -> Verdict:
+def _verify_one(path: Path, declared: RemoteFile, *, count: Callable[[int], None], arrived: str | None) -> FileVerdict:
     sha256 = hashlib.sha256()
     size = 0
     try:
         with path.open("rb", buffering=0) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
-                return Verdict(0, "", "it is not a file")
+                return FileVerdict(0, "", "it is not a file")
             if arrived is not None and (declared.sha256 is not None or not declared.git_oid):
                 count(found.st_size)
-                return Verdict(found.st_size, arrived, _fault(declared, found.st_size, arrived, ""))
+                return FileVerdict(found.st_size, arrived, _fault(declared, found.st_size, arrived, ""))
             git = hashlib.sha1(b"blob %d\0" % found.st_size, usedforsecurity=False)
             while chunk := file.read(_CHUNK):
                 sha256.update(chunk)
@@ -75,8 +75,8 @@ def _verify_one(path: Path, declared: RemoteFile, *, count: Callable[[int], None
                 size += len(chunk)
                 count(len(chunk))
     except OSError as error:
-        return Verdict(size, "", f"it can't be read: {error.strerror}")
-    return Verdict(size, sha256.hexdigest(), _fault(declared, size, sha256.hexdigest(), git.hexdigest()))
+        return FileVerdict(size, "", f"it can't be read: {error.strerror}")
+    return FileVerdict(size, sha256.hexdigest(), _fault(declared, size, sha256.hexdigest(), git.hexdigest()))
 
 
 def _fault(declared: RemoteFile, size: int, sha256: str, git_oid: str) -> str:

@@ -22,22 +22,20 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.content.select import RemoteFile
+from lora_operator.fetch.content.select import MAX_LISTED, RemoteFile
 from lora_operator.fetch.progress import Reporter, measure_blobs
 from lora_operator.fetch.sources import unpack
 from lora_operator.fetch.sources.checksums import Sums
-from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_place import ObjectPlace, blob_name
 from lora_operator.fetch.sources.object_store import Objects, ObjectStore, translated
 from lora_operator.fetch.sources.retries import persist
 from lora_operator.fetch.volume import file_locks, reservations, store_locks
 from lora_operator.fetch.volume.limits import require_size
-from lora_operator.wire.jobs import FetchRequest, Limits
+from lora_operator.wire.jobs import FetchRequest, VolumeLimits
 
 log = logging.getLogger(__name__)
 
-_INDEX_BYTES: Final = (
-    6 * unpack.MAX_NAMES_BYTES + 32 * unpack.MAX_ENTRIES
-)  # of names in JSON: \u and four digits for a byte
+_INDEX_BYTES: Final = 6 * unpack.MAX_NAMES_BYTES + 32 * MAX_LISTED  # of names in JSON: \u and four digits for a byte
 _AT_FAULT: Final = (  # what no further download of an archive can change, or what its space is needed for
     Reason.CHECKSUM_MISMATCH,
     Reason.INSUFFICIENT_SPACE,
@@ -55,12 +53,12 @@ class Packed:
     """One archive. `key` tells where it is from: nobody gets by its sum alone what another one's credentials brought."""
 
     source: Objects
-    place: Place
+    place: ObjectPlace
     archive: RemoteFile  # with its sha256
     key: str
     limit: int  # bytes that may be in it
     root: Path  # of the volume
-    limits: Limits
+    limits: VolumeLimits
     used: set[Path] = field(default_factory=set)  # where this process had the archive itself
     verified: tuple[int, ...] = ()  # stamp of the archive that this process has hashed
 
@@ -70,7 +68,7 @@ class Packed:
         if known is not None:
             return known
         measure = measure_blobs(self.place.blobs, [self.archive])
-        with reservations.room(
+        with reservations.reserved(
             self.root,
             size=self.archive.size,
             missing=lambda: self.place.missing_bytes([self.archive]),
@@ -181,7 +179,7 @@ class Packed:
 
 
 @contextlib.contextmanager
-def collecting(request: FetchRequest, place: Place, archives: Sequence[Packed]) -> Iterator[None]:
+def collecting(request: FetchRequest, place: ObjectPlace, archives: Sequence[Packed]) -> Iterator[None]:
     """Around all that is done with archives of one place: refuses too big ones, and keeps evictions away."""
     require_size(sum(found.archive.size for found in archives), len(archives), request.limits)
     with store_locks.held(Path(request.cache_root), place.blobs, owner=request.owner), tidied(archives):

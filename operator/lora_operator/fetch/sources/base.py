@@ -22,36 +22,36 @@ if TYPE_CHECKING:
     from lora_operator.fetch.sources.checksums import Declared
 
 
-class Store(Protocol):
+class ContentStore(Protocol):
     """The source's content on the volume, in the layout that is the source's own."""
 
     @property
     def blobs(self) -> Path:
-        """The folder with finished payloads, named by `RemoteFile.blob`, and unfinished ones, `<blob>….incomplete`."""
+        """The folder with finished blobs, named by `RemoteFile.blob`, and unfinished ones, `<blob>….incomplete`."""
 
     def has(self, file: RemoteFile) -> bool:
-        """Whether a finished payload is there; not whether it is right."""
+        """Whether a finished blob is there; not whether it is right."""
 
     def missing_bytes(self, files: Sequence[RemoteFile]) -> int:
         """What a download of `files` still has to write."""
 
     def download(self, files: Sequence[RemoteFile], *, moving: Callable[[], int]) -> dict[str, Path]:
-        """Brings `files` into their final place; returns each payload by the file's path. `moving` grows with what is written."""
+        """Brings `files` into their final place; returns each blob by the file's path. `moving` grows with what is written."""
 
     def arrived(self, file: RemoteFile) -> str | None:
         """The sha256 of all that this process wrote of the file, taken while it did; None where it did not write all of it."""
 
     def expected(self, file: RemoteFile) -> RemoteFile:
-        """The file with the checksum that its payload must have."""
+        """The file with the checksum that its blob must have."""
 
     def download_again(self, file: RemoteFile) -> None:
-        """Replaces a wrong payload by one rename: who has the old one open keeps it, and no moment is without one."""
+        """Replaces a wrong blob by one rename: who has the old one open keeps it, and no moment is without one."""
 
     def forget(self, file: RemoteFile) -> None:
         """Makes sure that the next attempt downloads the file again."""
 
     def confirm(self) -> None:
-        """The last word before publishing: raises SourceChanged where the revision is not what it was."""
+        """Raises SourceChanged where the revision is not what it was. Asked last: nothing that changed during the download is published."""
 
 
 class Source(Protocol):
@@ -69,11 +69,11 @@ class Source(Protocol):
 
     @property
     def allow_patterns(self) -> Sequence[str]:
-        """The request's."""
+        """What the user wants of the listing, as fnmatch has it; empty: what vLLM needs."""
 
     @property
     def ignore_patterns(self) -> Sequence[str]:
-        """The request's."""
+        """What the user leaves out, whatever else matches."""
 
     def authorise(self) -> str:
         """The revision, once the source let the Job's own credentials see the content."""
@@ -87,7 +87,7 @@ class Source(Protocol):
     def prove_readable(self, files: Sequence[RemoteFile]) -> None:
         """The last word on whether these credentials may read the wanted files' content."""
 
-    def open_store(self, root: Path) -> Store:
+    def open_store(self, root: Path) -> ContentStore:
         """Where the content lies on the volume that is mounted at `root`."""
 
     def stalled(self, seconds: float) -> ReasonError:
@@ -130,18 +130,11 @@ class FilteredSource(PlainSource):
         return self.request.ignore_patterns
 
 
-def key_prefix(folder: str) -> str:
-    """What every key of a bucket's folder begins with: empty, or ending in a slash."""
-    plain = folder.strip("/")
-    return f"{plain}/" if plain else ""
-
-
 def open_source(request: FetchRequest) -> Source:
     """The source of a request; sends nothing. Libraries are imported only here, once the environment is prepared."""
     scheme = request.scheme
-    assert scheme is not None  # noqa: S101  the program looked
     fetcher = OFFLINE_FETCHER if request.offline and scheme.is_remote else scheme.fetcher
     module, _, name = fetcher.partition(":")
-    found: Source = getattr(import_module(f"{__package__}.{module}"), name).open(request)
+    found: Source = getattr(import_module(f"{__package__}.{module}"), name).open(request.source, request)
     found.workers = request.max_workers
     return found

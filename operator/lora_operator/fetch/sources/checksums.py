@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from awscrt import checksums  # type: ignore[import-untyped]
 
-from lora_operator.fetch.heartbeat import GETTING_ON
+from lora_operator.fetch.heartbeat import HEARTBEAT
 from lora_operator.fetch.volume.file_locks import Guarded
 
 _CHUNK: Final = 256 << 10
@@ -67,7 +67,7 @@ class Declared:
 
     @property
     def title(self) -> str:
-        """For messages."""
+        """What a message calls the checksum."""
         return f"{self.algorithm} of its parts" if self.part else self.algorithm
 
 
@@ -89,11 +89,11 @@ class Sums:
         file.seek(0)
         while chunk := file.read(_CHUNK):
             sums.add(chunk)
-            GETTING_ON.add(len(chunk))
+            HEARTBEAT.add(len(chunk))
         return sums
 
     def add(self, chunk: bytes) -> None:
-        """The next bytes."""
+        """Takes the bytes that follow those before."""
         self.size += len(chunk)
         self._sha256.update(chunk)
         part = self._declared.part if self._declared else 0
@@ -107,7 +107,7 @@ class Sums:
 
     @property
     def sha256(self) -> str:
-        """Hex."""
+        """In lower-case hex, of all bytes so far."""
         return self._sha256.hexdigest()
 
     def fault(self, size: int) -> str:

@@ -19,13 +19,13 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.content.select import RemoteFile
+from lora_operator.fetch.content.select import MAX_LISTED, RemoteFile
+from lora_operator.fetch.sources import errors
 from lora_operator.fetch.sources.object_place import blob_name
 from lora_operator.fetch.sources.object_store import CHUNK
 
 log = logging.getLogger(__name__)
 
-_MAX_LISTED: Final = 50_000
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -56,9 +56,9 @@ class Tree:
                         found.append(self._remote(path, status))
                     else:
                         log.warning("%s is a link or no file, and passed over", text.clean(path, limit=200))
-                if len(found) > _MAX_LISTED:
+                if len(found) > MAX_LISTED:
                     raise ReasonError(
-                        Reason.JOB_FAILED, f"{self.title} has more than {_MAX_LISTED} files; narrow {self.field}"
+                        Reason.JOB_FAILED, f"{self.title} has more than {MAX_LISTED} files; narrow {self.field}"
                     )
         if not found:
             raise ReasonError(Reason.ENTRY_NOT_FOUND, f"{self.title} has no files; correct {self.field}")
@@ -80,14 +80,9 @@ class Tree:
             os.close(handle)
 
     def changed(self, what: str) -> ReasonError:
-        """SourceChanged."""
-        return ReasonError(
-            Reason.SOURCE_CHANGED,
-            text.clean(
-                f"{self.title} changed meanwhile: {what}; nothing was published, the next attempt takes what is there then; put new "
-                "content into a new folder instead of changing what is used"
-            ),
-        )
+        """SourceChanged, with advice for folders."""
+        advice = "put new content into a new folder instead of changing what is used"
+        return errors.changed(self.title, f"meanwhile: {what}", advice=advice)
 
     def _open(self, file: RemoteFile) -> int:
         *folders, name = file.path.split("/")

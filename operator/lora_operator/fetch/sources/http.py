@@ -1,7 +1,7 @@
 """Files of HTTP servers as a source, or one tar or zip archive. Imports httpx2, so `environment.prepare` comes first.
 
 A file is what has the sha256 that the source declares; so there is no listing that could change, and the revision is a hash of the
-declarations. A payload's name holds its address, so nobody gets by a sum alone what another one's credentials brought.
+declarations. A blob's name holds its address, so nobody gets by a sum alone what another one's credentials brought.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from lora_operator.fetch.progress import Reporter
 from lora_operator.fetch.sources import unpack
 from lora_operator.fetch.sources.archives import Packed, PackedStore, collecting
 from lora_operator.fetch.sources.base import FilteredSource, Source
-from lora_operator.fetch.sources.http_client import Client, Found, origin, shown, translate, unreachable
-from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.http_client import Client, ServedFile, origin, shown, translate, unreachable
+from lora_operator.fetch.sources.object_place import ObjectPlace, blob_name
 from lora_operator.fetch.sources.object_store import ObjectStore, translated
 from lora_operator.fetch.volume import layout
 from lora_operator.wire.jobs import FetchRequest, HttpRequest
@@ -40,20 +40,20 @@ def connect(request: HttpRequest, credentials: dict[str, str] | None) -> Client:
 
 @dataclass
 class HttpSource(FilteredSource):
-    """Files by their addresses."""
+    """Files that the source declares one by one, each with its address and sha256."""
 
     request: HttpRequest
     client: Client
-    found: dict[str, Found] = field(default_factory=dict)  # by path
+    found: dict[str, ServedFile] = field(default_factory=dict)  # by path
 
     @staticmethod
-    def open(request: FetchRequest) -> Source:
-        """The request's files or archive, with the Job's credentials."""
-        assert request.http is not None  # noqa: S101  a narrowing for the type checker
-        client = connect(request.http, environment.read_keys(request))
-        if request.http.url is None:
-            return HttpSource(request.http, client)
-        return HttpArchive.of(request, client)
+    def open(http: HttpRequest, job: FetchRequest) -> Source:
+        """The files or the archive as the Job's credentials, or nobody, see them; sends nothing. Raises ReasonError for unusable ones."""
+        client = connect(http, environment.read_keys(job))
+        if http.url is None or http.sha256 is None:
+            return HttpSource(http, client)
+        unfit = Reason.INVALID_ADAPTER if job.type == "Adapter" else Reason.INCOMPLETE_MODEL
+        return HttpArchive(http, job, client, http.url, http.sha256, unfit)
 
     @property
     def title(self) -> str:
@@ -65,7 +65,7 @@ class HttpSource(FilteredSource):
 
     @property
     def urls(self) -> dict[str, str]:
-        """Addresses by path."""
+        """The address of each file by its path in the source."""
         return {file.path: file.url for file in self.request.files}
 
     def authorise(self) -> str:
@@ -101,10 +101,7 @@ class HttpSource(FilteredSource):
         """What has the declared sums can't be of another version."""
 
     def open_store(self, root: Path) -> ObjectStore:
-        place = place_of(root, self.request.files[0].url)
-        with translated(self):
-            place.prepare()
-        return ObjectStore(self, place, self.workers)
+        return ObjectStore.at(place_of(root, self.request.files[0].url), self, self.workers)
 
     def stalled(self, seconds: float) -> ReasonError:
         return unreachable(self.title, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")
@@ -120,19 +117,10 @@ class HttpArchive(FilteredSource):
     url: str
     sha256: str
     unfit: Reason  # of an archive that can't be used
-    found: Found = field(default_factory=lambda: Found(0, ""))
+    found: ServedFile = field(default_factory=lambda: ServedFile(0, ""))
     files: tuple[RemoteFile, ...] = ()
-    packed: Packed | None = None
-
-    @classmethod
-    def of(cls, request: FetchRequest, client: Client) -> HttpArchive:
-        """The request's archive."""
-        http = request.http
-        assert http is not None  # noqa: S101  narrowings for the type checker
-        assert http.url is not None  # noqa: S101
-        assert http.sha256 is not None  # noqa: S101
-        unfit = Reason.INVALID_ADAPTER if request.type == "Adapter" else Reason.INCOMPLETE_MODEL
-        return cls(http, request, client, http.url, http.sha256, unfit)
+    place: ObjectPlace = field(default_factory=lambda: ObjectPlace(Path()))
+    packed: dict[str, tuple[Packed, str]] = field(default_factory=dict)  # by the path of a file: where it is packed
 
     @property
     def title(self) -> str:
@@ -152,16 +140,17 @@ class HttpArchive(FilteredSource):
         size = self.found.size
         self._require_small(size)
         layout.prepare(root, self.folder)
-        place = place_of(root, self.url)
+        self.place = place_of(root, self.url)
         with translated(self):
-            place.prepare()
+            self.place.prepare()
         archive = RemoteFile(self.title, size, sha256=self.sha256, stored_as=blob_name(self.url, self.sha256, size))
         limits = self.job.limits
-        self.packed = Packed(self, place, archive, key=self.url, limit=self.request.max_bytes, root=root, limits=limits)
-        with collecting(self.job, place, [self.packed]):
-            names = self.packed.names(reporter)
+        packed = Packed(self, self.place, archive, key=self.url, limit=self.request.max_bytes, root=root, limits=limits)
+        with collecting(self.job, self.place, [packed]):
+            names = packed.names(reporter)
             self._require_small(sum(names.values()))
-            self.files = tuple(self.packed.member(name, size) for name, size in sorted(names.items()))
+            self.files = tuple(packed.member(name, size) for name, size in sorted(names.items()))
+            self.packed = {file.path: (packed, file.path) for file in self.files}
             yield
 
     def listing(self) -> Sequence[RemoteFile]:
@@ -171,9 +160,7 @@ class HttpArchive(FilteredSource):
         """`authorise` asked for a byte of the archive."""
 
     def open_store(self, root: Path) -> PackedStore:
-        assert self.packed is not None  # noqa: S101  it was collected
-        packed = {file.path: (self.packed, file.path) for file in self.files}
-        return PackedStore(ObjectStore(self, self.packed.place, self.workers), packed)
+        return PackedStore(ObjectStore(self, self.place, self.workers), self.packed)
 
     def stalled(self, seconds: float) -> ReasonError:
         return unreachable(self.url, f"nothing arrived for {seconds:.0f} s; what was downloaded is kept")
@@ -198,7 +185,7 @@ class HttpArchive(FilteredSource):
             )
 
 
-def place_of(root: Path, url: str) -> Place:
+def place_of(root: Path, url: str) -> ObjectPlace:
     """Where content of the address's server lies."""
     home = origin(url)
-    return Place.of(root, FOLDER, name=home.partition("://")[2], identity=(home,))
+    return ObjectPlace.of(root, FOLDER, name=home.partition("://")[2], identity=(home,))

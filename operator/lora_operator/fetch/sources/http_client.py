@@ -17,7 +17,8 @@ import httpx2
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.volume import layout
+from lora_operator.fetch.sources import errors
+from lora_operator.fetch.sources.errors import translate_rest
 
 _TIMEOUT_S: Final = 30.0  # without a byte
 _MAX_REDIRECTS: Final = 5
@@ -28,7 +29,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
-class Found:
+class ServedFile:
     """What a server says of one file."""
 
     size: int
@@ -37,7 +38,7 @@ class Found:
 
 @dataclass
 class Client:
-    """One source's requests."""
+    """Sends the requests of one source, with its credentials to its own servers only."""
 
     allowed: frozenset[str]  # origins
     named: frozenset[str]  # origins of the source's own addresses, which get its credentials
@@ -55,7 +56,7 @@ class Client:
             transport=new_transport(),
         )
 
-    def probe(self, url: str) -> Found:
+    def probe(self, url: str) -> ServedFile:
         """Whether the file can be read with these credentials, and how big it is. Raises ReasonError."""
         with self.get(url, {"Range": "bytes=0-0"}) as answer:
             match = _TOTAL.fullmatch(answer.headers.get("Content-Range", ""))
@@ -69,7 +70,7 @@ class Client:
             else:
                 raise unreachable(url, f"it does not say how big the file is (status {answer.status_code})")
             etag = answer.headers.get("ETag", "")
-            return Found(size, "" if etag.startswith("W/") else etag)
+            return ServedFile(size, "" if etag.startswith("W/") else etag)
 
     @contextmanager
     def read(self, url: str, start: int, etag: str) -> Iterator[Iterator[bytes]]:
@@ -170,20 +171,16 @@ class Bearer(httpx2.Auth):
 def translate(error: Exception, title: str) -> ReasonError:
     """The reason behind `error`; JobFailed with the error's own words when none is known."""
     match error:
-        case ReasonError():
-            return error
         case httpx2.TimeoutException():
             return unreachable(title, f"no answer in time ({type(error).__name__})")
         case httpx2.HTTPError() | httpx2.InvalidURL():
             return unreachable(title, f"{type(error).__name__}: {error}")
-        case OSError():
-            return layout.from_system(error) or unreachable(title, f"{type(error).__name__}: {error}")
-    return ReasonError(Reason.JOB_FAILED, text.clean(f"{type(error).__name__}: {error}"))
+    return translate_rest(error, shown(title))
 
 
 def unreachable(url: str, why: str) -> ReasonError:
-    """SourceUnreachable with the address."""
-    return ReasonError(Reason.SOURCE_UNREACHABLE, text.clean(f"{shown(url)}: {why}"))
+    """SourceUnreachable with the address, without its query."""
+    return errors.unreachable(shown(url), why)
 
 
 def shown(url: str) -> str:
@@ -191,10 +188,15 @@ def shown(url: str) -> str:
     return text.clean(url.partition("?")[0], limit=400)
 
 
+def origin_of(url: httpx2.URL) -> tuple[str, str, int]:
+    """Scheme, host and port of an address, each in one spelling."""
+    return url.scheme, url.host.lower(), url.port or _PORTS.get(url.scheme, 0)
+
+
 def origin(url: str) -> str:
-    """Scheme, host and port of an address, in one spelling."""
-    parts = httpx2.URL(url)
-    return f"{parts.scheme}://{parts.host.lower()}:{parts.port or _PORTS.get(parts.scheme, 0)}"
+    """The same as one text."""
+    scheme, host, port = origin_of(httpx2.URL(url))
+    return f"{scheme}://{host}:{port}"
 
 
 def _without(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:

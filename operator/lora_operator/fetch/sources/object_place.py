@@ -1,11 +1,11 @@
 """The content of one place of a source on the volume: finished objects, unfinished ones, and what their bytes hashed to when they arrived.
 
-    <scheme>/<name>-<hash of the place>/blobs/<key>-<version>              finished, and what views link to
+    <scheme>/<name>-<hash of the place>/blobs/<key>-<version>              finished, and what snapshots link to
                                         blobs/<key>-<version>.incomplete   one per object; locked while somebody writes to it (see `file_locks`)
                                         sums/<key>-<version>               sha256 of the finished one
 
 Names are hashes: keys are data. The key is in the name beside version and size, so content that came under one key is never handed out
-for another one. A payload without its sum counts as absent. Finished payloads are replaced, never removed: engines may read them.
+for another one. A blob without its sum counts as absent. Finished blobs are replaced, never removed: engines may read them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _NAME_CHARS: Final = 32
 
 
 def blob_name(key: str, version: str, size: int) -> str:
-    """The name of an object's payload: the key's hash, then that of its version."""
+    """The name of an object's blob: the key's hash, then that of its version."""
     return f"{_hash(key)}-{_hash(version, str(size))}"
 
 
 @dataclass(frozen=True)
-class Place:
+class ObjectPlace:
     """One bucket's, host's, claim's or the like's folder."""
 
     folder: Path
@@ -41,23 +41,23 @@ class Place:
     )  # sha256 of what this process finished, by name
 
     @classmethod
-    def of(cls, root: Path, scheme: str, *, name: str, identity: tuple[str, ...]) -> Place:
+    def of(cls, root: Path, scheme: str, *, name: str, identity: tuple[str, ...]) -> ObjectPlace:
         """A place on the volume mounted at `root`, by a readable name and what tells it from all others of its scheme."""
         slug = _NOT_PLAIN.sub("-", name.lower()).strip("-")[:_SLUG_CHARS]
         return cls(root / scheme / f"{slug}-{_hash(*identity)[:16]}")
 
     @property
     def blobs(self) -> Path:
-        """Where payloads lie."""
+        """The folder of finished and unfinished blobs."""
         return self.folder / "blobs"
 
     def prepare(self) -> None:
-        """Makes the folders."""
+        """Makes the folders of blobs and of their sums. Raises OSError."""
         for folder in (self.blobs, self.folder / "sums"):
             folder.mkdir(parents=True, exist_ok=True)
 
     def blob(self, file: RemoteFile) -> Path:
-        """Where the finished payload lies."""
+        """Where the finished blob lies."""
         return self.blobs / file.blob
 
     def partial(self, file: RemoteFile) -> Path:
@@ -65,7 +65,7 @@ class Place:
         return self.blobs / f"{file.blob}.incomplete"
 
     def recorded(self, file: RemoteFile) -> str | None:
-        """The sha256 of the payload when it arrived; None where it is not known."""
+        """The sha256 of the blob when it arrived; None where it is not known."""
         try:
             found = (self.folder / "sums" / file.blob).read_text("ascii").strip()
         except (OSError, UnicodeDecodeError):
@@ -73,7 +73,7 @@ class Place:
         return found if _SUM.fullmatch(found) else None
 
     def has(self, file: RemoteFile) -> bool:
-        """Whether a finished payload is there whose sum is known."""
+        """Whether a finished blob is there whose sum is known."""
         return self.recorded(file) is not None and self.blob(file).is_file()
 
     def missing_bytes(self, files: Iterable[RemoteFile]) -> int:
@@ -82,7 +82,7 @@ class Place:
         return sum(max(0, file.size - _size(self.partial(file))) for file in unique)
 
     def finish(self, file: RemoteFile, partial: Path, sha256: str) -> None:
-        """Makes the complete partial file the payload: the sum first, so that no payload is ever without. Raises locks.Overtaken."""
+        """Makes the complete partial file the blob: the sum first, so that no blob is ever without. Raises locks.Overtaken."""
         target = self.folder / "sums" / file.blob
         fresh = file_locks.own(target.with_name(f"{target.name}.tmp"))
         try:
@@ -98,7 +98,7 @@ class Place:
         self.arrived[file.blob] = sha256
 
     def forget(self, file: RemoteFile) -> None:
-        """Lets the payload count as absent; the next download takes its place."""
+        """Lets the blob count as absent; the next download takes its place."""
         self.arrived.pop(file.blob, None)
         (self.folder / "sums" / file.blob).unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources.checksums import Declared, Sums
-from lora_operator.fetch.sources.object_place import Place
+from lora_operator.fetch.sources.object_place import ObjectPlace
 from lora_operator.fetch.sources.retries import persist
 from lora_operator.fetch.volume import file_locks
 from lora_operator.fetch.volume.file_locks import Guarded
@@ -59,7 +59,7 @@ def revision_of(files: Sequence[RemoteFile]) -> str:
 
 @contextmanager
 def translated(source: Objects) -> Iterator[None]:
-    """Foreign exceptions as ReasonError."""
+    """Raises the source's ReasonError for whatever is raised inside."""
     try:
         yield
     except Exception as error:
@@ -71,9 +71,16 @@ class ObjectStore:
     """A source's objects on the volume, and how they get there."""
 
     source: Objects
-    place: Place
+    place: ObjectPlace
     workers: int = 4
     left: dict[str, int] = field(default_factory=dict)  # unfinished files by name, as long as this process left them
+
+    @classmethod
+    def at(cls, place: ObjectPlace, source: Objects, workers: int) -> ObjectStore:
+        """The store of a source at a place, whose folders are made. Raises ReasonError."""
+        with translated(source):
+            place.prepare()
+        return cls(source, place, workers)
 
     @property
     def blobs(self) -> Path:

@@ -24,9 +24,9 @@ from lora_operator.fetch.sources import unpack
 from lora_operator.fetch.sources.archives import Packed, PackedStore, collecting
 from lora_operator.fetch.sources.base import FilteredSource
 from lora_operator.fetch.sources.http_client import translate, unreachable
-from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_place import ObjectPlace, blob_name
 from lora_operator.fetch.sources.object_store import ObjectStore, translated
-from lora_operator.fetch.sources.oci_registry import INDEXES, Registry, login_of
+from lora_operator.fetch.sources.oci_registry import INDEXES, OciRegistry, login_of
 from lora_operator.fetch.volume import layout
 from lora_operator.wire.jobs import FetchRequest, OciRequest
 
@@ -51,17 +51,17 @@ class Layer:
 
     @property
     def sha256(self) -> str:
-        """The digest's hex digits."""
+        """The digest without its algorithm, in hex."""
         return self.digest.partition(":")[2]
 
 
 @dataclass
 class OciSource(FilteredSource):
-    """One artifact or image."""
+    """One artifact or image, at the digest that its tag had when it was asked for."""
 
     request: OciRequest
     job: FetchRequest
-    registry: Registry
+    registry: OciRegistry
     title_: str
     reference: str  # tag or digest
     unfit: Reason  # of one that can't be used
@@ -69,22 +69,20 @@ class OciSource(FilteredSource):
     files: dict[str, RemoteFile] = field(default_factory=dict)
     packed: dict[str, tuple[Packed, str]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # by the path of a file, or of an archive
-    place: Place = field(default_factory=lambda: Place(Path()))
+    place: ObjectPlace = field(default_factory=lambda: ObjectPlace(Path()))
 
     @classmethod
-    def open(cls, request: FetchRequest) -> OciSource:
-        """The request's artifact, with the Job's login."""
-        oci = request.oci
-        assert oci is not None  # noqa: S101  a narrowing for the type checker
+    def open(cls, oci: OciRequest, job: FetchRequest) -> OciSource:
+        """The artifact as the Job's login, or nobody, sees it; sends nothing. Raises ReasonError for an unusable login."""
         host, _, rest = oci.reference.partition("/")
         named, _, digest = rest.partition("@")
         repository, _, tag = named.partition(":")
-        keys = environment.read_keys(request)
+        keys = environment.read_keys(job)
         home = next((one for one in oci.allowed_endpoints if one.partition("://")[2] == host), f"https://{host}")
         login = login_of(keys[".dockerconfigjson"], host) if keys is not None else None
-        registry = Registry.to(home, repository, allowed=oci.allowed_endpoints, login=login)
-        unfit = Reason.INVALID_ADAPTER if request.type == "Adapter" else Reason.INCOMPLETE_MODEL
-        return cls(oci, request, registry, f"oci://{host}/{repository}", digest or tag or "latest", unfit)
+        registry = OciRegistry.to(home, repository, allowed=oci.allowed_endpoints, login=login)
+        unfit = Reason.INVALID_ADAPTER if job.type == "Adapter" else Reason.INCOMPLETE_MODEL
+        return cls(oci, job, registry, f"oci://{host}/{repository}", digest or tag or "latest", unfit)
 
     @property
     def title(self) -> str:
@@ -105,7 +103,7 @@ class OciSource(FilteredSource):
     @contextmanager
     def collected(self, root: Path, reporter: Reporter) -> Iterator[None]:
         layout.prepare(root, self.folder)
-        self.place = Place.of(root, FOLDER, name=self.title.rpartition("/")[2], identity=(self.registry.base,))
+        self.place = ObjectPlace.of(root, FOLDER, name=self.title.rpartition("/")[2], identity=(self.registry.base,))
         with translated(self):
             self.place.prepare()
         archives = [self._archive(layer, root) for layer in self.layers if not layer.title]
@@ -153,7 +151,7 @@ class OciSource(FilteredSource):
         return translate(error, self.title)
 
     def confirm(self) -> None:
-        """A digest can't change."""
+        """Nothing to compare: everything was read by digest."""
 
     def _first(self, index: dict[str, Any]) -> str:
         """The manifest of an index that holds content: what is in it is the same for every platform."""

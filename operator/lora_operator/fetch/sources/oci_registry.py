@@ -35,7 +35,7 @@ INDEXES: Final = (
 
 
 @dataclass
-class Registry(Client):
+class OciRegistry(Client):
     """One repository of one registry."""
 
     base: str = ""  # <scheme>://<registry>/v2/<repository>
@@ -46,7 +46,7 @@ class Registry(Client):
     scheme: str = "oci"
 
     @classmethod
-    def to(cls, home: str, repository: str, *, allowed: tuple[str, ...], login: tuple[str, str] | None) -> Registry:
+    def to(cls, home: str, repository: str, *, allowed: tuple[str, ...], login: tuple[str, str] | None) -> OciRegistry:
         """A client that sends nothing yet; `home` is the registry's origin."""
         return cls(
             allowed=frozenset(map(origin, allowed)),

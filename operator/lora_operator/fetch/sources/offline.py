@@ -21,53 +21,47 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.sources.base import PlainSource
+from lora_operator.fetch.content.select import MAX_LISTED, RemoteFile
+from lora_operator.fetch.sources.base import FilteredSource
 from lora_operator.fetch.volume.layout import ARTIFACTS, HUB, inside
-from lora_operator.wire.jobs import AzureRequest, FetchRequest, GcsRequest, HuggingFaceRequest, S3Request
+from lora_operator.wire.jobs import AzureRequest, FetchRequest, GcsRequest, HuggingFaceRequest, S3Request, SourceRequest
+
+OfflineRequest = HuggingFaceRequest | S3Request | GcsRequest | AzureRequest
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SUM: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _METADATA: Final = Path(".cache/huggingface/download")
-_MAX_FILES: Final = 50_000
 _LINE_BYTES: Final = 4096
 _SHOWN: Final = 5
 
 
 @dataclass
-class OfflineSource(PlainSource):
+class OfflineSource(FilteredSource):
     """What a want names, as it lies on the volume. It is its own store."""
 
-    request: FetchRequest
+    request: OfflineRequest
     root: Path
     files: tuple[RemoteFile, ...] = ()
     paths: dict[str, Path] = field(default_factory=dict)
     home: Path = Path()  # where it was found
 
     @classmethod
-    def open(cls, request: FetchRequest) -> OfflineSource:
-        """The request's source on its volume."""
-        return cls(request, Path(os.path.realpath(request.cache_root)))
+    def open(cls, wanted: SourceRequest, job: FetchRequest) -> OfflineSource:
+        """What is wanted, on the Job's volume; reads nothing. Raises ReasonError for a kind of source that has no place there."""
+        if not isinstance(wanted, OfflineRequest):
+            raise ReasonError(Reason.SOURCE_NOT_ALLOWED, "an offline cache has no place for content of this source")
+        return cls(wanted, Path(os.path.realpath(job.cache_root)))
 
     # As a source
 
     @property
     def title(self) -> str:
         bucket = {"s3": "s3://", "gcs": "gs://", "azure": "azure://"}
-        scheme = self.request.scheme
-        return bucket.get(scheme.member if scheme else "", "") + self._name
+        return bucket.get(self.request.kind, "") + self._name
 
     @property
     def folder(self) -> str:
         return ARTIFACTS
-
-    @property
-    def allow_patterns(self) -> Sequence[str]:
-        return self._member.allow_patterns
-
-    @property
-    def ignore_patterns(self) -> Sequence[str]:
-        return self._member.ignore_patterns
 
     def authorise(self) -> str:
         """The revision that is there: whoever may use an offline cache may use what is on its volume."""
@@ -80,9 +74,9 @@ class OfflineSource(PlainSource):
             if not folder.is_dir():
                 continue
             folder = self.home = inside(self.root, place)
-            return (
-                self._from_hub_layout(folder, place) if (folder / "snapshots").is_dir() else self._plain(folder, place)
-            )
+            if isinstance(self.request, HuggingFaceRequest) and (folder / "snapshots").is_dir():
+                return self._from_hub_layout(folder, place, self.request.revision)
+            return self._plain(folder, place)
         raise ReasonError(
             Reason.REPOSITORY_NOT_FOUND,
             text.clean(
@@ -141,17 +135,9 @@ class OfflineSource(PlainSource):
     # What is there
 
     @property
-    def _member(self) -> HuggingFaceRequest | S3Request | GcsRequest | AzureRequest:
-        request = self.request
-        member = request.hugging_face or request.s3 or request.gcs or request.azure
-        if member is None:
-            raise ReasonError(Reason.SOURCE_NOT_ALLOWED, "an offline cache has no place for content of this source")
-        return member
-
-    @property
     def _name(self) -> str:
         """A repository, or the folder of a bucket."""
-        match self._member:
+        match self.request:
             case HuggingFaceRequest(repo=repo):
                 return repo
             case AzureRequest(account=account, container=container, prefix=prefix):
@@ -161,27 +147,24 @@ class OfflineSource(PlainSource):
         return "/".join(part for part in parts if part)
 
     def _places(self) -> list[str]:
-        if self.request.hugging_face is None:
+        if not isinstance(self.request, HuggingFaceRequest):
             return [self._name]
         layout = "models--" + self._name.replace("/", "--")
         return [f"{HUB}/{layout}", layout, self._name]
 
     def _hint(self) -> str:
-        hub = self.request.hugging_face
-        if hub is None:
+        if not isinstance(self.request, HuggingFaceRequest):
             return "put the folder's files there"
-        return f"put it there with: hf download {hub.repo} --cache-dir <volume>/{HUB}"
+        return f"put it there with: hf download {self.request.repo} --cache-dir <volume>/{HUB}"
 
-    def _from_hub_layout(self, folder: Path, place: str) -> str:
-        hub = self.request.hugging_face
-        assert hub is not None  # noqa: S101  only its places have this layout
-        commit = _resolve(folder, hub.revision)
+    def _from_hub_layout(self, folder: Path, place: str, revision: str) -> str:
+        commit = _resolve(folder, revision)
         if commit is None:
             there = sorted(path.name for path in (folder / "snapshots").iterdir())
             raise ReasonError(
                 Reason.REVISION_NOT_FOUND,
                 text.clean(
-                    f"the cache is offline, and {place} on its volume has no revision {hub.revision!r}; it has: "
+                    f"the cache is offline, and {place} on its volume has no revision {revision!r}; it has: "
                     f"{', '.join(there[:_SHOWN]) or 'none'}"
                 ),
             )
@@ -198,7 +181,7 @@ class OfflineSource(PlainSource):
 
         self._take(folder, declared)
         commit = commits.pop() if len(commits) == 1 else ""
-        wanted = self.request.hugging_face.revision if self.request.hugging_face is not None else ""
+        wanted = self.request.revision if isinstance(self.request, HuggingFaceRequest) else ""
         if _COMMIT.fullmatch(wanted) and commit != wanted:
             raise ReasonError(
                 Reason.REVISION_NOT_FOUND,
@@ -220,8 +203,8 @@ class OfflineSource(PlainSource):
             sums = {"sha256": known} if len(known) == 64 else {"git_oid": known}
             files.append(RemoteFile(path, real.stat().st_size, stored_as=f"{len(files)}", **sums))
             self.paths[path] = real
-            if len(files) > _MAX_FILES:
-                raise ReasonError(Reason.JOB_FAILED, f"{self.title} has more than {_MAX_FILES} files on the volume")
+            if len(files) > MAX_LISTED:
+                raise ReasonError(Reason.JOB_FAILED, f"{self.title} has more than {MAX_LISTED} files on the volume")
         self.files = tuple(files)
 
     def _listing_hash(self) -> str:

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from typing import IO, Final
 
 from lora_operator.fetch import text
-from lora_operator.fetch.heartbeat import GETTING_ON
+from lora_operator.fetch.content.select import MAX_LISTED
+from lora_operator.fetch.heartbeat import HEARTBEAT
 
 log = logging.getLogger(__name__)
 
-MAX_ENTRIES: Final = 50_000
 _CHUNK: Final = 256 << 10
 MAX_NAMES_BYTES: Final = 16 << 20  # of all together
 _NAME_BYTES: Final = 1024
@@ -178,12 +178,12 @@ class _Limited:
 
     def __init__(self, plain: IO[bytes] | gzip.GzipFile, limit: int) -> None:
         self._plain = plain
-        self._left = limit + MAX_ENTRIES * 4 * _BLOCK
+        self._left = limit + MAX_LISTED * 4 * _BLOCK
         self._limit = limit
 
     def read(self, count: int) -> bytes:
         data = self._plain.read(count)
-        GETTING_ON.add(len(data))  # also what is passed over
+        HEARTBEAT.add(len(data))  # also what is passed over
         self._left -= len(data)
         if self._left < 0:
             raise UnfitError(f"expands to more than the {text.size(self._limit)} of maxSize; raise it if that is right")
@@ -206,8 +206,8 @@ def _damaged(error: Exception) -> UnfitError:
 
 
 def _require_few(count: int) -> None:
-    if count > MAX_ENTRIES:
-        raise UnfitError(f"has more than {MAX_ENTRIES} entries")
+    if count > MAX_LISTED:
+        raise UnfitError(f"has more than {MAX_LISTED} entries")
 
 
 def _passed_over(name: str, *, is_folder: bool) -> None:

@@ -1,6 +1,6 @@
 """Folders of volumes as sources: of another claim's, which the operator lets the Job mount read-only, and of the cache's own.
 
-Files of another claim are copied into the cache. A folder of the cache's own volume is read to be checked, linked to from the view, and
+Files of another claim are copied into the cache. A folder of the cache's own volume is read to be checked, linked to from the snapshot, and
 never written or removed.
 """
 
@@ -17,50 +17,45 @@ from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.sources.base import FilteredSource
 from lora_operator.fetch.sources.folder import Tree
-from lora_operator.fetch.sources.object_place import Place
-from lora_operator.fetch.sources.object_store import ObjectStore, revision_of, translated
+from lora_operator.fetch.sources.listed import ListedSource
+from lora_operator.fetch.sources.object_place import ObjectPlace
+from lora_operator.fetch.sources.object_store import ObjectStore
 from lora_operator.fetch.volume import layout
 from lora_operator.source_kinds import RESERVED_FOLDERS
 from lora_operator.wire.jobs import ClaimRequest, FetchRequest, LocalRequest
 
 
-class FolderSource(FilteredSource):
-    """What both have in common."""
+class FolderSource(ListedSource):
+    """A folder below a mount."""
 
     tree: Tree
-    files: tuple[RemoteFile, ...]
 
     @property
     def title(self) -> str:
         return self.tree.title
 
-    def listing(self) -> Sequence[RemoteFile]:
-        return self.files
+    def list_files(self) -> tuple[RemoteFile, ...]:
+        return self.tree.listing()
+
+    def changed(self, what: str) -> ReasonError:
+        return self.tree.changed(what)
 
     def prove_readable(self, files: Sequence[RemoteFile]) -> None:
         self.tree.require_readable(files)
 
-    def require_unchanged(self) -> None:
-        """Raises ReasonError(SourceChanged) where the folder is not as it was when it was listed."""
-        if self.tree.listing() != self.files:
-            raise self.tree.changed("its listing is another one than at the beginning")
-
 
 @dataclass
 class ClaimSource(FolderSource):
-    """One folder of one claim."""
+    """One folder of one claim. That it may be named was the operator's to decide; that the Job's user may read it is the volume's."""
 
     request: ClaimRequest
     tree: Tree
     files: tuple[RemoteFile, ...] = ()
 
     @classmethod
-    def open(cls, request: FetchRequest) -> ClaimSource:
-        """The request's folder."""
-        claim = request.persistent_volume_claim
-        assert claim is not None  # noqa: S101  a narrowing for the type checker
+    def open(cls, claim: ClaimRequest, _job: FetchRequest) -> ClaimSource:
+        """The folder below the claim's mount; reads nothing."""
         title = f"pvc://{claim.claim_name}/{claim.path}".rstrip("/")
         field = "source.persistentVolumeClaim.path"
         return cls(claim, Tree(Path(claim.mount), claim.path, title, field, by_inode=True))
@@ -68,11 +63,6 @@ class ClaimSource(FolderSource):
     @property
     def folder(self) -> str:
         return "persistentVolumeClaim"
-
-    def authorise(self) -> str:
-        """That the claim may be named was the operator's to decide; that the Job's user may read it is the volume's."""
-        self.files = self.tree.listing()
-        return revision_of(self.files)
 
     def chunks(self, file: RemoteFile, start: int) -> AbstractContextManager[Iterator[bytes]]:
         return self.tree.chunks(file, start)
@@ -83,16 +73,11 @@ class ClaimSource(FolderSource):
         known = layout.from_system(error) if isinstance(error, OSError) else None
         return known or ReasonError(Reason.JOB_FAILED, text.clean(f"{self.title}: {type(error).__name__}: {error}"))
 
-    def confirm(self) -> None:
-        self.require_unchanged()
-
     def open_store(self, root: Path) -> ObjectStore:
         claim = self.request
         identity = (claim.claim_namespace, claim.claim_name, claim.claim_uid, claim.path.strip("/"))
-        place = Place.of(root, self.folder, name=claim.claim_name, identity=identity)
-        with translated(self):
-            place.prepare()
-        return ObjectStore(self, place, self.workers)
+        place = ObjectPlace.of(root, self.folder, name=claim.claim_name, identity=identity)
+        return ObjectStore.at(place, self, self.workers)
 
     def stalled(self, seconds: float) -> ReasonError:
         return ReasonError(
@@ -103,19 +88,17 @@ class ClaimSource(FolderSource):
 
 @dataclass
 class LocalSource(FolderSource):
-    """One folder."""
+    """One folder of the cache's own volume, used in place."""
 
     request: LocalRequest
     tree: Tree
     files: tuple[RemoteFile, ...] = ()
 
     @classmethod
-    def open(cls, request: FetchRequest) -> LocalSource:
-        """The request's folder."""
-        local = request.local
-        assert local is not None  # noqa: S101  a narrowing for the type checker
+    def open(cls, local: LocalRequest, job: FetchRequest) -> LocalSource:
+        """The folder below the cache's root; reads nothing."""
         title = f"local://{local.path}".rstrip("/")
-        return cls(local, Tree(Path(request.cache_root), local.path, title, "source.local.path"))
+        return cls(local, Tree(Path(job.cache_root), local.path, title, "source.local.path"))
 
     @property
     def folder(self) -> str:
@@ -124,8 +107,7 @@ class LocalSource(FolderSource):
     def authorise(self) -> str:
         """That the path may be named was the operator's to decide; what sources brought is closed to every path."""
         self._require_foreign()
-        self.files = self.tree.listing()
-        return revision_of(self.files)
+        return super().authorise()
 
     def open_store(self, root: Path) -> LocalStore:
         return LocalStore(self, Path(os.path.realpath(root), self.request.path.strip("/")))
@@ -152,7 +134,7 @@ class LocalSource(FolderSource):
 
 @dataclass(frozen=True)
 class LocalStore:
-    """The folder itself."""
+    """The folder as its own store: everything is there already, and nothing is ever written."""
 
     source: LocalSource
     blobs: Path
@@ -176,7 +158,7 @@ class LocalStore:
         raise self.source.tree.changed(f"{file.path!r} is not the one that was listed")
 
     def forget(self, file: RemoteFile) -> None:
-        """It is not ours."""
+        """Nothing is removed: the files are the user's."""
 
     def confirm(self) -> None:
-        self.source.require_unchanged()
+        self.source.confirm()

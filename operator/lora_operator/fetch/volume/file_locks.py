@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,13 +19,13 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, BinaryIO, Final, cast
 
-from lora_operator.fetch.heartbeat import GETTING_ON
+from lora_operator.fetch.heartbeat import HEARTBEAT
+from lora_operator.fetch.volume.layout import PROCESS
 
 LEFT_AFTER_S: Final = 3600.0  # a Job that writes nothing for two minutes is ended
 _PATIENCE_S: Final = 600.0
 _POLL_S: Final = 0.05
 _NONE: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-_OWN: Final = secrets.token_hex(8)
 
 
 class Overtaken(Exception):  # noqa: N818 - it is a finding
@@ -47,7 +46,7 @@ def _nameless(folder: Path) -> IO[bytes]:
 def own(partial: Path) -> Path:
     """This process's own unfinished file in the place of a shared one: <name>.<process>.incomplete."""
     name, _, suffix = partial.name.rpartition(".")
-    return partial.with_name(f"{name}.{_OWN}.{suffix}")
+    return partial.with_name(f"{name}.{PROCESS}.{suffix}")
 
 
 @contextlib.contextmanager
@@ -78,7 +77,7 @@ def _wait(descriptor: int) -> bool:
             return flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() < end:
-                GETTING_ON.add(1)
+                HEARTBEAT.add(1)
             time.sleep(_POLL_S)
 
 
@@ -130,25 +129,25 @@ class Guarded:
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        """As a file's."""
+        """Cuts the file to `size` bytes. Raises Overtaken where another process has replaced it."""
         if not is_same(self._path, self._file):
             raise Overtaken(str(self._path))
         return self._file.truncate(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As a file's."""
+        """Moves to an offset, from which `read` goes on; writes always append."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """As a file's."""
+        """The offset at which `read` goes on."""
         return self._file.tell()
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's."""
+        """Up to `size` bytes; empty at the end."""
         return self._file.read(size) or b""
 
     def flush(self) -> None:
-        """Nothing is buffered."""
+        """Nothing to do: the file is unbuffered."""
 
     def sync(self) -> None:
         """Makes what was written durable."""

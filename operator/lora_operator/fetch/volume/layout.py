@@ -20,7 +20,11 @@ from lora_operator.fetch import text
 
 HUB: Final = "hub"
 ARTIFACTS: Final = "artifacts"
-_SHARED_DIRECTORY: Final = 0o2775
+BLOBS: Final = "blobs"  # of every store: finished ones and unfinished ones
+TMP: Final = ".tmp-"  # what a name begins with that means nothing to anybody but the process that made it
+PROCESS: Final = secrets.token_hex(8)  # tells this process's files from those of others
+SHARED_FILE: Final = 0o664
+SHARED_DIRECTORY: Final = 0o2775
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -108,7 +112,7 @@ def make_shared(directory: Path, *, like: Path) -> None:
     with contextlib.suppress(OSError):
         os.chown(directory, -1, like.stat().st_gid)
     with contextlib.suppress(OSError):
-        directory.chmod(_SHARED_DIRECTORY)
+        directory.chmod(SHARED_DIRECTORY)
 
 
 def _probe(directory: Path) -> None:

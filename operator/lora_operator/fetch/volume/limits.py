@@ -13,9 +13,9 @@ from typing import Final
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.wire.jobs import Limits, VolumeState
+from lora_operator.fetch.volume.layout import BLOBS
+from lora_operator.wire.jobs import VolumeLimits, VolumeState
 
-_BLOBS: Final = "blobs"
 _MOST: Final = 2**63 - 1  # that an integer in a status can be
 
 
@@ -27,7 +27,7 @@ class NoRoomError(ReasonError):
         self.needed = min(max(1, needed), _MOST)
 
 
-def with_need(error: ReasonError, root: Path, *, missing: int, limits: Limits, reserved: int) -> ReasonError:
+def with_need(error: ReasonError, root: Path, *, missing: int, limits: VolumeLimits, reserved: int) -> ReasonError:
     """A full volume's error with what it would take to go on; any other one as it is."""
     if error.reason is not Reason.INSUFFICIENT_SPACE or isinstance(error, NoRoomError):
         return error
@@ -36,7 +36,7 @@ def with_need(error: ReasonError, root: Path, *, missing: int, limits: Limits, r
     return NoRoomError(error.message, missing + reserved + limits.min_free_bytes - free)
 
 
-def require_size(size: int, files: int, limits: Limits) -> None:
+def require_size(size: int, files: int, limits: VolumeLimits) -> None:
     """Raises TooLarge where content of `size` bytes in so many files is more than an artifact may have."""
     size = max(size, limits.hint_bytes)
     if limits.max_artifact_bytes is not None and size > limits.max_artifact_bytes:
@@ -47,15 +47,15 @@ def require_size(size: int, files: int, limits: Limits) -> None:
         )
 
 
-def to_write(*, size: int, missing: int, limits: Limits) -> int:
+def to_write(*, size: int, missing: int, limits: VolumeLimits) -> int:
     """How many bytes are to be written where so many are missing of content of `size`, or of more by its user's own word."""
     return max(missing, limits.hint_bytes - (size - missing)) if missing else 0
 
 
-def require_room(root: Path, *, needed: int, limits: Limits, reserved: int) -> None:
+def require_room(root: Path, *, needed: int, limits: VolumeLimits, reserved: int) -> None:
     """Raises InsufficientSpace where `needed` bytes don't fit; the `reserved` ones, which other Jobs will write, count as written.
 
-    File systems that don't tell their size are believed to have room.
+    File systems that don't tell their size are believed to have space.
     """
     wanted = f"{text.size(needed)} are to be downloaded"
     others = f", other Jobs will write {text.size(reserved)}" if reserved else ""
@@ -78,7 +78,7 @@ def require_room(root: Path, *, needed: int, limits: Limits, reserved: int) -> N
         )
 
 
-def look(root: Path) -> VolumeState | None:
+def volume_state(root: Path) -> VolumeState | None:
     """The volume as it is now; None where it can't be looked at."""
     try:
         found = os.statvfs(root)
@@ -89,8 +89,8 @@ def look(root: Path) -> VolumeState | None:
 
 
 def used_bytes(root: Path) -> int:
-    """What sources' payloads take, finished or not: <folder>/<store>/blobs/*; views are links, and cost nothing."""
-    return sum(_sizes(store / _BLOBS) for folder in _folders(root) for store in _folders(folder))
+    """What sources' blobs take, finished or not: <folder>/<store>/blobs/*; snapshots are links, and cost nothing."""
+    return sum(_sizes(store / BLOBS) for folder in _folders(root) for store in _folders(folder))
 
 
 def _folders(path: Path) -> list[Path]:

@@ -1,9 +1,9 @@
-"""Room on the volume that Jobs were promised and have not filled yet, for all others to see: of whatever cache, pod or cluster.
+"""Reservations: space on the volume that Jobs will still fill, for all other Jobs to see, whatever cache, pod or cluster they are of.
 
     artifacts/.lora-operator/reserved/<artifact>-<claim>     how many bytes its Job has still to write, and whether they are promised
 
-A Job first asks, and then looks who else asked or was promised room: of two that come at once the later one to ask sees the other, so
-no locks are needed, which hold for one node alone on some volumes. Both may be refused then, and ask again after a moment. A Job tells
+A Job first asks, and then looks who else asked or was promised space: of two that come at once the later one to ask sees the other, so
+no locks are needed, which hold for one node alone on some volumes. Both may be refused then, and ask again after a moment. A Job reports
 every few seconds what it has still to write; one that has not for two minutes is dead.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,18 +19,16 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.volume.layout import from_system, make_shared
+from lora_operator.fetch.volume.layout import PROCESS, SHARED_FILE, from_system, make_shared
 from lora_operator.fetch.volume.limits import require_room, to_write, with_need
 from lora_operator.fetch.volume.store_locks import STATE
-from lora_operator.wire.jobs import Limits
+from lora_operator.wire.jobs import VolumeLimits
 
 DEAD_AFTER_S: Final = 120.0
-_TOLD_EVERY_S: Final = 5.0
+_REPORT_EVERY_S: Final = 5.0
 _TRIES: Final = 6  # with a pause of up to 1, 2, 4, 8, 16 s between them
 _PROMISED: Final = "promised"
 _ASKED: Final = "asked   "
-_MODE: Final = 0o664
-_OWN: Final = secrets.token_hex(8)
 _held: set[Path] = set()
 
 
@@ -43,15 +40,15 @@ class Others(NamedTuple):
 
 
 @contextlib.contextmanager
-def room(
-    root: Path, *, size: int, missing: Callable[[], int], done: Callable[[], int], limits: Limits
+def reserved(
+    root: Path, *, size: int, missing: Callable[[], int], done: Callable[[], int], limits: VolumeLimits
 ) -> Iterator[None]:
-    """Keeps room for the block to write what is missing of content of `size`; `done` is how much of that is there.
+    """Reserves space for the block to write what is missing of content of `size`; `done` is how much of that is there.
 
     Raises ReasonError where there is not enough; a volume that fills in the block tells what it would take to go on.
     """
     needed = to_write(size=size, missing=missing(), limits=limits)
-    path = root / STATE / "reserved" / (limits.holder or f"{_OWN}-{os.getpid()}")
+    path = root / STATE / "reserved" / (limits.holder or f"{PROCESS}-{os.getpid()}")
     with _kept(path, needed, done) if needed else contextlib.nullcontext():
         try:
             if needed:
@@ -70,7 +67,7 @@ def drop() -> None:
 
 def others_of(path: Path) -> Others:
     """What others than this one have in its folder; by its own age, dead ones are removed."""
-    told = asked = 0
+    total = asked = 0
     try:
         now = path.stat().st_mtime  # by the volume's own clock
         others = [other for other in path.parent.iterdir() if other != path]
@@ -82,23 +79,23 @@ def others_of(path: Path) -> Others:
                 other.unlink()
                 continue
             size, _, state = other.read_text("ascii").partition(" ")
-            told += int(size)
+            total += int(size)
             asked += 0 if state == _PROMISED else int(size)
-    return Others(told, asked)
+    return Others(total, asked)
 
 
 @contextlib.contextmanager
 def _kept(path: Path, needed: int, done: Callable[[], int]) -> Iterator[None]:
-    """Tells what is left, from when it is promised until the block is left."""
+    """Reports every few seconds what is still to be written, until the block is left: a silent reservation counts as dead."""
     before, stop = done(), threading.Event()
 
-    def tell() -> None:
-        while not stop.wait(_TOLD_EVERY_S):
+    def report() -> None:
+        while not stop.wait(_REPORT_EVERY_S):
             with contextlib.suppress(OSError):
                 if path in _held:
                     _write(path, max(0, needed - (done() - before)), _PROMISED)
 
-    thread = threading.Thread(target=tell, name="reservation", daemon=True)
+    thread = threading.Thread(target=report, name="reservation", daemon=True)
     thread.start()
     try:
         yield
@@ -108,8 +105,8 @@ def _kept(path: Path, needed: int, done: Callable[[], int]) -> Iterator[None]:
         _drop(path)
 
 
-def _ask(root: Path, path: Path, needed: int, limits: Limits) -> None:
-    """Raises ReasonError where there is no room."""
+def _ask(root: Path, path: Path, needed: int, limits: VolumeLimits) -> None:
+    """Raises ReasonError where there is not enough space."""
     try:
         for folder in (path.parents[1], path.parent):
             if not folder.is_dir():
@@ -141,7 +138,7 @@ def _drop(path: Path) -> None:
 
 def _write(path: Path, size: int, state: str) -> None:
     """In one piece of always the same length, so that nobody reads half of it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, _MODE)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, SHARED_FILE)
     try:
         os.pwrite(descriptor, f"{size:020d} {state}".encode("ascii"), 0)
     finally:

@@ -5,7 +5,7 @@
     artifacts/.lora-operator/owners/<claim>     one per claim through which Jobs came to this volume
 
 A download holds the shared lock of its store from before it looks at what is there until what it published is in place. An eviction
-removes payloads, and views of them, under the exclusive one. Locks end with the process that holds them, so none is ever stale.
+removes blobs, and snapshots of them, under the exclusive one. Locks end with the process that holds them, so none is ever stale.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from typing import Final
 
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
-from lora_operator.fetch.heartbeat import GETTING_ON
+from lora_operator.fetch.heartbeat import HEARTBEAT
 from lora_operator.fetch.volume import file_locks
-from lora_operator.fetch.volume.layout import ARTIFACTS, from_system, make_shared
+from lora_operator.fetch.volume.layout import ARTIFACTS, BLOBS, SHARED_FILE, from_system, make_shared
 
 log = logging.getLogger(__name__)
 
 STATE: Final = f"{ARTIFACTS}/.lora-operator"  # where Jobs may write, whoever the volume's root belongs to
-_BLOBS: Final = "blobs"
 _STORES: Final = "stores"
 _OWNERS: Final = "owners"
 _COMMITS: Final = "commits"
@@ -40,7 +39,6 @@ _NOT_PLAIN: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _OWNER: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _WAIT_S: Final = 600.0
 _POLL_S: Final = 0.2
-_MODE: Final = 0o664
 
 
 class NoLocksError(Exception):
@@ -77,7 +75,7 @@ def held(root: Path, blobs: Path, *, owner: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared(root: Path, blobs: Path) -> Iterator[None]:
-    """Keeps evictions from the store with this folder of payloads; waits for one that is under way. Raises ReasonError when that takes 10 minutes.
+    """Keeps evictions from the store with this folder of blobs; waits for one that is under way. Raises ReasonError when that takes 10 minutes.
 
     A folder that has nothing in it when the first Job comes is the Jobs' own; what somebody put there is not. On a volume without
     locks nothing is kept away, and nothing is ever evicted.
@@ -91,7 +89,7 @@ def shared(root: Path, blobs: Path) -> Iterator[None]:
             if not record.stat().st_size:
                 about = {
                     "folder": _relative(root, store),
-                    "ours": blobs.name == _BLOBS and not _holds_files(store),
+                    "ours": blobs.name == BLOBS and not _holds_files(store),
                 }
                 record.write_text(json.dumps(about), "utf-8")
             _lock(descriptor, fcntl.LOCK_SH, store)
@@ -180,17 +178,17 @@ def _relative(root: Path, store: Path) -> str:
 def _open(record: Path) -> int:
     _folder(record.parents[3], _STORES)
     try:
-        descriptor = os.open(record, os.O_RDWR | os.O_CREAT, _MODE)
+        descriptor = os.open(record, os.O_RDWR | os.O_CREAT, SHARED_FILE)
     except PermissionError:
         return os.open(record, os.O_RDONLY)  # another user's
     with contextlib.suppress(OSError):
-        os.fchmod(descriptor, _MODE)
+        os.fchmod(descriptor, SHARED_FILE)
     return descriptor
 
 
 def _lock(descriptor: int, how: int, store: Path) -> None:
     end = time.monotonic() + _WAIT_S
-    told = False
+    logged = False
     while True:
         try:
             if not file_locks.flock(descriptor, how | fcntl.LOCK_NB):
@@ -202,10 +200,10 @@ def _lock(descriptor: int, how: int, store: Path) -> None:
                     Reason.JOB_FAILED,
                     f"an eviction, or another Job, has held the lock of {store.name} in the cache for {_WAIT_S:.0f} s; tried again",
                 ) from None
-            if not told:
+            if not logged:
                 log.info("waiting for the lock of %s in the cache, which an eviction or another Job has", store.name)
-                told = True
-            GETTING_ON.add(1)  # it is no source that is waited for
+                logged = True
+            HEARTBEAT.add(1)  # it is no source that is waited for
             time.sleep(_POLL_S)
 
 

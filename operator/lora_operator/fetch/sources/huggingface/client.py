@@ -23,18 +23,17 @@ from huggingface_hub.hf_api import RepoFile
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.content.select import RemoteFile
+from lora_operator.fetch.content.select import MAX_LISTED, RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
 from lora_operator.fetch.sources import ranges
 from lora_operator.fetch.sources.huggingface import resume, transport
-from lora_operator.fetch.sources.huggingface.errors import Subject, translate
+from lora_operator.fetch.sources.huggingface.errors import HubSubject, translate
 from lora_operator.fetch.sources.huggingface.xet import Xet, beyond_http
 from lora_operator.fetch.sources.retries import persist
 from lora_operator.wire.jobs import HuggingFaceRequest
 
 log = logging.getLogger(__name__)
 
-_MAX_LISTED: Final = 50_000
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _OID: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -53,13 +52,13 @@ class Hub:
 
     @property
     def endpoint(self) -> str:
-        """Without a trailing slash."""
+        """The Hub's address without a trailing slash."""
         return self.request.endpoint.rstrip("/")
 
     @property
-    def subject(self) -> Subject:
-        """For messages."""
-        return Subject(self.request, authenticated=self.token is not False)
+    def subject(self) -> HubSubject:
+        """The repository and as whom it is read, for messages."""
+        return HubSubject.of(self.request, authenticated=self.token is not False)
 
     @property
     def api(self) -> HfApi:
@@ -102,10 +101,10 @@ def listing(hub: Hub, commit: str) -> list[RemoteFile]:
         for entry in hub.api.list_repo_tree(hub.request.repo, recursive=True, revision=commit):
             if isinstance(entry, RepoFile):
                 files.append(_remote(hub, entry))
-            if len(files) > _MAX_LISTED:
+            if len(files) > MAX_LISTED:
                 raise ReasonError(
                     Reason.JOB_FAILED,
-                    f"{hub.subject.repo} has more than {_MAX_LISTED} files, which is more than this program lists",
+                    f"{hub.subject.repo} has more than {MAX_LISTED} files, which is more than this program lists",
                 )
     return files
 
@@ -125,7 +124,7 @@ def prove_readable(hub: Hub, commit: str, path: str) -> None:
 
 
 def download(
-    hub: Hub, place: resume.Place, files: Sequence[RemoteFile], *, commit: str, moving: Callable[[], int]
+    hub: Hub, place: resume.HubPlace, files: Sequence[RemoteFile], *, commit: str, moving: Callable[[], int]
 ) -> dict[str, Path]:
     """Brings `files` into the cache; returns the real path of each file's blob by the file's path.
 
@@ -147,7 +146,7 @@ def download(
         raise
 
 
-def download_again(hub: Hub, place: resume.Place, file: RemoteFile, *, commit: str) -> None:
+def download_again(hub: Hub, place: resume.HubPlace, file: RemoteFile, *, commit: str) -> None:
     """Replaces a wrong blob by a fresh download, in one step: who has the old one open keeps it, and no moment is without one.
 
     But of a file that plain HTTP can't bring: that one goes first.
@@ -168,7 +167,7 @@ def download_again(hub: Hub, place: resume.Place, file: RemoteFile, *, commit: s
         )
 
 
-def forget(place: resume.Place, commit: str, file: RemoteFile) -> None:
+def forget(place: resume.HubPlace, commit: str, file: RemoteFile) -> None:
     """Removes a blob that is wrong, and its pointer, so that the next attempt downloads it."""
     pointer = place.storage / "snapshots" / commit / file.path
     if pointer.exists():
@@ -180,7 +179,7 @@ def _xet(hub: Hub) -> Xet:
     return Xet(hub.endpoint, hub.token, requests=max(1, ranges.at_once(hub.workers) // 2))
 
 
-def _download_once(hub: Hub, xet: Xet, place: resume.Place, files: Sequence[RemoteFile], *, commit: str) -> None:
+def _download_once(hub: Hub, xet: Xet, place: resume.HubPlace, files: Sequence[RemoteFile], *, commit: str) -> None:
     resume.download_big(place, files, commit=commit, xet=xet, workers=hub.workers)
     snapshot_download(
         hub.request.repo,
@@ -195,8 +194,8 @@ def _download_once(hub: Hub, xet: Xet, place: resume.Place, files: Sequence[Remo
     )
 
 
-def _blob(place: resume.Place, commit: str, file: RemoteFile) -> Path:
-    """The payload behind a snapshot's pointer. Raises ReasonError when it is not one of this repository's own."""
+def _blob(place: resume.HubPlace, commit: str, file: RemoteFile) -> Path:
+    """The blob behind a snapshot's pointer. Raises ReasonError when it is not one of this repository's own."""
     real = (place.storage / "snapshots" / commit / file.path).resolve()
     if not real.exists():
         # The library takes an unfinished snapshot for a whole one when the Hub stops answering in between.

@@ -16,6 +16,7 @@ from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, HFValidati
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
+from lora_operator.fetch.sources.errors import Subject, unforeseen
 from lora_operator.fetch.volume import layout
 from lora_operator.wire.jobs import HuggingFaceRequest
 
@@ -23,19 +24,23 @@ _SERVER_TEXT_BYTES: Final = 300
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What was asked for, for messages."""
+class HubSubject(Subject):
+    """A repository of a Hub."""
 
     source: HuggingFaceRequest
-    authenticated: bool
+
+    @classmethod
+    def of(cls, source: HuggingFaceRequest, *, authenticated: bool) -> HubSubject:
+        """The subject of a request; its endpoint is without a trailing slash."""
+        return cls(source.repo, source.endpoint.rstrip("/"), authenticated, source)
 
     @property
     def repo(self) -> str:
-        """`org/name at https://hub`."""
-        return f"{self.source.repo} at {self.source.endpoint.rstrip('/')}"
+        """The repository with its Hub: `org/name at https://hub`."""
+        return f"{self.title} at {self.endpoint}"
 
 
-def translate(error: BaseException, subject: Subject) -> ReasonError:
+def translate(error: BaseException, subject: HubSubject) -> ReasonError:
     """The reason behind `error`, found along its chain of causes; JobFailed with the error's own words when none is known."""
     chain = list(_chain(error))
     for link in chain:
@@ -45,8 +50,8 @@ def translate(error: BaseException, subject: Subject) -> ReasonError:
     # The library's own complaints about incomplete or inconsistent answers are OSErrors without a number.
     for link in chain:
         if isinstance(link, OSError) and link.errno is None:
-            return _unreachable(subject, f"{type(link).__name__}: {link}")
-    return ReasonError(Reason.JOB_FAILED, text.clean(f"{type(error).__name__}: {error}"))
+            return subject.unreachable(f"{type(link).__name__}: {link}")
+    return unforeseen(error)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -59,32 +64,28 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _translate_one(error: BaseException, subject: Subject) -> ReasonError | None:
+def _translate_one(error: BaseException, subject: HubSubject) -> ReasonError | None:
     match error:
         case ReasonError():
             return error
         case HfHubHTTPError():
             return _from_answer(error, subject)
         case httpx2.TimeoutException():
-            return _unreachable(subject, f"no answer in time ({type(error).__name__})")
+            return subject.unreachable(f"no answer in time ({type(error).__name__})")
         case httpx2.RequestError() | httpx2.InvalidURL():
-            return _unreachable(subject, f"{type(error).__name__}: {error}")
+            return subject.unreachable(f"{type(error).__name__}: {error}")
         case FileMetadataError():
-            return _unreachable(subject, f"it does not answer like a Hugging Face Hub: {error}")
+            return subject.unreachable(f"it does not answer like a Hugging Face Hub: {error}")
         case HFValidationError():
             return ReasonError(Reason.REPOSITORY_NOT_FOUND, f"{subject.source.repo!r} is not a repository id: {error}")
         case OfflineModeIsEnabled():
-            return _unreachable(subject, "this Job is in offline mode")
+            return subject.unreachable("this Job is in offline mode")
         case OSError():
             return layout.from_system(error)
     return None
 
 
-def _unreachable(subject: Subject, why: str) -> ReasonError:
-    return ReasonError(Reason.SOURCE_UNREACHABLE, text.clean(f"{subject.source.endpoint.rstrip('/')}: {why}"))
-
-
-def _from_answer(error: HfHubHTTPError, subject: Subject) -> ReasonError:
+def _from_answer(error: HfHubHTTPError, subject: HubSubject) -> ReasonError:
     response = error.response
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
     said = _server_words(error)
@@ -95,10 +96,10 @@ def _from_answer(error: HfHubHTTPError, subject: Subject) -> ReasonError:
         )
         return ReasonError(Reason.RATE_LIMITED, message + said)
     if status >= 500 or status == 408:
-        return _unreachable(subject, f"server error {status}{said}")
+        return subject.unreachable(f"server error {status}{said}")
     if not _from_endpoint(response, subject):
         # Signed addresses of the Hub's storage run out after a while; the Hub hands out new ones to whoever may read.
-        return _unreachable(subject, f"its storage at {response.request.url.host} answered {status}{said}")
+        return subject.unreachable(f"its storage at {response.request.url.host} answered {status}{said}")
     if code == "RevisionNotFound":
         return ReasonError(
             Reason.REVISION_NOT_FOUND,
@@ -114,10 +115,10 @@ def _from_answer(error: HfHubHTTPError, subject: Subject) -> ReasonError:
         return ReasonError(Reason.UNAUTHORIZED, f"{subject.repo} forbids access (403) to {_who(subject)}{said}")
     if status in (404, 410):
         return ReasonError(Reason.REPOSITORY_NOT_FOUND, _not_found(subject))
-    return _unreachable(subject, f"unexpected answer {status}{said}")
+    return subject.unreachable(f"unexpected answer {status}{said}")
 
 
-def _unauthorized(subject: Subject) -> str:
+def _unauthorized(subject: HubSubject) -> str:
     if subject.authenticated:
         return f"{subject.source.endpoint} refused the token (401) for {subject.source.repo}; put a valid token into the Secret"
     return (
@@ -126,13 +127,13 @@ def _unauthorized(subject: Subject) -> str:
     )
 
 
-def _not_found(subject: Subject) -> str:
+def _not_found(subject: HubSubject) -> str:
     if subject.authenticated:
         return f"{subject.repo} does not exist, or this token may not see it (404); correct the repository or use another token"
     return f"{subject.repo} does not exist (404); correct source.huggingFace.repo"
 
 
-def _gated(subject: Subject) -> str:
+def _gated(subject: HubSubject) -> str:
     page = f"{subject.source.endpoint.rstrip('/')}/{subject.source.repo}"
     if subject.authenticated:
         return f"{subject.source.repo} is gated and this token's account has no access; request it at {page}"
@@ -141,11 +142,11 @@ def _gated(subject: Subject) -> str:
     )
 
 
-def _who(subject: Subject) -> str:
+def _who(subject: HubSubject) -> str:
     return "this token" if subject.authenticated else "anonymous clients"
 
 
-def _from_endpoint(response: httpx2.Response, subject: Subject) -> bool:
+def _from_endpoint(response: httpx2.Response, subject: HubSubject) -> bool:
     asked, endpoint = response.request.url, httpx2.URL(subject.source.endpoint)
     return (asked.host, asked.port) == (endpoint.host, endpoint.port)
 

@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from io import FileIO
@@ -34,17 +34,16 @@ from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.environment import METADATA_TIMEOUT_S
 from lora_operator.fetch.sources.huggingface.xet import Xet, beyond_http
 from lora_operator.fetch.volume import file_locks
-from lora_operator.fetch.volume.layout import NO_SPACE
+from lora_operator.fetch.volume.layout import NO_SPACE, SHARED_FILE
 
 log = logging.getLogger(__name__)
 
 RESUMABLE_BYTES: Final = 1 << 20
-_MODE: Final = 0o664
 _NAME: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
 @dataclass(frozen=True)
-class Place:
+class HubPlace:
     """One repository in the Hub's cache layout."""
 
     hub: Path
@@ -55,12 +54,12 @@ class Place:
 
     @property
     def storage(self) -> Path:
-        """The repository's own folder."""
+        """The repository's folder as huggingface_hub names it."""
         return self.hub / repo_folder_name(repo_id=self.repo, repo_type="model")
 
     @property
     def blobs(self) -> Path:
-        """Where payloads lie, named by their ETag."""
+        """Where blobs lie, named by their ETag."""
         return self.storage / "blobs"
 
     def lock(self, etag: str) -> Path:
@@ -68,7 +67,7 @@ class Place:
         return self.hub / ".locks" / self.storage.name / f"{etag}.lock"
 
 
-def spare_library_locks(place: Place) -> None:
+def spare_library_locks(place: HubPlace) -> None:
     """Keeps huggingface_hub from locking, for the rest of the process, on a volume where nothing can be locked.
 
     It would make files there whose presence is the lock, and one that a killed Job leaves would stop all others for ever. Its
@@ -80,14 +79,14 @@ def spare_library_locks(place: Place) -> None:
         setattr(file_download, "WeakFileLock", lambda *_, **__: contextlib.nullcontext())  # noqa: B010  not its to export
 
 
-def missing_bytes(place: Place, files: Iterable[RemoteFile]) -> int:
+def missing_bytes(place: HubPlace, files: Iterable[RemoteFile]) -> int:
     """Bytes that a download of `files` still has to write."""
     sizes = {file.blob: file.size for file in files}
     return sum(max(0, size - _present(place, etag, size)) for etag, size in sizes.items())
 
 
 def download_big(
-    place: Place,
+    place: HubPlace,
     files: Iterable[RemoteFile],
     *,
     commit: str,
@@ -102,14 +101,6 @@ def download_big(
     for path in place.blobs.glob("tmp_*"):  # the library's, to learn the umask; one that was killed then leaves it
         file_locks.discard_old(path)
     full = threading.Event()
-    left_over = {path.name.partition(".")[0] for path in place.blobs.glob("*.incomplete")}
-    wanted = {
-        file.blob: file
-        for file in files
-        if (file.size >= RESUMABLE_BYTES or file.blob in left_over)
-        and _NAME.fullmatch(file.blob)
-        and not (place.blobs / file.blob).exists()
-    }
 
     def one(file: RemoteFile) -> None:
         with file_locks.held(place.lock(file.blob)) as alone:
@@ -132,7 +123,7 @@ def download_big(
                     raise
 
     with ThreadPoolExecutor(workers, thread_name_prefix="download") as pool:
-        futures = [pool.submit(one, file) for file in wanted.values()]
+        futures = [pool.submit(one, file) for file in _to_resume(place, files)]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -142,7 +133,19 @@ def download_big(
             pool.shutdown(wait=full.is_set(), cancel_futures=True)
 
 
-def discard_partial(place: Place, files: Iterable[RemoteFile]) -> None:
+def _to_resume(place: HubPlace, files: Iterable[RemoteFile]) -> Collection[RemoteFile]:
+    """Absent files that are big, or of which dead downloads left something; of several with one blob, one."""
+    left_over = {path.name.partition(".")[0] for path in place.blobs.glob("*.incomplete")}
+    return {
+        file.blob: file
+        for file in files
+        if (file.size >= RESUMABLE_BYTES or file.blob in left_over)
+        and _NAME.fullmatch(file.blob)
+        and not (place.blobs / file.blob).exists()
+    }.values()
+
+
+def discard_partial(place: HubPlace, files: Iterable[RemoteFile]) -> None:
     """Gives the space of unfinished downloads back, where nobody is working on them."""
     for file in files:
         unfinished = (_partial(place, file.blob), *_left_over(place, file.blob))
@@ -163,7 +166,7 @@ class _Target(file_locks.Guarded):
         self._from_its_beginning = self.size == 0
 
     def write(self, data: bytes) -> int:
-        """As any one's."""
+        """Appends; raises OSError(ENOSPC) at once where another thread found the volume full."""
         if self._full.is_set():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written = super().write(data)
@@ -173,21 +176,21 @@ class _Target(file_locks.Guarded):
         return written
 
     def truncate(self, size: int | None = None) -> int:
-        """As any one's."""
+        """Cuts the file; only one that is emptied can be hashed from its beginning again."""
         self._sha256, self._hashed = hashlib.sha256(), 0
         self._from_its_beginning = size == 0
         return super().truncate(size)
 
     @property
     def sha256(self) -> str | None:
-        """Hex, of all that is in it; None where others wrote a part of that."""
+        """In hex, of all that is in it; None where others wrote a part of that."""
         return self._sha256.hexdigest() if self._from_its_beginning and self._hashed == self.size else None
 
 
 def _download(
     file: RemoteFile,
     partial: Path,
-    place: Place,
+    place: HubPlace,
     full: threading.Event,
     *,
     commit: str,
@@ -227,9 +230,14 @@ def _download(
             )
         target.sync()
         sha256 = target.sha256
+    _finish(file, partial, place, sha256)
+
+
+def _finish(file: RemoteFile, partial: Path, place: HubPlace, sha256: str | None) -> None:
+    """Gives a whole file its final name. Raises Overtaken where another process has taken it away."""
     try:
         if partial.stat().st_size == file.size:
-            partial.chmod(_MODE)
+            partial.chmod(SHARED_FILE)
             partial.replace(place.blobs / file.blob)
             if sha256 is not None:
                 place.arrived[file.blob] = sha256
@@ -237,16 +245,16 @@ def _download(
         raise file_locks.Overtaken(str(partial)) from error
 
 
-def _partial(place: Place, etag: str) -> Path:
+def _partial(place: HubPlace, etag: str) -> Path:
     return place.blobs / f"{etag}.incomplete"
 
 
-def _left_over(place: Place, etag: str) -> list[Path]:
+def _left_over(place: HubPlace, etag: str) -> list[Path]:
     """What library downloads of other processes left: `<etag>.<hex>.incomplete`; only to be called under the blob's lock."""
     return list(place.blobs.glob(f"{etag}.*.incomplete"))
 
 
-def _own(place: Place, file: RemoteFile) -> Path:
+def _own(place: HubPlace, file: RemoteFile) -> Path:
     """Where nothing can be locked: a file that only this process knows; what dead ones left goes by its age."""
     mine = file_locks.own(_partial(place, file.blob))
     for path in place.blobs.glob(f"{file.blob}.*incomplete"):
@@ -255,7 +263,7 @@ def _own(place: Place, file: RemoteFile) -> Path:
     return mine
 
 
-def _adopt(place: Place, file: RemoteFile) -> Path:
+def _adopt(place: HubPlace, file: RemoteFile) -> Path:
     """Keeps the longest unfinished download of a blob as its partial file and removes the others."""
     partial = _partial(place, file.blob)
     candidates = [(path.stat().st_size, path) for path in (partial, *_left_over(place, file.blob)) if path.is_file()]
@@ -269,7 +277,7 @@ def _adopt(place: Place, file: RemoteFile) -> Path:
     return partial
 
 
-def _present(place: Place, etag: str, size: int) -> int:
+def _present(place: HubPlace, etag: str, size: int) -> int:
     if (place.blobs / etag).exists():
         return size
     return max(

@@ -13,7 +13,7 @@ from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources.base import PlainSource
 from lora_operator.fetch.sources.huggingface import client, resume
 from lora_operator.fetch.volume import layout, store_locks
-from lora_operator.wire.jobs import FetchRequest
+from lora_operator.wire.jobs import FetchRequest, HuggingFaceRequest
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class HubStore:
     """One repository in the Hub's own cache layout, at one commit."""
 
     hub: client.Hub
-    place: resume.Place
+    place: resume.HubPlace
     commit: str
 
     @property
@@ -51,7 +51,7 @@ class HubStore:
         client.forget(self.place, self.commit, file)
 
     def confirm(self) -> None:
-        """A commit can't change."""
+        """Nothing to compare: everything was read at one commit."""
 
 
 @dataclass
@@ -62,10 +62,9 @@ class HubSource(PlainSource):
     commit: str = ""
 
     @classmethod
-    def open(cls, request: FetchRequest) -> HubSource:
-        """The request's repository, with the Job's token."""
-        assert request.hugging_face is not None  # noqa: S101  a narrowing for the type checker
-        return cls(client.connect(request.hugging_face, environment.read_token(request)))
+    def open(cls, repository: HuggingFaceRequest, job: FetchRequest) -> HubSource:
+        """The repository as the Job's token, or nobody, sees it; sends nothing. Raises ReasonError for an unusable token."""
+        return cls(client.connect(repository, environment.read_token(job)))
 
     @property
     def title(self) -> str:
@@ -94,7 +93,7 @@ class HubSource(PlainSource):
         client.prove_readable(self.hub, self.commit, files[0].path)  # the right is the repository's, not a file's
 
     def open_store(self, root: Path) -> HubStore:
-        place = resume.Place(hub=root / layout.HUB, repo=self.hub.request.repo)
+        place = resume.HubPlace(hub=root / layout.HUB, repo=self.hub.request.repo)
         resume.spare_library_locks(place)
         return HubStore(replace(self.hub, workers=self.workers), place, self.commit)
 

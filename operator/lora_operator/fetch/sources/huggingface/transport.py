@@ -17,9 +17,9 @@ import httpx2
 from huggingface_hub import set_client_factory
 
 from lora_operator.fetch.environment import DOWNLOAD_TIMEOUT_S
+from lora_operator.fetch.sources.http_client import origin_of
 
 _TIMEOUTS: Final = ("connect", "read", "write", "pool")
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _CREDENTIALS: Final = ("authorization", "cookie")
 
 _Origin = tuple[str, str, int]
@@ -33,7 +33,7 @@ class Complaints:
         self._status: int | None = None
 
     def note(self, response: httpx2.Response) -> None:
-        """Response hook."""
+        """Takes an answer's status; called by the client for every response."""
         with self._lock:
             self._status = response.status_code if response.status_code >= 400 else None
 
@@ -47,10 +47,10 @@ class Complaints:
 def install(endpoint: str) -> Complaints:
     """Makes huggingface_hub use a client with the rules above for `endpoint`, for the rest of the process."""
     complaints = Complaints()
-    home = _origin(httpx2.URL(endpoint))
+    home = origin_of(httpx2.URL(endpoint))
 
     def guard(request: httpx2.Request) -> None:
-        if not _may_have_token(home, _origin(request.url)):
+        if not _may_have_token(home, origin_of(request.url)):
             for name in _CREDENTIALS:
                 request.headers.pop(name, None)
         given = request.extensions.get("timeout") or {}
@@ -65,10 +65,6 @@ def install(endpoint: str) -> Complaints:
 
     set_client_factory(make)
     return complaints
-
-
-def _origin(url: httpx2.URL) -> _Origin:
-    return url.scheme, url.host.lower(), url.port or _DEFAULT_PORTS.get(url.scheme, 0)
 
 
 def _may_have_token(home: _Origin, target: _Origin) -> bool:

@@ -56,7 +56,7 @@ _WAYS: Final = (("http", "http"), ("http", "https"), ("https", "https"))  # of t
 
 
 class Target(Protocol):
-    """An unfinished file."""
+    """An unfinished file, to which bytes are appended in order."""
 
     def write(self, data: bytes) -> int: ...
 

@@ -15,7 +15,7 @@ from urllib3.exceptions import HTTPError
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.volume import layout
+from lora_operator.fetch.sources.errors import Subject, translate_rest
 from lora_operator.wire.jobs import S3Request
 
 SERVER_TEXT_BYTES: Final = 300
@@ -48,17 +48,18 @@ TRANSPORT: Final = (
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What was asked for, for messages."""
+class S3Subject(Subject):
+    """A folder of a bucket, and as whom it is read."""
 
     source: S3Request
-    authenticated: bool
     identity: str | None = None  # the service account as which it is read, where no Secret is named
 
-    @property
-    def title(self) -> str:
-        """`s3://bucket/prefix`."""
-        return f"s3://{self.source.bucket}/{self.source.prefix}".rstrip("/")
+    @classmethod
+    def of(cls, source: S3Request, *, authenticated: bool, identity: str | None = None) -> S3Subject:
+        """The subject of a request; without an endpoint AWS is named with its region."""
+        title = f"s3://{source.bucket}/{source.prefix}".rstrip("/")
+        endpoint = source.endpoint or f"AWS S3 in {source.region or 'us-east-1'}"
+        return cls(title, endpoint, authenticated, source, identity)
 
     @property
     def caller(self) -> str:
@@ -67,17 +68,10 @@ class Subject:
             return f"the identity of ServiceAccount {self.identity} (the ModelCache's spec.workloadIdentity)"
         return "the keys of the Secret"
 
-    @property
-    def endpoint(self) -> str:
-        """The service's address, or AWS with its region."""
-        return self.source.endpoint or f"AWS S3 in {self.source.region or 'us-east-1'}"
 
-
-def translate(error: Exception, subject: Subject) -> ReasonError:
+def translate(error: Exception, subject: S3Subject) -> ReasonError:
     """The reason behind `error`; JobFailed with the error's own words when none is known."""
     match error:
-        case ReasonError():
-            return error
         case boto.ClientError():
             return _from_answer(error, subject)
         case boto.NoCredentialsError() | boto.CredentialRetrievalError():
@@ -95,33 +89,21 @@ def translate(error: Exception, subject: Subject) -> ReasonError:
                 Reason.REPOSITORY_NOT_FOUND, text.clean(f"{subject.title} is no bucket; correct source.s3: {error}")
             )
         case ResponseParserError():
-            return unreachable(subject, f"it does not answer like S3: {error}")
+            return subject.unreachable(f"it does not answer like S3: {error}")
         case boto.SSLError():
-            return unreachable(subject, f"its TLS certificate is not accepted: {error}")
+            return subject.unreachable(f"its TLS certificate is not accepted: {error}")
         case _ if isinstance(error, TRANSPORT):
-            return unreachable(subject, f"{type(error).__name__}: {error}")
-        case OSError():
-            return layout.from_system(error) or unreachable(subject, f"{type(error).__name__}: {error}")
-    return ReasonError(Reason.JOB_FAILED, text.clean(f"{type(error).__name__}: {error}"))
+            return subject.unreachable(f"{type(error).__name__}: {error}")
+    return translate_rest(error, subject.endpoint)
 
 
-def unreachable(subject: Subject, why: str) -> ReasonError:
-    """SourceUnreachable with the service's address."""
-    return ReasonError(Reason.SOURCE_UNREACHABLE, text.clean(f"{subject.endpoint}: {why}"))
+def changed(subject: S3Subject, what: str) -> ReasonError:
+    """SourceChanged, with advice for buckets."""
+    advice = "replace a prefix's files all at once, or write each version to a prefix of its own"
+    return subject.changed(what, advice=advice)
 
 
-def changed(subject: Subject, what: str) -> ReasonError:
-    """SourceChanged: nothing is published, and the next attempt takes the new listing."""
-    return ReasonError(
-        Reason.SOURCE_CHANGED,
-        text.clean(
-            f"{subject.title} changed during the download: {what}; nothing was published, the next attempt takes what is there "
-            "then; replace a prefix's files all at once, or write each version to a prefix of its own"
-        ),
-    )
-
-
-def _from_answer(error: boto.ClientError, subject: Subject) -> ReasonError:
+def _from_answer(error: boto.ClientError, subject: S3Subject) -> ReasonError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     words = text.clean(str(error.response.get("Error", {}).get("Message", "")), limit=SERVER_TEXT_BYTES)
@@ -129,7 +111,7 @@ def _from_answer(error: boto.ClientError, subject: Subject) -> ReasonError:
     if code in RATE or status == 429:
         return ReasonError(Reason.RATE_LIMITED, f"{subject.endpoint} asks for fewer requests{said}")
     if status >= 500 or status == 408:
-        return unreachable(subject, f"server error {status}{said}")
+        return subject.unreachable(f"server error {status}{said}")
     if error.operation_name == "AssumeRoleWithWebIdentity":
         return ReasonError(
             Reason.UNAUTHORIZED,
@@ -138,7 +120,7 @@ def _from_answer(error: boto.ClientError, subject: Subject) -> ReasonError:
     if code in _CREDENTIALS or status == 401:
         return ReasonError(Reason.UNAUTHORIZED, _refused(subject) + said)
     if code == "RequestTimeTooSkewed":
-        return unreachable(subject, f"the clock of this Job's node differs too much from the service's{said}")
+        return subject.unreachable(f"the clock of this Job's node differs too much from the service's{said}")
     if code in _REGION:
         return ReasonError(
             Reason.REPOSITORY_NOT_FOUND,
@@ -157,10 +139,10 @@ def _from_answer(error: boto.ClientError, subject: Subject) -> ReasonError:
             Reason.REPOSITORY_NOT_FOUND,
             f"bucket {subject.source.bucket} does not exist at {subject.endpoint}; correct source.s3{said}",
         )
-    return unreachable(subject, f"unexpected answer {status}{said}")
+    return subject.unreachable(f"unexpected answer {status}{said}")
 
 
-def _refused(subject: Subject) -> str:
+def _refused(subject: S3Subject) -> str:
     if (role := subject.source.role) is not None:
         return (
             f"{subject.endpoint} refuses the temporary keys of role {role.arn} for {subject.title}; "
@@ -173,7 +155,7 @@ def _refused(subject: Subject) -> str:
     return f"{subject.endpoint} refuses {subject.caller} for {subject.title}; put valid ones into it"
 
 
-def _denied(subject: Subject) -> str:
+def _denied(subject: S3Subject) -> str:
     if (role := subject.source.role) is not None:
         return (
             f"{subject.title} at {subject.endpoint} is denied to role {role.arn}; allow it s3:ListBucket on the bucket and "

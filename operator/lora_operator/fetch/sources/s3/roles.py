@@ -25,7 +25,7 @@ from botocore.session import Session
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import text
-from lora_operator.fetch.sources.s3.errors import RATE, SERVER_TEXT_BYTES, TRANSPORT, Subject, translate
+from lora_operator.fetch.sources.s3.errors import RATE, SERVER_TEXT_BYTES, TRANSPORT, S3Subject, translate
 from lora_operator.wire.jobs import RoleRequest
 
 _KEYS: Final = (
@@ -53,7 +53,7 @@ class AssumedRole(CredentialProvider):
     region: str
     sources: Sequence[CredentialProvider]
     config: Config
-    subject: Subject
+    subject: S3Subject
 
     def load(self) -> DeferredRefreshableCredentials:
         """Keys that are asked for when the first request is signed."""
@@ -98,7 +98,7 @@ class Fixed(CredentialProvider):
         return self._keys
 
 
-def translate_role(error: Exception, subject: Subject) -> ReasonError:
+def translate_role(error: Exception, subject: S3Subject) -> ReasonError:
     """The reason why a role could not be assumed; decided on code and status, never on texts."""
     match error:
         case boto.ClientError() if error.operation_name == "AssumeRole":
@@ -114,7 +114,7 @@ def translate_role(error: Exception, subject: Subject) -> ReasonError:
     return translate(error, subject)  # who assumes it could not be found
 
 
-def _from_answer(error: boto.ClientError, subject: Subject) -> ReasonError:
+def _from_answer(error: boto.ClientError, subject: S3Subject) -> ReasonError:
     answer: Mapping[str, Any] = error.response
     found: Mapping[str, Any] = answer.get("Error", {})
     if "Code" not in found or found["Code"] == "Unknown":  # as S3 answers, not as STS does
@@ -155,20 +155,20 @@ def _from_answer(error: boto.ClientError, subject: Subject) -> ReasonError:
     return _unreachable(subject, f"unexpected answer {status}{said}", elsewhere=True)
 
 
-def _asked(subject: Subject) -> str:
+def _asked(subject: S3Subject) -> str:
     return f"role {subject.source.role.arn}" if subject.source.role else "a role"
 
 
-def _service(subject: Subject) -> str:
+def _service(subject: S3Subject) -> str:
     role, source = subject.source.role, subject.source
     return f"STS at {role.sts_endpoint}" if role and role.sts_endpoint else f"AWS STS in {source.region or 'us-east-1'}"
 
 
-def _renew(subject: Subject) -> str:
+def _renew(subject: S3Subject) -> str:
     return "put valid ones into it" if subject.identity is None else "check its role and who may take it on"
 
 
-def _unreachable(subject: Subject, why: str, *, elsewhere: bool = False) -> ReasonError:
+def _unreachable(subject: S3Subject, why: str, *, elsewhere: bool = False) -> ReasonError:
     hint = "; where its STS is elsewhere, the ModelCache's spec.s3.stsEndpoints says where" if elsewhere else ""
     return ReasonError(
         Reason.SOURCE_UNREACHABLE, text.clean(f"{_service(subject)}, asked for {_asked(subject)}: {why}{hint}")

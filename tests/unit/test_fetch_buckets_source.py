@@ -13,8 +13,8 @@ from obstore import exceptions
 from lora_operator.constants import Reason
 from lora_operator.errors import ReasonError
 from lora_operator.fetch import environment, text
-from lora_operator.fetch.sources.buckets import AzureSource, BucketSource, GcsSource
-from lora_operator.wire.jobs import FetchRequest
+from lora_operator.fetch.sources.buckets.source import AzureSource, BucketSource, GcsSource
+from lora_operator.wire.jobs import AzureRequest, FetchRequest, GcsRequest, SourceRequest
 
 KEY = {"type": "service_account", "client_email": "a@b.test", "private_key": "the-private-key", "private_key_id": "1"}
 
@@ -24,31 +24,32 @@ def no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "_secrets", set())
 
 
-def request(root: Path, source: dict[str, Any], values: dict[str, str] | None) -> FetchRequest:
+def request(root: Path, source: SourceRequest, values: dict[str, str] | None) -> FetchRequest:
     for name, value in (values or {}).items():
         (root / name).write_text(value)
     credentials = str(root) if values is not None else None
-    wanted = {"artifact": "a", "type": "Adapter", **source, "cacheRoot": "/", "credentials": credentials}
-    return FetchRequest.model_validate(wanted)
+    return FetchRequest(artifact="a", type="Adapter", source=source, cache_root="/", credentials=credentials)
 
 
 def gcs(root: Path, values: dict[str, str] | None = None, **more: Any) -> BucketSource:
-    return GcsSource.open(request(root, {"gcs": {"bucket": "models", **more}}, values))
+    source = GcsRequest.model_validate({"bucket": "models", **more})
+    return GcsSource.open(source, request(root, source, values))
 
 
 def azure(root: Path, values: dict[str, str] | None = None, **more: Any) -> BucketSource:
-    return AzureSource.open(request(root, {"azure": {"account": "acc", "container": "models", **more}}, values))
+    source = AzureRequest.model_validate({"account": "acc", "container": "models", **more})
+    return AzureSource.open(source, request(root, source, values))
 
 
 def test_without_a_secret_nothing_is_signed(tmp_path: Path) -> None:
     for source in (gcs(tmp_path), azure(tmp_path)):
         assert source.client.config.get("skip_signature") in (True, "true")
-        assert not source.authenticated
+        assert not source.subject.authenticated
 
 
 def test_addresses_are_the_clouds_own_or_the_allowed_one(tmp_path: Path) -> None:
-    assert gcs(tmp_path).endpoint == "https://storage.googleapis.com"
-    assert azure(tmp_path).endpoint == "https://acc.blob.core.windows.net"
+    assert gcs(tmp_path).subject.endpoint == "https://storage.googleapis.com"
+    assert azure(tmp_path).subject.endpoint == "https://acc.blob.core.windows.net"
     assert gcs(tmp_path, endpoint="http://other.test").client.config.get("base_url") == "http://other.test"
     assert azure(tmp_path, endpoint="http://other.test/acc").client.config.get("endpoint") == "http://other.test/acc"
 
@@ -65,7 +66,7 @@ def test_ambient_identities_are_removed(tmp_path: Path, monkeypatch: pytest.Monk
     os.environ.update(dict.fromkeys(names, "x"))
     before = os.umask(0o022)
     try:
-        environment.prepare(request(tmp_path, {"gcs": {"bucket": "models"}}, None), home=tmp_path)
+        environment.prepare(request(tmp_path, GcsRequest(bucket="models"), None), home=tmp_path)
     finally:
         os.umask(before)
     assert not set(names) & set(os.environ)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_operator.api import ModelCache, VLLMDeployment
-from lora_operator.desired.job_placement import Placement, job_placement, keep_on_one_node
+from lora_operator.desired.job_placement import JobPlacement, job_placement, keep_on_one_node
 from tests.unit.builders import make_cache, make_deployment, not_ready
 
 ZONE_B = {"topology.kubernetes.io/zone": "b"}
@@ -36,44 +36,48 @@ def fleet(spec: Any, name: str = "llama", created: str | None = None) -> VLLMDep
     return VLLMDeployment.model_validate(body)
 
 
-CASES: dict[str, tuple[ModelCache, list[VLLMDeployment], Placement]] = {
+CASES: dict[str, tuple[ModelCache, list[VLLMDeployment], JobPlacement]] = {
     "a volume that is yet to be made lands where the engines may run": (
         UNBOUND,
         [fleet(WHERE)],
-        Placement(ALL, ORIGIN),
+        JobPlacement(ALL, ORIGIN),
     ),
     "a volume of one node is tied to a node where the engines may run": (
         ONE_NODE,
         [fleet(WHERE)],
-        Placement(ALL, ORIGIN),
+        JobPlacement(ALL, ORIGIN),
     ),
-    "a volume that is there decides for itself": (BOUND, [fleet(WHERE)], Placement({"tolerations": TOLERATE}, ORIGIN)),
-    "nobody wants it": (UNBOUND, [], Placement()),
-    "nothing is asked of nodes": (UNBOUND, [fleet({"priorityClassName": "serving"})], Placement()),
-    "no podTemplate": (UNBOUND, [make_deployment()], Placement()),
+    "a volume that is there decides for itself": (
+        BOUND,
+        [fleet(WHERE)],
+        JobPlacement({"tolerations": TOLERATE}, ORIGIN),
+    ),
+    "nobody wants it": (UNBOUND, [], JobPlacement()),
+    "nothing is asked of nodes": (UNBOUND, [fleet({"priorityClassName": "serving"})], JobPlacement()),
+    "no podTemplate": (UNBOUND, [make_deployment()], JobPlacement()),
     "the oldest decides": (
         UNBOUND,
         [
             fleet({"nodeSelector": {"zone": "new"}}, "a", "2026-02-01T00:00:00Z"),
             fleet({"nodeSelector": {"zone": "old"}}, "z", "2026-01-01T00:00:00Z"),
         ],
-        Placement({"nodeSelector": {"zone": "old"}}, "VLLMDeployment serving/z"),
+        JobPlacement({"nodeSelector": {"zone": "old"}}, "VLLMDeployment serving/z"),
     ),
     "of two as old the first by name": (
         UNBOUND,
         [fleet({"nodeSelector": {"zone": name}}, name, "2026-02-01T00:00:00Z") for name in ("b", "a")],
-        Placement({"nodeSelector": {"zone": "a"}}, "VLLMDeployment serving/a"),
+        JobPlacement({"nodeSelector": {"zone": "a"}}, "VLLMDeployment serving/a"),
     ),
-    "what is no pod spec": (UNBOUND, [fleet("x")], Placement()),
+    "what is no pod spec": (UNBOUND, [fleet("x")], JobPlacement()),
     "what has other shapes": (
         UNBOUND,
         [fleet({"nodeSelector": ["x"], "affinity": "x", "tolerations": {"key": "x"}})],
-        Placement(),
+        JobPlacement(),
     ),
     "empty headings": (
         UNBOUND,
         [fleet({"nodeSelector": None, "affinity": {"nodeAffinity": None}, "tolerations": []})],
-        Placement(),
+        JobPlacement(),
     ),
 }
 

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from lora_operator.fetch.sources.bucket_checksums import from_headers, plain
+from lora_operator.fetch.sources.buckets.checksums import from_headers, plain
 from lora_operator.fetch.sources.checksums import Declared
 
 DATA = b"123456789"

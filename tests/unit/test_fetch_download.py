@@ -24,10 +24,10 @@ from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources.base import PlainSource
 from lora_operator.fetch.sources.huggingface import resume, xet
 from lora_operator.fetch.sources.huggingface.xet import Xet
-from lora_operator.fetch.sources.object_place import Place
+from lora_operator.fetch.sources.object_place import ObjectPlace
 from lora_operator.fetch.volume import file_locks, store_locks
 from lora_operator.fetch.volume.limits import NoRoomError
-from lora_operator.wire.jobs import FetchRequest, Limits
+from lora_operator.wire.jobs import FetchRequest, LocalRequest, VolumeLimits
 
 MIB = 1 << 20
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")
@@ -65,7 +65,7 @@ def slow_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @as_root
 def test_a_volume_that_fills_ends_all_downloads_of_the_job_and_their_files_go(small: Path, slow_hub: None) -> None:
-    place = resume.Place(hub=small / "hub", repo="org/parts")
+    place = resume.HubPlace(hub=small / "hub", repo="org/parts")
     with pytest.raises(OSError, match="No space left") as caught:
         resume.download_big(place, FILES, commit="c" * 40, xet=Xet("http://hub.test", False), workers=3)
     assert caught.value.errno == errno.ENOSPC
@@ -82,7 +82,7 @@ def test_a_volume_that_fills_ends_all_downloads_of_the_job_and_their_files_go(sm
 
 @as_root
 def test_what_is_left_of_a_buckets_objects_goes_too_but_not_what_another_job_works_on(small: Path) -> None:
-    place = Place.of(small, "s3", name="models", identity=("aws", "models"))
+    place = ObjectPlace.of(small, "s3", name="models", identity=("aws", "models"))
     place.prepare()
     mine, theirs = (RemoteFile(name, MIB, version="v", stored_as=f"{name}-v") for name in ("mine", "theirs"))
     for file in (mine, theirs):
@@ -137,7 +137,12 @@ class FakeSource(PlainSource):
 
 def run(monkeypatch: pytest.MonkeyPatch, root: Path, source: FakeSource, **limits: int) -> ReasonError:
     request = FetchRequest(
-        artifact="a-1", type="Tokenizer", cache_root=str(root), owner="uid-claim", limits=Limits(**limits)
+        artifact="a-1",
+        type="Tokenizer",
+        source=LocalRequest(path="stands/for/any"),
+        cache_root=str(root),
+        owner="uid-claim",
+        limits=VolumeLimits(**limits),
     )
     monkeypatch.setattr(download, "open_source", lambda _: source)
     with pytest.raises(ReasonError) as caught:
@@ -181,7 +186,7 @@ def test_what_one_process_writes_whole_is_hashed_meanwhile(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = FILES[0]
-    place = resume.Place(hub=tmp_path / "hub", repo="org/parts")
+    place = resume.HubPlace(hub=tmp_path / "hub", repo="org/parts")
 
     def http_get(_: str, target: Any, *, expected_size: int, resume_size: int, **__: Any) -> None:
         if case == "begun anew":
@@ -221,7 +226,7 @@ def test_a_file_that_is_too_big_for_plain_http_comes_by_xet_or_not_at_all(
     offer = XetFileData("0" * 64, "http://hub.test/token") if offered else None
     found = SimpleNamespace(etag=file.blob, size=file.size, location="", xet_file_data=offer)
     monkeypatch.setattr(resume, "get_hf_file_metadata", lambda *_, **__: found)
-    place, way = resume.Place(hub=tmp_path / "hub", repo="org/parts"), Xet("http://hub.test", False)
+    place, way = resume.HubPlace(hub=tmp_path / "hub", repo="org/parts"), Xet("http://hub.test", False)
     for _ in range(2):  # the next attempt tries it again
         with pytest.raises(ReasonError) as caught:
             resume.download_big(place, [file], commit="c" * 40, xet=way, workers=1)

@@ -11,7 +11,7 @@ from lora_operator.api import ModelCache
 from lora_operator.api.sources.source import Source
 from lora_operator.desired.evict_job import build_evict_job
 from lora_operator.desired.job import build_job, build_request
-from lora_operator.desired.job_placement import Placement
+from lora_operator.desired.job_placement import JobPlacement
 from lora_operator.plan.identity import workload_identity
 from lora_operator.wire.jobs import EvictRequest
 from tests.unit.builders import make_artifact, make_cache
@@ -34,7 +34,7 @@ def pod_of(cache: ModelCache, *, identity: str | None = None, placed: dict[str, 
         deadline_seconds=60,
         resources=RESOURCES,
         nonce="",
-        placement=Placement(placed or {}),
+        placement=JobPlacement(placed or {}),
     )
     template: dict[str, Any] = job["spec"]["template"]
     assert job["metadata"]["labels"].items() <= template["metadata"]["labels"].items()
@@ -180,7 +180,7 @@ def test_evictions_run_where_downloads_do_and_need_no_network() -> None:
         image="operator:1",
         image_pull_policy="Never",
         resources=RESOURCES,
-        placement=Placement({}),
+        placement=JobPlacement({}),
     )
     template = job["spec"]["template"]
     (container,) = template["spec"]["containers"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_operator.fetch.volume import views
+from lora_operator.fetch.volume import snapshots
 from lora_operator.wire.jobs import MANIFEST_FILE, Manifest, ManifestFile
 
 
@@ -35,8 +35,8 @@ def blob(root: Path, name: str) -> Path:
 
 
 def put(root: Path, links: dict[str, str], said: Manifest, *, title: str = "art") -> Path:
-    with views.staged(root, {name: blob(root, target) for name, target in links.items()}) as staging:
-        return root / views.publish(root, staging, said, title=title)
+    with snapshots.staged(root, {name: blob(root, target) for name, target in links.items()}) as staging:
+        return root / snapshots.publish(root, staging, said, title=title)
 
 
 def names(view: Path) -> set[str]:
@@ -49,7 +49,7 @@ def test_a_view_has_relative_links_to_exactly_the_files_and_a_manifest(root: Pat
     assert names(view) == {"x.json", "deep/er/y", MANIFEST_FILE}
     assert (view / "x.json").readlink() == Path("../../hub/models--o--n/blobs/a")
     assert (view / "deep/er/y").read_text() == "b"
-    assert views.read_manifest(view) == manifest("x.json", "deep/er/y")
+    assert snapshots.read_manifest(view) == manifest("x.json", "deep/er/y")
     assert (view / MANIFEST_FILE).stat().st_mode & 0o777 == 0o644
     assert [path.name for path in (root / "artifacts").iterdir()] == [view.name]
 
@@ -69,7 +69,7 @@ def test_a_manifest_that_says_something_else_about_the_same_files_is_renewed_in_
     before = put(root, {"x": "a"}, manifest("x")).stat().st_ino
     view = put(root, {"x": "a"}, manifest("x").model_copy(update={"rank": 8}))
     assert view.stat().st_ino == before
-    assert views.read_manifest(view) == manifest("x").model_copy(update={"rank": 8})
+    assert snapshots.read_manifest(view) == manifest("x").model_copy(update={"rank": 8})
 
 
 def test_a_view_is_named_by_its_content(root: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_view_is_replaced_on_volumes_that_can_not_exchange(root: Path, monkeyp
 
 
 def test_a_view_that_could_not_be_finished_leaves_nothing(root: Path) -> None:
-    with pytest.raises(RuntimeError), views.staged(root, {"x": blob(root, "a")}):
+    with pytest.raises(RuntimeError), snapshots.staged(root, {"x": blob(root, "a")}):
         raise RuntimeError
     assert list((root / "artifacts").iterdir()) == []
 
@@ -131,8 +131,8 @@ def test_left_overs_of_dead_jobs_go_and_those_of_live_ones_stay(root: Path) -> N
 def test_a_broken_manifest_is_none(root: Path) -> None:
     view = root / "artifacts" / "v"
     view.mkdir()
-    assert views.read_manifest(view) is None
+    assert snapshots.read_manifest(view) is None
     (view / MANIFEST_FILE).write_text("{")
-    assert views.read_manifest(view) is None
+    assert snapshots.read_manifest(view) is None
     (view / MANIFEST_FILE).write_text(json.dumps({"version": 2}))
-    assert views.read_manifest(view) is None
+    assert snapshots.read_manifest(view) is None

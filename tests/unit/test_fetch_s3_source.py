@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from lora_operator.constants import Reason
 from lora_operator.fetch.content.select import RemoteFile
-from lora_operator.fetch.sources.object_place import Place, blob_name
+from lora_operator.fetch.sources.object_place import ObjectPlace, blob_name
 from lora_operator.fetch.sources.object_store import revision_of
-from lora_operator.fetch.sources.s3.errors import Subject, translate
+from lora_operator.fetch.sources.s3.errors import S3Subject, translate
 from lora_operator.fetch.sources.s3.source import S3Keys, build_client
 from lora_operator.wire.jobs import S3Request
 
@@ -32,7 +32,7 @@ class _Raw:
 
 def sent(request: S3Request, keys: S3Keys | None) -> AWSRequest:
     """The request that a listing leads to; it is answered here and goes nowhere."""
-    client = build_client(request, keys, Subject(request, authenticated=keys is not None))
+    client = build_client(request, keys, S3Subject.of(request, authenticated=keys is not None))
     seen: list[AWSRequest] = []
 
     def answer(request: AWSRequest, **_: Any) -> Any:
@@ -79,7 +79,7 @@ def test_where_requests_go_and_who_signs_them(
     assert ("X-Amz-Security-Token" in found.headers) == (keys is not None)
 
 
-SUBJECT = Subject(S3Request(bucket="models", prefix="sql"), authenticated=True)
+SUBJECT = S3Subject.of(S3Request(bucket="models", prefix="sql"), authenticated=True)
 FOREIGN: dict[str, tuple[Exception, Reason, str]] = {
     "a time-out": (
         boto.ReadTimeoutError(endpoint_url="https://x"),
@@ -161,8 +161,8 @@ def test_no_key_whatever_leaves_the_store(key: str, etag: str, size: int) -> Non
     assert not name.startswith(".")
 
 
-def place_of(root: Path, *, endpoint: str, bucket: str) -> Place:
-    return Place.of(root, "s3", name=bucket, identity=(endpoint, bucket))
+def place_of(root: Path, *, endpoint: str, bucket: str) -> ObjectPlace:
+    return ObjectPlace.of(root, "s3", name=bucket, identity=(endpoint, bucket))
 
 
 def test_a_bucket_of_another_endpoint_is_another_place(tmp_path: Path) -> None:

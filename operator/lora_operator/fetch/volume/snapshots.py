@@ -1,6 +1,6 @@
-"""Publishes a view: a directory of relative links to exactly the manifest's files, which appears by one rename.
+"""Publishes a snapshot: a directory of relative links to exactly the manifest's files, which appears by one rename.
 
-Engines may be reading a view at any time, and one missing directory can end an engine. So a view that is right is never touched, one
+Engines may be reading a snapshot at any time, and one missing directory can end an engine. So a snapshot that is right is never touched, one
 that is wrong is exchanged in a single step where the kernel can do that, and blobs are not this module's business at all.
 """
 
@@ -24,10 +24,8 @@ from lora_operator.wire.jobs import MANIFEST_FILE, Manifest
 
 log = logging.getLogger(__name__)
 
-_TMP: Final = ".tmp-"
 # A live staging directory exists for seconds: it is made once everything is downloaded and verified.
 _STALE_AFTER_S: Final = 900.0
-_DIRECTORY_MODE: Final = 0o2775
 _FILE_MODE: Final = 0o644
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -38,13 +36,13 @@ _MANIFEST_BYTES: Final = 4 << 20
 
 @contextlib.contextmanager
 def staged(root: Path, links: Mapping[str, Path]) -> Iterator[Path]:
-    """A directory artifacts/.tmp-<random> with `links` (name in the view → real path of the blob); gone at the end unless published."""
+    """A directory artifacts/.tmp-<random> with `links` (name in the snapshot → real path of the blob); gone at the end unless published."""
     artifacts = root / layout.ARTIFACTS
-    staging = artifacts / f"{_TMP}{secrets.token_hex(8)}"
+    staging = artifacts / f"{layout.TMP}{secrets.token_hex(8)}"
     staging.mkdir()
     try:
         remove_stale(artifacts, now=staging.stat().st_mtime, keep=staging)
-        _set_mode(staging, _DIRECTORY_MODE)
+        _set_mode(staging, layout.SHARED_DIRECTORY)
         for name, blob in links.items():
             link = staging / name
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -55,10 +53,10 @@ def staged(root: Path, links: Mapping[str, Path]) -> Iterator[Path]:
 
 
 def publish(root: Path, staging: Path, manifest: Manifest, *, title: str) -> str:
-    """Makes `staging` the view of its content; returns its path relative to `root`, whose readable part is `title`.
+    """Makes `staging` the snapshot of its content; returns its path relative to `root`, whose readable part is `title`.
 
     The name is of the content and its place in the cache: what is fetched again and has not changed is no news to an engine, and
-    artifacts of one content share a view. One that already has the same files stays in place.
+    artifacts of one content share a snapshot. One that already has the same files stays in place.
     """
     relative = f"{layout.ARTIFACTS}/{title}-{_content_hash(staging, manifest)}"
     target = root / relative
@@ -83,15 +81,15 @@ def publish(root: Path, staging: Path, manifest: Manifest, *, title: str) -> str
     else:
         raise FileExistsError(errno.EEXIST, "the view keeps changing", relative)
     with contextlib.suppress(OSError):
-        os.utime(target)  # a view that was there already is as new as one that was not, for evictions
+        os.utime(target)  # a snapshot that was there already is as new as one that was not, for evictions
     layout.sync_directory(target.parent)
     return relative
 
 
-def read_manifest(view: Path) -> Manifest | None:
-    """The manifest of a view, or None when it is missing or unreadable."""
+def read_manifest(snapshot: Path) -> Manifest | None:
+    """The manifest of a snapshot, or None when it is missing or unreadable."""
     try:
-        return manifest_of(view)
+        return manifest_of(snapshot)
     except OSError:
         return None
 
@@ -130,16 +128,16 @@ def _same_files(one: Path, other: Path) -> bool:
     return _content(one) == _content(other)
 
 
-def _content(view: Path) -> dict[str, str] | None:
-    """Every name below `view` with its link's text; None for what is no view. The manifest file is not looked at."""
-    if view.is_symlink() or not view.is_dir():
+def _content(snapshot: Path) -> dict[str, str] | None:
+    """Every name below `snapshot` with its link's text; None for what is no snapshot. The manifest file is not looked at."""
+    if snapshot.is_symlink() or not snapshot.is_dir():
         return None
     found: dict[str, str] = {}
-    for directory, folders, files in os.walk(view):
+    for directory, folders, files in os.walk(snapshot):
         for name in (*folders, *files):
             path = Path(directory, name)
             if name != MANIFEST_FILE and not (path.is_dir() and not path.is_symlink()):
-                found[str(path.relative_to(view))] = str(path.readlink()) if path.is_symlink() else "no link"
+                found[str(path.relative_to(snapshot))] = str(path.readlink()) if path.is_symlink() else "no link"
     return found
 
 
@@ -164,7 +162,7 @@ def remove_stale(artifacts: Path, *, now: float, keep: Path | None = None) -> No
     """Removes what dead Jobs left. `now` is the volume's own clock: that of a directory just made on it."""
     for entry in artifacts.iterdir():
         try:
-            if entry == keep or not entry.name.startswith(_TMP) or now - entry.lstat().st_mtime < _STALE_AFTER_S:
+            if entry == keep or not entry.name.startswith(layout.TMP) or now - entry.lstat().st_mtime < _STALE_AFTER_S:
                 continue
         except OSError:
             continue

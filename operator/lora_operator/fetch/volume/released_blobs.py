@@ -1,4 +1,4 @@
-"""Payloads whose views were removed and that had to stay: noted on the volume until an eviction comes that may remove them.
+"""Blobs whose snapshots were removed and that had to stay: noted on the volume until an eviction comes that may remove them.
 
 Without the note they would count as what a download left a moment ago, and stay for a day.
 """
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from lora_operator.fetch.volume.layout import TMP
 from lora_operator.fetch.volume.store_locks import STATE
 
 _NAME: Final = "released.json"
@@ -32,6 +33,6 @@ def write(root: Path, released: Mapping[Path, set[str]]) -> None:
     if not left:
         note.unlink(missing_ok=True)
         return
-    fresh = note.with_name(f".tmp-{_NAME}-{secrets.token_hex(4)}")
+    fresh = note.with_name(f"{TMP}{_NAME}-{secrets.token_hex(4)}")
     fresh.write_text(json.dumps(left), "utf-8")
     fresh.replace(note)
