@@ -21,7 +21,7 @@ from lora_operator.reconcile.store import Key
 from lora_operator.reconcile.usage import used_views
 from tests.unit.fake_kube import Json
 from tests.unit.model_world import LLAMA, MODULES, SERVING, World
-from tests.unit.test_converging import (
+from tests.unit.test_world_converging import (
     ADAPTERS,
     adapter,
     apply,

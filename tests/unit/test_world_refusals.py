@@ -12,7 +12,7 @@ from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectErr
 from lora_operator.names import kit_config_map, modules_config_map
 from tests.unit.fake_kube import Json
 from tests.unit.model_world import LLAMA, SERVING, World
-from tests.unit.test_converging import (
+from tests.unit.test_world_converging import (
     ADAPTERS,
     adapter,
     apply,
