@@ -23,12 +23,12 @@ class Verdict:
 
     @property
     def is_true(self) -> bool:
-        """Whether the condition holds."""
+        """Whether it holds for certain: Unknown is not true."""
         return self.status is True
 
 
 def ok(reason: Reason, message: str = "") -> Verdict:
-    """A condition that holds."""
+    """A condition that holds; most need no message."""
     return Verdict(True, reason, message)
 
 

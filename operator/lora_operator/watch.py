@@ -1,7 +1,7 @@
-"""kopf's side: one event handler per watched kind, which puts words into the store and keys on the queue, and nothing else.
+"""kopf's side: one event handler per watched kind, which puts objects into the store and keys on the queue, and nothing else.
 
 No handler of ours reads or writes anything over the network, so kopf writes nothing on any object: no finalizer, no annotation.
-kopf logs and forgets what a handler raises; ours hands it on, so that a fault ends the process instead of losing words.
+kopf logs and forgets what a handler raises; ours hands it on, so that a fault ends the process instead of losing events.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def take_event(store: Store, kind: Kind, event_type: str | None, body: dict[str,
 def register_login(
     registry: kopf.OperatorRegistry, *, open_session: OpenSession, listed: Callable[[Kind], None]
 ) -> None:
-    """Has kopf use a session of kube.py's, which also tells when kopf listed a kind: at its start and after losing its place."""
+    """Has kopf use a session of kube.client's, which also reports when kopf listed a kind: at its start and after losing its place."""
 
     def listed_path(path: str) -> None:
         if (kind := KIND_BY_PATH.get(path)) is not None:

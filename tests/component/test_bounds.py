@@ -28,7 +28,7 @@ from tests.component.fetch_support import Fetcher, Job, make_base, until
 from tests.component.manifests import manifest
 from tests.component.reconcile_support import COMMIT, NEVER, Json, World, running_operator
 from tests.component.reconcile_support import until as until_it
-from tests.unit.test_list_room import crowd, without
+from tests.unit.test_plan_list_limits import crowd, without
 
 MIB = 1 << 20
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")

@@ -81,8 +81,9 @@ async def downloaded(world: World, fetcher: Fetcher, name: str, tmp_path: Path) 
         (tmp_path / "marker").write_text(MARKER)
         env = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT / 'operator'}", "MARKER_FILE": str(tmp_path / "marker")}
     # The base model is played, so there is nothing to compare an adapter with.
-    source = {key: value for key, value in request.items() if key not in ("credentials", "baseModelPath")}
-    run = fetcher.launch(source, credentials=values, env=env)
+    wanted = request["source"]
+    source = {wanted["kind"]: {key: value for key, value in wanted.items() if key != "kind"}}
+    run = fetcher.launch(source, credentials=values, env=env, artifact=request["artifact"], type=request["type"])
     await asyncio.to_thread(run.wait)
     world.outcomes[f"org/{name}"] = run.result
     await world._end_job(job)

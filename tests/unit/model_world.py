@@ -10,23 +10,17 @@ from __future__ import annotations
 import base64
 import json
 import random
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Coroutine, Iterator
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from lora_operator.constants import FETCH_CONTAINER, Reason
 from lora_operator.errors import (
-    AlreadyExistsError,
-    ConflictError,
     EngineUnreachable,
-    ForbiddenError,
-    KubeError,
-    NotFoundError,
     OperatorError,
     StaleList,
-    UnavailableError,
 )
-from lora_operator.kube.kinds import OWN_KINDS, Kind, ResourceType
+from lora_operator.kube.kinds import OWN_KINDS, Kind
 from lora_operator.plan.adapter_list import ModuleList, decode_from_config_map
 from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.dispatch import Dispatcher
@@ -37,10 +31,9 @@ from lora_operator.wire.jobs import FetchRequest, FetchResult
 from lora_operator.wire.plugin import HeldEntry, HeldList, LoadedAdapter, PluginState, ServedModel
 from tests.unit.builders import take_list
 from tests.unit.fake_clock import FakeClock
+from tests.unit.fake_kube import FakeKube, Json, Place, place_of
 
-Json = dict[str, Any]
 T = TypeVar("T")
-Place = tuple[str, str, str]  # kind, namespace, name
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SERVING = "serving"
@@ -49,7 +42,6 @@ MODULES = ("ConfigMap", SERVING, "llama-modules")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _WATCHED = {kind.value: kind for kind in Kind}
 _OWN = {kind.value for kind in OWN_KINDS}
-_NUMBERED = _OWN | {"Deployment"}
 
 
 def drive(work: Coroutine[Any, Any, T]) -> T:
@@ -139,185 +131,65 @@ class Engines:
         return engine.state()
 
 
-class Kube:
-    """kube.Kube on the world's objects; every write counts."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def _up(self) -> None:
-        if self._world.api_down:
-            raise UnavailableError("the API server is away")
-
-    def _ask(self, verb: str, obj: Json) -> None:
-        if (error := self._world.refused(verb, obj)) is not None:
-            raise error
-
-    async def get(self, rt: ResourceType, namespace: str, name: str) -> Json:
-        """As Kube's."""
-        self._up()
-        try:
-            return self._world.objects[rt.kind, namespace, name]
-        except KeyError:
-            raise NotFoundError(f"{rt.kind} {namespace}/{name}") from None
-
-    async def get_metadata(self, rt: ResourceType, namespace: str, name: str) -> Json:
-        """As Kube's; the rights to Secrets may be missing."""
-        if rt.kind == "Secret" and self._world.secrets_forbidden:
-            raise ForbiddenError("get secrets")
-        return await self.get(rt, namespace, name)
-
-    async def list(self, rt: ResourceType, *, namespace: str, label_selector: str = "") -> tuple[list[Json], str]:
-        """Job pods, as the only reader asks for them; budgets, of which there are the operator's own."""
-        self._up()
-        if not label_selector:
-            return [obj for place, obj in self._world.objects.items() if place[:2] == (rt.kind, namespace)], "0"
-        job = label_selector.rpartition("=")[2]
-        found = self._world.objects.get((rt.kind, namespace, f"{job}-pod"))
-        return ([found] if found else []), "0"
-
-    async def pod_log(self, *_: Any, **__: Any) -> str:
-        """No node has any."""
-        raise KubeError("no log")
-
-    async def create(self, obj: Json) -> Json:
-        """As Kube's."""
-        self._up()
-        self._ask("create", obj)  # admission, quotas among it, comes before the name is looked at
-        if _place(obj) in self._world.objects:
-            raise AlreadyExistsError("exists")
-        return await self.apply(obj)
-
-    async def apply(self, obj: Json) -> Json:
-        """As Kube's, for one who owns all the fields but the status."""
-        self._up()
-        self._ask("apply", obj)
-        return self._world.write_of_operator(obj)
-
-    async def patch(self, rt: ResourceType, namespace: str, name: str, patch: Json) -> Json:
-        """As Kube's, one level deep into the spec."""
-        live = await self.get(rt, namespace, name)
-        return self._world.write_of_operator(live | {"spec": live["spec"] | patch["spec"]})
-
-    async def apply_status(
-        self,
-        rt: ResourceType,
-        namespace: str,
-        name: str,
-        status: Json,
-        *,
-        uid: str | None = None,
-        resource_version: str | None = None,
-    ) -> Json:
-        """As Kube's."""
-        live = await self.get(rt, namespace, name)
-        if uid is not None and live["metadata"]["uid"] != uid:
-            raise ConflictError("another object")
-        return self._world.write_of_operator(live | {"status": json.loads(json.dumps(status))})
-
-    async def delete(self, rt: ResourceType, namespace: str, name: str, *, uid: str | None = None) -> None:
-        """As Kube's."""
-        self._up()
-        self._ask("delete", {"kind": rt.kind, "metadata": {"namespace": namespace, "name": name}})
-        self._world.remove((rt.kind, namespace, name), by_operator=True)
-        self._world.step()
-
-    async def event(self, *_: Any, reason: str, **__: Any) -> None:
-        """Events are nothing to the operator."""
-        self._world.events.append(reason)
-
-
-def _place(obj: Mapping[str, Any]) -> Place:
-    return obj["kind"], obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
-
-
 class World:
     """Everything. Methods named like what happens; `passes` lets the operator work."""
 
     def __init__(self, seed: int) -> None:
-        self.objects: dict[Place, Json] = {}
         self.engines: dict[str, Engine] = {}  # by pod
         self.addresses: dict[str, str] = {}  # address to pod
         self.bad_repos: set[str] = set()
         self.lost_nodes: set[str] = set()  # repositories: the nodes of their Jobs are lost
         self.faulty: set[Key] = set()  # keys on which the operator may fail by a bug
-        self.events: list[str] = []  # reasons
-        self.api_down = self.secrets_forbidden = False
-        self.refused: Callable[[str, Json], KubeError | None] = lambda _verb, _obj: None  # what is not accepted
         self.unlisted = False  # the operator has started, and can't list a kind
         self.steps_left: int | None = None  # until the operator dies: its writes, and its questions to engines
         self.clock = FakeClock(start=START)
-        self.writes = 0
         self.published: set[str] = set()  # paths of all content that ever was in the cache
         self.lists: list[ModuleList] = []  # as the operator wrote them, since the last one was lost
         self.held: dict[str, Json] = {}  # public name to the adapter that must stay in the list under it
+        self.kube = FakeKube(self.clock.now)
+        self.kube.on_change, self.kube.on_written = self._change, self.step
         self._random = random.Random(seed)
-        self._count = 0
         self._pending: list[tuple[Kind, str, Json]] = []
         self.restart()
 
     # The API server
 
-    def write(self, obj: Json, *, by_operator: bool = False) -> Json:
-        """Create or replace an object; a write that changes nothing is none."""
-        place, metadata = _place(obj), dict(obj["metadata"])
-        live = self.objects.get(place)
-        body: Json = json.loads(json.dumps(obj))
-        self._count += 1
-        kept: Json = live["metadata"] if live else {"uid": f"uid-{self._count:05}", "creationTimestamp": self._stamp()}
-        changed = live is None or live.get("spec") != body.get("spec")
-        body["metadata"] = {**kept, **metadata, "uid": kept["uid"], "creationTimestamp": kept["creationTimestamp"]}
-        if body["kind"] in _NUMBERED:
-            body["metadata"]["generation"] = kept.get("generation", 0) + (1 if changed else 0)
-        body.setdefault("status", (live or {}).get("status", {}))
-        if live is not None and body | {"metadata": body["metadata"] | {"resourceVersion": ""}} == live | {
-            "metadata": live["metadata"] | {"resourceVersion": ""}
-        }:
-            return live
-        body["metadata"]["resourceVersion"] = str(self._count)
-        self.objects[place] = body
-        if by_operator:
-            self.writes += 1
+    @property
+    def objects(self) -> dict[Place, Json]:
+        """All that is there."""
+        return self.kube.objects
+
+    def write(self, obj: Json) -> Json:
+        """Somebody creates or replaces an object; a write that changes nothing is none."""
+        return self.kube.write(obj)
+
+    def remove(self, place: Place) -> None:
+        """Somebody deletes an object, and what it controls goes too."""
+        self.kube.remove(place)
+
+    def _change(self, event: str, body: Json, by_operator: bool) -> None:
+        """What follows from a change; watches bring it some time later."""
+        place, gone = place_of(body), event == "DELETED"
+        if by_operator and not gone:
             self._look_at(place, body)
         elif place == MODULES:
             self._lose_list()
-        if not by_operator and place[0] in _OWN:
-            self._unseen[Key(_WATCHED[place[0]], *place[1:])] = self._count
-        self._tell("MODIFIED", body)
-        return body
-
-    def write_of_operator(self, obj: Json) -> Json:
-        """The same, done by the operator, which may die before it hears of it."""
-        body = self.write(obj, by_operator=True)
-        self.step()
-        return body
+        if by_operator and gone and place[0] == "ModelArtifact":
+            self._must_be_unwanted(body)
+        if not by_operator and not gone and place[0] in _OWN:
+            self._unseen[Key(_WATCHED[place[0]], *place[1:])] = self.kube.version
+        if body["kind"] in _WATCHED:
+            self._pending.append((_WATCHED[body["kind"]], event, body))
+        if gone and place[0] == "Pod":
+            self.engines.pop(place[2], None)
 
     def step(self) -> None:
-        """The operator has done something that others see."""
+        """The operator has done something that others see, and may die before it hears of it."""
         if self.steps_left is not None:
             self.steps_left -= 1
             if self.steps_left == 0:
                 self.steps_left = None
                 raise Died
-
-    def remove(self, place: Place, *, by_operator: bool = False) -> None:
-        """Delete an object, and what it controls."""
-        body = self.objects.pop(place, None)
-        if body is None:
-            return
-        if place == MODULES:
-            self._lose_list()
-        self._count += 1
-        self.writes += by_operator
-        if by_operator and place[0] == "ModelArtifact":
-            self._must_be_unwanted(body)
-        body = body | {"metadata": body["metadata"] | {"resourceVersion": str(self._count)}}
-        self._tell("DELETED", body)
-        if place[0] == "Pod":
-            self.engines.pop(place[2], None)
-        for other, child in list(self.objects.items()):
-            if any(owner["uid"] == body["metadata"]["uid"] for owner in child["metadata"].get("ownerReferences", ())):
-                self.remove(other)
 
     def _lose_list(self) -> None:
         """Generations may begin anew; and where the operator has not read it yet, only pods know what was listed.
@@ -327,13 +199,6 @@ class World:
         self.lists.clear()
         if self.context.records.deployments.peek(LLAMA[1:]).modules is None:
             self.held = {}
-
-    def _stamp(self) -> str:
-        return (START + timedelta(seconds=int(self.clock.seconds))).isoformat().replace("+00:00", "Z")
-
-    def _tell(self, event: str, body: Json) -> None:
-        if body["kind"] in _WATCHED:
-            self._pending.append((_WATCHED[body["kind"]], event, body))
 
     # What must hold at each of the operator's writes
 
@@ -372,7 +237,7 @@ class World:
         self._failures: dict[Key, int] = {}
         self._pending.clear()
         self.context = build_context(
-            kube=Kube(self),  # type: ignore[arg-type]
+            kube=self.kube,  # type: ignore[arg-type]
             engines=Engines(self),  # type: ignore[arg-type]
             store=self.store,
             settings=Settings(operator_image="x", operator_namespace="system"),
@@ -387,7 +252,7 @@ class World:
         self.dispatcher._context = self.context
         for kind in Kind:
             bodies = [body for body in self.objects.values() if body["kind"] == kind.value]
-            take_list(self.store, kind, bodies, str(self._count))
+            take_list(self.store, kind, bodies, str(self.kube.version))
             self.store.mark_synced(kind)
         if self.modules() is None:
             self._lose_list()
@@ -507,9 +372,9 @@ class World:
 
     def _lose(self, job: Json) -> None:
         """Its node is lost a moment after it has begun: the pod is deleted, and nobody confirms that it has ended."""
-        self._write_job_pod(job, {"running": {}}, deletionTimestamp=self._stamp())
+        self._write_job_pod(job, {"running": {}}, deletionTimestamp=self.kube.stamp())
         target = {"type": "FailureTarget", "status": "True", "reason": "BackoffLimitExceeded"}
-        self.write(job | {"status": {"startTime": self._stamp(), "conditions": [target]}})
+        self.write(job | {"status": {"startTime": self.kube.stamp(), "conditions": [target]}})
 
     def _write_job_pod(self, job: Json, state: Json, **metadata: Any) -> None:
         self.write(
@@ -519,7 +384,8 @@ class World:
                 "metadata": {
                     "name": f"{job['metadata']['name']}-pod",
                     "namespace": SERVING,
-                    "labels": job["spec"]["template"]["metadata"]["labels"],
+                    "labels": job["spec"]["template"]["metadata"]["labels"]
+                    | {"batch.kubernetes.io/job-name": job["metadata"]["name"]},
                     "ownerReferences": [_owner("Job", job)],
                     **metadata,
                 },
@@ -536,7 +402,7 @@ class World:
             self.start_pod(workload)
         counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas"), wanted)
         status = counts | {"observedGeneration": workload["metadata"]["generation"]}
-        if self.objects.get(_place(workload), {}).get("status") != status:
+        if self.objects.get(place_of(workload), {}).get("status") != status:
             self.write(workload | {"status": status})
 
     def start_pod(self, workload: Json) -> None:
@@ -552,7 +418,7 @@ class World:
                 },
             }
         )
-        number = self._count
+        number = self.kube.version
         name, address = f"llama-{number}", f"10.0.{number // 250}.{number % 250}"
         mounted = self.modules()
         self.engines[name] = Engine(_as_sent(mounted) if mounted else None)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
 from lora_operator.api.sources.source import Source
-from lora_operator.errors import NotFoundError
 from lora_operator.fetch.content.select import RemoteFile
 from lora_operator.fetch.sources.folder import Tree
 from lora_operator.fetch.sources.volumes import ClaimSource, LocalSource
 from lora_operator.reconcile import artifact as reconciled
-from lora_operator.reconcile.context import Context
 from lora_operator.wire.jobs import ClaimRequest, FetchRequest, LocalRequest
 from tests.unit.builders import make_artifact
+from tests.unit.small_world import SmallWorld
 
 WEIGHTS = "adapter_model.safetensors"
 LONG_AGO = (315532800, 315532800)  # what reproducible archives give all their files
@@ -76,23 +73,18 @@ def test_a_change_of_owners_changes_nothing_of_a_folder_in_the_caches_own_volume
 
 
 def test_a_job_is_told_which_claim_it_is() -> None:
-    asked = []
-
-    async def get_metadata(kind: Any, namespace: str, name: str) -> dict[str, Any]:
-        asked.append((kind.plural, namespace, name))
-        if name == "gone":
-            raise NotFoundError("it does not exist")
-        return {"metadata": {"uid": "uid-of-it"}}
-
-    context = cast(Context, SimpleNamespace(kube=SimpleNamespace(get_metadata=get_metadata)))
-    artifact = make_artifact()
+    world, artifact = SmallWorld(), make_artifact()
+    namespace = artifact.metadata.namespace
+    world.kube.put(
+        {"metadata": {"name": "trained", "namespace": namespace, "uid": "uid-of-it"}}, "PersistentVolumeClaim"
+    )
 
     def uid(name: str) -> str:
         claim = Source.model_validate({"persistentVolumeClaim": {"claimName": name}})
         changed = artifact.model_copy(update={"spec": artifact.spec.model_copy(update={"source": claim})})
-        return asyncio.run(reconciled._claim_uid(context, changed))
+        return asyncio.run(reconciled._claim_uid(world.context, changed))
 
     assert (uid("trained"), uid("gone")) == ("uid-of-it", "")
-    assert asyncio.run(reconciled._claim_uid(context, artifact)) == ""
-    namespace = artifact.metadata.namespace
-    assert asked == [("persistentvolumeclaims", namespace, name) for name in ("trained", "gone")]
+    assert asyncio.run(reconciled._claim_uid(world.context, artifact)) == ""
+    asked = world.kube.metadata_read
+    assert asked == [("PersistentVolumeClaim", namespace, name) for name in ("trained", "gone")]

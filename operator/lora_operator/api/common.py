@@ -198,7 +198,7 @@ class Resource(ApiModel):
 
     @property
     def key(self) -> tuple[str, str]:
-        """(namespace, name)."""
+        """(namespace, name), by which other objects refer to it."""
         return (self.metadata.namespace, self.metadata.name)
 
 

@@ -88,7 +88,7 @@ class Kube:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Closes all connections; the end of the `async with` block does it too."""
         if self._client is not None:
             await self._client.close()  # type: ignore[no-untyped-call]
 
@@ -136,7 +136,7 @@ class Kube:
             query["continue"] = metadata["continue"]
 
     async def get(self, rt: ResourceType, namespace: str, name: str) -> Body:
-        """One object; raises NotFoundError."""
+        """One object as it is now; raises NotFoundError."""
         return await self._json(_what("get", rt, namespace, name), "GET", rt.path(namespace, name))
 
     async def get_metadata(self, rt: ResourceType, namespace: str, name: str) -> Body:

@@ -68,7 +68,7 @@ class KubeObject:
 
     @property
     def key(self) -> tuple[str, str]:
-        """(namespace, name)."""
+        """(namespace, name), as the store keeps objects by."""
         return (self.namespace, self.name)
 
     @property
@@ -103,7 +103,7 @@ class ObjectCondition(NamedTuple):
 
     @property
     def is_true(self) -> bool:
-        """Whether it says True."""
+        """Whether it says True: Unknown and an odd value don't."""
         return self.status == "True"
 
     @property

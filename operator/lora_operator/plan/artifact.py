@@ -69,7 +69,7 @@ def is_by_hand(artifact: ModelArtifact) -> bool:
 
 
 def plan_artifact(seen: ArtifactObservation, *, now: datetime) -> ArtifactPlan:
-    """Decide on one artifact."""
+    """What is done for one artifact now: at most one Job is started or given up, and its status says why."""
     plan, status = _plan(seen, now=now), seen.artifact.status
     title = seen.artifact.spec.source.member.title
     if plan.status is None and (not status.conditions or status.source == title):
@@ -214,26 +214,24 @@ def _plan_running(seen: ArtifactObservation, job: JobView, delete: tuple[str, ..
     )
 
 
+def _plan_failed(artifact: ModelArtifact, job: JobView, result: FetchResult, *, now: datetime) -> ArtifactPlan:
+    """The attempt is over without content. A Job that never got to run says what kept it, not that its time was over."""
+    reason, message = result.reason or Reason.JOB_FAILED, result.message
+    shown = find(artifact.status.conditions, Condition.READY)
+    if reason is Reason.JOB_TIMEOUT and shown is not None and shown.reason in NEVER_STARTED:
+        reason = reason_of(shown.reason)
+        message = f"{shown.message[:MAX_FAILURE_SHOWN]}; so the Job came to its deadline"
+    failed = plan_failure(artifact, reason, message, attempt=job.attempt, now=now, needed_bytes=result.needed_bytes)
+    return ArtifactPlan(failed, delete_jobs=(job.name,), requeue_after=0)
+
+
 def _plan_finished(seen: ArtifactObservation, job: JobView, result: FetchResult, *, now: datetime) -> ArtifactPlan:
     status = seen.artifact.status
     refused = refused_by_pin(seen.artifact.spec.source, result.digest) if result.ok else None
     if refused is not None:
         result = FetchResult(ok=False, reason=refused.reason, message=refused.message)
     if not result.ok:
-        reason, message = result.reason or Reason.JOB_FAILED, result.message
-        shown = find(status.conditions, Condition.READY)
-        if reason is Reason.JOB_TIMEOUT and shown is not None and shown.reason in NEVER_STARTED:
-            reason, message = (
-                reason_of(shown.reason),
-                f"{shown.message[:MAX_FAILURE_SHOWN]}; so the Job came to its deadline",
-            )
-        return ArtifactPlan(
-            plan_failure(
-                seen.artifact, reason, message, attempt=job.attempt, now=now, needed_bytes=result.needed_bytes
-            ),
-            delete_jobs=(job.name,),
-            requeue_after=0,
-        )
+        return _plan_failed(seen.artifact, job, result, now=now)
     size = format_size(result.size_bytes)
     verdict = ok(
         Reason.READY, f"{seen.artifact.spec.source.member.title}@{short_revision(result.resolved_revision)}, {size}"

@@ -54,7 +54,7 @@ class EvictionPlan:
 
 
 def plan_eviction(seen: EvictionObservation, *, now: datetime) -> EvictionPlan:
-    """Decide on one cache."""
+    """What one cache's eviction does next: begin, await its Job, record the end, or nothing."""
     status = seen.cache.status.eviction
     if seen.job is not None:
         status = _update(status, requested=seen.job.requested or (status.requested if status else None))

@@ -137,6 +137,11 @@ def _result(job: Job, ended: Ended | None, *, lost: datetime | None) -> FetchRes
         result is not None and not result.ok and not late
     ):  # one that is ended for its deadline only says that it was ended
         return result
+    return _no_result(job, ended, late=late)
+
+
+def _no_result(job: Job, ended: Ended | None, *, late: bool) -> FetchResult:
+    """What is made of a Job that has ended and left no result that counts."""
     if late:
         allowed = f" of {format_seconds(job.deadline)}" if job.deadline else ""
         return FetchResult(
@@ -156,7 +161,7 @@ def _result(job: Job, ended: Ended | None, *, lost: datetime | None) -> FetchRes
             reason=Reason.JOB_FAILED,
             message="the Job's pod is gone and left no result: evicted, deleted, or its node was lost",
         )
-    tail = " ".join(message.split())[-600:]
+    tail = " ".join(ended.message.split())[-600:]
     return FetchResult(
         ok=False,
         reason=Reason.JOB_FAILED,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pydantic import ValidationError
 
 from lora_operator.api.artifact import ModelArtifact
+from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import find, is_true
 from lora_operator.constants import FETCH_CONTAINER, Condition, Reason
@@ -38,7 +39,7 @@ from lora_operator.reconcile.download_queue import note_ended_jobs, take_turn
 from lora_operator.reconcile.pod_events import last_warning
 from lora_operator.reconcile.records import Announced
 from lora_operator.reconcile.store import Body, Key, ObjectKey
-from lora_operator.wire.jobs import FetchProgress
+from lora_operator.wire.jobs import FetchProgress, FetchRequest
 
 LOG_LINES = 20
 
@@ -290,16 +291,7 @@ async def _create_job(
     """The attempt's Job, made now or before; None while a Job of an earlier artifact of this name is still going."""
     namespace = artifact.metadata.namespace
     cache = context.store.caches[(namespace, artifact.spec.cache_ref.name)]
-    base_ref = artifact.spec.base_model_ref
-    base = context.store.artifacts.get((namespace, base_ref.name)) if base_ref else None
-    request = build_request(
-        artifact,
-        cache,
-        base_model_path=base.status.path if base else None,
-        with_credentials=with_credentials,
-        workload_identity=workload_identity(artifact.spec.source, cache, with_credentials=with_credentials),
-        claim_uid=await _claim_uid(context, artifact),
-    )
+    request = await _request(context, artifact, cache, with_credentials=with_credentials)
     placement = job_placement(cache, fleets_of(context, artifact))
     settings = context.settings
     manifest = build_job(
@@ -317,19 +309,42 @@ async def _create_job(
     try:
         job = await context.kube.create(manifest)
     except ConflictError:
-        job = await context.kube.get(JOBS, namespace, job_name(artifact.metadata.name, attempt))
-        owner = Job.parse(job).owner
-        if owner is None or owner[:2] != (Kind.MODEL_ARTIFACT, artifact.metadata.name):
-            raise ReasonError(
-                Reason.JOB_FAILED,
-                f"Job {namespace}/{job['metadata']['name']} exists and is not this artifact's: delete it",
-            ) from None
-        if owner.uid != artifact.metadata.uid:
-            return None
+        return await _existing_job(context, artifact, attempt)
     except ForbiddenError as error:
         raise ReasonError(Reason.JOB_UNSCHEDULABLE, f"the download Job was refused: {error}") from error
     except InvalidObjectError as error:
         part = f" (its node constraints are those of {placement.origin}'s podTemplate)" if placement.origin else ""
         raise ReasonError(Reason.JOB_FAILED, f"the download Job was not accepted{part}: {error}") from error
+    context.answers.take(Kind.JOB, job)
+    return job
+
+
+async def _request(
+    context: Context, artifact: ModelArtifact, cache: ModelCache, *, with_credentials: bool
+) -> FetchRequest:
+    base_ref = artifact.spec.base_model_ref
+    base = context.store.artifacts.get((artifact.metadata.namespace, base_ref.name)) if base_ref else None
+    return build_request(
+        artifact,
+        cache,
+        base_model_path=base.status.path if base else None,
+        with_credentials=with_credentials,
+        workload_identity=workload_identity(artifact.spec.source, cache, with_credentials=with_credentials),
+        claim_uid=await _claim_uid(context, artifact),
+    )
+
+
+async def _existing_job(context: Context, artifact: ModelArtifact, attempt: int) -> Body | None:
+    """The Job that has the attempt's name already; None where it is of an earlier artifact of this name."""
+    namespace = artifact.metadata.namespace
+    job = await context.kube.get(JOBS, namespace, job_name(artifact.metadata.name, attempt))
+    owner = Job.parse(job).owner
+    if owner is None or owner[:2] != (Kind.MODEL_ARTIFACT, artifact.metadata.name):
+        raise ReasonError(
+            Reason.JOB_FAILED,
+            f"Job {namespace}/{job['metadata']['name']} exists and is not this artifact's: delete it",
+        ) from None
+    if owner.uid != artifact.metadata.uid:
+        return None
     context.answers.take(Kind.JOB, job)
     return job

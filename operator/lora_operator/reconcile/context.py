@@ -11,7 +11,7 @@ from lora_operator.desired.children import kit_hash
 from lora_operator.kube.client import Kube
 from lora_operator.reconcile.clock import Clock
 from lora_operator.reconcile.records import Records
-from lora_operator.reconcile.services import Answers, ChildApplier, Secrets, StatusWriter
+from lora_operator.reconcile.services import Answers, ChildApplier, SecretReader, StatusWriter
 from lora_operator.reconcile.store import Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
@@ -31,7 +31,7 @@ class Context:
     answers: Answers
     statuses: StatusWriter
     children: ChildApplier
-    secrets: Secrets
+    secrets: SecretReader
     kit_files: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -64,7 +64,7 @@ def build_context(
         answers=answers,
         statuses=StatusWriter(kube, records, clock, answers, enqueue),
         children=ChildApplier(kube, store, records, clock, answers),
-        secrets=Secrets(kube, settings.operator_namespace, master_key=master_key),
+        secrets=SecretReader(kube, settings.operator_namespace, master_key=master_key),
         kit_files=kit_files or {},
     )
 

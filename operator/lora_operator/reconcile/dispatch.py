@@ -1,4 +1,33 @@
-"""From a key on the work queue to the reconcile of its kind."""
+"""From a key on the work queue to the reconcile of its kind.
+
+    watch (kopf)     sync (our lists)
+        |  event         |  page
+        +-------+--------+
+                v
+    store       upsert, remove: an older version than the known one changes nothing
+                |  Change(old, new)
+                v
+    routing     keys_for: every object that the change may mean something to
+                |  keys
+                v
+    queue       one entry per key, one run at a time per key, back-off per key  <---------------+
+                |  key, once every kind was listed completely                                   |
+                v                                                                               |
+    dispatch    can't be read: InvalidSpec in its status; a bug of ours: OperatorFault; else    |
+                |                                                                               |
+                v                                                                               |
+    reconcile   observe  the store and the records, and what only asking tells                  |
+                plan     pure: what is wanted, what is said, when to look again                 |
+                apply    children, Jobs, deletions                                              |
+                |                                                                               |
+                +-- records, by which others go ------------------------------ their keys ----->|
+                +-- status, if it changed, then an Event: the answer goes into                  |
+                |   the store, and by routing -------------------------------- others' keys --->|
+                +-- seconds until the next look, or an error that is tried again -- its key --->+
+
+Events only ever say that something is to be looked at: many that come together are one run, and one that is lost costs the time
+until the next list. A status that passes in a moment is held back (services.StatusWriter).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +51,7 @@ from lora_operator.reconcile.clock import Clock
 from lora_operator.reconcile.context import Context, build_context, load_kit_files
 from lora_operator.reconcile.deployment import reconcile_deployment
 from lora_operator.reconcile.engine_pod import reconcile_pod
-from lora_operator.reconcile.faults import TOLD_AFTER, describe_fault, fault_message, settle_fault, told_of_fault
+from lora_operator.reconcile.faults import REPORT_AFTER, describe_fault, fault_conditions, fault_message, settle_fault
 from lora_operator.reconcile.store import Key, Store
 from lora_operator.settings import Settings
 from lora_operator.vllm import Engines
@@ -63,7 +92,9 @@ class Dispatcher:
             kit_files=load_kit_files(),
         )
         self._reported: dict[Key, str] = {}
-        self._faults: dict[Key, tuple[int, str]] = {}  # failures in a row by a bug of ours, and the cause that was told
+        self._faults: dict[
+            Key, tuple[int, str]
+        ] = {}  # failures in a row by a bug of ours, and the cause that was reported
 
     async def __call__(self, key: Key) -> float | None:
         """Reconcile one key. Returns after how many seconds to look again; raises what the queue's back-off is for."""
@@ -84,26 +115,26 @@ class Dispatcher:
         return again
 
     async def _note_fault(self, key: Key, error: Exception) -> None:
-        """Have nobody else wait for the object, and tell a cause that lasts, once, on the object itself."""
+        """Have nobody else wait for the object, and report a cause that lasts, once, on the object itself."""
         cause = describe_fault(error)
         settle_fault(self._context, key, cause)
-        count, told = self._faults.get(key, (0, ""))
-        self._faults[key] = (count + 1, told)
-        if key.kind not in OWN_KINDS or count + 1 < TOLD_AFTER or told == cause:
+        count, reported = self._faults.get(key, (0, ""))
+        self._faults[key] = (count + 1, reported)
+        if key.kind not in OWN_KINDS or count + 1 < REPORT_AFTER or reported == cause:
             return
         try:
-            await self._tell_fault(key, cause)
+            await self._report_fault(key, cause)
         except OperatorError as refused:
             log.info("%s: that the operator fails on it could not be told: %s", key, refused)
             return
         self._faults[key] = (count + 1, cause)
 
-    async def _tell_fault(self, key: Key, cause: str) -> None:
+    async def _report_fault(self, key: Key, cause: str) -> None:
         body = await self._find(key)
         if body is None:
             return
-        told = partial(told_of_fault, cause=cause, now=self._context.clock.now())
-        if await self._write_conditions(key, body, lambda before, generation: told(before, generation=generation)):
+        made = partial(fault_conditions, cause=cause, now=self._context.clock.now())
+        if await self._write_conditions(key, body, lambda before, generation: made(before, generation=generation)):
             await self._context.kube.event(
                 body, type="Warning", reason=Reason.OPERATOR_ERROR, message=fault_message(cause)
             )
@@ -147,8 +178,8 @@ class Dispatcher:
             return
         verdict = failing(Reason.INVALID_SPEC, f"the object can't be read by this operator: {problem}")
         verdicts = with_ready_and_stalled({Condition.ACCEPTED: verdict}, "")
-        told = partial(merge, verdicts=verdicts, now=self._context.clock.now())
-        await self._write_conditions(key, body, lambda before, generation: told(before, generation=generation))
+        made = partial(merge, verdicts=verdicts, now=self._context.clock.now())
+        await self._write_conditions(key, body, lambda before, generation: made(before, generation=generation))
         self._reported[key] = problem
 
 

@@ -24,22 +24,22 @@ from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.records import ModelWant
 from lora_operator.reconcile.store import Key, ObjectKey
 
-TOLD_AFTER: Final = 2  # failures in a row: what is over with the next attempt, 0.2 s later, is in the log alone
+REPORT_AFTER: Final = 2  # failures in a row: what is over with the next attempt, 0.2 s later, is in the log alone
 MAX_CAUSE: Final = 300
 _ODD: Final = re.compile(r"[^\x20-\x7e]+")
 _MAYBE_SECRET: Final = re.compile(r"[A-Za-z0-9+/_=-]{20,}")  # keys and tokens, and some names
 
 
 def describe_fault(error: Exception) -> str:
-    """The class of an exception, where it arose and its words, in one line without what could be the value of a secret."""
-    words = describe_invalid(error) if isinstance(error, ValidationError) else str(error)
-    words = _MAYBE_SECRET.sub("…", _ODD.sub(" ", words)).strip()[:MAX_CAUSE]
+    """The class of an exception, where it arose and its message, in one line without what could be the value of a secret."""
+    text = describe_invalid(error) if isinstance(error, ValidationError) else str(error)
+    text = _MAYBE_SECRET.sub("…", _ODD.sub(" ", text)).strip()[:MAX_CAUSE]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "lora_operator" in frame.filename]
     where = ""
     if frames:
         path = frames[-1].filename.replace("\\", "/").rpartition("lora_operator/")[2]
         where = f" in {path}:{frames[-1].lineno}"
-    return f"{type(error).__name__}{where}{': ' + words if words else ''}"
+    return f"{type(error).__name__}{where}{': ' + text if text else ''}"
 
 
 def settle_fault(context: Context, key: Key, cause: str) -> None:
@@ -124,7 +124,7 @@ def fault_message(cause: str) -> str:
     )
 
 
-def told_of_fault(
+def fault_conditions(
     before: list[StatusCondition], cause: str, *, generation: int, now: datetime
 ) -> list[StatusCondition]:
     """The conditions with the fault. Ready stays where it was said of the present spec: what is in use is in use as before."""

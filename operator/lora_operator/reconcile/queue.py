@@ -54,7 +54,7 @@ class WorkQueue:
         self._order = itertools.count()
         self._running: dict[Key, float] = {}  # since when
         self._again: dict[Key, float] = {}  # added while running: when due
-        self._failures: dict[Key, tuple[int, str]] = {}  # in a row, and the last one's words
+        self._failures: dict[Key, tuple[int, str]] = {}  # in a row, and the last one's message
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -73,7 +73,7 @@ class WorkQueue:
         return not self._running and (due is None or due > self._clock.monotonic())
 
     async def wait_idle(self) -> None:
-        """Returns when `idle()` holds."""
+        """Returns when no key is due or being worked on, so once `idle()` holds."""
         while not self.idle():
             self._idle.clear()
             await self._idle.wait()
@@ -159,12 +159,12 @@ class WorkQueue:
             self._finish(key, again)
 
     def _failed(self, key: Key, error: Exception) -> float:
-        """Notes and logs the failure; seconds to wait. The same words in a row are logged once."""
-        count, words = self._failures.get(key, (0, ""))
+        """Notes and logs the failure; seconds to wait. The same message in a row is logged once."""
+        count, last = self._failures.get(key, (0, ""))
         message = f"{type(error).__name__}: {error}"
         self._failures[key] = (count + 1, message)
         delay = backoff(count + 1)
-        if message == words:
+        if message == last:
             log.debug("%s: still failing, attempt %d: %s", key, count + 1, message)
         elif isinstance(error, OperatorError):
             log.warning("%s: %s; next attempt in %.1f s", key, message, delay)

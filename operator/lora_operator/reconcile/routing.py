@@ -12,7 +12,7 @@ from lora_operator.kube.kinds import Kind
 from lora_operator.kube.objects import KubeObject
 from lora_operator.kube.pods import Pod
 from lora_operator.names import label_value
-from lora_operator.reconcile.store import Change, Key, Store, artifacts_told
+from lora_operator.reconcile.store import Change, Key, Store, reported_artifacts
 
 
 def keys_for(change: Change, store: Store) -> set[Key]:
@@ -20,9 +20,9 @@ def keys_for(change: Change, store: Store) -> set[Key]:
     match change.kind:
         case Kind.LORA_ADAPTER:
             lists = _all_lists(store) if change.was_invalid else ()
-            return {change.key, *_for_adapter(change.old, change.new, store), *_no_longer_told(change), *lists}
+            return {change.key, *_for_adapter(change.old, change.new, store), *_no_longer_reported(change), *lists}
         case Kind.VLLM_DEPLOYMENT:
-            return {change.key, *_for_deployment(change, store), *_no_longer_told(change)}
+            return {change.key, *_for_deployment(change, store), *_no_longer_reported(change)}
         case Kind.MODEL_CACHE:
             return {change.key, *_for_cache(change, store)}
         case Kind.MODEL_ARTIFACT:
@@ -62,9 +62,9 @@ def _for_deployment(change: Change, store: Store) -> Iterator[Key]:
             yield Key(Kind.LORA_ADAPTER, *adapter.key)
 
 
-def _no_longer_told(change: Change) -> Iterator[Key]:
+def _no_longer_reported(change: Change) -> Iterator[Key]:
     """Artifacts that were kept because a status said that they are in use."""
-    for artifact in artifacts_told(change.old) - artifacts_told(change.new):
+    for artifact in reported_artifacts(change.old) - reported_artifacts(change.new):
         yield Key(Kind.MODEL_ARTIFACT, *artifact)
 
 

@@ -211,7 +211,7 @@ class ChildApplier:
         self._answers.take(Kind.DEPLOYMENT, applied)
 
 
-class Secrets:
+class SecretReader:
     """Reads Secrets: the operator's own key, and the credentials that specs name. No value is kept but the key's."""
 
     def __init__(self, kube: Kube, operator_namespace: str, *, master_key: bytes | None = None) -> None:

@@ -137,7 +137,9 @@ class Store:
     def is_told(self, artifact: ObjectKey) -> bool:
         """Whether a status still says of the artifact that it is in use, whatever is wanted by now."""
         beside = (one for one in self.deployments.values() if one.metadata.namespace == artifact[0])
-        return bool(self._adapters_by_artifact.keys_of(artifact)) or any(artifact in artifacts_told(x) for x in beside)
+        return bool(self._adapters_by_artifact.keys_of(artifact)) or any(
+            artifact in reported_artifacts(x) for x in beside
+        )
 
     def adapters_named(self, deployment: ObjectKey, served_name: str) -> list[LoRAAdapter]:
         """Adapters that ask the VLLMDeployment for the same served name; by (namespace, name)."""
@@ -295,7 +297,7 @@ class Store:
             live = new if new is not None and new.metadata.deletion_timestamp is None else None
             self._adapters_by_deployment.assign(place, live.deployment_key if live else None)
             self._adapters_by_name.assign(place, (live.deployment_key, live.served_name) if live else None)
-            self._adapters_by_artifact.assign(place, next(iter(artifacts_told(live)), None))
+            self._adapters_by_artifact.assign(place, next(iter(reported_artifacts(live)), None))
         elif kind is Kind.MODEL_ARTIFACT:
             cache = None if new is None else (place[0], new.spec.cache_ref.name)
             self._artifacts_by_cache.assign(place, cache)
@@ -306,7 +308,7 @@ class Store:
             self._jobs_by_artifact.assign(place, _labelled(place, new, LABEL_ARTIFACT))
 
 
-def artifacts_told(obj: LoRAAdapter | VLLMDeployment | None) -> set[ObjectKey]:
+def reported_artifacts(obj: LoRAAdapter | VLLMDeployment | None) -> set[ObjectKey]:
     """The artifacts that are in use by what an object's status says."""
     if isinstance(obj, LoRAAdapter):
         ref = obj.status.artifact_ref

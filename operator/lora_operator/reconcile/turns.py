@@ -80,7 +80,7 @@ class Turns:
         queue.stale = queue.stale or known != touched & queue.users.keys()
 
     def forget(self, artifact: ObjectKey) -> None:
-        """It is gone."""
+        """Leave every queue, and use no cache any more: the artifact was deleted."""
         self.leave(artifact)
         for cache, queue in self._queues.items():
             if cache[0] == artifact[0]:

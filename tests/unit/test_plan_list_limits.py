@@ -14,8 +14,18 @@ from lora_operator.plan import list_limits as list_room
 from lora_operator.plan.adapter_list import Module, ModuleList, encode_for_config_map
 from lora_operator.plan.list_limits import MAX_PACKED_BYTES, give_way
 from tests.unit.builders import NOW
-from tests.unit.model_world import LLAMA, SERVING, Json, World
-from tests.unit.test_converging import adapter, apply, check_converged, check_idempotent, delete, listed, start, told
+from tests.unit.fake_kube import Json
+from tests.unit.model_world import LLAMA, SERVING, World
+from tests.unit.test_world_converging import (
+    adapter,
+    apply,
+    check_converged,
+    check_idempotent,
+    delete,
+    listed,
+    start,
+    told,
+)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 LIMIT = 1 << 20  # of a ConfigMap's data

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from lora_operator.constants import API_VERSION
-from lora_operator.kube.client import Kube
-from lora_operator.kube.kinds import Kind, ResourceType
+from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.dispatch import Dispatcher
-from lora_operator.reconcile.store import Key, Store
-from lora_operator.settings import Settings
-from lora_operator.vllm import Engines
+from lora_operator.reconcile.store import Key
 from tests.unit.builders import make_adapter, ready
+from tests.unit.small_world import SmallWorld
 
 SQL = Key(Kind.LORA_ADAPTER, "team-a", "sql")
 SAID: dict[str, Any] = {
@@ -23,29 +21,15 @@ SAID: dict[str, Any] = {
 }
 
 
-class ApiServer:
-    """One object, and the statuses that are written of it."""
-
-    def __init__(self, body: dict[str, Any]) -> None:
-        self.body = body
-        self.written: list[dict[str, Any]] = []
-
-    async def get(self, rt: ResourceType, namespace: str, name: str) -> dict[str, Any]:
-        return self.body
-
-    async def apply_status(self, rt: ResourceType, namespace: str, name: str, status: dict[str, Any]) -> None:
-        self.written.append(status)
-
-
 async def told(body: dict[str, Any]) -> dict[str, Any]:
     """The status that an object has after two looks at it."""
-    server, store = ApiServer(body), Store()
-    store.upsert(SQL.kind, body)
-    settings = Settings(operator_image="i", operator_namespace="n")
-    dispatcher = Dispatcher(cast(Kube, server), cast(Engines, None), store, settings, lambda *_, **__: None)
+    world = SmallWorld()
+    world.put(SQL.kind, body)
+    context = world.context
+    dispatcher = Dispatcher(context.kube, context.engines, world.store, context.settings, context.enqueue)
     for _ in range(2):
         assert await dispatcher(SQL) is None
-    [status] = server.written
+    [status] = world.kube.statuses
     return status
 
 

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import cast
 
 import pytest
 
 from lora_operator.errors import ReasonError
 from lora_operator.kube.client import Kube
-from lora_operator.reconcile.services import Secrets
+from lora_operator.reconcile.services import SecretReader
+from tests.unit.fake_kube import FakeKube
 
 ALL = {"AWS_ACCESS_KEY_ID": "ak", "AWS_SECRET_ACCESS_KEY": "sk", "AWS_SESSION_TOKEN": "st", "token": "hf", "other": "x"}
 
 
-class _Kube(Kube):
-    """Hands out one Secret."""
-
-    def __init__(self, data: dict[str, str]) -> None:
-        self.data = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
-
-    async def get(self, *_: Any) -> dict[str, Any]:
-        return {"metadata": {"uid": "u", "resourceVersion": "1"}, "data": self.data}
-
-
 async def values(key: str, data: dict[str, str], uid: str = "u") -> dict[str, bytes]:
-    kube: Any = _Kube(data)
-    return await Secrets(kube, "ops").values(("team-a", "keys", key, uid))
+    """What is read of a Secret with these values, for a Job that was made when it had this uid."""
+    kube = FakeKube()
+    encoded = {name: base64.b64encode(value.encode()).decode() for name, value in data.items()}
+    kube.put({"metadata": {"name": "keys", "namespace": "team-a", "uid": "u"}, "data": encoded}, "Secret")
+    return await SecretReader(cast(Kube, kube), "ops").values(("team-a", "keys", key, uid))
 
 
 async def test_the_hub_gets_the_one_key_that_is_named() -> None:

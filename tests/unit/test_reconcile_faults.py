@@ -19,8 +19,9 @@ from lora_operator.reconcile.faults import describe_fault, settle_fault
 from lora_operator.reconcile.own_pods import observe_pods
 from lora_operator.reconcile.store import Key
 from lora_operator.reconcile.usage import used_views
-from tests.unit.model_world import LLAMA, MODULES, SERVING, Json, World
-from tests.unit.test_converging import (
+from tests.unit.fake_kube import Json
+from tests.unit.model_world import LLAMA, MODULES, SERVING, World
+from tests.unit.test_world_converging import (
     ADAPTERS,
     adapter,
     apply,
@@ -83,7 +84,7 @@ def test_an_adapter_on_which_it_fails_holds_up_nobody_and_says_so(break_on: Brea
     world.skip(60)
     assert is_told(world, ODD)
     assert conditions(world, ODD)["Ready"]["status"] == "Unknown"
-    assert world.events.count("OperatorError") == 1
+    assert world.kube.events.count("OperatorError") == 1
     assert world.context.records.undecided(world.store, SERVING) is None
     assert used_views(world.context, SERVING)[1] is None, "content that nothing uses may go"
     before = version(world, ODD)

@@ -2,77 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from lora_operator.constants import ANNOTATION_REFRESH
-from lora_operator.kube.client import Kube
 from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter import AdapterPlan
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile import adapter as adapter_module
 from lora_operator.reconcile.artifact import reconcile_artifact
-from lora_operator.reconcile.context import build_context
 from lora_operator.reconcile.records import ModelWant
-from lora_operator.reconcile.store import Key, Store
-from lora_operator.settings import Settings
-from lora_operator.vllm import Engines
+from lora_operator.reconcile.store import Key
 from tests.unit.builders import make_adapter, make_deployment, ready_artifact
+from tests.unit.small_world import SmallWorld
 
 OLD, NEW = ("serving", "sql-1"), ("serving", "sql-2")
 
 
-class Deletions:
-    """The API server as far as objects are deleted there."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    async def delete(self, _: Any, namespace: str, name: str, *, uid: str) -> None:
-        """Takes it."""
-        self.names.append(name)
-
-
-class World:
+class Refreshed(SmallWorld):
     """An adapter, its deployment, and an artifact of a refresh that both have been found not to want."""
 
     def __init__(self) -> None:
-        self.kube = Deletions()
-        self.version = 0
-        self.bodies: list[Any] = []
-        self.context = build_context(
-            kube=cast(Kube, self.kube),
-            engines=cast(Engines, None),
-            store=Store(),
-            settings=Settings(operator_image="i", operator_namespace="n"),
-            enqueue=lambda key, *, after=0.0: None,
-        )
+        super().__init__()
         self.put(Kind.MODEL_ARTIFACT, ready_artifact(OLD[1], annotations={ANNOTATION_REFRESH: "due=1"}))
         adapter, deployment = make_adapter(), make_deployment()
         records, uid = self.context.records, adapter.metadata.uid
         records.publish_decision(adapter.key, Decision(uid=uid, generation=1, accepted=True, artifact=NEW))
         records.publish_model_want(deployment.key, ModelWant(deployment.metadata.uid, 1, None, None))
 
-    def put(self, kind: Kind, obj: Any, **status: Any) -> None:
-        """Has the store know an object."""
-        self.version += 1
-        body = obj.model_dump(mode="json", by_alias=True, exclude_none=True)
-        metadata = body["metadata"] | {"resourceVersion": str(self.version)}
-        self.bodies.append({**body, "metadata": metadata, "status": body["status"] | status})
-        self.context.store.upsert(kind, self.bodies[-1])
-
     async def deleted(self) -> list[str]:
         """What a look at the artifact deletes."""
         await reconcile_artifact(self.context, Key(Kind.MODEL_ARTIFACT, *OLD))
-        return self.kube.names
+        return self.kube.deleted
 
 
 async def test_one_that_is_being_made_is_not_deleted_before_it_is_said_for_whom(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The watch may tell of it before the API server has answered; a refresh leaves the adapter's generation as it was."""
-    world, adapter = World(), make_adapter()
+    world, adapter = Refreshed(), make_adapter()
     world.put(Kind.LORA_ADAPTER, adapter)
     world.put(Kind.VLLM_DEPLOYMENT, make_deployment())
     body = world.context.store.artifacts[OLD].model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -82,12 +51,12 @@ async def test_one_that_is_being_made_is_not_deleted_before_it_is_said_for_whom(
     async def apply(_: Any) -> Any:
         world.put(Kind.MODEL_ARTIFACT, ready_artifact(OLD[1], uid="another", annotations={ANNOTATION_REFRESH: "due=1"}))
         assert await world.deleted() == []
-        return world.bodies[-1]
+        return world.kube.objects["ModelArtifact", *OLD]
 
     async def observe(*_: Any) -> None:
         return None
 
-    monkeypatch.setattr(world.kube, "apply", apply, raising=False)
+    monkeypatch.setattr(world.kube, "apply", apply)
     monkeypatch.setattr(adapter_module, "_observe", observe)
     monkeypatch.setattr(adapter_module, "plan_adapter", lambda *_, **__: AdapterPlan(decision, body, None))
     await adapter_module.reconcile_adapter(world.context, Key(Kind.LORA_ADAPTER, *adapter.key))
@@ -98,7 +67,7 @@ async def test_one_that_is_being_made_is_not_deleted_before_it_is_said_for_whom(
 
 @pytest.mark.parametrize("told", ["modelArtifact", "tokenizerArtifact", "draftModelArtifact", "artifactRef"])
 async def test_what_a_status_says_is_in_use_is_not_deleted_before_it_says_otherwise(told: str) -> None:
-    world = World()
+    world = Refreshed()
 
     def say(artifact: tuple[str, str]) -> None:
         of_adapter = {"artifactRef": {"namespace": artifact[0], "name": artifact[1]}} if told == "artifactRef" else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.model_world import World
-from tests.unit.test_converging import ADAPTERS, adapter, apply, check_converged, check_idempotent, happen, start
+from tests.unit.test_world_converging import ADAPTERS, adapter, apply, check_converged, check_idempotent, happen, start
 
 MOST_STEPS = 200
 

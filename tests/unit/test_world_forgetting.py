@@ -12,7 +12,7 @@ from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.queue import WorkQueue
 from lora_operator.reconcile.store import Key
 from tests.unit.model_world import SERVING, World
-from tests.unit.test_converging import adapter, apply, cache, claim, deployment, happen, namespace, secret
+from tests.unit.test_world_converging import adapter, apply, cache, claim, deployment, happen, namespace, secret
 
 ROUNDS = 30
 TENANTS = ("team-a", "team-b")

@@ -12,7 +12,7 @@ from lora_operator.kube.pods import Pod
 from lora_operator.kube.workloads import Job
 from lora_operator.plan.job_view import has_ended
 from tests.unit.builders import NOW, job_pod, jobs_view, make_job
-from tests.unit.test_plan_fetch_job import GOOD, ended
+from tests.unit.test_plan_job_view import GOOD, ended
 
 Json = dict[str, Any]
 RUNNING: Json = {"running": {}}

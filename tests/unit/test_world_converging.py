@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from lora_operator.kube.kinds import Kind
 from lora_operator.reconcile.store import Key
-from tests.unit.model_world import LLAMA, MODULES, SERVING, Json, World, packed
+from tests.unit.fake_kube import Json
+from tests.unit.model_world import LLAMA, MODULES, SERVING, World, packed
 
 ADAPTERS = [("team-a", "x"), ("team-a", "y"), ("team-b", "x"), ("team-b", "z")]
 NAMES = ("a", "b", "base")
@@ -220,7 +221,7 @@ def restart(unlisted: bool) -> Step:
 
 
 def turn(switch: str, value: bool) -> Step:
-    return lambda world: setattr(world, switch, value)
+    return lambda world: setattr(world.kube, switch, value)
 
 
 def void(_: object) -> None:
@@ -263,7 +264,7 @@ STEPS: dict[str, st.SearchStrategy[Step]] = {
     "a pod does not answer, or does again": st.builds(reach, st.integers(0, 2), st.booleans()),
     "the operator restarts": st.builds(restart, st.booleans()),
     "every kind can be listed": st.just(lambda world: restart(False)(world) if world.unlisted else None),
-    "the API server goes or comes": st.builds(lambda down: turn("api_down", down), st.booleans()),
+    "the API server goes or comes": st.builds(lambda down: turn("down", down), st.booleans()),
     "time passes": st.builds(lambda seconds: lambda world: world.skip(seconds), st.sampled_from([1.0, 15.0, 70.0])),
 }
 OFTEN = ["an adapter is applied"] * 7 + ["time passes"] * 4
@@ -286,7 +287,7 @@ def happen(world: World, step: Step, work: int = 0) -> None:
 
 def heal(world: World) -> None:
     """Everything outside of the specs is well again."""
-    world.api_down = world.secrets_forbidden = False
+    world.kube.down = world.kube.secrets_forbidden = False
     for body in (cache(), secret("team-a"), secret("team-b"), secret(SERVING)):
         apply(body)(world)
     for name in ("team-a", "team-b"):
@@ -381,12 +382,12 @@ def check_converged(world: World) -> None:
 
 def check_idempotent(world: World) -> None:
     """Looking at everything once more writes nothing."""
-    before = world.writes
+    before = world.kube.writes
     world.refresh()
     for key in world.store.keys(Kind.POD):
         world.enqueue(key)
     world.passes(500)
-    assert world.writes == before
+    assert world.kube.writes == before
 
 
 # What it found, one by one

@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import pytest
 
-from lora_operator.api.common import ApiModel
-from lora_operator.kube.client import Kube
 from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile.artifact import fleets_of
-from lora_operator.reconcile.context import Context, build_context
+from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.records import ModelWant
-from lora_operator.reconcile.store import Store
-from lora_operator.settings import Settings
-from lora_operator.vllm import Engines
 from tests.unit.builders import make_adapter, make_artifact, make_cache, make_deployment
+from tests.unit.small_world import SmallWorld
 
 ARTIFACT = make_artifact("wanted")
-
-
-def body(kind: Kind, model: ApiModel) -> tuple[Kind, dict[str, Any]]:
-    return kind, model.to_wire()
 
 
 @pytest.fixture
 def context() -> Context:
     """Two fleets over the default cache, one over another, one elsewhere; nobody wants anything yet."""
-    store = Store()
-    for kind, model in (
-        body(Kind.MODEL_CACHE, make_cache(is_default=True)),
-        body(Kind.MODEL_CACHE, make_cache("other")),
-        body(Kind.VLLM_DEPLOYMENT, make_deployment("by-default")),
-        body(Kind.VLLM_DEPLOYMENT, make_deployment("by-name", cacheRef={"name": "default"})),
-        body(Kind.VLLM_DEPLOYMENT, make_deployment("beside", cacheRef={"name": "other"})),
-        body(Kind.VLLM_DEPLOYMENT, make_deployment("no-cache", cacheRef={"name": "none"})),
-        body(Kind.VLLM_DEPLOYMENT, make_deployment("far", "elsewhere")),
-        body(Kind.LORA_ADAPTER, make_adapter("sql", deployment="by-name")),
+    world = SmallWorld()
+    for cache in (make_cache(is_default=True), make_cache("other")):
+        world.put(Kind.MODEL_CACHE, cache)
+    for deployment in (
+        make_deployment("by-default"),
+        make_deployment("by-name", cacheRef={"name": "default"}),
+        make_deployment("beside", cacheRef={"name": "other"}),
+        make_deployment("no-cache", cacheRef={"name": "none"}),
+        make_deployment("far", "elsewhere"),
     ):
-        store.upsert(kind, model)
-    return build_context(
-        kube=cast(Kube, None),
-        engines=cast(Engines, None),
-        store=store,
-        settings=Settings(operator_image="i", operator_namespace="n"),
-        enqueue=lambda *_: None,
-    )
+        world.put(Kind.VLLM_DEPLOYMENT, deployment)
+    world.put(Kind.LORA_ADAPTER, make_adapter("sql", deployment="by-name"))
+    return world.context
 
 
 def names(context: Context) -> set[str]:

@@ -10,8 +10,9 @@ import pytest
 
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, KubeError, UnavailableError
 from lora_operator.names import kit_config_map, modules_config_map
-from tests.unit.model_world import LLAMA, SERVING, Json, World
-from tests.unit.test_converging import (
+from tests.unit.fake_kube import Json
+from tests.unit.model_world import LLAMA, SERVING, World
+from tests.unit.test_world_converging import (
     ADAPTERS,
     adapter,
     apply,
@@ -35,14 +36,14 @@ WORKLOAD = ("Deployment", SERVING, "llama")
 
 def refuse(world: World, kind: str, error: KubeError, *, named: str = "") -> None:
     """From now on objects of a kind, with that in their names, are not accepted."""
-    world.refused = lambda verb, obj: (
+    world.kube.refused = lambda verb, obj: (
         error if verb in ("apply", "create") and obj["kind"] == kind and named in obj["metadata"]["name"] else None
     )
 
 
 def accept(world: World) -> None:
     """Everything is accepted again."""
-    world.refused = lambda _verb, _obj: None
+    world.kube.refused = lambda _verb, _obj: None
 
 
 def change(world: World, **spec: Any) -> None:
@@ -120,9 +121,9 @@ def test_while_it_is_refused_nothing_is_written_again_and_again() -> None:
     refuse(world, "ModelArtifact", QUOTA)
     change(world, model=revision("v2"))
     world.skip(60)
-    writes = world.writes
+    writes = world.kube.writes
     world.skip(600)
-    assert world.writes == writes
+    assert world.kube.writes == writes
 
 
 def test_a_base_model_whose_artifact_was_deleted_and_is_refused_holds_up_nothing_else() -> None:
@@ -215,7 +216,7 @@ def test_a_full_quota_of_secrets_takes_nothing_from_a_fleet_whose_secret_is_ther
     """The API server asks quotas before it looks whether the name is taken."""
     world = start(6)
     error = ForbiddenError("create Secret serving/llama-gate: exceeded quota: full (403)")
-    world.refused = lambda verb, obj: error if (verb, obj["kind"]) == ("create", "Secret") else None
+    world.kube.refused = lambda verb, obj: error if (verb, obj["kind"]) == ("create", "Secret") else None
     world.restart()
     change(world, engine={"image": "another"})
     world.skip(60)
@@ -277,7 +278,7 @@ def without_secret(world: World) -> None:
 
 
 def without_right(world: World) -> None:
-    world.secrets_forbidden = True
+    world.kube.secrets_forbidden = True
 
 
 @pytest.mark.parametrize("lose", [without_secret, without_right])
@@ -341,7 +342,7 @@ def test_an_adapter_s_secret_that_is_gone_after_the_download_takes_nothing_from_
 def test_content_is_announced_though_its_job_can_t_be_deleted() -> None:
     world = World(10)
     error = ForbiddenError("delete Job serving/x: denied by a policy (403)")
-    world.refused = lambda verb, obj: error if verb == "delete" and obj["kind"] == "Job" else None
+    world.kube.refused = lambda verb, obj: error if verb == "delete" and obj["kind"] == "Job" else None
     for body in (claim(), cache(), deployment(), namespace("team-a", True), namespace(SERVING, True)):
         apply(body)(world)
     apply(adapter(ADAPTERS[0], "a", "org/one", secret=False))(world)
