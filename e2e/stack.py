@@ -150,7 +150,7 @@ class Stack:
             return f"http://{pod['status']['podIP']}:8000"
         return self._forwards.url(pod["metadata"]["namespace"], pod["metadata"]["name"], 8000)
 
-    def gate_token(self, namespace: str, deployment: str) -> str:
+    def guard_token(self, namespace: str, deployment: str) -> str:
         """The gate's token, read as the cluster's administrator from the Secret that the pods mount."""
         workload = self.get("deployment", deployment, namespace) or {}
         volumes = workload["spec"]["template"]["spec"]["volumes"]

@@ -147,7 +147,7 @@ def test_names_and_bodies_of_clients_leave_nothing_in_memory(engine: EngineProce
 def test_what_vision_towers_made_is_kept_under_a_name_so_no_name_is_given_to_other_content(
     engine: EngineProcess,
 ) -> None:
-    """vLLM's own settings tell it, in a place that only the real one shows; what follows from it is in tests/unit/test_kit.py."""
+    """vLLM's own settings tell it, in a place that only the real one shows; what follows from it is in tests/unit/test_plugin.py."""
     assert (engine.root / "media-by-name").read_text() == "True"
 
 

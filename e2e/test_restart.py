@@ -146,7 +146,7 @@ def test_the_operator_does_nothing_before_it_has_seen_every_adapter(
     stack.apply(lora_adapter("unseen", TEAM_A, repo="tiny/one", deployment=DEPLOYMENT))
     stack.wait_condition("lora", "unseen", TEAM_A, timeout=90)
     stack.wait_condition("vllm", FLEET, SERVING, timeout=60)
-    headers = {"X-LoRA-Operator-Token": stack.gate_token(SERVING, FLEET)}
+    headers = {"X-LoRA-Operator-Token": stack.guard_token(SERVING, FLEET)}
 
     def world() -> str:
         objects = [

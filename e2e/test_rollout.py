@@ -127,7 +127,7 @@ def test_no_pod_is_told_a_list(stack: Stack, fleet_of_one: Any) -> None:
     url = only_url(stack)
     body = {"version": 1, "deployment": f"{SERVING}/{FLEET}", "generation": 99, "modules": []}
     assert request("PUT", f"{url}/lora-operator/v1/modules", body)[0] == 401
-    headers = {"X-LoRA-Operator-Token": stack.gate_token(SERVING, FLEET)}
+    headers = {"X-LoRA-Operator-Token": stack.guard_token(SERVING, FLEET)}
     status, answer = request("PUT", f"{url}/lora-operator/v1/modules", body, headers=headers)
     assert status == 405
     assert "updateStrategy: Rollout" in answer["error"]["message"]
@@ -172,7 +172,9 @@ def roll_under_load(stack: Stack) -> None:
 
 
 @pytest.mark.node  # it builds another operator image, and imports it; clients use the ClusterIP
-def test_an_operator_with_another_kit_restarts_no_engine_with_either_strategy(stack: Stack, fleet_of_one: Any) -> None:
+def test_an_operator_with_another_plugin_restarts_no_engine_with_either_strategy(
+    stack: Stack, fleet_of_one: Any
+) -> None:
     later = tools.operator_image(plugin_comment="of a later operator")
     before, plugin, made = running(stack), plugin_of(stack), revisions(stack)
     upgrade(stack, later)

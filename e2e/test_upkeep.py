@@ -87,7 +87,7 @@ def test_uninstalling_and_installing_again_disturbs_no_engine_and_downloads_noth
     before = (engines(stack), crds(stack), uids(stack, *kinds), cached_files(stack))
     downloads = names_of({repo: hub.downloads(repo) for repo in REPOS})
     statuses = {name: adapter["status"] for name, adapter in served.items()}
-    fleet_status, token = status(stack, "vllm", FLEET, SERVING), stack.gate_token(SERVING, FLEET)
+    fleet_status, token = status(stack, "vllm", FLEET, SERVING), stack.guard_token(SERVING, FLEET)
 
     started = time.monotonic()
     stack.uninstall_operator()
@@ -110,7 +110,7 @@ def test_uninstalling_and_installing_again_disturbs_no_engine_and_downloads_noth
     assert engines(stack) == before[0]
     assert cached_files(stack) == before[3]
     assert names_of({repo: hub.downloads(repo) for repo in REPOS}) == downloads
-    assert stack.gate_token(SERVING, FLEET) == token
+    assert stack.guard_token(SERVING, FLEET) == token
     for name, team in (("stays", TEAM_A), ("private", TEAM_B)):
         assert status(stack, "lora", name, team) == statuses[name]
     changed = {key for key in fleet_status | after if fleet_status.get(key) != after.get(key)}
@@ -125,7 +125,7 @@ def test_another_release_in_another_namespace_takes_all_over(
     # The key that gate tokens come from is not Helm's, and moves with the operator; RoleBindings for Secrets name its account.
     key = stack.get("secret", "lora-operator-key", OPERATOR_NAMESPACE)
     assert key is not None
-    token = stack.gate_token(SERVING, FLEET)
+    token = stack.guard_token(SERVING, FLEET)
     stack.uninstall_operator()
     try:
         with pytest.raises(Exception, match="release-name"):
@@ -137,7 +137,7 @@ def test_another_release_in_another_namespace_takes_all_over(
         stack.wait_condition("lora", "comes", TEAM_A, timeout=60)
         stack.wait_condition("vllm", FLEET, SERVING, timeout=30)
         answers(stack, reference(), {"stays": "one", "comes": "three"})
-        assert stack.gate_token(SERVING, FLEET) == token
+        assert stack.guard_token(SERVING, FLEET) == token
         # Its new account was given no right to the team's Secret: what was authorised and is served stays served.
         assert status(stack, "lora", "private", TEAM_B) == served["private"]["status"]
         answers(stack, reference(), {"private": "three"})
@@ -151,7 +151,7 @@ def test_another_release_in_another_namespace_takes_all_over(
     assert names_of({repo: hub.downloads(repo) for repo in REPOS}) == downloads
 
 
-def test_a_kit_that_nothing_starts_from_is_removed(stack: Stack, fleet: Fleet) -> None:
+def test_a_plugin_that_nothing_starts_from_is_removed(stack: Stack, fleet: Fleet) -> None:
     owner = stack.get("vllm", FLEET, SERVING)
     assert owner is not None
     kept = [name for name in uids(stack, "cm", "-n", SERVING) if f"/{FLEET}-kit-" in name]
@@ -170,7 +170,9 @@ def test_a_kit_that_nothing_starts_from_is_removed(stack: Stack, fleet: Fleet) -
         "labels": live["metadata"]["labels"],
         "ownerReferences": [{**reference, "controller": True}],
     }
-    stack.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"kit.py": "# an older one"}})
+    stack.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"plugin.py": "# an older one"}}
+    )
     eventually(lambda: not stack.get("cm", metadata["name"], SERVING), what="the old plugin is gone", timeout=15)
     assert stack.get("cm", live["metadata"]["name"], SERVING)
 

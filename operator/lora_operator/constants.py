@@ -30,7 +30,7 @@ ANNOTATION_DEFAULT_CACHE: Final = f"{GROUP}/is-default-cache"
 ANNOTATION_REFRESH: Final = f"{GROUP}/refresh"  # on adapters and deployments: another value resolves the source anew
 ANNOTATION_EVICT: Final = f"{GROUP}/evict"  # on caches: another value removes all that nothing uses, at once
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
-ANNOTATION_KIT: Final = f"{GROUP}/engine-kit"
+ANNOTATION_PLUGIN: Final = f"{GROUP}/engine-kit"
 ANNOTATION_ARGUMENTS: Final = f"{GROUP}/lora-modules"  # <generation>-<hash> of the adapters in the pods' arguments
 ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
 # All that are read; others on objects that are watched are not kept.
@@ -40,7 +40,7 @@ ANNOTATIONS: Final = (
     ANNOTATION_REFRESH,
     ANNOTATION_EVICT,
     ANNOTATION_TEMPLATE_HASH,
-    ANNOTATION_KIT,
+    ANNOTATION_PLUGIN,
     ANNOTATION_ARGUMENTS,
     ANNOTATION_ATTEMPT,
 )
@@ -51,15 +51,15 @@ ROLLOUT: Final = "Rollout"
 
 # Inside the pods.
 CACHE_MOUNT: Final = "/model-cache"
-KIT_MOUNT: Final = "/opt/lora-operator"
-KIT_PACKAGE: Final = "lora_operator_plugin"
+PLUGIN_MOUNT: Final = "/opt/lora-operator"
+PLUGIN_PACKAGE: Final = "lora_operator_plugin"
 MODULES_MOUNT: Final = "/etc/lora-operator/modules"
 MODULES_KEY: Final = "modules.json.gz"
-GATE_MOUNT: Final = "/etc/lora-operator/gate"
-GATE_KEY: Final = "token"
+GUARD_MOUNT: Final = "/etc/lora-operator/gate"
+GUARD_KEY: Final = "token"
 CHAT_MOUNT: Final = "/etc/lora-operator/chat"
 CHAT_TEMPLATE_KEY: Final = "template.jinja"
-KIT_STATE_MOUNT: Final = "/var/lib/lora-operator"
+PLUGIN_STATE_MOUNT: Final = "/var/lib/lora-operator"
 SOURCE_MOUNT: Final = "/source"  # a claim that a Job copies from
 CREDENTIALS_MOUNT: Final = "/etc/lora-operator/credentials"
 CREDENTIALS_KEY: Final = "token"

@@ -116,7 +116,7 @@ def modules_config_map(deployment: str) -> str:
     return bounded(f"{deployment}-modules", 253)
 
 
-def gate_secret(deployment: str, uid: str, token: str) -> str:
+def guard_secret(deployment: str, uid: str, token: str) -> str:
     """Name of the immutable Secret with the gate's token, with hashes of the deployment's UID and of the token.
 
     So the name stands for the content, and nobody can make such a Secret before us: who has no token can't know its hash.
@@ -124,9 +124,9 @@ def gate_secret(deployment: str, uid: str, token: str) -> str:
     return f"{bounded(deployment, 219)}-gate-{short_hash(uid)}-{short_hash(token)}"
 
 
-def is_of_another_token(mounted: str, gate: str) -> bool:
-    """Whether a gate's Secret is the same deployment's as `gate` with another token: another key has made it."""
-    return mounted != gate and mounted.rpartition("-")[0] == gate.rpartition("-")[0]
+def is_of_another_token(mounted: str, token_secret: str) -> bool:
+    """Whether a gate's Secret is the same deployment's as `token_secret` with another token: another key has made it."""
+    return mounted != token_secret and mounted.rpartition("-")[0] == token_secret.rpartition("-")[0]
 
 
 def token_secret(job: str, nonce: str) -> str:
@@ -134,9 +134,9 @@ def token_secret(job: str, nonce: str) -> str:
     return f"{bounded(job, 230)}-{nonce}"
 
 
-def kit_config_map(deployment: str, kit: str) -> str:
-    """Name of the immutable ConfigMap with the engine kit of that hash."""
-    return f"{bounded(deployment, 230)}-kit-{kit}"
+def plugin_config_map(deployment: str, plugin: str) -> str:
+    """Name of the immutable ConfigMap with the engine plugin of that hash."""
+    return f"{bounded(deployment, 230)}-kit-{plugin}"
 
 
 def chat_config_map(deployment: str, template: str) -> str:

@@ -63,7 +63,7 @@ class Engines:
         if self._session is not None:
             await self._session.close()
 
-    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
+    async def put_list(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
         """Give a pod the adapter list (JSON, may be gzip) and wait up to `wait` seconds (≤ 30) until it is loaded.
 
         An answer means that the pod keeps the list over restarts. Raises StaleList when it holds a newer one, EngineRefused
@@ -99,7 +99,7 @@ class Engines:
         status, answer = await self._request("GET", f"{url}/v1/models", token=token)
         return _understood(_MODELS, url, _successful(url, status, answer, token)).data
 
-    async def gate_is_closed(self, url: str) -> bool:
+    async def admin_api_is_guarded(self, url: str) -> bool:
         """Whether the plugin refuses a client without the token that loads an adapter.
 
         Any other answer is False; raises EngineUnreachable when there is none. What it asks for can't exist, so it does no harm.

@@ -13,9 +13,9 @@ import pytest
 
 from lora_operator.desired.children import (
     build_chat_config_map,
-    build_gate_secret,
-    build_kit_config_map,
+    build_guard_secret,
     build_modules_config_map,
+    build_plugin_config_map,
     build_service,
 )
 from lora_operator.desired.deployment import build_deployment
@@ -105,16 +105,16 @@ def test_what_is_made_for_adapters_caches_artifacts_and_secrets(case: str, kubec
 def test_what_is_made_for_deployments(case: str, kubectl: Kubectl) -> None:
     name = DEPLOYMENTS[case]
     deployment = make_deployment(name, model={"chatTemplate": "{{ x }}"})
-    files = {"kit.py": "x"}
-    gate = build_gate_secret(deployment, "t")
+    files = {"plugin.py": "x"}
+    gate = build_guard_secret(deployment, "t")
     workload = build_deployment(
         deployment,
         make_cache(claim="a" * 253),
         model_path="/m",
         replicas=1,
-        gate=gate["metadata"]["name"],
-        kit="0123456789",
-        kit_files=("kit.py",),
+        token_secret=gate["metadata"]["name"],
+        plugin="0123456789",
+        plugin_files=("plugin.py",),
     )
     chat = build_chat_config_map(deployment)
     assert chat is not None
@@ -124,7 +124,7 @@ def test_what_is_made_for_deployments(case: str, kubectl: Kubectl) -> None:
         workload,
         pod_of(workload, f"{name}-0123456789-x2x4x"),
         build_service(deployment),
-        build_kit_config_map(deployment, files),
+        build_plugin_config_map(deployment, files),
         build_modules_config_map(deployment, "eA=="),
         gate,
         chat,
@@ -149,7 +149,7 @@ def templates() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "Job", job["spec"]["template"]["spec"]
     for name in ("vllm", "llama"):
         workload = build_deployment(
-            make_deployment(name), cache, model_path="/m", replicas=1, gate="g", kit="0", kit_files=()
+            make_deployment(name), cache, model_path="/m", replicas=1, token_secret="g", plugin="0", plugin_files=()
         )
         yield name, workload["spec"]["template"]["spec"]
 

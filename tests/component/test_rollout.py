@@ -158,7 +158,7 @@ async def world(
             store=Store(),
             settings=Settings(operator_image="images.example/operator", operator_namespace=namespace),
             enqueue=lambda *_, **__: None,
-            kit_files={"kit.py": "# one"},
+            plugin_files={"plugin.py": "# one"},
             clock=clock,
         )
         world = World(namespace, kube, context, clock)
@@ -180,9 +180,9 @@ async def world(
 
 @pytest.fixture
 def restart(world: World) -> Callable[[str], None]:
-    """Another operator takes over, with this kit: what was only in memory is gone."""
+    """Another operator takes over, with this plugin: what was only in memory is gone."""
 
-    def take_over(kit: str) -> None:
+    def take_over(plugin: str) -> None:
         old = world.context
         world.context = build_context(
             kube=old.kube,
@@ -190,7 +190,7 @@ def restart(world: World) -> Callable[[str], None]:
             store=old.store,
             settings=old.settings,
             enqueue=old.enqueue,
-            kit_files={"kit.py": kit},
+            plugin_files={"plugin.py": plugin},
             clock=old.clock,
         )
 
@@ -234,7 +234,7 @@ async def test_three_adapters_within_five_seconds_are_one_roll_out_and_bad_ones_
     await world.after(30)
     restart("# two")
     await world.after(70)
-    assert len(world.templates) == 2, "another kit rolls nothing"
+    assert len(world.templates) == 2, "another plugin rolls nothing"
     await world.delete("b")
     await world.after(4)
     assert await world.served() == ["a", "b", "c"]
@@ -325,9 +325,9 @@ async def test_the_api_server_takes_all_arguments_that_are_allowed(world: World)
         cache,
         model_path="/m",
         replicas=1,
-        gate="g",
-        kit="k",
-        kit_files=("kit.py",),
+        token_secret="g",
+        plugin="k",
+        plugin_files=("plugin.py",),
         static=StaticModules(1, entries),
     )
     taken = await world.kube.apply(manifest)

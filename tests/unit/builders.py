@@ -298,7 +298,7 @@ def make_view(*modules: Module, generation: int | None = 1, **more: Any) -> PodV
     values: dict[str, Any] = {
         "uid": "uid-pod",
         "container_id": "containerd://1",
-        "gate_closed": True,
+        "guarded": True,
         "version": "0.32.0",
         "list_generation": generation,
         "settled": True,

@@ -74,7 +74,7 @@ class Engine:
         """As the plugin tells it."""
         modules = (self.held or {"modules": ()})["modules"]
         return PluginState(
-            kit="kit",
+            plugin="kit",
             vllm_version="0.32.0",
             list_generation=self.held["generation"] if self.held else None,
             settled=True,
@@ -97,7 +97,7 @@ class Engines:
         self._world.step()
         return engine
 
-    async def gate_is_closed(self, url: str) -> bool:
+    async def admin_api_is_guarded(self, url: str) -> bool:
         """As Engines'."""
         return self._engine(url) is not None
 
@@ -121,7 +121,7 @@ class Engines:
             *(ServedModel(m["name"], m["path"], m["baseModelName"]) for m in modules),
         )
 
-    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
+    async def put_list(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
         """As Engines'."""
         engine, sent = self._engine(url), json.loads(body)
         if engine.held is not None and sent["generation"] < engine.held["generation"]:
@@ -242,7 +242,7 @@ class World:
             store=self.store,
             settings=Settings(operator_image="x", operator_namespace="system"),
             enqueue=self.enqueue,
-            kit_files={"kit.py": ""},
+            plugin_files={"plugin.py": ""},
             clock=self.clock,
             master_key=b"key",
         )

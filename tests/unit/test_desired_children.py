@@ -11,26 +11,26 @@ import pytest
 
 from lora_operator.desired.children import (
     build_chat_config_map,
-    build_gate_secret,
-    build_kit_config_map,
+    build_guard_secret,
     build_modules_config_map,
+    build_plugin_config_map,
     build_service,
-    gate_token,
-    kit_hash,
+    guard_token,
+    plugin_hash,
 )
-from lora_operator.names import engine_labels, gate_secret, is_of_another_token
+from lora_operator.names import engine_labels, guard_secret, is_of_another_token
 from lora_operator.plan.adapter_list import ModuleList, encode_for_config_map
 from tests.unit.builders import make_deployment, make_module
 
 KEY = b"k" * 32
-FILES = {"kit.py": "print()", "__init__.py": ""}
-TOKEN = gate_token(KEY, make_deployment())
+FILES = {"plugin.py": "print()", "__init__.py": ""}
+TOKEN = guard_token(KEY, make_deployment())
 CHILDREN: dict[str, dict[str, Any]] = {
     "Service": build_service(make_deployment()),
-    "kit": build_kit_config_map(make_deployment(), FILES),
+    "kit": build_plugin_config_map(make_deployment(), FILES),
     "chat template": build_chat_config_map(make_deployment(model={"chatTemplate": "{{ x }}"})) or {},
     "modules": build_modules_config_map(make_deployment(), "data"),
-    "gate": build_gate_secret(make_deployment(), TOKEN),
+    "gate": build_guard_secret(make_deployment(), TOKEN),
 }
 
 
@@ -67,14 +67,14 @@ def test_the_service() -> None:
     }
 
 
-def test_the_kit_is_immutable_and_named_by_its_content() -> None:
-    first = build_kit_config_map(make_deployment(), FILES)
+def test_the_plugin_is_immutable_and_named_by_its_content() -> None:
+    first = build_plugin_config_map(make_deployment(), FILES)
     assert first["immutable"] is True
     assert first["data"] == FILES
-    assert first["metadata"]["name"] == f"llama-kit-{kit_hash(FILES)}"
-    other = build_kit_config_map(make_deployment(), FILES | {"kit.py": "print(1)"})
+    assert first["metadata"]["name"] == f"llama-kit-{plugin_hash(FILES)}"
+    other = build_plugin_config_map(make_deployment(), FILES | {"plugin.py": "print(1)"})
     assert other["metadata"]["name"] != first["metadata"]["name"]
-    assert kit_hash(dict(reversed(FILES.items()))) == kit_hash(FILES)
+    assert plugin_hash(dict(reversed(FILES.items()))) == plugin_hash(FILES)
 
 
 def test_the_module_list() -> None:
@@ -86,31 +86,35 @@ def test_the_module_list() -> None:
 
 
 def test_the_gates_secret() -> None:
-    secret = build_gate_secret(make_deployment(), TOKEN)
-    assert (secret["metadata"]["name"], secret["type"]) == (gate_secret("llama", "uid-llama", TOKEN), "Opaque")
+    secret = build_guard_secret(make_deployment(), TOKEN)
+    assert (secret["metadata"]["name"], secret["type"]) == (guard_secret("llama", "uid-llama", TOKEN), "Opaque")
     assert secret["immutable"]
     assert base64.b64decode(secret["data"]["token"]).decode() == TOKEN
 
 
 def test_the_gates_secret_has_another_name_with_another_key() -> None:
     """What is made once and never read has to be told by its name; it does not say the token."""
-    mine, lost = (gate_secret("llama", "uid-llama", gate_token(key, make_deployment())) for key in (KEY, b"x" * 32))
+    mine, lost = (guard_secret("llama", "uid-llama", guard_token(key, make_deployment())) for key in (KEY, b"x" * 32))
     assert is_of_another_token(lost, mine)
     assert not is_of_another_token(mine, mine)
-    for other in ("llama-gate-0123456789", gate_secret("llama", "uid-2", TOKEN), gate_secret("mistral", "uid", TOKEN)):
+    for other in (
+        "llama-gate-0123456789",
+        guard_secret("llama", "uid-2", TOKEN),
+        guard_secret("mistral", "uid", TOKEN),
+    ):
         assert not is_of_another_token(other, mine), "it is no other token of this deployment's"
     assert not any(TOKEN[at : at + 10] in mine for at in range(len(TOKEN) - 9))
 
 
 OTHERS = {
-    "another deployment": gate_token(KEY, make_deployment("mistral")),
-    "one of the same name in another namespace": gate_token(KEY, make_deployment(namespace="other")),
-    "one that was made anew": gate_token(KEY, make_deployment(uid="uid-2")),
-    "another key": gate_token(b"x" * 32, make_deployment()),
+    "another deployment": guard_token(KEY, make_deployment("mistral")),
+    "one of the same name in another namespace": guard_token(KEY, make_deployment(namespace="other")),
+    "one that was made anew": guard_token(KEY, make_deployment(uid="uid-2")),
+    "another key": guard_token(b"x" * 32, make_deployment()),
 }
 
 
 def test_every_deployment_has_a_token_of_its_own() -> None:
     assert len({TOKEN, *OTHERS.values()}) == len(OTHERS) + 1
     assert len(TOKEN) == 64
-    assert gate_token(KEY, make_deployment(generation=9, replicas=5)) == TOKEN, "and keeps it"
+    assert guard_token(KEY, make_deployment(generation=9, replicas=5)) == TOKEN, "and keeps it"

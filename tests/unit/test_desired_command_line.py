@@ -147,7 +147,7 @@ def test_a_dollar_in_the_operators_arguments_is_one_and_a_users_is_the_users() -
 
 
 def env(deployment: VLLMDeployment | None = None) -> dict[str, dict[str, Any]]:
-    entries = build_env(deployment or make_deployment(), model_path=PATH, kit="0123456789")
+    entries = build_env(deployment or make_deployment(), model_path=PATH, plugin="0123456789")
     names = [entry["name"] for entry in entries]
     assert len(set(names)) == len(names)
     return {entry["name"]: entry for entry in entries}
@@ -209,7 +209,7 @@ USER_ENV: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "HOME", "value": "/scratch"},
         {"name": "HOME", "value": "/scratch"},
     ),
-    "a Python path, which the launcher puts the kit's before": (
+    "a Python path, which the launcher puts the plugin's before": (
         {"name": "PYTHONPATH", "value": "/plugins"},
         {"name": "PYTHONPATH", "value": "/plugins"},
     ),
@@ -231,11 +231,11 @@ def test_an_images_own_python_path_stays() -> None:
     assert "PYTHONPATH" not in env()
 
 
-def test_an_env_from_can_take_no_settings_of_the_kits_place() -> None:
+def test_an_env_from_can_take_no_settings_of_the_plugins_place() -> None:
     """A variable that the pod sets wins over one of a ConfigMap."""
     asked = set(re.findall(r'"(LORA_OPERATOR_[A-Z_]+)"', inspect.getsource(PluginSettings)))
     for static in (None, StaticModules(7, ENTRIES)):
-        found = {entry["name"] for entry in build_env(make_deployment(), model_path=PATH, kit="k", static=static)}
+        found = {entry["name"] for entry in build_env(make_deployment(), model_path=PATH, plugin="k", static=static)}
         assert len(asked) > 8
         assert asked <= found
 
@@ -268,7 +268,7 @@ def test_adapters_in_the_arguments_come_last_and_no_variable_is_expanded_in_them
 
 
 def test_a_pod_with_its_adapters_in_its_arguments_knows_it_and_has_no_other_list() -> None:
-    entries = build_env(make_deployment(), model_path=PATH, kit="k", static=StaticModules(7, ENTRIES))
+    entries = build_env(make_deployment(), model_path=PATH, plugin="k", static=StaticModules(7, ENTRIES))
     found = {entry["name"]: entry["value"] for entry in entries}
     assert found["LORA_OPERATOR_UPDATE_STRATEGY"] == "Rollout"
     assert found["LORA_OPERATOR_LIST_GENERATION"] == "7"

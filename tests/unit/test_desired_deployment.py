@@ -8,28 +8,30 @@ import pytest
 
 from lora_operator.api import ModelCache, VLLMDeployment
 from lora_operator.api.deployment import VLLMDeploymentSpec
-from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH
+from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_PLUGIN, ANNOTATION_TEMPLATE_HASH
 from lora_operator.desired.children import build_chat_config_map
 from lora_operator.desired.command_line import Auxiliary, StaticModules
-from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
+from lora_operator.desired.deployment import build_deployment, mounted_guard_secret, template_hash
 from lora_operator.engine_plugin.admin_guard import READY_PATH
 from lora_operator.kube.workloads import Workload
 from lora_operator.names import engine_labels
 from tests.unit.builders import make_cache, make_deployment
 
 PATH = "/model-cache/artifacts/base-1-abc"
-FILES = ("__init__.py", "__main__.py", "kit.py")
+FILES = ("__init__.py", "__main__.py", "plugin.py")
 
 
-def build(deployment: VLLMDeployment | None = None, cache: ModelCache | None = None, kit: str = "k1") -> dict[str, Any]:
+def build(
+    deployment: VLLMDeployment | None = None, cache: ModelCache | None = None, plugin: str = "k1"
+) -> dict[str, Any]:
     return build_deployment(
         deployment or make_deployment(),
         cache or make_cache(),
         model_path=PATH,
         replicas=2,
-        gate="llama-gate-1-2",
-        kit=kit,
-        kit_files=FILES,
+        token_secret="llama-gate-1-2",
+        plugin=plugin,
+        plugin_files=FILES,
     )
 
 
@@ -62,7 +64,7 @@ def test_shared_memory_is_memory() -> None:
     ("probe", "path"),
     [("startupProbe", "/health"), ("livenessProbe", "/health"), ("readinessProbe", READY_PATH)],
 )
-def test_probes_ask_what_the_kit_answers(probe: str, path: str) -> None:
+def test_probes_ask_what_the_plugin_answers(probe: str, path: str) -> None:
     assert ENGINE[probe]["httpGet"] == {"path": path, "port": "http"}
 
 
@@ -119,13 +121,13 @@ def test_the_last_words_of_an_engine_are_kept() -> None:
     assert ENGINE["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
-def test_the_kit_is_mounted_as_a_package() -> None:
+def test_the_plugin_is_mounted_as_a_package() -> None:
     assert VOLUMES["engine-kit"]["configMap"] == {
         "name": "llama-kit-k1",
         "items": [
             {"key": "__init__.py", "path": "lora_operator_plugin/__init__.py"},
             {"key": "__main__.py", "path": "__main__.py"},
-            {"key": "kit.py", "path": "lora_operator_plugin/kit.py"},
+            {"key": "plugin.py", "path": "lora_operator_plugin/plugin.py"},
         ],
     }
     assert MOUNTS["engine-kit"]["mountPath"] == "/opt/lora-operator"
@@ -156,7 +158,7 @@ def test_a_chat_template_is_mounted_from_its_config_map() -> None:
 def test_a_pod_starts_without_a_list_but_not_without_the_gates_token() -> None:
     assert VOLUMES["modules"]["configMap"] == {"name": "llama-modules", "optional": True}
     assert VOLUMES["gate"]["secret"] == {"secretName": "llama-gate-1-2", "defaultMode": 0o444}
-    assert mounted_gate(Workload.parse(build())) == "llama-gate-1-2"
+    assert mounted_guard_secret(Workload.parse(build())) == "llama-gate-1-2"
     assert MOUNTS["gate"]["readOnly"]
 
 
@@ -233,7 +235,7 @@ def test_the_frame() -> None:
     ]
     assert manifest["metadata"]["annotations"] == {
         ANNOTATION_TEMPLATE_HASH: template_hash(make_deployment(), make_cache(), model_path=PATH),
-        ANNOTATION_KIT: "k1",
+        ANNOTATION_PLUGIN: "k1",
     }
 
 
@@ -354,11 +356,18 @@ def test_adapters_in_the_arguments_are_in_no_hash_but_in_an_annotation() -> None
     deployment = make_deployment(lora={"updateStrategy": "Rollout"})
     static = StaticModules(7, ("{}",))
     manifest = build_deployment(
-        deployment, make_cache(), model_path=PATH, replicas=1, gate="g", kit="k1", kit_files=FILES, static=static
+        deployment,
+        make_cache(),
+        model_path=PATH,
+        replicas=1,
+        token_secret="g",
+        plugin="k1",
+        plugin_files=FILES,
+        static=static,
     )
     assert manifest["metadata"]["annotations"] == {
         ANNOTATION_TEMPLATE_HASH: template_hash(deployment, make_cache(), model_path=PATH),
-        ANNOTATION_KIT: "k1",
+        ANNOTATION_PLUGIN: "k1",
         ANNOTATION_ARGUMENTS: f"7-{static.digest}",
     }
     pod = pod_of(manifest)

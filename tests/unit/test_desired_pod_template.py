@@ -133,40 +133,40 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "the engine's args": (engine(args=[]), "podTemplate sets args of container vllm: use spec.engine.args"),
     "the engine's image": (engine(image="x"), "podTemplate sets image of container vllm: use spec.engine.image"),
-    "the kit's environment": (
+    "the plugin's environment": (
         engine(env=[{"name": "LORA_OPERATOR_MODULES", "value": "/x"}]),
         "podTemplate sets LORA_OPERATOR_MODULES of container vllm: the operator does; use spec.engine.env for yours",
     ),
     "vLLM's dev mode": (
         engine(env=[{"name": "VLLM_SERVER_DEV_MODE", "value": "1"}]),
-        "podTemplate sets VLLM_SERVER_DEV_MODE of container vllm: the engine's gate or adapters would be out of the kit's hands; "
+        "podTemplate sets VLLM_SERVER_DEV_MODE of container vllm: the engine's gate or adapters would be out of the plugin's hands; "
         "leave it out",
     ),
     "another resolver": (
         engine(env=[{"name": "VLLM_LORA_RESOLVER_CACHE_DIR", "value": "/x"}]),
-        "podTemplate sets VLLM_LORA_RESOLVER_CACHE_DIR of container vllm: the engine's gate or adapters would be out of the kit's "
+        "podTemplate sets VLLM_LORA_RESOLVER_CACHE_DIR of container vllm: the engine's gate or adapters would be out of the plugin's "
         "hands; leave it out",
     ),
-    "a middleware outside of the kit": (
+    "a middleware outside of the plugin": (
         engine(env=[{"name": "CUSTOM_FASTAPI_MIDDLEWARE_THROTTLE", "value": "x.py:f"}]),
         "podTemplate sets CUSTOM_FASTAPI_MIDDLEWARE_THROTTLE of container vllm: the engine's gate or adapters would be out of the "
-        "kit's hands; leave it out",
+        "plugin's hands; leave it out",
     ),
     "whether the Hub is asked": (
         engine(env=[{"name": "HF_HUB_OFFLINE", "value": "0"}]),
         "podTemplate sets HF_HUB_OFFLINE of container vllm: the operator does; use spec.engine.env for yours",
     ),
-    "another kit by its volume": (
+    "another plugin by its volume": (
         {"spec": {"volumes": [{"name": "engine-kit", "configMap": {"name": "mine"}}]}},
         "podTemplate sets volume engine-kit, which is the operator's own: use another name",
     ),
-    "another kit by its place": (
+    "another plugin by its place": (
         engine(volumeMounts=[{"name": "mine", "mountPath": "/opt/lora-operator/"}]),
         "podTemplate mounts /opt/lora-operator/ of container vllm, which is the operator's own place: use another",
     ),
-    "a file over the kit's": (
-        engine(volumeMounts=[{"name": "mine", "mountPath": "/opt/lora-operator/lora_operator_plugin/kit.py"}]),
-        "podTemplate mounts /opt/lora-operator/lora_operator_plugin/kit.py of container vllm, which is the operator's own place: "
+    "a file over the plugin's": (
+        engine(volumeMounts=[{"name": "mine", "mountPath": "/opt/lora-operator/lora_operator_plugin/plugin.py"}]),
+        "podTemplate mounts /opt/lora-operator/lora_operator_plugin/plugin.py of container vllm, which is the operator's own place: "
         "use another",
     ),
     "an entry without a name": (
@@ -233,7 +233,13 @@ def test_no_template_whatever_ends_a_reconcile(theirs: dict[str, Any]) -> None:
     deployment = make_deployment(podTemplate=theirs, engine={"resources": {"limits": theirs}})
     try:
         result = build_deployment(
-            deployment, make_cache(), model_path="/model-cache/x", replicas=1, gate="g", kit="k", kit_files=("kit.py",)
+            deployment,
+            make_cache(),
+            model_path="/model-cache/x",
+            replicas=1,
+            token_secret="g",
+            plugin="k",
+            plugin_files=("plugin.py",),
         )
     except ReasonError as error:
         refused, labels = error.reason == "PodTemplateInvalid", {}

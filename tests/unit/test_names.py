@@ -134,17 +134,17 @@ def test_labels_and_the_scale_subresources_selector_say_the_same() -> None:
 def test_children_have_names_that_fit(deployment: str) -> None:
     for name in (
         names.modules_config_map(deployment),
-        names.gate_secret(deployment, "uid", "token"),
+        names.guard_secret(deployment, "uid", "token"),
         names.token_secret(deployment, "0123456789abcdef"),
-        names.kit_config_map(deployment, "0123456789"),
+        names.plugin_config_map(deployment, "0123456789"),
     ):
         assert DNS_SUBDOMAIN.match(name)
         assert len(name) <= 253
 
 
-def test_two_kits_have_two_config_maps() -> None:
-    assert names.kit_config_map("llama", "aaa") == "llama-kit-aaa"
-    assert names.kit_config_map("llama", "bbb") == "llama-kit-bbb"
+def test_two_plugins_have_two_config_maps() -> None:
+    assert names.plugin_config_map("llama", "aaa") == "llama-kit-aaa"
+    assert names.plugin_config_map("llama", "bbb") == "llama-kit-bbb"
 
 
 SIZES: dict[str, tuple[int, str]] = {

@@ -169,7 +169,7 @@ def test_nothing_known_loses_nothing(previous: ModuleList | None) -> None:
         assert result is previous
 
 
-def test_the_form_that_kits_read() -> None:
+def test_the_form_that_plugins_read() -> None:
     assert json.loads(encode(listed(A, generation=12))) == {
         "version": 1,
         "deployment": OWNER,

@@ -11,7 +11,7 @@ import pytest
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import Reason
-from lora_operator.desired.children import build_gate_secret
+from lora_operator.desired.children import build_guard_secret
 from lora_operator.errors import ReasonError
 from lora_operator.kube.pods import Pod
 from lora_operator.kube.workloads import Workload
@@ -48,7 +48,7 @@ from tests.unit.builders import (
 ADAPTER, SQL = make_adapter(), make_module()
 BASE = ready_artifact("base-1", type="BaseModel", rank=None)
 OTHER_BASE = ready_artifact("base-2", type="BaseModel", rank=None)
-KIT = {"plugin.py": "pass"}
+PLUGIN = {"plugin.py": "pass"}
 ROLLING = make_deployment(lora={"updateStrategy": "Rollout"})
 QUIET = NOW + timedelta(seconds=60)
 
@@ -83,10 +83,10 @@ def observe(deployment: VLLMDeployment | None = None, **more: Any) -> Deployment
         "adapters": adapters(),
         "workload": None,
         "is_as_made": True,
-        "gate": build_gate_secret(found, "token"),
-        "kit": "kit-1",
-        "kit_files": KIT,
-        "is_kit_there": True,
+        "token_secret": build_guard_secret(found, "token"),
+        "plugin": "plugin-1",
+        "plugin_files": PLUGIN,
+        "is_plugin_there": True,
         "pods": (),
         "served": make_pods(),
     }
@@ -127,7 +127,7 @@ QUOTA = ReasonError(Reason.PODS_REFUSED, "exceeded quota")
 DOWNLOADING = make_artifact("base-1", type="BaseModel")
 UNSEEN = make_cache()
 UNSEEN = UNSEEN.model_copy(update={"status": UNSEEN.status.model_copy(update={"claim_name": "another"})})
-ANOTHER_TOKEN = build_gate_secret(make_deployment(), "another")
+ANOTHER_TOKEN = build_guard_secret(make_deployment(), "another")
 TWO, FIVE = make_deployment(replicas=2), make_deployment(replicas=5)
 NEW_IMAGE = make_deployment(engine={"image": "vllm/vllm-openai:v9"})
 MANUAL = make_deployment(replicas=None)
@@ -147,18 +147,18 @@ PODS: dict[str, tuple[DeploymentObservation, Any]] = {
     ),
     "another image rolls": (running(NEW_IMAGE, made={"deployment": make_deployment()}), ROLL),
     "another content of the base model rolls": (running(model=model(OTHER_BASE)), ROLL),
-    "another engine plugin alone leaves the pods alone": (running(kit="kit-2", is_kit_there=False), LEAVE),
+    "another engine plugin alone leaves the pods alone": (running(plugin="plugin-2", is_plugin_there=False), LEAVE),
     "another image brings another plugin along": (
-        running(NEW_IMAGE, made={"deployment": make_deployment()}, kit="kit-2", is_kit_there=False),
+        running(NEW_IMAGE, made={"deployment": make_deployment()}, plugin="plugin-2", is_plugin_there=False),
         ROLL,
     ),
     "what was changed by hand is made again": (running(is_as_made=False), ROLL),
     "what was changed by hand stays where making it again would bring another plugin": (
-        running(is_as_made=False, kit="kit-2", is_kit_there=False),
+        running(is_as_made=False, plugin="plugin-2", is_plugin_there=False),
         LEAVE,
     ),
-    "another token rolls, for no pod answers without it": (running(gate=ANOTHER_TOKEN), ROLL),
-    "without a token that is known, the pods are left alone": (running(NEW_IMAGE, gate=QUOTA), LEAVE),
+    "another token rolls, for no pod answers without it": (running(token_secret=ANOTHER_TOKEN), ROLL),
+    "without a token that is known, the pods are left alone": (running(NEW_IMAGE, token_secret=QUOTA), LEAVE),
     "a Deployment that is somebody else's is tried, and refused": (running(change=of_nobody), ROLL),
     "and it is never scaled": (
         running(FIVE, made={"deployment": TWO}, change=of_nobody, model=model(DOWNLOADING)),
@@ -214,8 +214,8 @@ def test_a_roll_out_that_is_refused_scales_still() -> None:
 
 NEEDS: dict[str, tuple[dict[str, Any], Any]] = {
     "all is there": ({}, (False, False, None)),
-    "its plugin was deleted": ({"is_kit_there": False}, (False, True, None)),
-    "an older plugin can't be made again": ({"is_kit_there": False, "kit": "kit-2"}, (False, False, None)),
+    "its plugin was deleted": ({"is_plugin_there": False}, (False, True, None)),
+    "an older plugin can't be made again": ({"is_plugin_there": False, "plugin": "plugin-2"}, (False, False, None)),
     "the claim is unknown": ({"model": model(cache=UNSEEN)}, (False, False, Reason.CACHE_NOT_READY)),
     "a pod does not start": ({"pods": [engine_pod(container={"state": {}})]}, (True, False, None)),
     "a pod does not answer": (
@@ -236,8 +236,8 @@ def test_what_pods_need_is_made_where_it_is_missing(case: str) -> None:
     children = plan_deployment(running(**more), now=QUIET).children
     assert children is not None
     needs = children.needs
-    assert (needs.is_gate_doubtful, needs.kit is not None, needs.blocked and needs.blocked.reason) == expected
-    assert needs.is_gate_mounted
+    assert (needs.is_secret_doubtful, needs.plugin is not None, needs.blocked and needs.blocked.reason) == expected
+    assert needs.is_secret_mounted
 
 
 BEHIND = make_view(SQL, generation=3)
@@ -247,7 +247,7 @@ LOOKS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "one that holds the list": ({"views": {"llama-0": NEW}}, set()),
     "one that holds an older list": ({"views": {"llama-0": BEHIND}}, {"llama-0"}),
     "one whose engine is too old to be told": ({"views": {"llama-0": replace(BEHIND, too_old=True)}}, set()),
-    "one that lets clients load": ({"views": {"llama-0": replace(BEHIND, gate_closed=False)}}, set()),
+    "one that lets clients load": ({"views": {"llama-0": replace(BEHIND, guarded=False)}}, set()),
     "one that could not be asked looks after itself": ({"views": {"llama-0": replace(BEHIND, error="refused")}}, set()),
     "one that gets its list by arguments": ({"views": {"llama-0": replace(BEHIND, update_strategy="Rollout")}}, set()),
     "a new list is for all": ({"views": {"llama-0": NEW}, "adapters": NEW_LIST}, {"llama-0"}),

@@ -71,7 +71,7 @@ LOADS: dict[str, tuple[DeploymentPods, AdapterLoad]] = {
         AdapterLoad(1, 0, 1, False, (("a", "not asked yet"),)),
     ),
     "a pod whose gate is open serves nothing that counts": (
-        make_pods(make_pod("a", make_view(SQL, gate_closed=False))),
+        make_pods(make_pod("a", make_view(SQL, guarded=False))),
         AdapterLoad(1, 0, 1, False, (("a", "its gate is missing"),)),
     ),
 }
@@ -158,7 +158,7 @@ SERVES: dict[str, tuple[Served | None, bool]] = {
 @pytest.mark.parametrize("case", SERVES)
 def test_serves(case: str) -> None:
     served, expected = SERVES[case]
-    view = PodView(uid="u", container_id="c", gate_closed=True, served={} if served is None else {"sql": served})
+    view = PodView(uid="u", container_id="c", guarded=True, served={} if served is None else {"sql": served})
     assert serves(view, SQL) is expected
 
 

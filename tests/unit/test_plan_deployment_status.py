@@ -256,19 +256,19 @@ CASES: dict[str, Case] = {
         False,
     ),
     "an engine without the gate": (
-        seen(served=make_pods(make_pod("a", GOOD), make_pod("b", make_view(gate_closed=False, generation=None)))),
+        seen(served=make_pods(make_pod("a", GOOD), make_pod("b", make_view(guarded=False, generation=None)))),
         MODEL,
         (
             "False",
             "GateMissing",
-            "pod b: the engine lets clients load adapters: the kit is not active; "
+            "pod b: the engine lets clients load adapters: the plugin is not active; "
             "check that engine.command starts vLLM's API server and takes --middleware",
         ),
         ("False", "SyncPending", "pod b holds list None, the current one is 4"),
         (
             "False",
             "GateMissing",
-            "pod b: the engine lets clients load adapters: the kit is not active; "
+            "pod b: the engine lets clients load adapters: the plugin is not active; "
             "check that engine.command starts vLLM's API server and takes --middleware",
         ),
         True,
@@ -280,7 +280,7 @@ CASES: dict[str, Case] = {
         stalled=True,
     ),
     "a ready pod whose gate was never proven closed": (
-        one(make_view(error="no answer in 10 s", gate_closed=False)),
+        one(make_view(error="no answer in 10 s", guarded=False)),
         MODEL,
         (
             "False",
@@ -322,10 +322,10 @@ CASES: dict[str, Case] = {
     "something that no object wants is served": in_sync(
         one(replace(GOOD, orphans=("zombie",))), "OrphansLoaded", "pod a answers zombie, which no object wants"
     ),
-    "an engine without a registry that the kit knows": in_sync(
+    "an engine without a registry that the plugin knows": in_sync(
         one(replace(GOOD, atomic_swap=False)),
         "NoAtomicSwap",
-        "pod a: vLLM 0.32.0 has no registry that the kit knows: "
+        "pod a: vLLM 0.32.0 has no registry that the plugin knows: "
         "while an adapter changes its revision, a few requests for it may get 404",
     ),
     "a list that is not rolled out yet": in_sync(

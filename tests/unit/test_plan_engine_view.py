@@ -63,14 +63,14 @@ def view(said: PluginState, *models: ServedModel) -> PodView:
 def test_a_view_has_public_names_with_what_the_engine_itself_lists() -> None:
     seen = view(state(loaded("sql", "sql@fedcba98.4")), model("sql@fedcba98.4"))
     assert seen.served == {"sql": Served(SQL.path, "meta/Llama", "sql@fedcba98.4")}
-    assert (seen.list_generation, seen.settled, seen.gate_closed, seen.orphans) == (4, True, True, ())
+    assert (seen.list_generation, seen.settled, seen.guarded, seen.orphans) == (4, True, True, ())
 
 
-def test_what_the_kit_claims_and_the_engine_does_not_list_is_not_served() -> None:
+def test_what_the_plugin_claims_and_the_engine_does_not_list_is_not_served() -> None:
     assert view(state(loaded("sql"))).served == {}
 
 
-def test_the_engines_word_on_path_and_lineage_counts_and_not_the_kits() -> None:
+def test_the_engines_word_on_path_and_lineage_counts_and_not_the_plugins() -> None:
     seen = view(state(loaded("sql")), model("sql", "/elsewhere", "llama"))
     assert seen.served["sql"] == Served("/elsewhere", "llama", "sql")
 
@@ -85,7 +85,7 @@ def test_what_a_first_request_loads_between_the_two_questions_is_served_and_no_o
     assert (other.served, other.orphans) == ({}, (internal,)), "of that name, but other content"
 
 
-def test_what_the_engine_lists_and_the_kit_does_not_know_is_an_orphan() -> None:
+def test_what_the_engine_lists_and_the_plugin_does_not_know_is_an_orphan() -> None:
     seen = view(state(loaded("sql")), model("sql"), model("zombie"), model("ghost"))
     assert seen.orphans == ("ghost", "zombie")
 
@@ -205,7 +205,7 @@ NEWS = {
     "a failure of another name": ({"failures": {"chat": "no"}}, {"chat"}),
     "one more that waits": ({"waiting": {"lazy": "/x"}}, {"lazy"}),
     "another error": ({"error": "no answer"}, None),
-    "another guard": ({"gate_closed": False}, None),
+    "another guard": ({"guarded": False}, None),
 }
 
 

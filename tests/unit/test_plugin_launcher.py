@@ -140,7 +140,7 @@ def test_the_command_line_stays_below_the_kernels_limit(pod: Pod) -> None:
     assert sum(map(len, arguments)) < 1 << 20
 
 
-def test_after_a_start_that_did_not_get_up_nothing_is_passed_until_the_kit_was_up(pod: Pod) -> None:
+def test_after_a_start_that_did_not_get_up_nothing_is_passed_until_the_plugin_was_up(pod: Pod) -> None:
     pod.list(1, {"sql": pod.adapter("a")})
     assert prepare(pod.settings)
     assert prepare(pod.settings) == []
@@ -269,7 +269,7 @@ UNDOING = {
 }
 
 
-def test_what_would_undo_the_kit_reaches_no_engine_wherever_it_comes_from(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_would_undo_the_plugin_reaches_no_engine_wherever_it_comes_from(capfd: pytest.CaptureFixture[str]) -> None:
     """A ConfigMap of the pod's envFrom, or the image: nobody checks these before."""
     harmless = {"OMP_NUM_THREADS": "2", "VLLM_PLUGINS": "mine", "CUSTOM_FASTAPI_PING_HANDLER": "x", "VLLM_API_KEY": "k"}
     found = build_environment(UNDOING | harmless)
@@ -328,7 +328,7 @@ def given(modules: dict[str, str]) -> list[str]:
     return [json.dumps({"name": n, "path": p, "base_model_name": "tiny/alias"}) for n, p in modules.items()]
 
 
-def test_arguments_of_the_container_are_the_list_and_the_kit_finds_all_of_it(rolling: Pod) -> None:
+def test_arguments_of_the_container_are_the_list_and_the_plugin_finds_all_of_it(rolling: Pod) -> None:
     paths = {"sql": rolling.adapter("a"), "gone": str(rolling.cache / "gone"), "tiny/base": rolling.adapter("b")}
     arguments = prepare(rolling.settings, given(paths))
     assert arguments == ["--lora-modules", *given({"sql": paths["sql"]})]

@@ -30,7 +30,7 @@ class Engine:
         self.told: list[bytes] = []
         self.state_ = PluginState("k", version, 3, settled=True, update_strategy=strategy)
 
-    async def gate_is_closed(self, url: str) -> bool:
+    async def admin_api_is_guarded(self, url: str) -> bool:
         return True
 
     async def state(self, url: str, token: str) -> PluginState:
@@ -39,7 +39,7 @@ class Engine:
     async def models(self, url: str, token: str) -> tuple[ServedModel, ...]:
         return ()
 
-    async def put_modules(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
+    async def put_list(self, url: str, token: str, body: bytes, *, wait: float) -> PluginState:
         self.told.append(body)
         return self.state_
 

@@ -31,11 +31,13 @@ class Engine:
         loaded = LoadedAdapter(
             name="sql", internal_name="sql", path=module.path, base_model_name=module.base_model_name
         )
-        self.state_now = PluginState(kit="k", vllm_version="0.32.0", list_generation=3, settled=True, loaded=(loaded,))
+        self.state_now = PluginState(
+            plugin="k", vllm_version="0.32.0", list_generation=3, settled=True, loaded=(loaded,)
+        )
         self.listed = [ServedModel(id="sql", root=module.path, parent=module.base_model_name)]
         self.asked: list[str] = []
 
-    async def gate_is_closed(self, _: str) -> bool:
+    async def admin_api_is_guarded(self, _: str) -> bool:
         """It is."""
         self.asked.append("gate")
         return True
@@ -45,7 +47,7 @@ class Engine:
         self.asked.append("state")
         return self.state_now
 
-    async def put_modules(self, *_: Any, **__: Any) -> PluginState:
+    async def put_list(self, *_: Any, **__: Any) -> PluginState:
         """The plugin's state after it took a list."""
         self.asked.append("modules")
         return self.state_now

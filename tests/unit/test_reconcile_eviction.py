@@ -235,7 +235,7 @@ async def refusal(world: Evictions) -> str:
 
 
 async def test_a_pod_that_cant_be_asked_holds_everything_up() -> None:
-    for view in (None, make_view(error="no answer"), make_view(gate_closed=False), make_view(container_id="another")):
+    for view in (None, make_view(error="no answer"), make_view(guarded=False), make_view(container_id="another")):
         world = Evictions()
         if view is None:
             world.context.records.pods[POD].view = None

@@ -1,4 +1,4 @@
-"""Which kits may go: those that nothing which exists could start a pod from."""
+"""Which plugins may go: those that nothing which exists could start a pod from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from lora_operator.kube.objects import KubeObject
 from lora_operator.kube.pods import Pod, PodSpec
 from lora_operator.kube.workloads import Workload
-from lora_operator.reconcile.upkeep import kits_to_remove, mounted, owned_kits
+from lora_operator.reconcile.upkeep import mounted, owned_plugins, plugins_to_remove
 
 OWNED, FOREIGN = "uid-llama", "uid-other"
 
@@ -19,13 +19,16 @@ def config_map(name: str, owner: str | None = OWNED) -> dict[str, Any]:
     return {"metadata": {"name": name, "ownerReferences": owners}}
 
 
-def pod(*kits: str) -> dict[str, Any]:
-    volumes = [{"name": "home", "emptyDir": {}}, *({"name": kit, "configMap": {"name": kit}} for kit in kits)]
+def pod(*plugins: str) -> dict[str, Any]:
+    volumes = [
+        {"name": "home", "emptyDir": {}},
+        *({"name": plugin, "configMap": {"name": plugin}} for plugin in plugins),
+    ]
     return {"metadata": {"name": "llama-0"}, "spec": {"volumes": volumes, "containers": []}}
 
 
-def workload(*kits: str) -> dict[str, Any]:
-    return {"metadata": {"name": "llama"}, "spec": {"replicas": 0, "template": pod(*kits)}}
+def workload(*plugins: str) -> dict[str, Any]:
+    return {"metadata": {"name": "llama"}, "spec": {"replicas": 0, "template": pod(*plugins)}}
 
 
 def specs(body: dict[str, Any]) -> PodSpec:
@@ -34,17 +37,17 @@ def specs(body: dict[str, Any]) -> PodSpec:
 
 
 OWN: dict[str, tuple[dict[str, Any], bool]] = {
-    "a kit of the deployment": (config_map("llama-kit-aaa"), True),
+    "a plugin of the deployment": (config_map("llama-kit-aaa"), True),
     "its module list": (config_map("llama-modules"), False),
-    "a kit of another deployment, whose name begins alike": (config_map("llama-kit-x-kit-aaa", FOREIGN), False),
+    "a plugin of another deployment, whose name begins alike": (config_map("llama-kit-x-kit-aaa", FOREIGN), False),
     "somebody's ConfigMap of that name": (config_map("llama-kit-aaa", None), False),
 }
 
 
 @pytest.mark.parametrize("sentence", list(OWN))
-def test_kits_are_told_by_name_and_owner(sentence: str) -> None:
+def test_plugins_are_told_by_name_and_owner(sentence: str) -> None:
     body, own = OWN[sentence]
-    assert bool(owned_kits([KubeObject.parse(body)], deployment="llama", uid=OWNED)) is own
+    assert bool(owned_plugins([KubeObject.parse(body)], deployment="llama", uid=OWNED)) is own
 
 
 CASES: dict[str, tuple[list[dict[str, Any]], set[str]]] = {
@@ -57,10 +60,10 @@ CASES: dict[str, tuple[list[dict[str, Any]], set[str]]] = {
 
 
 @pytest.mark.parametrize("sentence", list(CASES))
-def test_a_kit_stays_as_long_as(sentence: str) -> None:
+def test_a_plugin_stays_as_long_as(sentence: str) -> None:
     users, removed = CASES[sentence]
-    kits = frozenset({"old", "older", "mine"})
-    assert kits_to_remove(kits, current="mine", users=map(specs, users)) == removed
+    plugins = frozenset({"old", "older", "mine"})
+    assert plugins_to_remove(plugins, current="mine", users=map(specs, users)) == removed
 
 
 def test_optional_volumes_and_others_are_read_as_they_come() -> None:

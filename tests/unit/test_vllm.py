@@ -86,7 +86,7 @@ async def engines() -> AsyncIterator[Engines]:
 async def test_a_state_is_read_with_the_token(engine: FakeEngine, engines: Engines) -> None:
     engine.answer("GET", "/lora-operator/v1/state", 200, STATE)
     state = await engines.state(engine.url, TOKEN)
-    assert (state.kit, state.vllm_version, state.list_generation) == ("abc123", "0.32.0", 12)
+    assert (state.plugin, state.vllm_version, state.list_generation) == ("abc123", "0.32.0", 12)
     assert state.settled
     assert state.atomic_swap
     assert state.loaded == (
@@ -99,7 +99,7 @@ async def test_a_state_is_read_with_the_token(engine: FakeEngine, engines: Engin
     assert engine.requests[0][1][TOKEN_HEADER] == TOKEN
 
 
-async def test_a_kit_without_a_list_has_no_generation(engine: FakeEngine, engines: Engines) -> None:
+async def test_a_plugin_without_a_list_has_no_generation(engine: FakeEngine, engines: Engines) -> None:
     engine.answer("GET", "/lora-operator/v1/state", 200, {**STATE, "listGeneration": None, "loaded": []})
     assert (await engines.state(engine.url, TOKEN)).list_generation is None
 
@@ -118,7 +118,7 @@ async def test_a_list_that_a_pod_holds_is_read_with_the_token(engine: FakeEngine
 async def test_a_module_list_is_put(engine: FakeEngine, engines: Engines, compressed: bool) -> None:
     engine.answer("PUT", "/lora-operator/v1/modules", 200, STATE)
     body = b'{"version": 1}'
-    state = await engines.put_modules(engine.url, TOKEN, gzip.compress(body) if compressed else body, wait=2.5)
+    state = await engines.put_list(engine.url, TOKEN, gzip.compress(body) if compressed else body, wait=2.5)
     assert state.list_generation == 12
     path, headers, received = engine.requests[0]
     assert path == "/lora-operator/v1/modules?wait=2.5"
@@ -130,7 +130,7 @@ async def test_a_module_list_is_put(engine: FakeEngine, engines: Engines, compre
 async def test_a_stale_list_is_told_with_what_the_pod_holds(engine: FakeEngine, engines: Engines) -> None:
     engine.answer("PUT", "/lora-operator/v1/modules", 409, {**STATE, "listGeneration": 99})
     with pytest.raises(StaleList) as caught:
-        await engines.put_modules(engine.url, TOKEN, b"{}", wait=0)
+        await engines.put_list(engine.url, TOKEN, b"{}", wait=0)
     assert caught.value.state.list_generation == 99
 
 
@@ -159,14 +159,14 @@ async def test_a_gate_is_closed_only_by_its_own_word(
     engine: FakeEngine, engines: Engines, status: int, body: Any, closed: bool
 ) -> None:
     engine.answer("POST", "/v1/load_lora_adapter", status, body, Location="/v1/models")
-    assert await engines.gate_is_closed(engine.url) is closed
+    assert await engines.admin_api_is_guarded(engine.url) is closed
     assert TOKEN_HEADER not in engine.requests[0][1]
     assert len(engine.requests) == 1, "redirects are not followed"
 
 
 async def test_a_gate_that_does_not_answer_is_not_open_but_unknown(engines: Engines) -> None:
     with pytest.raises(EngineUnreachable):
-        await engines.gate_is_closed("http://127.0.0.1:9")
+        await engines.admin_api_is_guarded("http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
@@ -238,6 +238,6 @@ async def test_no_proxy_of_the_environment_is_used(
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[::1", "nonsense", "http://127.0.0.1:99999"])
 async def test_nothing_at_the_address_is_told_without_the_token(engines: Engines, url: str) -> None:
     with pytest.raises(EngineUnreachable) as caught:
-        await engines.put_modules(url, TOKEN, b"{}", wait=0)
+        await engines.put_list(url, TOKEN, b"{}", wait=0)
     assert TOKEN not in str(caught.value)
     assert isinstance(caught.value, EngineError)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lora_operator.errors import ConflictError, ForbiddenError, InvalidObjectError, KubeError, UnavailableError
-from lora_operator.names import kit_config_map, modules_config_map
+from lora_operator.names import modules_config_map, plugin_config_map
 from tests.unit.fake_kube import Json
 from tests.unit.model_world import LLAMA, SERVING, World
 from tests.unit.test_world_converging import (
@@ -192,7 +192,7 @@ def test_an_object_of_the_fleet_that_is_refused_holds_up_only_what_needs_it(
     record = world.context.records.deployments[SERVING, "llama"]
     record.secrets.clear()
     record.children.clear()
-    world.context = world.dispatcher._context = replace(world.context, kit_files={"kit.py": "another"})
+    world.context = world.dispatcher._context = replace(world.context, plugin_files={"plugin.py": "another"})
     refuse(world, kind, error, named=named)
     change(world, engine={"image": "another"})
     delete("LoRAAdapter", ADAPTERS[0])(world)
@@ -208,7 +208,7 @@ def test_an_object_of_the_fleet_that_is_refused_holds_up_only_what_needs_it(
     assert "podTemplate" not in said(world)["message"] or reason == "PodTemplateInvalid"
     accept(world)
     world.skip(120)
-    assert ("ConfigMap", SERVING, kit_config_map("llama", world.context.kit)) in world.objects
+    assert ("ConfigMap", SERVING, plugin_config_map("llama", world.context.plugin_hash)) in world.objects
     check_converged(world)
 
 

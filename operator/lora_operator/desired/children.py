@@ -1,4 +1,4 @@
-"""The small objects beside the engines' Deployment: Service, kit and module-list ConfigMaps, and the gate's Secret."""
+"""The small objects beside the engines' Deployment: Service, plugin and module-list ConfigMaps, and the gate's Secret."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import CHAT_TEMPLATE_KEY, GATE_KEY, MODULES_KEY
+from lora_operator.constants import CHAT_TEMPLATE_KEY, GUARD_KEY, MODULES_KEY
 from lora_operator.desired.common import owner_reference
 from lora_operator.names import (
     chat_config_map,
     engine_labels,
-    gate_secret,
-    kit_config_map,
+    guard_secret,
     modules_config_map,
+    plugin_config_map,
     short_hash,
 )
 
 
-def gate_token(master_key: bytes, deployment: VLLMDeployment) -> str:
+def guard_token(master_key: bytes, deployment: VLLMDeployment) -> str:
     """The deployment's own token: derived, so that no right to read Secrets is needed to know it again."""
     metadata = deployment.metadata
     text = f"gate/{metadata.namespace}/{metadata.name}/{metadata.uid}"
     return hmac.new(master_key, text.encode(), hashlib.sha256).hexdigest()
 
 
-def kit_hash(files: Mapping[str, str]) -> str:
-    """Hash that names a kit."""
+def plugin_hash(files: Mapping[str, str]) -> str:
+    """Hash that names a plugin."""
     return short_hash(dict(files))
 
 
@@ -61,12 +61,12 @@ def build_disruption_budget(deployment: VLLMDeployment) -> dict[str, Any]:
     return budget | {"apiVersion": "policy/v1"}
 
 
-def build_kit_config_map(deployment: VLLMDeployment, files: Mapping[str, str]) -> dict[str, Any]:
-    """The engine kit, immutable and named by its hash."""
+def build_plugin_config_map(deployment: VLLMDeployment, files: Mapping[str, str]) -> dict[str, Any]:
+    """The engine plugin, immutable and named by its hash."""
     return _object(
         deployment,
         "ConfigMap",
-        kit_config_map(deployment.metadata.name, kit_hash(files)),
+        plugin_config_map(deployment.metadata.name, plugin_hash(files)),
         {"immutable": True, "data": dict(files)},
     )
 
@@ -90,13 +90,13 @@ def build_modules_config_map(deployment: VLLMDeployment, encoded: str) -> dict[s
     )
 
 
-def build_gate_secret(deployment: VLLMDeployment, token: str) -> dict[str, Any]:
+def build_guard_secret(deployment: VLLMDeployment, token: str) -> dict[str, Any]:
     """The token that opens the gate of this deployment's pods to the operator."""
     return _object(
         deployment,
         "Secret",
-        gate_secret(deployment.metadata.name, deployment.metadata.uid, token),
-        {"type": "Opaque", "immutable": True, "data": {GATE_KEY: base64.b64encode(token.encode()).decode()}},
+        guard_secret(deployment.metadata.name, deployment.metadata.uid, token),
+        {"type": "Opaque", "immutable": True, "data": {GUARD_KEY: base64.b64encode(token.encode()).decode()}},
     )
 
 

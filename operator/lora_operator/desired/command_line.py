@@ -12,14 +12,14 @@ from lora_operator.constants import (
     CACHE_MOUNT,
     CHAT_MOUNT,
     CHAT_TEMPLATE_KEY,
-    GATE_KEY,
-    GATE_MOUNT,
+    GUARD_KEY,
+    GUARD_MOUNT,
     HOT_LOAD,
-    KIT_MOUNT,
-    KIT_PACKAGE,
-    KIT_STATE_MOUNT,
     MODULES_KEY,
     MODULES_MOUNT,
+    PLUGIN_MOUNT,
+    PLUGIN_PACKAGE,
+    PLUGIN_STATE_MOUNT,
     ROLLOUT,
 )
 from lora_operator.desired.common import literal
@@ -82,7 +82,7 @@ def build_argv(
         *("--max-loras", str(spec.lora.max_loras)),
         *("--max-cpu-loras", str(spec.lora.max_cpu_loras)),
         *("--max-lora-rank", str(spec.lora.max_lora_rank)),
-        *("--middleware", f"{KIT_PACKAGE}.plugin.Plugin"),
+        *("--middleware", f"{PLUGIN_PACKAGE}.plugin.Plugin"),
         *("--api-server-count", "1"),
         *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
     ]
@@ -117,30 +117,30 @@ def _model_flags(model: ModelSpec, auxiliary: Auxiliary) -> list[str]:
 def build_launcher_command(command: tuple[str, ...]) -> list[str]:
     """The container's command: the launcher, by the engine's own Python where the command names one.
 
-    By the path of the kit's folder, not by PYTHONPATH, which may be the image's: it would be replaced (ROCm's and Gaudi's need theirs).
+    By the path of the plugin's folder, not by PYTHONPATH, which may be the image's: it would be replaced (ROCm's and Gaudi's need theirs).
     """
     first = command[0].rsplit("/", 1)[-1]
-    return [command[0] if first.startswith("python") else "python3", KIT_MOUNT]
+    return [command[0] if first.startswith("python") else "python3", PLUGIN_MOUNT]
 
 
 def build_env(
-    deployment: VLLMDeployment, *, model_path: str, kit: str, static: StaticModules | None = None
+    deployment: VLLMDeployment, *, model_path: str, plugin: str, static: StaticModules | None = None
 ) -> list[dict[str, Any]]:
-    """The engine's environment: the kit's settings, writable homes, no network for models, then the user's own.
+    """The engine's environment: the plugin's settings, writable homes, no network for models, then the user's own.
 
-    All settings of the kit are set, also those that don't matter: what an envFrom brings must not take their place.
+    All settings of the plugin are set, also those that don't matter: what an envFrom brings must not take their place.
     """
     spec = deployment.spec
     values = {
         "LORA_OPERATOR_CACHE_ROOT": CACHE_MOUNT,
-        "LORA_OPERATOR_KIT": kit,
+        "LORA_OPERATOR_KIT": plugin,
         "LORA_OPERATOR_MAX_CPU_LORAS": str(spec.lora.max_cpu_loras),
         "LORA_OPERATOR_MAX_LORA_RANK": str(spec.lora.max_lora_rank),
         "LORA_OPERATOR_MAX_REQUEST_BYTES": str(parse_size(spec.engine.max_request_size)),
         "LORA_OPERATOR_MODEL_PATH": model_path,
         "LORA_OPERATOR_SERVED_NAMES": json.dumps(list(spec.model.served_names)),
-        "LORA_OPERATOR_STATE": KIT_STATE_MOUNT,
-        "LORA_OPERATOR_TOKEN_FILE": f"{GATE_MOUNT}/{GATE_KEY}",
+        "LORA_OPERATOR_STATE": PLUGIN_STATE_MOUNT,
+        "LORA_OPERATOR_TOKEN_FILE": f"{GUARD_MOUNT}/{GUARD_KEY}",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_CACHE": f"{CACHE_MOUNT}/hub",

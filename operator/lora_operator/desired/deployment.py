@@ -8,16 +8,16 @@ from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import (
     ANNOTATION_ARGUMENTS,
-    ANNOTATION_KIT,
+    ANNOTATION_PLUGIN,
     ANNOTATION_TEMPLATE_HASH,
     CACHE_MOUNT,
     CHAT_MOUNT,
     ENGINE_CONTAINER,
-    GATE_MOUNT,
-    KIT_MOUNT,
-    KIT_PACKAGE,
-    KIT_STATE_MOUNT,
+    GUARD_MOUNT,
     MODULES_MOUNT,
+    PLUGIN_MOUNT,
+    PLUGIN_PACKAGE,
+    PLUGIN_STATE_MOUNT,
 )
 from lora_operator.desired.command_line import (
     DEAD_GRACE_SECONDS,
@@ -36,9 +36,9 @@ from lora_operator.desired.job_placement import keep_on_one_node
 from lora_operator.desired.pod_template import merge_pod_template
 from lora_operator.engine_plugin.admin_guard import READY_PATH
 from lora_operator.kube.workloads import Workload
-from lora_operator.names import chat_config_map, engine_labels, kit_config_map, modules_config_map, short_hash
+from lora_operator.names import chat_config_map, engine_labels, modules_config_map, plugin_config_map, short_hash
 
-GATE_VOLUME: Final = "gate"
+GUARD_VOLUME: Final = "gate"
 
 
 def template_hash(
@@ -63,13 +63,13 @@ def build_deployment(
     *,
     model_path: str,
     replicas: int,
-    gate: str,
-    kit: str,
-    kit_files: tuple[str, ...],
+    token_secret: str,
+    plugin: str,
+    plugin_files: tuple[str, ...],
     static: StaticModules | None = None,
     auxiliary: Auxiliary = NO_AUXILIARY,
 ) -> dict[str, Any]:
-    """The apps/v1 Deployment; `static` are the adapters in its arguments with updateStrategy Rollout, else None, and `gate` is the
+    """The apps/v1 Deployment; `static` are the adapters in its arguments with updateStrategy Rollout, else None, and `token_secret` is the
     name of the gate's Secret.
 
     `replicas` is always in it: a field that was applied and is left out next time falls back to 1.
@@ -79,7 +79,14 @@ def build_deployment(
     where = f"VLLMDeployment {metadata.namespace}/{metadata.name}"
     argv = build_argv(deployment, model_path=model_path, auxiliary=auxiliary, static=static)
     template = _template(
-        deployment, cache, argv, model_path=model_path, gate=gate, kit=kit, kit_files=kit_files, static=static
+        deployment,
+        cache,
+        argv,
+        model_path=model_path,
+        token_secret=token_secret,
+        plugin=plugin,
+        plugin_files=plugin_files,
+        static=static,
     )
     _mount_chat_template(deployment, template["spec"])
     if deployment.spec.pod_template:
@@ -95,7 +102,7 @@ def build_deployment(
     }
     annotations = {
         ANNOTATION_TEMPLATE_HASH: template_hash(deployment, cache, model_path=model_path, auxiliary=auxiliary),
-        ANNOTATION_KIT: kit,
+        ANNOTATION_PLUGIN: plugin,
     }
     if static is not None:
         annotations[ANNOTATION_ARGUMENTS] = f"{static.generation}-{static.digest}"
@@ -113,9 +120,9 @@ def build_deployment(
     }
 
 
-def mounted_gate(workload: Workload) -> str | None:
+def mounted_guard_secret(workload: Workload) -> str | None:
     """Name of the Secret from which the pods of a live Deployment have their gate's token."""
-    return workload.template.secret_of(GATE_VOLUME)
+    return workload.template.secret_of(GUARD_VOLUME)
 
 
 def _rolling(template: dict[str, Any]) -> dict[str, Any]:
@@ -144,9 +151,9 @@ def _template(
     argv: list[str],
     *,
     model_path: str,
-    gate: str,
-    kit: str,
-    kit_files: tuple[str, ...],
+    token_secret: str,
+    plugin: str,
+    plugin_files: tuple[str, ...],
     static: StaticModules | None,
 ) -> dict[str, Any]:
     engine = deployment.spec.engine
@@ -158,7 +165,7 @@ def _template(
         "image": engine.image,
         "command": build_launcher_command(engine.command),
         "args": argv,
-        "env": build_env(deployment, model_path=model_path, kit=kit, static=static),
+        "env": build_env(deployment, model_path=model_path, plugin=plugin, static=static),
         "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -171,10 +178,10 @@ def _template(
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         "volumeMounts": [
             {"name": "model-cache", "mountPath": CACHE_MOUNT, "readOnly": True},
-            {"name": "engine-kit", "mountPath": KIT_MOUNT, "readOnly": True},
+            {"name": "engine-kit", "mountPath": PLUGIN_MOUNT, "readOnly": True},
             *([{"name": "modules", "mountPath": MODULES_MOUNT, "readOnly": True}] if static is None else []),
-            {"name": GATE_VOLUME, "mountPath": GATE_MOUNT, "readOnly": True},
-            {"name": "kit-state", "mountPath": KIT_STATE_MOUNT},
+            {"name": GUARD_VOLUME, "mountPath": GUARD_MOUNT, "readOnly": True},
+            {"name": "kit-state", "mountPath": PLUGIN_STATE_MOUNT},
             {"name": "home", "mountPath": HOME_MOUNT},
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  memory for vLLM's processes
         ],
@@ -201,12 +208,12 @@ def _template(
                 {
                     "name": "engine-kit",
                     "configMap": {
-                        "name": kit_config_map(name, kit),
-                        "items": [{"key": file, "path": _kit_path(file)} for file in kit_files],
+                        "name": plugin_config_map(name, plugin),
+                        "items": [{"key": file, "path": _plugin_path(file)} for file in plugin_files],
                     },
                 },
                 *([_modules_volume(name)] if static is None else []),
-                {"name": GATE_VOLUME, "secret": {"secretName": gate, "defaultMode": 0o444}},
+                {"name": GUARD_VOLUME, "secret": {"secretName": token_secret, "defaultMode": 0o444}},
                 {"name": "kit-state", "emptyDir": {}},
                 {"name": "home", "emptyDir": {}},
                 {"name": "shm", "emptyDir": {"medium": "Memory"}},
@@ -215,9 +222,9 @@ def _template(
     }
 
 
-def _kit_path(file: str) -> str:
-    """Where a file of the kit lies in its mount: all of them in the package, but for the one that Python runs by the mount's path."""
-    return file if file == "__main__.py" else f"{KIT_PACKAGE}/{file}"
+def _plugin_path(file: str) -> str:
+    """Where a file of the plugin lies in its mount: all of them in the package, but for the one that Python runs by the mount's path."""
+    return file if file == "__main__.py" else f"{PLUGIN_PACKAGE}/{file}"
 
 
 def _modules_volume(name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Merging a user's podTemplate over the operator's own: lists of named things by name, tolerations by appending.
 
 The same keys as kubectl's strategic merge; everything else in the user's template replaces ours, null too; but a heading with
-nothing below it (`env:` is null in YAML) takes nothing away. What would take the kit out of the engine is refused here, and what
+nothing below it (`env:` is null in YAML) takes nothing away. What would take the plugin out of the engine is refused here, and what
 has another shape than a pod template where that matters for merging; the rest is checked by the API server when the Deployment
 is applied.
 """
@@ -16,10 +16,10 @@ from lora_operator.api.deployment import RESERVED_ENV, RESERVED_ENV_PREFIXES
 from lora_operator.constants import (
     CACHE_MOUNT,
     ENGINE_CONTAINER,
-    GATE_MOUNT,
-    KIT_MOUNT,
-    KIT_STATE_MOUNT,
+    GUARD_MOUNT,
     MODULES_MOUNT,
+    PLUGIN_MOUNT,
+    PLUGIN_STATE_MOUNT,
     Reason,
 )
 from lora_operator.engine_plugin.ignored_env import is_ignored
@@ -40,7 +40,7 @@ MERGE_KEYS: Final[dict[str, str]] = {
 APPENDED: Final = ("tolerations",)
 HEADINGS: Final = ("metadata", "spec", "labels", "annotations", *APPENDED, *MERGE_KEYS)
 OWN_VOLUMES: Final = ("model-cache", "engine-kit", "modules", "gate", "kit-state")
-OWN_PLACES: Final = (CACHE_MOUNT, KIT_MOUNT, MODULES_MOUNT, GATE_MOUNT, KIT_STATE_MOUNT)
+OWN_PLACES: Final = (CACHE_MOUNT, PLUGIN_MOUNT, MODULES_MOUNT, GUARD_MOUNT, PLUGIN_STATE_MOUNT)
 
 
 def merge_pod_template(ours: dict[str, Any], theirs: dict[str, Any], *, where: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _refuse_engine(container: dict[str, Any], where: str) -> None:
         if is_ignored(name):
             raise _invalid(
                 where,
-                f"sets {name} {of_engine}: the engine's gate or adapters would be out of the kit's hands; leave it out",
+                f"sets {name} {of_engine}: the engine's gate or adapters would be out of the plugin's hands; leave it out",
             )
         if name in RESERVED_ENV or name.startswith(RESERVED_ENV_PREFIXES):
             raise _invalid(where, f"sets {name} {of_engine}: the operator does; use spec.engine.env for yours")

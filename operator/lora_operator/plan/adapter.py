@@ -36,7 +36,7 @@ class AdapterPlan:
 
 
 def plan_adapter(seen: AdapterObservation, *, now: datetime) -> AdapterPlan:
-    """Decide on one adapter."""
+    """Whether it is admitted, which artifact and list entry it is to have, and what its status reports."""
     adapter = seen.adapter
     accepted = admit(adapter, seen.deployment, namespace_labels=seen.namespace_labels)
     if accepted.status is None:

@@ -48,7 +48,7 @@ class ModuleList:
     since: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     def by_name(self) -> dict[str, Module]:
-        """Modules by served name."""
+        """The entries by the names that clients ask for: a name stands once in a list."""
         return dict(self._by_name)
 
     def brought(self, module: Module) -> int | None:
@@ -64,17 +64,17 @@ class ModuleList:
 
     @cached_property
     def encoded(self) -> bytes:
-        """The list as engines' kits read it."""
+        """The list as engines' plugins read it."""
         return encode(self)
 
     @cached_property
     def packed(self) -> bytes:
-        """The list as its ConfigMap holds it: reproducible gzip of what kits read."""
+        """The list as its ConfigMap holds it: reproducible gzip of what plugins read."""
         return gzip.compress(self.encoded, mtime=0)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the list as engines' kits read it, by which a pod tells which one it holds."""
+        """sha256 of the list as engines' plugins read it, by which a pod tells which one it holds."""
         return hashlib.sha256(self.encoded).hexdigest()
 
 
@@ -153,7 +153,7 @@ def same_content(one: Module, other: Module) -> bool:
 
 
 def encode(modules: ModuleList) -> bytes:
-    """The list as engines' kits read it: canonical JSON."""
+    """The list as engines' plugins read it: canonical JSON."""
     body: dict[str, Any] = {
         "version": LIST_VERSION,
         "deployment": modules.deployment,

@@ -12,14 +12,14 @@ from typing import Any, Final
 
 from lora_operator.api.cache import ModelCache
 from lora_operator.api.deployment import VLLMDeployment
-from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_KIT, ANNOTATION_TEMPLATE_HASH, ROLLOUT, Reason
+from lora_operator.constants import ANNOTATION_ARGUMENTS, ANNOTATION_PLUGIN, ANNOTATION_TEMPLATE_HASH, ROLLOUT, Reason
 from lora_operator.desired.children import (
     build_chat_config_map,
-    build_kit_config_map,
     build_modules_config_map,
+    build_plugin_config_map,
     build_service,
 )
-from lora_operator.desired.deployment import build_deployment, mounted_gate, template_hash
+from lora_operator.desired.deployment import build_deployment, mounted_guard_secret, template_hash
 from lora_operator.errors import ReasonError
 from lora_operator.kube.pods import Pod
 from lora_operator.kube.workloads import Workload
@@ -55,10 +55,10 @@ class DeploymentObservation:
     adapters: ListObservation
     workload: Workload | None  # the apps/v1 Deployment of its name, whoever's it is
     is_as_made: bool  # the workload: as this operator made or first saw it
-    gate: Body | ReasonError  # the Secret with the token of the admin API's guard; or why there is none
-    kit: str  # the hash that names this operator's engine plugin
-    kit_files: Mapping[str, str]
-    is_kit_there: bool  # whether its ConfigMap is, for this deployment
+    token_secret: Body | ReasonError  # the Secret with the token of the admin API's guard; or why there is none
+    plugin: str  # the hash that names this operator's engine plugin
+    plugin_files: Mapping[str, str]
+    is_plugin_there: bool  # whether its ConfigMap is, for this deployment
     pods: tuple[Pod, ...]  # its own, with those that have ended
     served: DeploymentPods | None  # None while a pod's owner is not known, or a ready pod was not asked yet
     views: Mapping[str, PodView] = field(default_factory=dict)  # what pods showed last, also before a restart, by name
@@ -103,11 +103,13 @@ class RollPods:
 class PodNeeds:
     """What the pods start with, made in this order; what is refused holds up all that comes after it."""
 
-    gate: Body | ReasonError
-    is_gate_doubtful: bool  # a pod does not start or answer, as without the Secret
-    is_gate_mounted: bool  # its Deployment has the Secret of this name: a full quota is then no reason to make no pods
+    token_secret: Body | ReasonError
+    is_secret_doubtful: bool  # a pod does not start or answer, as without the Secret
+    is_secret_mounted: (
+        bool  # its Deployment has the Secret of this name: a full quota is then no reason to make no pods
+    )
     chat: Body | None = None  # the chat template's ConfigMap
-    kit: Body | None = None  # the engine plugin's, where it is missing or new pods need it
+    plugin: Body | None = None  # the engine plugin's, where it is missing or new pods need it
     blocked: ReasonError | None = None  # why the pods that the spec leads to can't be planned
 
 
@@ -132,12 +134,12 @@ class DeploymentPlan:
 
     @property
     def modules(self) -> ModuleList | None:
-        """The adapter list."""
+        """The adapter list; None while it can't be known."""
         return self.adapters.modules if isinstance(self.adapters, ListPlan) else None
 
 
 def plan_deployment(seen: DeploymentObservation, *, now: datetime) -> DeploymentPlan:
-    """Decide on one deployment."""
+    """The list, the objects and what becomes of the pods, each as far as it can be known."""
     adapters = plan_deployment_list(seen.deployment, seen.adapters)
     modules = adapters.modules if isinstance(adapters, ListPlan) else None
     rollout = _plan_rollout(seen, modules, now=now) if modules is not None else None
@@ -175,40 +177,40 @@ def _plan_scale(seen: DeploymentObservation) -> ScalePods | LeavePods:
 
 def _plan_pods(seen: DeploymentObservation, cache: ModelCache, rollout: Rollout | None) -> tuple[PodNeeds, Body | None]:
     """What pods need, and the Deployment where it is to be made anew."""
-    needs, gate = _gate_of(seen)
+    needs, secret = _token_secret_of(seen)
     model_path = seen.model.path("model")
-    if not seen.model.is_ready or model_path is None or gate is None:
+    if not seen.model.is_ready or model_path is None or secret is None:
         return needs, None  # the pods that run keep the model that they have
     needs = replace(needs, chat=build_chat_config_map(seen.deployment))
     if cache.access_modes is None:  # unknown: whether the pods belong on one node
         where = f"{cache.metadata.namespace}/{cache.metadata.name}"
         message = f"the claim of ModelCache {where} can't be looked at: see its status"
         return replace(needs, blocked=ReasonError(Reason.CACHE_NOT_READY, message)), None
-    if not _must_roll(seen, cache, gate, rollout):
+    if not _must_roll(seen, cache, secret, rollout):
         return replace(
-            needs, kit=build_kit_config_map(seen.deployment, seen.kit_files) if _lost_kit(seen) else None
+            needs, plugin=build_plugin_config_map(seen.deployment, seen.plugin_files) if _lost_plugin(seen) else None
         ), None
-    needs = replace(needs, kit=build_kit_config_map(seen.deployment, seen.kit_files))
+    needs = replace(needs, plugin=build_plugin_config_map(seen.deployment, seen.plugin_files))
     try:
-        return needs, _build(seen, cache, model_path, gate, rollout)
+        return needs, _build(seen, cache, model_path, secret, rollout)
     except ReasonError as error:
         return replace(needs, blocked=error), None
 
 
-def _gate_of(seen: DeploymentObservation) -> tuple[PodNeeds, str | None]:
+def _token_secret_of(seen: DeploymentObservation) -> tuple[PodNeeds, str | None]:
     """What pods need first, and the name of its Secret where that can be known."""
     live = seen.own_workload
-    mounted = mounted_gate(live) if live is not None else None
-    gate: str | None = None if isinstance(seen.gate, ReasonError) else seen.gate["metadata"]["name"]
+    mounted = mounted_guard_secret(live) if live is not None else None
+    secret: str | None = None if isinstance(seen.token_secret, ReasonError) else seen.token_secret["metadata"]["name"]
     needs = PodNeeds(
-        seen.gate,
-        is_gate_doubtful=any(_is_dumb(pod, seen.views.get(pod.name)) for pod in seen.pods if not pod.has_ended),
-        is_gate_mounted=gate is not None and mounted == gate,
+        seen.token_secret,
+        is_secret_doubtful=any(_is_dumb(pod, seen.views.get(pod.name)) for pod in seen.pods if not pod.has_ended),
+        is_secret_mounted=secret is not None and mounted == secret,
     )
-    return needs, gate
+    return needs, secret
 
 
-def _must_roll(seen: DeploymentObservation, cache: ModelCache, gate: str, rollout: Rollout | None) -> bool:
+def _must_roll(seen: DeploymentObservation, cache: ModelCache, secret: str, rollout: Rollout | None) -> bool:
     """Whether the pods' Deployment is made, or made anew."""
     live = seen.workload
     if live is None:
@@ -219,15 +221,15 @@ def _must_roll(seen: DeploymentObservation, cache: ModelCache, gate: str, rollou
         return True
     if seen.annotations.get(ANNOTATION_TEMPLATE_HASH) != _template_hash(seen, cache):
         return True
-    if is_of_another_token(mounted_gate(live) or gate, gate):
+    if is_of_another_token(mounted_guard_secret(live) or secret, secret):
         return True  # no pod answers until it has the new one
     # What somebody changed by hand is made again, but not where that would also bring another plugin, which rolls all pods.
-    return not seen.is_as_made and seen.annotations.get(ANNOTATION_KIT) == seen.kit
+    return not seen.is_as_made and seen.annotations.get(ANNOTATION_PLUGIN) == seen.plugin
 
 
-def _lost_kit(seen: DeploymentObservation) -> bool:
+def _lost_plugin(seen: DeploymentObservation) -> bool:
     """Whether the plugin that pods start with is gone, and is this operator's: an older one's can't be made again."""
-    return seen.annotations.get(ANNOTATION_KIT) == seen.kit and not seen.is_kit_there
+    return seen.annotations.get(ANNOTATION_PLUGIN) == seen.plugin and not seen.is_plugin_there
 
 
 def _template_hash(seen: DeploymentObservation, cache: ModelCache) -> str:
@@ -235,15 +237,17 @@ def _template_hash(seen: DeploymentObservation, cache: ModelCache) -> str:
     return template_hash(seen.deployment, cache, model_path=path, auxiliary=seen.model.auxiliary)
 
 
-def _build(seen: DeploymentObservation, cache: ModelCache, model_path: str, gate: str, rollout: Rollout | None) -> Body:
+def _build(
+    seen: DeploymentObservation, cache: ModelCache, model_path: str, secret: str, rollout: Rollout | None
+) -> Body:
     return build_deployment(
         seen.deployment,
         cache,
         model_path=model_path,
         replicas=replicas_wanted(seen.deployment, seen.workload),
-        gate=gate,
-        kit=seen.kit,
-        kit_files=tuple(sorted(seen.kit_files)),
+        token_secret=secret,
+        plugin=seen.plugin,
+        plugin_files=tuple(sorted(seen.plugin_files)),
         auxiliary=seen.model.auxiliary,
         static=rollout.static if rollout is not None else None,
     )
@@ -286,7 +290,7 @@ def _pods_to_look_at(
 
 
 def _is_behind(view: PodView | None, modules: ModuleList) -> bool:
-    if view is None or not view.gate_closed or view.error is not None or view.too_old:
+    if view is None or not view.guarded or view.error is not None or view.too_old:
         return False
     return view.update_strategy != ROLLOUT and view.list_generation != modules.generation
 

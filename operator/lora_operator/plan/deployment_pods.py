@@ -36,17 +36,17 @@ class PodView:
     uid: str
     container_id: str
     error: str | None = None
-    gate_closed: bool = False
+    guarded: bool = False
     version: str | None = None
     too_old: bool = False
     list_generation: int | None = None
-    list_digest: str | None = None  # None: the kit is of an operator that told every pod the same
+    list_digest: str | None = None  # None: the plugin is of an operator that told every pod the same
     settled: bool = False
     served: Mapping[str, Served] = field(default_factory=dict)
     waiting: Mapping[str, str] = field(default_factory=dict)  # served name -> path of what the first request will load
     failures: Mapping[str, str] = field(default_factory=dict)  # served name -> what the engine or the checks said
     retired: tuple[str, ...] = ()  # paths of content that requests may still use
-    orphans: tuple[str, ...] = ()  # names that the engine lists and its kit does not know
+    orphans: tuple[str, ...] = ()  # names that the engine lists and its plugin does not know
     atomic_swap: bool = True
     update_strategy: str = HOT_LOAD  # of the pod; another one than the deployment's while that changes
 
@@ -95,7 +95,7 @@ class DeploymentPods:
                 continue
             wanted += 1
             view = pod.view
-            if view is None or view.error is not None or not view.gate_closed:
+            if view is None or view.error is not None or not view.guarded:
                 unreachable += 1
                 failures.append((pod.name, view.error or "its gate is missing" if view else "not asked yet"))
             elif view.too_old:

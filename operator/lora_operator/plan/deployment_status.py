@@ -199,17 +199,17 @@ def describe_refresh(coming: Sequence[Content]) -> str:
 
 def _available(seen: DeploymentOutcome, ready: list[DeploymentPod], trouble: Verdict | None) -> Verdict:
     views = [pod.view for pod in ready if pod.view is not None]
-    open_gates = [pod.name for pod in ready if pod.view and pod.view.error is None and not pod.view.gate_closed]
-    if open_gates:
+    unguarded = [pod.name for pod in ready if pod.view and pod.view.error is None and not pod.view.guarded]
+    if unguarded:
         return failing(
             Reason.GATE_MISSING,
-            f"pod {open_gates[0]}: the engine lets clients load adapters: the kit is not active; "
+            f"pod {unguarded[0]}: the engine lets clients load adapters: the plugin is not active; "
             "check that engine.command starts vLLM's API server and takes --middleware",
         )
     old = [view for view in views if view.too_old]
     if old:
         return failing(Reason.ENGINE_TOO_OLD, too_old_message(old[0]))
-    if any(view.gate_closed for view in views):
+    if any(view.guarded for view in views):
         return ok(Reason.AVAILABLE, f"{len(ready)} of {seen.served.replicas} pods ready")
     if ready:
         view = ready[0].view
@@ -265,7 +265,7 @@ def _in_sync(seen: DeploymentOutcome, ready: list[DeploymentPod], missing: Mappi
         if not view.atomic_swap and not rolls:
             return failing(
                 Reason.NO_ATOMIC_SWAP,
-                f"pod {pod.name}: vLLM {view.version} has no registry that the kit knows: "
+                f"pod {pod.name}: vLLM {view.version} has no registry that the plugin knows: "
                 "while an adapter changes its revision, a few requests for it may get 404",
             )
     if seen.left_out:

@@ -86,7 +86,7 @@ def build_view(
     return PodView(
         uid=uid,
         container_id=container,
-        gate_closed=True,
+        guarded=True,
         version=state.vllm_version,
         too_old=is_too_old(state),
         list_generation=state.list_generation,
@@ -126,7 +126,7 @@ def _sort_out(
 
 def changed_names(old: PodView | None, new: PodView | None, modules: ModuleList | None) -> set[str] | None:
     """Served names about which the two views differ, or of which only the new one says anything; None: about all."""
-    if old is None or new is None or old.error != new.error or old.gate_closed != new.gate_closed:
+    if old is None or new is None or old.error != new.error or old.guarded != new.guarded:
         return None
     names = {*old.served, *new.served, *old.failures, *new.failures, *old.waiting, *new.waiting}
     before, after = old.list_generation or 0, new.list_generation or 0

@@ -34,7 +34,7 @@ class ModelContents:
 
     @property
     def base(self) -> Content:
-        """The base model."""
+        """The base model, which every deployment has and which stands first."""
         return self.contents[0]
 
     @property

@@ -164,7 +164,7 @@ def is_coming(decision: Decision | None, artifact: ModelArtifact | None) -> bool
 
 
 def build_static(modules: ModuleList) -> StaticModules:
-    """The list as arguments."""
+    """The list as pods have it in their arguments, under the list's generation."""
     return StaticModules(modules.generation, tuple(map(_entry, modules.modules)))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 
-from lora_operator.desired.children import kit_hash
+from lora_operator.desired.children import plugin_hash
 from lora_operator.kube.client import Kube
 from lora_operator.reconcile.clock import Clock
 from lora_operator.reconcile.records import Records
@@ -32,12 +32,12 @@ class Context:
     statuses: StatusWriter
     children: ChildApplier
     secrets: SecretReader
-    kit_files: Mapping[str, str] = field(default_factory=dict)
+    plugin_files: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
-    def kit(self) -> str:
-        """Hash of this operator's engine kit, which names it."""
-        return kit_hash(self.kit_files)
+    def plugin_hash(self) -> str:
+        """Hash of this operator's engine plugin, which names it."""
+        return plugin_hash(self.plugin_files)
 
 
 def build_context(
@@ -48,7 +48,7 @@ def build_context(
     settings: Settings,
     enqueue: Callable[..., None],
     clock: Clock | None = None,
-    kit_files: Mapping[str, str] | None = None,
+    plugin_files: Mapping[str, str] | None = None,
     master_key: bytes | None = None,
 ) -> Context:
     """The services around one store, with records that are empty. Without `master_key`, the Secret's is read at first use."""
@@ -65,11 +65,11 @@ def build_context(
         statuses=StatusWriter(kube, records, clock, answers, enqueue),
         children=ChildApplier(kube, store, records, clock, answers),
         secrets=SecretReader(kube, settings.operator_namespace, master_key=master_key),
-        kit_files=kit_files or {},
+        plugin_files=plugin_files or {},
     )
 
 
-def load_kit_files() -> dict[str, str]:
-    """The engine kit's files by name, as shipped in this operator."""
+def load_plugin_files() -> dict[str, str]:
+    """The engine plugin's files by name, as shipped in this operator."""
     package = resources.files("lora_operator.engine_plugin")
     return {item.name: item.read_text() for item in package.iterdir() if item.name.endswith(".py")}

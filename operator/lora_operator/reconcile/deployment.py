@@ -12,11 +12,11 @@ from typing import TypeVar
 from lora_operator.api.adapter import LoRAAdapter
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import Reason
-from lora_operator.desired.children import build_gate_secret, gate_token
+from lora_operator.desired.children import build_guard_secret, guard_token
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
 from lora_operator.kube.kinds import DEPLOYMENTS, Kind
 from lora_operator.kube.pods import Pod
-from lora_operator.names import kit_config_map
+from lora_operator.names import plugin_config_map
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.plan.admission import Candidate
 from lora_operator.plan.deployment import (
@@ -42,7 +42,7 @@ from lora_operator.reconcile.own_pods import all_own_pods, learn_owners, observe
 from lora_operator.reconcile.pod_events import warnings_of
 from lora_operator.reconcile.store import Body, Key, ObjectKey
 from lora_operator.reconcile.stored_lists import held_list, stored_list
-from lora_operator.reconcile.upkeep import keep_replicas, remove_old_kits
+from lora_operator.reconcile.upkeep import keep_replicas, remove_old_plugins
 
 NOT_ASKED_SECONDS = 1.0  # between looks just after a start, while pods have not all been asked
 T = TypeVar("T")
@@ -69,7 +69,7 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     written = await context.statuses.write(deployment, status)
     if written or status == deployment.status:  # else it is reported later, and adapters read it there
         report_readiness(context, deployment, seen.served, status)
-    await remove_old_kits(context, deployment)
+    await remove_old_plugins(context, deployment)
     await keep_budget(context, deployment)
     return look_again(seen, plan, refused)
 
@@ -81,7 +81,7 @@ def _forget(context: Context, place: ObjectKey) -> None:
 
 async def _observe(context: Context, deployment: VLLMDeployment, model: ModelContents) -> DeploymentObservation:
     """All that is known at one moment."""
-    gate = await _gate(context, deployment)
+    token_secret = await _token_secret(context, deployment)
     record = context.records.deployments[deployment.key]
     stored = None if record.modules is not None else await stored_list(context, deployment)
     await learn_owners(context, deployment)
@@ -98,10 +98,10 @@ async def _observe(context: Context, deployment: VLLMDeployment, model: ModelCon
         adapters=_observe_list(context, deployment, stored, [pod for pod in pods if not pod.has_ended]),
         workload=live,
         is_as_made=live is None or not is_ours or context.children.adopt(deployment.key, live),
-        gate=gate,
-        kit=context.kit,
-        kit_files=context.kit_files,
-        is_kit_there=(namespace, kit_config_map(name, context.kit)) in context.store.config_maps,
+        token_secret=token_secret,
+        plugin=context.plugin_hash,
+        plugin_files=context.plugin_files,
+        is_plugin_there=(namespace, plugin_config_map(name, context.plugin_hash)) in context.store.config_maps,
         pods=pods,
         served=observe_pods(context, deployment),
         views={pod: one.view for pod, one in known.items() if one.view is not None},
@@ -112,12 +112,12 @@ async def _observe(context: Context, deployment: VLLMDeployment, model: ModelCon
     )
 
 
-async def _gate(context: Context, deployment: VLLMDeployment) -> Body | ReasonError:
+async def _token_secret(context: Context, deployment: VLLMDeployment) -> Body | ReasonError:
     """The Secret that pods need, or why its token can't be known."""
     master_key = await _tried(context.secrets.master_key())
     if isinstance(master_key, ReasonError):
         return master_key
-    return build_gate_secret(deployment, gate_token(master_key, deployment))
+    return build_guard_secret(deployment, guard_token(master_key, deployment))
 
 
 def _observe_list(
@@ -218,18 +218,18 @@ async def _apply_pods(
     context: Context, deployment: VLLMDeployment, needs: PodNeeds, pods: RollPods | ScalePods | LeavePods
 ) -> None:
     """What the pods need, and then their Deployment where they roll. Raises what is refused, and makes nothing after it."""
-    if isinstance(needs.gate, ReasonError):
-        raise needs.gate
+    if isinstance(needs.token_secret, ReasonError):
+        raise needs.token_secret
     try:
-        await context.children.ensure_secret(needs.gate, doubtful=needs.is_gate_doubtful)
+        await context.children.ensure_secret(needs.token_secret, doubtful=needs.is_secret_doubtful)
     except ForbiddenError as error:
         # A full quota is told before the name is looked at, so also where the Secret exists. Pods that lack it say so themselves.
-        if not needs.is_gate_mounted or "exceeded quota" not in str(error):
+        if not needs.is_secret_mounted or "exceeded quota" not in str(error):
             raise
     if needs.chat is not None:
         await _apply_child(context, needs.chat)
-    if needs.kit is not None:
-        await _apply_child(context, needs.kit)
+    if needs.plugin is not None:
+        await _apply_child(context, needs.plugin)
     if needs.blocked is not None:
         raise needs.blocked
     if isinstance(pods, RollPods):

@@ -48,7 +48,7 @@ from lora_operator.reconcile.adapter import reconcile_adapter
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.cache import reconcile_cache
 from lora_operator.reconcile.clock import Clock
-from lora_operator.reconcile.context import Context, build_context, load_kit_files
+from lora_operator.reconcile.context import Context, build_context, load_plugin_files
 from lora_operator.reconcile.deployment import reconcile_deployment
 from lora_operator.reconcile.engine_pod import reconcile_pod
 from lora_operator.reconcile.faults import REPORT_AFTER, describe_fault, fault_conditions, fault_message, settle_fault
@@ -89,7 +89,7 @@ class Dispatcher:
             settings=settings,
             enqueue=enqueue,
             clock=clock,
-            kit_files=load_kit_files(),
+            plugin_files=load_plugin_files(),
         )
         self._reported: dict[Key, str] = {}
         self._faults: dict[

@@ -12,7 +12,7 @@ from typing import Final
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import LABEL_DEPLOYMENT, ROLLOUT
-from lora_operator.desired.children import gate_token
+from lora_operator.desired.children import guard_token
 from lora_operator.errors import EngineError, EngineUnreachable, StaleList
 from lora_operator.kube.kinds import Kind
 from lora_operator.kube.pods import Pod
@@ -70,7 +70,7 @@ async def reconcile_pod(context: Context, key: Key) -> float | None:
     engine = _Engine(
         pod=place,
         url=f"http://{host}:{pod.spec.engine_port or deployment.spec.engine.port}",
-        token=gate_token(await context.secrets.master_key(), deployment),
+        token=guard_token(await context.secrets.master_key(), deployment),
         container=container,
         uid=pod.uid,
         ready=pod.is_ready,
@@ -111,7 +111,7 @@ async def _ask(
     rolls = deployment.spec.lora.update_strategy == ROLLOUT  # then no pod is sent a list
     names = {pod.name for pod in live_pods(context, deployment)}
     modules = None if rolls else list_for(_list(context, deployment), engine.pod[1], names)
-    if not (known is not None and known.gate_closed) and not await context.engines.gate_is_closed(engine.url):
+    if not (known is not None and known.guarded) and not await context.engines.admin_api_is_guarded(engine.url):
         _publish(context, deployment, engine.pod, PodView(uid=engine.uid, container_id=engine.container))
         return POLL_FAILING
     if await _is_as_before(context, engine, known, modules):
@@ -150,7 +150,7 @@ def _note_failure(
         uid=engine.uid,
         container_id=engine.container,
         error=str(error) if before is None else before,  # the first words: a pod must not cause writes by new ones
-        gate_closed=known is not None and known.gate_closed,
+        guarded=known is not None and known.guarded,
     )
     _publish(context, deployment, engine.pod, failed)
     record.misses += 1
@@ -191,7 +191,7 @@ async def _exchange(
             return state
     elif known.too_old or known.update_strategy == ROLLOUT:
         return await context.engines.state(engine.url, engine.token)
-    return await context.engines.put_modules(engine.url, engine.token, modules.encoded, wait=SETTLE_SECONDS)
+    return await context.engines.put_list(engine.url, engine.token, modules.encoded, wait=SETTLE_SECONDS)
 
 
 def _publish(context: Context, deployment: VLLMDeployment, pod: ObjectKey, view: PodView | None) -> None:

@@ -106,7 +106,7 @@ def _settle_pod(context: Context, key: Key, cause: str) -> None:
             uid=pod.uid,
             container_id=container,
             error=f"the operator failed on it ({cause})",
-            gate_closed=known is not None and known.container_id == container and known.gate_closed,
+            guarded=known is not None and known.container_id == container and known.guarded,
         )
         first = first or known != failed
         record.view = failed

@@ -81,7 +81,7 @@ class DeploymentRecord(OwnRecord):
     modules: ModuleList | None = None  # the list that its pods are given; None: not known yet
     stored: tuple[str, ModuleList | None] | None = None  # its list's ConfigMap as last read: version, and the list
     held: int = 0  # the highest list generation that any of its pods reported
-    kits_looked_at: tuple[frozenset[str], float] = (frozenset(), 0.0)  # old kits, and when that was (monotonic)
+    plugins_looked_at: tuple[frozenset[str], float] = (frozenset(), 0.0)  # old plugins, and when that was (monotonic)
     readiness: object = None  # of its pods, as its adapters were last woken for
     unrolled: Unrolled | None = None  # a list that its pods' arguments don't hold yet
     left_out: Mapping[str, Reason] = field(default_factory=dict)  # UIDs of adapters that the list has no room for

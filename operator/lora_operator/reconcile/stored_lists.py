@@ -59,7 +59,7 @@ def _place(deployment: VLLMDeployment) -> ObjectKey:
 
 
 async def learn_held(context: Context, deployment: VLLMDeployment, pod: ObjectKey, url: str, token: str) -> None:
-    """Ask a pod which list it holds, where nothing else tells it. An older kit does not tell."""
+    """Ask a pod which list it holds, where nothing else tells it. An older plugin does not tell."""
     record = context.records.pods[pod]
     known = context.records.deployments.peek(deployment.key).modules is not None
     if known or await stored_list(context, deployment) is not None:

@@ -16,7 +16,7 @@ from lora_operator.kube.kinds import CONFIG_MAPS, REPLICA_SETS, VLLM_DEPLOYMENTS
 from lora_operator.kube.objects import KubeObject
 from lora_operator.kube.pods import PodSpec
 from lora_operator.kube.workloads import Workload
-from lora_operator.names import engine_selector, kit_config_map
+from lora_operator.names import engine_selector, plugin_config_map
 from lora_operator.plan.deployment_pods import replicas_wanted
 from lora_operator.reconcile.context import Context
 
@@ -44,34 +44,36 @@ async def keep_replicas(context: Context, deployment: VLLMDeployment) -> None:
         log.warning("spec.replicas of VLLMDeployment %s/%s is not written: %s", *deployment.key, error)
 
 
-async def remove_old_kits(context: Context, deployment: VLLMDeployment) -> None:
+async def remove_old_plugins(context: Context, deployment: VLLMDeployment) -> None:
     """Delete what is certainly unused. Costs nothing while there is no plugin but the one in use."""
     namespace, name = deployment.key
     workload = context.store.workloads.get(deployment.key)
     if workload is None:
         return
     beside = [body for place, body in context.store.config_maps.items() if place[0] == namespace]
-    kits = owned_kits(beside, deployment=name, uid=deployment.metadata.uid)
+    plugins = owned_plugins(beside, deployment=name, uid=deployment.metadata.uid)
     pods = context.store.pods_of_deployment(deployment.key)
-    current = kit_config_map(name, context.kit)
-    candidates = kits_to_remove(kits, current=current, users=[workload.template, *(pod.spec for pod in pods)])
+    current = plugin_config_map(name, context.plugin_hash)
+    candidates = plugins_to_remove(plugins, current=current, users=[workload.template, *(pod.spec for pod in pods)])
     if not candidates:
         return
     record = context.records.deployments[deployment.key]
-    looked_at, looked = record.kits_looked_at
+    looked_at, looked = record.plugins_looked_at
     if looked_at == candidates and context.clock.monotonic() - looked < LOOK_SECONDS:
         return
     # Listed after the Deployment was read: a ReplicaSet that came since is of its template, or of a newer one of ours.
     replica_sets, _ = await context.kube.list(REPLICA_SETS, namespace=namespace, label_selector=engine_selector(name))
-    record.kits_looked_at = (candidates, context.clock.monotonic())
-    for kit in sorted(candidates - mounted(Workload.parse(body).template for body in replica_sets)):
-        await context.kube.delete(CONFIG_MAPS, namespace, kit, uid=context.store.config_maps[(namespace, kit)].uid)
-        record.children.pop(("ConfigMap", kit), None)
+    record.plugins_looked_at = (candidates, context.clock.monotonic())
+    for plugin in sorted(candidates - mounted(Workload.parse(body).template for body in replica_sets)):
+        await context.kube.delete(
+            CONFIG_MAPS, namespace, plugin, uid=context.store.config_maps[(namespace, plugin)].uid
+        )
+        record.children.pop(("ConfigMap", plugin), None)
 
 
-def owned_kits(config_maps: Iterable[KubeObject], *, deployment: str, uid: str) -> frozenset[str]:
+def owned_plugins(config_maps: Iterable[KubeObject], *, deployment: str, uid: str) -> frozenset[str]:
     """Names of the plugins' ConfigMaps that the VLLMDeployment of that name and UID owns."""
-    prefix = kit_config_map(deployment, "")
+    prefix = plugin_config_map(deployment, "")
     return frozenset(
         found.name for found in config_maps if found.name.startswith(prefix) and found.is_controlled_by(uid)
     )
@@ -82,6 +84,6 @@ def mounted(specs: Iterable[PodSpec]) -> frozenset[str]:
     return frozenset[str]().union(*(spec.config_maps for spec in specs))
 
 
-def kits_to_remove(kits: frozenset[str], *, current: str, users: Iterable[PodSpec]) -> frozenset[str]:
+def plugins_to_remove(plugins: frozenset[str], *, current: str, users: Iterable[PodSpec]) -> frozenset[str]:
     """Plugins that none of `users` (the Deployment, all its ReplicaSets, all its pods) mounts; never the operator's own."""
-    return kits - mounted(users) - {current}
+    return plugins - mounted(users) - {current}

@@ -76,7 +76,7 @@ def _served(context: Context, pod: Pod) -> tuple[set[str], str | None]:
     if container is None:
         return set(), None  # it begins with the list that is known here, and leaves out what is not there
     view = context.records.pods.peek(key).view
-    if view is None or view.container_id != container or view.error is not None or not view.gate_closed:
+    if view is None or view.container_id != container or view.error is not None or not view.guarded:
         why = view.error if view is not None and view.error else "it has not answered yet"
         return set(), f"pod {key[0]}/{key[1]} may be serving, and can't be asked: {why}"
     paths = [served.path for served in view.served.values()] + [*view.waiting.values(), *view.retired]

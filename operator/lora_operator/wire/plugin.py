@@ -80,7 +80,7 @@ class RetiredContent:
 class PluginState:
     """What a pod's plugin reports of itself."""
 
-    kit: Name  # the plugin's hash, by which its ConfigMap is named
+    plugin: Annotated[Name, Field(alias="kit")]  # the plugin's hash, by which its ConfigMap is named
     vllm_version: Name
     list_generation: Annotated[int, Field(ge=0, lt=MAX_GENERATION)] | None
     settled: bool
