@@ -375,3 +375,31 @@ def test_a_download_whose_node_is_lost_is_tried_again() -> None:
     world.skip(180)
     assert told(world.objects["LoRAAdapter", *ADAPTERS[1]])["Ready"]["status"] == "True"
     check_idempotent(world)
+
+
+def test_a_deployment_that_somebody_else_made_meanwhile_is_not_scaled() -> None:
+    """Between the look at it and the patch lie the writes of the list and the Service, which a webhook may hold up."""
+    world = start(1)
+    list_of_ours = ("ConfigMap", SERVING, modules_config_map("llama"))
+    known = world.objects[list_of_ours]
+
+    def replace_workload() -> None:
+        if world.objects[list_of_ours] is known or world.objects[WORKLOAD]["metadata"].get("labels") == {
+            "of": "another"
+        }:
+            return
+        metadata = {"name": "llama", "namespace": SERVING, "labels": {"of": "another"}}
+        spec = world.objects[WORKLOAD]["spec"] | {"replicas": 1}
+        world.remove(WORKLOAD)
+        world.write({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec})
+        world._hear(all_of_it=True)
+
+    world.kube.on_written = replace_workload
+    body = world.objects[LLAMA]
+    world.write(body | {"spec": body["spec"] | {"replicas": 4}})
+    delete("LoRAAdapter", ADAPTERS[0])(world)
+    world.skip(60)
+    live = world.objects[WORKLOAD]
+    assert live["metadata"]["labels"] == {"of": "another"}
+    assert live["spec"]["replicas"] == 1
+    assert said(world)["reason"] == "NameTaken"

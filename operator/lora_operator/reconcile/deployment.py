@@ -7,6 +7,7 @@ awaited before the plan is published. So no list is applied that was not planned
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import TypeVar
 
 from lora_operator.api.adapter import LoRAAdapter
@@ -61,14 +62,16 @@ async def reconcile_deployment(context: Context, key: Key) -> float | None:
     plan = plan_deployment(seen, now=context.clock.now())
     _publish(context, deployment, plan)
     refused = await _apply(context, seen, plan)
-    if seen.served is None:
+    served = seen.served
+    if served is None:
         return NOT_ASKED_SECONDS  # what stands in the status stays until the pods were asked
+    seen = await _with_events(context, seen)
     workload = context.store.workloads.get(place)
-    found = outcome(seen, seen.served, plan, workload=workload, refused=refused)
+    found = outcome(seen, served, plan, workload=workload, refused=refused)
     status = plan_status(found, now=context.clock.now())
     written = await context.statuses.write(deployment, status)
     if written or status == deployment.status:  # else it is reported later, and adapters read it there
-        report_readiness(context, deployment, seen.served, status)
+        report_readiness(context, deployment, served, status)
     await remove_old_plugins(context, deployment)
     await keep_budget(context, deployment)
     return look_again(seen, plan, refused)
@@ -83,9 +86,8 @@ async def _observe(context: Context, deployment: VLLMDeployment, model: ModelCon
     """All that is known at one moment."""
     token_secret = await _token_secret(context, deployment)
     record = context.records.deployments[deployment.key]
-    stored = None if record.modules is not None else await stored_list(context, deployment)
     await learn_owners(context, deployment)
-    is_setting_up, warnings = await warnings_of(context, all_own_pods(context, deployment), known=record.warnings)
+    stored = None if record.modules is not None else await stored_list(context, deployment)
     # From here on nothing is awaited.
     pods = tuple(all_own_pods(context, deployment))
     known = {pod.name: context.records.pods.peek(pod.key) for pod in pods}
@@ -97,7 +99,8 @@ async def _observe(context: Context, deployment: VLLMDeployment, model: ModelCon
         model=model,
         adapters=_observe_list(context, deployment, stored, [pod for pod in pods if not pod.has_ended]),
         workload=live,
-        is_as_made=live is None or not is_ours or context.children.adopt(deployment.key, live),
+        # Judged only where it could be made anew: until then, what somebody changed by hand is taken as it is.
+        is_as_made=live is None or not is_ours or not model.is_ready or context.children.adopt(deployment.key, live),
         token_secret=token_secret,
         plugin=context.plugin_hash,
         plugin_files=context.plugin_files,
@@ -106,10 +109,15 @@ async def _observe(context: Context, deployment: VLLMDeployment, model: ModelCon
         served=observe_pods(context, deployment),
         views={pod: one.view for pod, one in known.items() if one.view is not None},
         asked=frozenset(pod for pod, one in known.items() if one.asked),
-        is_setting_up=is_setting_up,
-        warnings=warnings,
         unrolled=record.unrolled,
     )
+
+
+async def _with_events(context: Context, seen: DeploymentObservation) -> DeploymentObservation:
+    """With what Events say of its pods. They are asked for last, as the status alone speaks of them: nothing else waits for that."""
+    known = context.records.deployments[seen.deployment.key].warnings
+    is_setting_up, warnings = await warnings_of(context, seen.pods, known=known)
+    return replace(seen, is_setting_up=is_setting_up, warnings=warnings)
 
 
 async def _token_secret(context: Context, deployment: VLLMDeployment) -> Body | ReasonError:
@@ -246,8 +254,8 @@ async def _roll(context: Context, deployment: VLLMDeployment, manifest: Body) ->
 
 async def _scale(context: Context, deployment: VLLMDeployment, replicas: int) -> None:
     live = context.store.workloads.get(deployment.key)
-    if live is None:
-        return
+    if live is None or not live.is_controlled_by(deployment.metadata.uid) or live.replicas == replicas:
+        return  # somebody was quicker
     as_made = context.children.adopt(deployment.key, live)
     patched = await context.kube.patch(DEPLOYMENTS, *deployment.key, {"spec": {"replicas": replicas}})
     if as_made:
