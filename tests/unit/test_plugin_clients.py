@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 from typing import Any
@@ -92,27 +93,51 @@ def pieces(*sizes: int) -> Any:
 
 
 async def raw(pod: Pod, receive: Any, headers: list[tuple[bytes, bytes]]) -> tuple[int, Json, dict[bytes, bytes]]:
+    """A request that is refused: answered at once, and ended when its client has nothing more to send."""
     sent: list[Json] = []
+    unread = [name for name, _ in headers] == [b"content-length"]
 
     async def send(message: Json) -> None:
         sent.append(message)
 
+    async def receive_last() -> Json:
+        assert len(sent) == 2 or not unread, "the body was read before the answer"
+        message: Json = await receive()
+        return message
+
     scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "raw_path": b"/v1/embeddings"}
-    await pod.plugin(scope | {"headers": headers, "query_string": b"", "app": pod.engine}, receive, send)
-    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    await pod.plugin(scope | {"headers": headers, "query_string": b"", "app": pod.engine}, receive_last, send)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body", "http.response.body"]
+    assert [message.get("more_body", False) for message in sent[1:]] == [True, False]
+    assert sent[2]["body"] == b""
     return sent[0]["status"], json.loads(sent[1]["body"]), dict(sent[0]["headers"])
 
 
 async def test_a_body_that_is_announced_too_large_is_refused_unread(bounded: Pod) -> None:
-    async def receive() -> Json:
-        raise AssertionError("the body was read")
-
     async with bounded.running():
         for length in (b"1001", b"99999999999999999999", b"-1", b"1e3", b""):
-            status, answer, headers = await raw(bounded, receive, [(b"content-length", length)])
+            status, answer, headers = await raw(bounded, pieces(600, 600), [(b"content-length", length)])
             assert (status, headers[b"connection"]) == (413, b"close")
             assert "1000 bytes (the VLLMDeployment's spec.engine.maxRequestSize)" in answer["error"]["message"]
         assert ("POST", "/v1/embeddings") not in bounded.engine.calls
+
+
+async def test_a_client_that_goes_on_sending_is_left_after_a_while(
+    bounded: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_operator.engine_plugin.clients.LINGER_SECONDS", 0.05)
+    asked = asyncio.Event()
+
+    async def receive() -> Json:
+        if asked.is_set():
+            await asyncio.Event().wait()
+        asked.set()
+        return {"type": "http.request", "body": b" " * 600, "more_body": True}
+
+    async with bounded.running():
+        assert (await raw(bounded, receive, [(b"content-length", b"1001")]))[0] == 413
+        assert asked.is_set()
+        assert bounded.plugin._requests == {}
 
 
 async def test_a_body_that_grows_too_large_is_refused(bounded: Pod) -> None:

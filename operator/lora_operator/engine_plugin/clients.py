@@ -6,6 +6,8 @@ bodies of any size into the one process that all clients share. Nothing is buffe
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import re
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from typing import Any, Final
 from .admin_guard import KEYLESS, route_path
 from .asgi import App, Message, Receive, Scope, Send
 
+LINGER_SECONDS: Final = 2.0
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 
 
@@ -59,3 +62,15 @@ async def pass_bounded(app: App, scope: Scope, receive: Receive, send: Send, *, 
         if taken <= limit:
             raise
     return taken <= limit or began
+
+
+async def drop_rest(receive: Receive) -> None:
+    """Read what a client that was refused still sends, for at most 2 s, and keep nothing of it.
+
+    A connection that is closed while bytes arrive is reset, and the client that is sending may never see its answer.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            message: Message = {"type": "http.request", "more_body": True}
+            while message["type"] == "http.request" and message.get("more_body", False):
+                message = await receive()

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 from .admin_guard import API_PREFIX, ERROR_TYPE, READY_PATH, Access, judge, read_token, route_path, without_token
 from .asgi import App, Message, Receive, Scope, Send
 from .clean_text import clean
-from .clients import declares_more, has_key, pass_bounded
+from .clients import declares_more, drop_rest, has_key, pass_bounded
 from .list_file import LIST_BYTES, report_list
 from .loads import DEAD_SECONDS, UNANSWERED, UNREADY_SECONDS, watch_static
 from .plugin_settings import PluginSettings
@@ -155,7 +155,7 @@ class Plugin:
                     send,
                     413,
                     f"a request may have {limit} bytes (the VLLMDeployment's spec.engine.maxRequestSize)",
-                    close=True,
+                    last_of=receive,
                 )
         finally:
             del self._requests[number]
@@ -284,14 +284,18 @@ def _error(status: int, message: str) -> dict[str, Any]:
     return {"message": clean(message), "type": ERROR_TYPE, "code": status}
 
 
-async def _refuse(send: Send, status: int, message: str, *, close: bool = False) -> None:
-    await _answer(send, status, {"error": _error(status, message)}, close=close)
+async def _refuse(send: Send, status: int, message: str, *, last_of: Receive | None = None) -> None:
+    await _answer(send, status, {"error": _error(status, message)}, last_of=last_of)
 
 
-async def _answer(send: Send, status: int, body: dict[str, Any], *, close: bool = False) -> None:
+async def _answer(send: Send, status: int, body: dict[str, Any], *, last_of: Receive | None = None) -> None:
+    """Answer; with `last_of`, the rest of whose request nobody wants, the connection is closed once the client has its answer."""
     content = json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    if close:
+    if last_of is not None:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
+    await send({"type": "http.response.body", "body": content, "more_body": last_of is not None})
+    if last_of is not None:
+        await drop_rest(last_of)
+        await send({"type": "http.response.body", "body": b""})
