@@ -75,8 +75,6 @@ OPEN_FIELDS: set[str] = {
     "plan/adapter_list.py:Decision.accepted",
 }
 OPEN_FUNCTIONS: set[str] = {
-    "fetch/sources/huggingface/resume.py:_download",
-    "fetch/sources/huggingface/resume.py:download_big",
     "plan/adapter_status.py:adapter_status",
     "plan/admission.py:admit",
     "plan/deployment_status.py:_in_sync",
