@@ -77,7 +77,6 @@ OPEN_FIELDS: set[str] = {
 OPEN_FUNCTIONS: set[str] = {
     "plan/adapter_status.py:adapter_status",
     "plan/admission.py:admit",
-    "plan/deployment_status.py:_in_sync",
     "plan/fair_share.py:order",
     "reconcile/eviction.py:_start",
 }
