@@ -78,7 +78,6 @@ OPEN_FUNCTIONS: set[str] = {
     "plan/adapter_status.py:adapter_status",
     "plan/admission.py:admit",
     "plan/fair_share.py:order",
-    "reconcile/eviction.py:_start",
 }
 OPEN_FILES: set[str] = {
     "api/deployment.py",
