@@ -12,7 +12,7 @@ from lora_operator.api.sources.source import Source
 from lora_operator.desired.evict_job import build_evict_job
 from lora_operator.desired.job import build_job, build_request
 from lora_operator.desired.job_placement import JobPlacement
-from lora_operator.plan.identity import workload_identity
+from lora_operator.plan.source_policy import workload_identity
 from lora_operator.wire.jobs import EvictRequest
 from tests.unit.builders import make_artifact, make_cache
 

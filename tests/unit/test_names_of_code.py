@@ -75,14 +75,9 @@ OPEN_FIELDS: set[str] = {
     "plan/adapter_list.py:Decision.accepted",
 }
 OPEN_FUNCTIONS: set[str] = {
-    "desired/command_line.py:build_env",
-    "fetch/sources/huggingface/resume.py:_download",
-    "fetch/sources/huggingface/resume.py:download_big",
     "plan/adapter_status.py:adapter_status",
     "plan/admission.py:admit",
-    "plan/deployment_status.py:_in_sync",
     "plan/fair_share.py:order",
-    "reconcile/eviction.py:_start",
 }
 OPEN_FILES: set[str] = {
     "api/deployment.py",

@@ -15,10 +15,8 @@ from lora_operator.api.cache import ModelCache, ModelCacheSpec
 from lora_operator.api.sources.base import HOST, NAME, PORT
 from lora_operator.api.sources.source import Source
 from lora_operator.desired.job import build_request
-from lora_operator.plan.identity import workload_identity
-from lora_operator.plan.pin import refused_by_pin
-from lora_operator.plan.room import too_large
-from lora_operator.plan.source_policy import source_refused
+from lora_operator.plan.preconditions import too_large
+from lora_operator.plan.source_policy import refused_by_pin, source_refused, workload_identity
 from lora_operator.plan.wants import build_artifact
 from lora_operator.source_kinds import SCHEMES
 from tests.unit.builders import make_artifact, make_cache

@@ -13,7 +13,7 @@ from lora_operator.plan.adapter import plan_adapter
 from lora_operator.plan.adapter_list import Decision, ModuleList, plan_list
 from lora_operator.plan.artifact import plan_artifact
 from lora_operator.plan.job_view import JobView
-from lora_operator.plan.pin import refused_by_pin
+from lora_operator.plan.source_policy import refused_by_pin
 from lora_operator.plan.wants import build_artifact
 from lora_operator.wire.jobs import FetchResult
 from tests.unit.builders import (

@@ -32,6 +32,21 @@ SHUTDOWN_SECONDS: Final = 120
 DEAD_GRACE_SECONDS: Final = PRE_STOP_SECONDS + 10
 GRACE_SECONDS: Final = PRE_STOP_SECONDS + SHUTDOWN_SECONDS + 25
 
+_ENGINE_SETTINGS: Final = {  # the same for every deployment: writable homes, no network for models
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_CACHE": f"{CACHE_MOUNT}/hub",
+    "HF_HOME": f"{HOME_MOUNT}/huggingface",
+    "HOME": HOME_MOUNT,
+    "VLLM_CACHE_ROOT": f"{HOME_MOUNT}/vllm",
+    "XDG_CACHE_HOME": f"{HOME_MOUNT}/cache",
+    "TORCHINDUCTOR_CACHE_DIR": f"{HOME_MOUNT}/inductor",
+    "TRITON_CACHE_DIR": f"{HOME_MOUNT}/triton",
+    "VLLM_NO_USAGE_STATS": "1",
+    "USER": "vllm",  # an arbitrary user id has no name, and torch asks for one
+    "LOGNAME": "vllm",
+}
+
 
 @dataclass(frozen=True)
 class StaticModules:
@@ -131,32 +146,7 @@ def build_env(
     All settings of the plugin are set, also those that don't matter: what an envFrom brings must not take their place.
     """
     spec = deployment.spec
-    values = {
-        "LORA_OPERATOR_CACHE_ROOT": CACHE_MOUNT,
-        "LORA_OPERATOR_KIT": plugin,
-        "LORA_OPERATOR_MAX_CPU_LORAS": str(spec.lora.max_cpu_loras),
-        "LORA_OPERATOR_MAX_LORA_RANK": str(spec.lora.max_lora_rank),
-        "LORA_OPERATOR_MAX_REQUEST_BYTES": str(parse_size(spec.engine.max_request_size)),
-        "LORA_OPERATOR_MODEL_PATH": model_path,
-        "LORA_OPERATOR_SERVED_NAMES": json.dumps(list(spec.model.served_names)),
-        "LORA_OPERATOR_STATE": PLUGIN_STATE_MOUNT,
-        "LORA_OPERATOR_TOKEN_FILE": f"{GUARD_MOUNT}/{GUARD_KEY}",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_CACHE": f"{CACHE_MOUNT}/hub",
-        "HF_HOME": f"{HOME_MOUNT}/huggingface",
-        "HOME": HOME_MOUNT,
-        "VLLM_CACHE_ROOT": f"{HOME_MOUNT}/vllm",
-        "XDG_CACHE_HOME": f"{HOME_MOUNT}/cache",
-        "TORCHINDUCTOR_CACHE_DIR": f"{HOME_MOUNT}/inductor",
-        "TRITON_CACHE_DIR": f"{HOME_MOUNT}/triton",
-        "VLLM_NO_USAGE_STATS": "1",
-        "USER": "vllm",  # an arbitrary user id has no name, and torch asks for one
-        "LOGNAME": "vllm",
-        "LORA_OPERATOR_MODULES": f"{MODULES_MOUNT}/{MODULES_KEY}" if static is None else "",
-        "LORA_OPERATOR_UPDATE_STRATEGY": HOT_LOAD if static is None else ROLLOUT,
-        "LORA_OPERATOR_LIST_GENERATION": "" if static is None else str(static.generation),
-    }
+    values = {**_plugin_settings(deployment, model_path=model_path, plugin=plugin, static=static), **_ENGINE_SETTINGS}
     env: dict[str, dict[str, Any]] = {
         name: {"name": name, "value": literal(value)} for name, value in sorted(values.items())
     }
@@ -168,3 +158,24 @@ def build_env(
         }
     env |= {variable.name: variable.to_wire() for variable in spec.engine.env}
     return list(env.values())
+
+
+def _plugin_settings(
+    deployment: VLLMDeployment, *, model_path: str, plugin: str, static: StaticModules | None
+) -> dict[str, str]:
+    """What the plugin reads at the engine's start."""
+    spec = deployment.spec
+    return {
+        "LORA_OPERATOR_CACHE_ROOT": CACHE_MOUNT,
+        "LORA_OPERATOR_KIT": plugin,
+        "LORA_OPERATOR_MAX_CPU_LORAS": str(spec.lora.max_cpu_loras),
+        "LORA_OPERATOR_MAX_LORA_RANK": str(spec.lora.max_lora_rank),
+        "LORA_OPERATOR_MAX_REQUEST_BYTES": str(parse_size(spec.engine.max_request_size)),
+        "LORA_OPERATOR_MODEL_PATH": model_path,
+        "LORA_OPERATOR_SERVED_NAMES": json.dumps(list(spec.model.served_names)),
+        "LORA_OPERATOR_STATE": PLUGIN_STATE_MOUNT,
+        "LORA_OPERATOR_TOKEN_FILE": f"{GUARD_MOUNT}/{GUARD_KEY}",
+        "LORA_OPERATOR_MODULES": f"{MODULES_MOUNT}/{MODULES_KEY}" if static is None else "",
+        "LORA_OPERATOR_UPDATE_STRATEGY": HOT_LOAD if static is None else ROLLOUT,
+        "LORA_OPERATOR_LIST_GENERATION": "" if static is None else str(static.generation),
+    }

@@ -15,8 +15,8 @@ from lora_operator.conditions import Verdict, failing, find, is_true, ok, reason
 from lora_operator.constants import Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.deployment_pods import DeploymentPods
-from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.refresh import Epoch, Refresh, describe, parse_interval, plan_refresh
+from lora_operator.plan.source_policy import refused_by_pin
 from lora_operator.plan.wants import Credentials, build_artifact
 
 

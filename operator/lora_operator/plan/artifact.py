@@ -12,10 +12,9 @@ from lora_operator.constants import ANNOTATION_REFRESH, LABEL_MANAGED_BY, MANAGE
 from lora_operator.errors import ReasonError
 from lora_operator.names import format_size, short_revision
 from lora_operator.plan.job_view import JobView, given_up
-from lora_operator.plan.pin import refused_by_pin
-from lora_operator.plan.preconditions import held_up
+from lora_operator.plan.preconditions import MAX_FAILURE_SHOWN, has_new_room, held_up, queued, without_room
 from lora_operator.plan.progress import describe, look_every, told
-from lora_operator.plan.room import MAX_FAILURE_SHOWN, has_new_room, queued, without_room
+from lora_operator.plan.source_policy import refused_by_pin
 from lora_operator.plan.wants import Credentials
 from lora_operator.wire.jobs import FetchProgress, FetchResult
 

@@ -235,47 +235,62 @@ def _available(seen: DeploymentOutcome, ready: list[DeploymentPod], trouble: Ver
 
 
 def _in_sync(seen: DeploymentOutcome, ready: list[DeploymentPod], missing: Mapping[str, Sequence[str]]) -> Verdict:
-    if seen.modules is None:
+    modules = seen.modules
+    if modules is None:
         return failing(Reason.SYNC_PENDING, "the adapters have not all been looked at yet")
-    rolls = seen.deployment.spec.lora.update_strategy == ROLLOUT
     if seen.waits_for is not None:
         return failing(
-            Reason.SYNC_PENDING, f"list {seen.modules.generation} is not rolled out yet: it waits {seen.waits_for}"
+            Reason.SYNC_PENDING, f"list {modules.generation} is not rolled out yet: it waits {seen.waits_for}"
         )
-    wanted = seen.modules.by_name()
-    refused: set[str] = set()
+    rolls = seen.deployment.spec.lora.update_strategy == ROLLOUT
     for pod in ready:
-        view = pod.view
-        if view is None or view.error is not None:
-            return failing(Reason.SYNC_PENDING, f"pod {pod.name}: {view.error if view else 'not asked yet'}")
-        if view.list_generation != seen.modules.generation:
-            return failing(
-                Reason.SYNC_PENDING,
-                f"pod {pod.name} holds list {view.list_generation}, the current one is {seen.modules.generation}"
-                + ("; the pods are being replaced" if rolls else ""),
-            )
-        absent = set(missing[pod.name])
-        if absent - set(view.failures):
-            return failing(Reason.SYNC_PENDING, f"pod {pod.name} is loading {sorted(absent - set(view.failures))[0]}")
-        refused |= absent
-        if view.orphans:
-            return failing(
-                Reason.ORPHANS_LOADED, f"pod {pod.name} answers {', '.join(view.orphans[:5])}, which no object wants"
-            )
-        if not view.atomic_swap and not rolls:
-            return failing(
-                Reason.NO_ATOMIC_SWAP,
-                f"pod {pod.name}: vLLM {view.version} has no registry that the plugin knows: "
-                "while an adapter changes its revision, a few requests for it may get 404",
-            )
+        why = _behind(pod, modules.generation, absent=missing[pod.name], rolls=rolls) or _at_fault(pod, rolls=rolls)
+        if why is not None:
+            return why
     if seen.left_out:
         return _left_out(seen.left_out)
+    refused = {name for pod in ready for name in missing[pod.name]}
     if refused:
         return ok(
             Reason.IN_SYNC,
-            f"list {seen.modules.generation}; not served: {', '.join(sorted(refused)[:5])} (see their status)",
+            f"list {modules.generation}; not served: {', '.join(sorted(refused)[:5])} (see their status)",
         )
-    return ok(Reason.IN_SYNC, f"list {seen.modules.generation} with {len(wanted)} adapters")
+    return ok(Reason.IN_SYNC, f"list {modules.generation} with {len(modules.by_name())} adapters")
+
+
+def _behind(pod: DeploymentPod, generation: int, *, absent: Sequence[str], rolls: bool) -> Verdict | None:
+    """SyncPending while a pod is not known to serve what the list of that generation has; what it refused is not awaited."""
+    view = pod.view
+    if view is None or view.error is not None:
+        return failing(Reason.SYNC_PENDING, f"pod {pod.name}: {view.error if view else 'not asked yet'}")
+    if view.list_generation != generation:
+        return failing(
+            Reason.SYNC_PENDING,
+            f"pod {pod.name} holds list {view.list_generation}, the current one is {generation}"
+            + ("; the pods are being replaced" if rolls else ""),
+        )
+    loading = set(absent) - set(view.failures)
+    if loading:
+        return failing(Reason.SYNC_PENDING, f"pod {pod.name} is loading {min(loading)}")
+    return None
+
+
+def _at_fault(pod: DeploymentPod, *, rolls: bool) -> Verdict | None:
+    """What is wrong with a pod that has the current list: it answers what nobody wants, or can't change an adapter in one step."""
+    view = pod.view
+    if view is None:
+        return None
+    if view.orphans:
+        return failing(
+            Reason.ORPHANS_LOADED, f"pod {pod.name} answers {', '.join(view.orphans[:5])}, which no object wants"
+        )
+    if not view.atomic_swap and not rolls:
+        return failing(
+            Reason.NO_ATOMIC_SWAP,
+            f"pod {pod.name}: vLLM {view.version} has no registry that the plugin knows: "
+            "while an adapter changes its revision, a few requests for it may get 404",
+        )
+    return None
 
 
 def _left_out(counts: Mapping[Reason, int]) -> Verdict:

@@ -28,10 +28,10 @@ from lora_operator.kube.pods import Pod
 from lora_operator.kube.workloads import Job
 from lora_operator.names import job_name
 from lora_operator.plan.artifact import ArtifactObservation, SecretVersion, is_by_hand, plan_artifact, plan_failure
-from lora_operator.plan.identity import workload_identity
 from lora_operator.plan.job_view import JobView, silent_object, view_job
 from lora_operator.plan.preconditions import wanters_credentials
 from lora_operator.plan.progress import MIRRORED_SECONDS
+from lora_operator.plan.source_policy import workload_identity
 from lora_operator.plan.wants import Credentials
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context

@@ -15,9 +15,8 @@ from lora_operator.kube.kinds import Kind
 from lora_operator.plan.deployment import BLOCKED_SECONDS
 from lora_operator.plan.deployment_status import describe_refresh
 from lora_operator.plan.model_contents import Content, ModelContents, model_is_ready
-from lora_operator.plan.pin import refused_by_pin
 from lora_operator.plan.refresh import Epoch, requested
-from lora_operator.plan.source_policy import source_refused
+from lora_operator.plan.source_policy import refused_by_pin, source_refused
 from lora_operator.plan.wants import ContentWant, Credentials, Role, build_artifact, model_wants
 from lora_operator.reconcile.adapter import cache_of
 from lora_operator.reconcile.context import Context

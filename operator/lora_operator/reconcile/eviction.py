@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from lora_operator.api.cache import EvictionStatus, ModelCache, VolumeFigures
 from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, CACHE_MOUNT
@@ -194,37 +194,68 @@ async def _look(context: Context, cache: ModelCache, job: Job) -> EvictJob:
 
 async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attempt: int) -> EvictionPlan:
     """Delete the artifacts whose content goes, then make the Job that keeps what the others have by then."""
+    claim = claim_of(context, cache.key)  # as long as the cache is known
+    refused = await _delete_artifacts(context, plan)
+    if refused is not None:
+        return EvictionPlan(could_not(plan.status, refused, now=context.clock.now()))
+    await read_lists(context, cache.metadata.namespace)
+    keep, unsure = _kept(context, claim, plan)
+    if unsure is not None:
+        return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
+    manifest = _manifest(context, cache, plan, attempt, keep=keep)
+    try:
+        context.answers.take(Kind.JOB, await context.kube.create(manifest))
+    except ConflictError:
+        if await _is_there(context, cache, manifest["metadata"]["name"]):
+            return plan
+        return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
+    except (ForbiddenError, InvalidObjectError) as error:
+        return EvictionPlan(could_not(plan.status, f"the Job was refused: {error}", now=context.clock.now()))
+    return plan
+
+
+async def _delete_artifacts(context: Context, plan: EvictionPlan) -> str | None:
+    """Deletes those that nobody has come for meanwhile; says what keeps one from being deleted."""
     records, store = context.records, context.store
-    claim, namespace = claim_of(context, cache.key), cache.metadata.namespace
     for artifact in plan.remove:
         if records.wanters(artifact.key) or store.is_told(artifact.key):
             continue  # somebody has come while we deleted others
         try:
             await context.kube.delete(MODEL_ARTIFACTS, *artifact.key, uid=artifact.metadata.uid)
         except (ForbiddenError, InvalidObjectError) as error:
-            return EvictionPlan(
-                could_not(plan.status, f"its object can't be deleted: {error}", now=context.clock.now())
-            )
+            return f"its object can't be deleted: {error}"
         change = store.remove(Kind.MODEL_ARTIFACT, *artifact.key, uid=artifact.metadata.uid)
         if change is not None:  # whoever wants it from now on makes it anew
             context.enqueue(change.key)
-    await read_lists(context, namespace)
-    used, unsure = used_views(context, namespace)
+    return None
+
+
+def _kept(context: Context, claim: ObjectKey, plan: EvictionPlan) -> tuple[Collection[str], str | None]:
+    """The snapshots that artifacts or engines have now; or why it can't be known what engines have."""
+    records, store = context.records, context.store
+    used, unsure = used_views(context, claim[0])
     if unsure is not None:
-        return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
+        return used, unsure
     views = {view_name(a) for key in caches_of(context, claim) for a in store.artifacts_of(key)} - {""}
     # Who saw one Ready until just now may be telling pods of it.
     views |= {view_name(a) for a in plan.remove if records.wanters(a.key) or store.is_told(a.key)}
+    return views | used, None
+
+
+def _manifest(
+    context: Context, cache: ModelCache, plan: EvictionPlan, attempt: int, *, keep: Collection[str]
+) -> dict[str, Any]:
+    """The eviction's Job, on nodes where the pods of deployments that use the cache run."""
     request = EvictRequest(
         cache_root=CACHE_MOUNT,
         owner=cache.status.claim_uid,
-        keep=encode_keep(views | used),
+        keep=encode_keep(keep),
         built=plan.built.timestamp() if plan.built is not None else None,
     )
-    beside = [d for d in store.deployments.values() if d.metadata.namespace == namespace]
-    fleets = [d for d in beside if isinstance(found := cache_of(context, d), ModelCache) and found.key == cache.key]
+    beside = [d for d in context.store.deployments.values() if d.metadata.namespace == cache.metadata.namespace]
+    users = [d for d in beside if isinstance(found := cache_of(context, d), ModelCache) and found.key == cache.key]
     settings = context.settings
-    manifest = build_evict_job(
+    return build_evict_job(
         cache,
         request,
         attempt=attempt,
@@ -232,19 +263,18 @@ async def _start(context: Context, cache: ModelCache, plan: EvictionPlan, attemp
         image=settings.operator_image,
         image_pull_policy=settings.operator_image_pull_policy,
         resources=dict(settings.job_resources),
-        placement=job_placement(cache, fleets),
+        placement=job_placement(cache, users),
     )
-    try:
-        context.answers.take(Kind.JOB, await context.kube.create(manifest))
-    except ConflictError:
-        body = await context.kube.get(JOBS, namespace, manifest["metadata"]["name"])
-        job = Job.parse(body)
-        if job.is_controlled_by(cache.metadata.uid):
-            context.answers.take(Kind.JOB, body)
-            return plan
-        if job.owner is not None and job.owner.kind == Kind.MODEL_CACHE:  # an earlier cache's of this name
-            await context.kube.delete(JOBS, namespace, job.name)
-        return EvictionPlan(cache.status.eviction, requeue_after=POLL_UNSURE_SECONDS)
-    except (ForbiddenError, InvalidObjectError) as error:
-        return EvictionPlan(could_not(plan.status, f"the Job was refused: {error}", now=context.clock.now()))
-    return plan
+
+
+async def _is_there(context: Context, cache: ModelCache, name: str) -> bool:
+    """Whether the Job of that name is this cache's own; an earlier cache's goes."""
+    namespace = cache.metadata.namespace
+    body = await context.kube.get(JOBS, namespace, name)
+    job = Job.parse(body)
+    if job.is_controlled_by(cache.metadata.uid):
+        context.answers.take(Kind.JOB, body)
+        return True
+    if job.owner is not None and job.owner.kind == Kind.MODEL_CACHE:  # an earlier cache's of this name
+        await context.kube.delete(JOBS, namespace, job.name)
+    return False

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from huggingface_hub import file_download, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.file_download import HfFileMetadata, http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
 
 from lora_operator.constants import Reason
@@ -102,28 +102,8 @@ def download_big(
         file_locks.discard_old(path)
     full = threading.Event()
 
-    def one(file: RemoteFile) -> None:
-        with file_locks.held(place.lock(file.blob)) as alone:
-            if (place.blobs / file.blob).exists():
-                return
-            partial = _adopt(place, file) if alone else _own(place, file)
-            if file.size < RESUMABLE_BYTES:
-                partial.unlink(missing_ok=True)
-                return
-            # Who is overtaken finds the finished blob, or begins anew.
-            while not (place.blobs / file.blob).exists():
-                try:
-                    _download(file, partial, place, full, commit=commit, xet=xet)
-                    return
-                except file_locks.Overtaken:
-                    continue
-                except OSError as error:
-                    if error.errno in NO_SPACE:
-                        full.set()
-                    raise
-
     with ThreadPoolExecutor(workers, thread_name_prefix="download") as pool:
-        futures = [pool.submit(one, file) for file in _to_resume(place, files)]
+        futures = [pool.submit(_bring, file, place, full, commit=commit, xet=xet) for file in _to_resume(place, files)]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -131,6 +111,31 @@ def download_big(
             # After a failure those under way end by themselves, and keep what they have; the others don't begin. On a full
             # volume they end with their next bytes, and that is awaited: their unfinished files go.
             pool.shutdown(wait=full.is_set(), cancel_futures=True)
+
+
+def _bring(file: RemoteFile, place: HubPlace, full: threading.Event, *, commit: str, xet: Xet) -> None:
+    """Under the blob's lock: downloads a big file on from what is there, and removes what is there of a small one.
+
+    Sets `full` where the volume has no space for it.
+    """
+    with file_locks.held(place.lock(file.blob)) as alone:
+        if (place.blobs / file.blob).exists():
+            return
+        partial = _adopt(place, file) if alone else _own(place, file)
+        if file.size < RESUMABLE_BYTES:
+            partial.unlink(missing_ok=True)
+            return
+        # Who is overtaken finds the finished blob, or begins anew.
+        while not (place.blobs / file.blob).exists():
+            try:
+                _download(file, partial, place, full, commit=commit, xet=xet)
+                return
+            except file_locks.Overtaken:
+                continue
+            except OSError as error:
+                if error.errno in NO_SPACE:
+                    full.set()
+                raise
 
 
 def _to_resume(place: HubPlace, files: Iterable[RemoteFile]) -> Collection[RemoteFile]:
@@ -205,32 +210,37 @@ def _download(
         return
     with partial.open("a+b", buffering=0) as opened:
         target = _Target(partial, opened, full)
-        have = target.size
-        if have > file.size:
-            target.truncate(0)
-            have = 0
-        log.info("downloading %s from byte %d of %d", file.path, have, file.size)
-        if found.xet_file_data is not None:
-            xet.receive(found.xet_file_data, target, start=have, size=file.size, name=file.path)
-        elif beyond_http(file.size):
-            raise ReasonError(
-                Reason.JOB_FAILED,
-                f"{text.clean(file.path, limit=200)!r} has {text.size(file.size)}, which is more than the Hub serves by plain "
-                "HTTP, and it does not offer the file by Xet; use smaller shards",
-            )
-        if target.size < file.size:
-            # `transport` keeps the token from any other host that the location may be on.
-            http_get(
-                found.location,
-                target.as_file(),
-                resume_size=target.size,
-                headers=build_hf_headers(token=xet.token),
-                expected_size=file.size,
-                displayed_filename=file.path,
-            )
+        _append(file, target, found, xet)
         target.sync()
         sha256 = target.sha256
     _finish(file, partial, place, sha256)
+
+
+def _append(file: RemoteFile, target: _Target, found: HfFileMetadata, xet: Xet) -> None:
+    """Appends what the target lacks: by Xet where the Hub offers that, and what is still lacking then by plain HTTP."""
+    have = target.size
+    if have > file.size:
+        target.truncate(0)
+        have = 0
+    log.info("downloading %s from byte %d of %d", file.path, have, file.size)
+    if found.xet_file_data is not None:
+        xet.receive(found.xet_file_data, target, start=have, size=file.size, name=file.path)
+    elif beyond_http(file.size):
+        raise ReasonError(
+            Reason.JOB_FAILED,
+            f"{text.clean(file.path, limit=200)!r} has {text.size(file.size)}, which is more than the Hub serves by plain "
+            "HTTP, and it does not offer the file by Xet; use smaller shards",
+        )
+    if target.size < file.size:
+        # `transport` keeps the token from any other host that the location may be on.
+        http_get(
+            found.location,
+            target.as_file(),
+            resume_size=target.size,
+            headers=build_hf_headers(token=xet.token),
+            expected_size=file.size,
+            displayed_filename=file.path,
+        )
 
 
 def _finish(file: RemoteFile, partial: Path, place: HubPlace, sha256: str | None) -> None:
