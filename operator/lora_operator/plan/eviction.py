@@ -1,4 +1,4 @@
-"""When content of a cache is removed, and what its Jobs' ends mean; what of it goes is told by `unused`.
+"""When content of a cache is removed, and what its Jobs' ends mean; what of it goes is told by `eviction_candidates`.
 
 Unknown is not empty. Whatever is not known for certain (`unsure`) holds up every removal, and is said.
 """
