@@ -26,11 +26,12 @@ from lora_operator.constants import (
 from lora_operator.kube.kinds import Kind
 from lora_operator.kube.pods import Pod
 from lora_operator.kube.workloads import Job
-from lora_operator.plan.adapter_list import Module
+from lora_operator.plan.adapter_list import ArtifactReference, Decision, Drop, Entry, Module, Serve
 from lora_operator.plan.deployment_pods import DeploymentPod, DeploymentPods, PodView, Served
 from lora_operator.plan.job_view import JobView, view_job
 from lora_operator.reconcile.store import Change, ObjectKey, Store
 
+NO_ENTRY = Drop()
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 9, 0, 0, tzinfo=UTC)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -291,6 +292,18 @@ def make_module(
         lazy=lazy,
         preload=preload,
     )
+
+
+def make_decision(
+    entry: Entry = NO_ENTRY, *, uid: str = "uid-team-a-sql", generation: int = 1, **reference: Any
+) -> Decision:
+    """What was decided on an adapter; `reference` has fields of ArtifactReference by their names."""
+    return Decision(uid, generation, entry, ArtifactReference(**reference))
+
+
+def served_by(decision: Decision) -> Module | None:
+    """The entry that a decision gives to its adapter; None where it keeps what it has, or has none."""
+    return decision.entry.module if isinstance(decision.entry, Serve) else None
 
 
 def make_view(*modules: Module, generation: int | None = 1, **more: Any) -> PodView:

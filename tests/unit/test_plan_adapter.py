@@ -13,7 +13,7 @@ from lora_operator.constants import Condition, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.adapter import AdapterPlan, plan_adapter, plan_refused
 from lora_operator.plan.adapter_content import AdapterObservation
-from lora_operator.plan.adapter_list import Decision
+from lora_operator.plan.adapter_list import Drop, Keep, Serve, Unknown
 from lora_operator.plan.wants import build_artifact
 from tests.unit.builders import (
     COMMIT,
@@ -22,6 +22,7 @@ from tests.unit.builders import (
     make_adapter,
     make_artifact,
     make_cache,
+    make_decision,
     make_deployment,
     make_module,
     make_pod,
@@ -29,6 +30,7 @@ from tests.unit.builders import (
     make_view,
     not_ready,
     ready_artifact,
+    served_by,
     through_the_api,
     told,
 )
@@ -121,9 +123,9 @@ def served(counts: str) -> dict[str, tuple[str, str, str]]:
 def keeps(plan: AdapterPlan) -> str:
     """What becomes of the adapter's entry in the list."""
     decision = plan.decision
-    if decision.keep:
+    if isinstance(decision.entry, Keep | Unknown):
         return "kept"
-    return "served" if decision.module is not None else "none"
+    return "served" if isinstance(decision.entry, Serve) else "none"
 
 
 TOO_LARGE = (
@@ -489,38 +491,36 @@ def test_what_the_status_of_a_served_adapter_says() -> None:
 
 def test_what_the_deployment_is_told() -> None:
     plan = plan_adapter(seen(None, GOOD), now=NOW)
-    assert plan.decision == Decision(
-        uid="uid-team-a-sql", generation=1, accepted=True, artifact=("serving", NAME), module=SQL
-    )
+    assert plan.decision == make_decision(Serve(SQL), artifact=("serving", NAME))
     assert SQL.base_model_name == "meta/Llama", "the first served name is the default lineage"
 
 
 def test_what_of_the_spec_the_deployment_is_told() -> None:
     adapter = make_adapter(servedName="text2sql", placement={"preload": 2})
-    module = plan_adapter(seen(adapter, GOOD), now=NOW).decision.module
+    module = served_by(plan_adapter(seen(adapter, GOOD), now=NOW).decision)
     assert module is not None
     assert (module.name, module.lazy, module.preload) == ("text2sql", False, 2)
-    lazy = plan_adapter(seen(make_adapter(loadPolicy="Lazy"), GOOD), now=NOW).decision.module
+    lazy = served_by(plan_adapter(seen(make_adapter(loadPolicy="Lazy"), GOOD), now=NOW).decision)
     assert lazy is not None
     assert (lazy.name, lazy.lazy, lazy.preload) == ("sql", True, 0)
 
 
 def test_credentials_are_lent_to_the_artifact() -> None:
     plan = plan_adapter(seen(PRIVATE, credentials=SECRET), now=NOW)
-    assert plan.decision.artifact == ("serving", PRIVATE_NAME)
-    assert plan.decision.credentials == SECRET
+    assert plan.decision.reference.artifact == ("serving", PRIVATE_NAME)
+    assert plan.decision.reference.credentials == SECRET
     assert plan.artifact is not None
     assert plan.artifact["metadata"]["name"] == PRIVATE_NAME
 
 
 def test_nothing_is_fetched_for_one_that_is_not_admitted() -> None:
     plan = plan_adapter(CASES["no deployment"][0], now=NOW)
-    assert (plan.artifact, plan.decision.artifact, plan.decision.credentials) == (None, None, None)
+    assert (plan.artifact, plan.decision.reference.artifact, plan.decision.reference.credentials) == (None, None, None)
 
 
 def test_one_that_stands_by_for_its_name_has_everything_ready() -> None:
     plan = plan_adapter(seen(None, GOOD, rivals=(RIVAL,)), now=NOW)
-    assert (plan.decision.artifact, plan.decision.module) == (("serving", NAME), SQL)
+    assert (plan.decision.reference.artifact, plan.decision.entry) == (("serving", NAME), Serve(SQL))
 
 
 def test_one_that_stands_by_and_whose_artifact_is_refused_says_that_its_name_is_taken() -> None:
@@ -539,7 +539,7 @@ def test_one_that_is_suspended_holds_its_name_and_its_content_and_is_not_served(
     assert plan.status is not None
     assert told(plan.status.conditions)["Accepted"] == ACCEPTED
     assert told(plan.status.conditions)["Loaded"][1] == "Suspended"
-    assert (plan.decision.artifact, plan.decision.module, plan.decision.keep) == (("serving", NAME), None, False)
+    assert (plan.decision.reference.artifact, plan.decision.entry) == (("serving", NAME), Drop())
 
 
 def test_one_that_is_suspended_and_stands_by_says_that_its_name_is_taken() -> None:
@@ -547,7 +547,7 @@ def test_one_that_is_suspended_and_stands_by_says_that_its_name_is_taken() -> No
     assert plan.status is not None
     assert told(plan.status.conditions)["Ready"] == ("False", "NameConflict", TAKEN)
     assert told(plan.status.conditions)["Loaded"] == NOT_ACCEPTED["Loaded"]
-    assert (plan.decision.module, plan.decision.keep) == (None, False)
+    assert plan.decision.entry == Drop()
 
 
 def test_with_qualified_names_the_status_has_the_name_that_clients_write() -> None:
@@ -560,7 +560,7 @@ def test_with_qualified_names_the_status_has_the_name_that_clients_write() -> No
     assert plan.status.served_name == "team-a/sql"
     assert told(plan.status.conditions)["Accepted"] == ("True", "Accepted", "served by serving/llama as team-a/sql")
     assert told(plan.status.conditions)["Ready"] == ("True", "Ready", "1 of 1 ready pods serve team-a/sql")
-    assert plan.decision.module == module
+    assert plan.decision.entry == Serve(module)
 
 
 def test_a_namespace_that_is_not_admitted_learns_nothing_of_the_deployment() -> None:
@@ -581,13 +581,12 @@ def test_a_namespace_that_is_not_admitted_learns_nothing_of_the_deployment() -> 
 )
 def test_unknown_is_not_unwanted(case: str) -> None:
     decision = plan_adapter(CASES[case][0], now=NOW).decision
-    assert decision.keep
-    assert decision.keep_unknown, "its artifact may be wanted: nothing may be taken for unwanted"
+    assert decision.entry == Unknown(), "its artifact may be wanted: nothing may be taken for unwanted"
 
 
 def test_an_adapter_of_a_blocked_base_model_keeps_what_it_has_and_holds_up_no_cleaning() -> None:
     decision = plan_adapter(CASES["a deployment that can't want its base model"][0], now=NOW).decision
-    assert (decision.keep, decision.keep_unknown) == (True, False)
+    assert decision.entry == Keep()
 
 
 def test_a_refused_artifact_is_told_and_the_adapter_keeps_what_it_has() -> None:
@@ -596,7 +595,7 @@ def test_a_refused_artifact_is_told_and_the_adapter_keeps_what_it_has() -> None:
     plan = plan_refused(observation, plan_adapter(observation, now=NOW), cause, now=NOW)
     assert plan.status is not None
     assert told(plan.status.conditions)["Ready"] == ("False", "Queued", cause.message)
-    assert (plan.decision.keep, plan.decision.keep_unknown, plan.decision.module) == (True, False, None)
+    assert plan.decision.entry == Keep()
 
 
 def downloaded(adapter: LoRAAdapter, artifact: ModelArtifact, **more: Any) -> LoRAAdapter:
@@ -612,9 +611,9 @@ HAD = downloaded(PRIVATE, PRIVATE_GOOD)
 
 def test_content_that_was_authorised_stays_when_its_secret_goes() -> None:
     plan = plan_adapter(seen(HAD, PRIVATE_GOOD, credentials=NO_SECRET), now=LATER)
-    assert plan.decision.module is not None
-    assert plan.decision.artifact == PRIVATE_GOOD.key
-    assert plan.decision.credentials is None
+    assert isinstance(plan.decision.entry, Serve)
+    assert plan.decision.reference.artifact == PRIVATE_GOOD.key
+    assert plan.decision.reference.credentials is None
     assert plan.status == HAD.status
     assert plan.artifact is not None
     assert plan.artifact["spec"] == PRIVATE_GOOD.spec.to_wire()
@@ -623,8 +622,8 @@ def test_content_that_was_authorised_stays_when_its_secret_goes() -> None:
 def test_content_that_was_authorised_stays_when_its_secret_goes_and_something_else_of_the_spec_changes() -> None:
     changed = HAD.model_copy(update={"metadata": HAD.metadata.model_copy(update={"generation": 2})})
     plan = plan_adapter(seen(changed, PRIVATE_GOOD, credentials=NO_SECRET), now=LATER)
-    assert plan.decision.module is not None
-    assert plan.decision.artifact == PRIVATE_GOOD.key
+    assert isinstance(plan.decision.entry, Serve)
+    assert plan.decision.reference.artifact == PRIVATE_GOOD.key
 
 
 CHANGED: dict[str, AdapterObservation] = {
@@ -649,8 +648,8 @@ CHANGED: dict[str, AdapterObservation] = {
 @pytest.mark.parametrize("case", CHANGED)
 def test_what_was_authorised_is_no_more_than_that(case: str) -> None:
     plan = plan_adapter(CHANGED[case], now=LATER)
-    assert plan.decision.module is None
-    assert plan.decision.keep, "what pods serve stays until there is something else"
+    assert not isinstance(plan.decision.entry, Serve)
+    assert isinstance(plan.decision.entry, Keep), "what pods serve stays until there is something else"
     assert plan.artifact is None
     assert plan.status is not None
     assert told(plan.status.conditions)["Ready"][1] == "CredentialsNotFound"
@@ -659,22 +658,22 @@ def test_what_was_authorised_is_no_more_than_that(case: str) -> None:
 def test_that_is_not_decided_before_the_deployment_was_planned() -> None:
     plan = plan_adapter(seen(HAD, PRIVATE_GOOD, credentials=NO_SECRET, base_artifact=None), now=LATER)
     assert plan.status is None
-    assert plan.decision.keep_unknown
+    assert plan.decision.entry == Unknown()
 
 
 def test_a_secret_made_anew_is_another_want() -> None:
     plan = plan_adapter(seen(HAD, PRIVATE_GOOD, credentials=(*SECRET[:3], "uid-2")), now=LATER)
-    assert plan.decision.artifact not in (None, PRIVATE_GOOD.key)
-    assert plan.decision.module is None
-    assert plan.decision.keep
+    assert plan.decision.reference.artifact not in (None, PRIVATE_GOOD.key)
+    assert not isinstance(plan.decision.entry, Serve)
+    assert isinstance(plan.decision.entry, Keep)
 
 
 def test_what_it_has_stays_wanted_while_its_cache_is_away() -> None:
     gone = ReasonError(Reason.CACHE_NOT_READY, "ModelCache serving/x does not exist")
     plan = plan_adapter(seen(HAD, PRIVATE_GOOD, cache=gone), now=LATER)
-    assert plan.decision.artifact == PRIVATE_GOOD.key
-    assert plan.decision.module is None
-    assert plan.decision.keep
+    assert plan.decision.reference.artifact == PRIVATE_GOOD.key
+    assert not isinstance(plan.decision.entry, Serve)
+    assert isinstance(plan.decision.entry, Keep)
     assert plan.status is not None
     assert told(plan.status.conditions)["Ready"][1] == "CacheNotReady"
     assert plan.status.artifact_ref == HAD.status.artifact_ref

@@ -17,8 +17,13 @@ from hypothesis import strategies as st
 
 from lora_operator.plan.adapter_list import (
     Decision,
+    Drop,
+    Entry,
+    Keep,
     Module,
     ModuleList,
+    Serve,
+    Unknown,
     decode_from_config_map,
     encode,
     encode_for_config_map,
@@ -35,15 +40,15 @@ def listed(*modules: Module, generation: int = 5) -> ModuleList:
 
 
 def served(module: Module) -> Decision:
-    return Decision(uid=module.uid, generation=1, accepted=True, module=module)
+    return Decision(module.uid, 1, Serve(module))
 
 
 def kept(module: Module) -> Decision:
-    return Decision(uid=module.uid, generation=1, accepted=True, keep=True)
+    return Decision(module.uid, 1, Keep())
 
 
 def refused(module: Module) -> Decision:
-    return Decision(uid=module.uid, generation=1, accepted=False)
+    return Decision(module.uid, 1, Drop())
 
 
 A = make_module("a", uid="uid-a", adapter="team-a/a", path="/model-cache/artifacts/a1")
@@ -66,7 +71,7 @@ PLANS: dict[str, tuple[ModuleList | None, Sequence[Decision], int, tuple[int, tu
     "one that is kept and was never listed is not": (listed(B), [kept(A), served(B)], 0, (5, (B,))),
     "an adapter made anew does not inherit the entry of its namesake": (
         listed(A),
-        [Decision(uid="uid-new", generation=1, accepted=True, keep=True)],
+        [Decision("uid-new", 1, Keep())],
         0,
         (6, ()),
     ),
@@ -109,21 +114,18 @@ words = st.text("abc", min_size=1, max_size=2)
 modules_strategy = st.builds(
     Module, name=words, path=words, base_model_name=words, revision=words, adapter=words, uid=words
 )
+entries_strategy = st.one_of(
+    st.builds(Serve, modules_strategy), st.builds(Keep, st.none() | words), st.just(Drop()), st.builds(Unknown)
+)
+
+
+def of_its_own(uid: str, generation: int, entry: Entry) -> Decision:
+    """An adapter's entry has its UID."""
+    return Decision(uid, generation, Serve(replace(entry.module, uid=uid)) if isinstance(entry, Serve) else entry)
+
+
 decisions_strategy = st.lists(
-    st.builds(
-        lambda uid, generation, accepted, module, keep: Decision(
-            uid=uid,
-            generation=generation,
-            accepted=accepted,
-            module=replace(module, uid=uid) if module is not None else None,
-            keep=keep,
-        ),
-        words,
-        st.integers(1, 3),
-        st.booleans(),
-        st.none() | modules_strategy,
-        st.booleans(),
-    ),
+    st.builds(of_its_own, words, st.integers(1, 3), entries_strategy),
     max_size=6,
     unique_by=lambda decision: decision.uid,
 )
@@ -161,7 +163,7 @@ def test_a_list_is_sorted_has_every_name_once_and_never_goes_back(
 @given(previous=lists_strategy)
 def test_nothing_known_loses_nothing(previous: ModuleList | None) -> None:
     modules = previous.modules if previous else ()
-    unknown = [Decision(uid=m.uid, generation=1, accepted=False, keep=True, keep_unknown=True) for m in modules]
+    unknown = [Decision(m.uid, 1, Unknown()) for m in modules]
     result = plan_list(previous, unknown, deployment=OWNER)
     # An adapter has one entry; where a list has more for one UID (nothing makes such a one), one stays.
     assert {m.uid for m in result.modules} == {m.uid for m in modules}

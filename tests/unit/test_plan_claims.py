@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from lora_operator.api import LoRAAdapter, VLLMDeployment
-from lora_operator.plan.adapter_list import Decision, Module, ModuleList, plan_list
+from lora_operator.plan.adapter_list import Decision, Drop, Entry, Keep, Module, ModuleList, Serve, plan_list
 from lora_operator.plan.admission import Candidate, settle_claims
 from tests.unit.builders import make_adapter, make_deployment, make_module
 
@@ -32,17 +31,17 @@ def module(adapter: LoRAAdapter, name: str = "sql", path: str = "") -> Module:
 
 def has(adapter: LoRAAdapter, labels: dict[str, str] | None = None, *, path: str = "") -> Candidate:
     """One whose content is there; its decision was made under its plain name."""
-    return decided(adapter, labels, module=module(adapter, adapter.served_name, path))
+    return decided(adapter, labels, Serve(module(adapter, adapter.served_name, path)))
 
 
 def waits(adapter: LoRAAdapter, labels: dict[str, str] | None = None) -> Candidate:
     """One whose content is not there, now or ever: it keeps what it has."""
-    return decided(adapter, labels, keep=True)
+    return decided(adapter, labels, Keep())
 
 
-def decided(adapter: LoRAAdapter, labels: dict[str, str] | None = None, **more: Any) -> Candidate:
-    form: dict[str, Any] = {"uid": adapter.metadata.uid, "generation": adapter.metadata.generation, "accepted": True}
-    return Candidate(adapter, labels if labels is not None else {}, Decision(**(form | more)))
+def decided(adapter: LoRAAdapter, labels: dict[str, str] | None, entry: Entry) -> Candidate:
+    decision = Decision(adapter.metadata.uid, adapter.metadata.generation, entry)
+    return Candidate(adapter, labels if labels is not None else {}, decision)
 
 
 def undecided(adapter: LoRAAdapter) -> Candidate:
@@ -87,7 +86,7 @@ CASES: dict[str, Case] = {
     ),
     "an older one that is suspended is not served and holds the name": (
         (module(A),),
-        [decided(A), has(B)],
+        [decided(A, None, Drop()), has(B)],
         PLAIN,
         (),
     ),

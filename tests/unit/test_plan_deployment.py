@@ -15,7 +15,7 @@ from lora_operator.desired.children import build_guard_secret
 from lora_operator.errors import ReasonError
 from lora_operator.kube.pods import Pod
 from lora_operator.kube.workloads import Workload
-from lora_operator.plan.adapter_list import Decision, Module, ModuleList
+from lora_operator.plan.adapter_list import Decision, Drop, Entry, ModuleList, Serve, Unknown
 from lora_operator.plan.admission import Candidate
 from lora_operator.plan.deployment import (
     BLOCKED_SECONDS,
@@ -59,10 +59,9 @@ def model(artifact: Any = BASE, *, cache: Any = None, **more: Any) -> ModelConte
     return ModelContents(known, (Content("model", "base-1", artifact, more.pop("blocked", None)),), **more)
 
 
-def decided(*, entry: Module | None = SQL, **more: Any) -> Candidate:
+def decided(entry: Entry = Serve(SQL)) -> Candidate:  # noqa: B008  frozen
     """An adapter of which it was decided what it has served."""
-    form: dict[str, Any] = {"uid": ADAPTER.metadata.uid, "generation": 1, "accepted": True}
-    return Candidate(ADAPTER, {}, Decision(**(form | {"module": entry} | more)))
+    return Candidate(ADAPTER, {}, Decision(ADAPTER.metadata.uid, 1, entry))
 
 
 UNDECIDED = Candidate(ADAPTER, {}, None)
@@ -133,7 +132,7 @@ NEW_IMAGE = make_deployment(engine={"image": "vllm/vllm-openai:v9"})
 MANUAL = make_deployment(replicas=None)
 EMPTY = ModuleList("serving/llama", 3, ())
 NEW_LIST = adapters(previous=EMPTY)
-NOTHING_LISTED = {"adapters": adapters(decided(entry=None), previous=EMPTY)}
+NOTHING_LISTED = {"adapters": adapters(decided(Drop()), previous=EMPTY)}
 FIRST = Unrolled("", NOW - timedelta(hours=2), NOW - timedelta(hours=2))
 ROLL, LEAVE = RollPods, LeavePods()
 # What is seen → what becomes of the pods.
@@ -276,7 +275,7 @@ UNKNOWN: dict[str, tuple[ListObservation, ListUnknown]] = {
         ListUnknown(adapters=(ADAPTER.key,)),
     ),
     "pods may hold what nobody knows of": (
-        adapters(decided(entry=None, keep_unknown=True), previous=None, has_pods=True),
+        adapters(decided(Unknown()), previous=None, has_pods=True),
         ListUnknown(),
     ),
 }

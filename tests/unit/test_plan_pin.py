@@ -10,7 +10,7 @@ import pytest
 from lora_operator.api.sources.source import Source
 from lora_operator.constants import Condition
 from lora_operator.plan.adapter import plan_adapter
-from lora_operator.plan.adapter_list import Decision, ModuleList, plan_list
+from lora_operator.plan.adapter_list import Keep, ModuleList, Serve, plan_list
 from lora_operator.plan.artifact import plan_artifact
 from lora_operator.plan.job_view import JobView
 from lora_operator.plan.source_policy import refused_by_pin
@@ -22,10 +22,12 @@ from tests.unit.builders import (
     make_adapter,
     make_artifact,
     make_cache,
+    make_decision,
     make_deployment,
     make_module,
     not_ready,
     ready_artifact,
+    served_by,
     told,
 )
 from tests.unit.test_plan_adapter import BASE, artifact_key, seen
@@ -69,9 +71,9 @@ GOOD = ready_artifact(NAME, base=BASE, status={"digest": RIGHT})
 
 def test_an_adapter_is_served_what_it_pins_and_nothing_else() -> None:
     right = plan_adapter(seen(make_adapter(**pinned(RIGHT)), GOOD), now=NOW)
-    assert right.decision.module is not None
+    assert isinstance(right.decision.entry, Serve)
     wrong = plan_adapter(seen(make_adapter(**pinned(WRONG)), GOOD), now=NOW)
-    assert wrong.decision.module is None
+    assert not isinstance(wrong.decision.entry, Serve)
     assert wrong.status is not None
     conditions = told(wrong.status.conditions)
     for type_ in (Condition.DOWNLOADED, Condition.READY):
@@ -89,7 +91,7 @@ def test_refused_content_leaves_the_list_and_what_was_served_before_stays() -> N
     for entry, left in ((refused, ()), (before, (before,))):
         previous = ModuleList("serving/llama", 3, (entry,))
         assert plan_list(previous, [decision], deployment="serving/llama").modules == left
-    kept = Decision(uid=refused.uid, generation=1, accepted=True, keep=True)
+    kept = make_decision(Keep(), uid=refused.uid)
     assert plan_list(ModuleList("serving/llama", 3, (refused,)), [kept], deployment="x").modules == (refused,)
 
 
@@ -117,7 +119,7 @@ def test_a_pickle_that_is_no_longer_allowed_leaves_the_list() -> None:
     assert wanted["spec"]["pickledWeights"] == "AllowScanned"
     made = ready_artifact(wanted["metadata"]["name"], base=BASE)
     pickled = made.model_copy(update={"spec": made.spec.model_copy(update={"pickled_weights": "AllowScanned"})})
-    served = plan_adapter(seen(None, pickled, deployment=allowing), now=NOW).decision.module
+    served = served_by(plan_adapter(seen(None, pickled, deployment=allowing), now=NOW).decision)
     assert served is not None
 
     plain = make_artifact(NAME, base=BASE, conditions=not_ready("UnsafeFormat", "only as pickle"))

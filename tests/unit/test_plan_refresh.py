@@ -14,6 +14,7 @@ from lora_operator.conditions import failing
 from lora_operator.constants import ANNOTATION_REFRESH, Reason
 from lora_operator.errors import ReasonError
 from lora_operator.plan.adapter import AdapterPlan, plan_adapter, plan_refused
+from lora_operator.plan.adapter_list import Keep, Serve
 from lora_operator.plan.refresh import Epoch, parse_interval
 from lora_operator.plan.wants import build_artifact
 from tests.unit.builders import (
@@ -27,6 +28,7 @@ from tests.unit.builders import (
     make_pods,
     make_view,
     ready_artifact,
+    served_by,
     through_the_api,
     told,
 )
@@ -120,9 +122,13 @@ def test_the_annotation_asks_for_another_artifact_and_what_is_served_stays_ready
     plan = look(ASKED, good(ASKED))
     assert plan.artifact is not None
     assert plan.artifact["metadata"]["name"] == key_of(ASKED, ONE)[1]
-    assert (plan.decision.artifact, plan.decision.refreshing) == (key_of(ASKED, Epoch()), key_of(ASKED, ONE))
-    assert plan.decision.module is not None
-    assert plan.decision.module.path.endswith(COMMIT)
+    assert (plan.decision.reference.artifact, plan.decision.reference.refreshing) == (
+        key_of(ASKED, Epoch()),
+        key_of(ASKED, ONE),
+    )
+    module = served_by(plan.decision)
+    assert module is not None
+    assert module.path.endswith(COMMIT)
     assert message(plan) == "1 of 1 ready pods serve sql; a refresh is running (Queued)"
     assert message(plan, "Downloaded").endswith("; a refresh is running (Queued)")
     assert plan.status is not None
@@ -133,11 +139,14 @@ def test_the_annotation_asks_for_another_artifact_and_what_is_served_stays_ready
 def test_any_value_will_do(value: str) -> None:
     adapter = annotated(SERVED, value)
     plan = look(adapter, good(adapter))
-    assert plan.decision.refreshing is not None
-    adapter = settle(adapter, *[ready_artifact(plan.decision.refreshing[1], base=BASE)])
+    assert plan.decision.reference.refreshing is not None
+    adapter = settle(adapter, *[ready_artifact(plan.decision.reference.refreshing[1], base=BASE)])
     assert adapter.status.refresh is not None
     assert len(adapter.status.refresh.requested or "") <= 64
-    assert look(adapter, ready_artifact(plan.decision.refreshing[1], base=BASE)).decision.refreshing is None
+    assert (
+        look(adapter, ready_artifact(plan.decision.reference.refreshing[1], base=BASE)).decision.reference.refreshing
+        is None
+    )
 
 
 FAILURES = {
@@ -162,9 +171,10 @@ def test_a_refresh_that_fails_leaves_the_adapter_ready_and_says_so(reason: str) 
 def test_a_refresh_that_is_done_is_served_and_the_old_artifact_no_longer_wanted() -> None:
     fresh = good(ASKED, ONE, commit=OTHER_COMMIT)
     plan = look(ASKED, good(ASKED), fresh)
-    assert (plan.decision.artifact, plan.decision.refreshing) == (fresh.key, None)
-    assert plan.decision.module is not None
-    assert plan.decision.module.revision == OTHER_COMMIT
+    assert (plan.decision.reference.artifact, plan.decision.reference.refreshing) == (fresh.key, None)
+    module = served_by(plan.decision)
+    assert module is not None
+    assert module.revision == OTHER_COMMIT
     after = settle(ASKED, fresh)
     assert after.status.refresh is not None
     assert (after.status.refresh.requested, after.status.resolved_revision) == ("1", OTHER_COMMIT)
@@ -181,16 +191,18 @@ def test_a_refresh_whose_artifact_can_not_be_made_has_failed() -> None:
     cause = failing(Reason.NAME_TAKEN, "ModelArtifact serving/x exists with another spec: delete it")
     plan = plan_refused(observation, plan_adapter(observation, now=SOON), cause, now=SOON)
     assert "this content stays: NameTaken: ModelArtifact serving/x exists with another spec" in message(plan)
-    assert plan.decision.module is not None
+    module = served_by(plan.decision)
+    assert module is not None
     assert plan.artifact is None
 
 
 def test_what_somebody_made_by_hand_under_the_name_of_a_refresh_is_not_its_content() -> None:
     before = good(ASKED)
     plan = look(ASKED, before, foreign(good(ASKED, ONE, commit=OTHER_COMMIT)))
-    assert plan.decision.artifact == before.key
-    assert plan.decision.module is not None
-    assert plan.decision.module.revision == COMMIT
+    assert plan.decision.reference.artifact == before.key
+    module = served_by(plan.decision)
+    assert module is not None
+    assert module.revision == COMMIT
     name = key_of(ASKED, ONE)[1]
     cause = f"this content stays: NameTaken: ModelArtifact serving/{name} exists with another spec: delete it"
     assert cause in message(plan)
@@ -199,8 +211,8 @@ def test_what_somebody_made_by_hand_under_the_name_of_a_refresh_is_not_its_conte
 def test_what_somebody_made_by_hand_in_the_place_of_what_was_served_is_not_its_content() -> None:
     fresh = make_adapter()
     plan = look(settle(fresh, good(fresh)), foreign(good(fresh)))
-    assert plan.decision.module is None
-    assert plan.decision.keep
+    assert not isinstance(plan.decision.entry, Serve)
+    assert plan.decision.entry == Keep()
     assert plan.status is not None
     assert told(plan.status.conditions)["Downloaded"][:2] == ("False", "NameTaken")
 
@@ -211,9 +223,9 @@ def test_a_refresh_lends_no_credentials_to_what_has_its_name() -> None:
     asked = annotated(settle(adapter, first, credentials=SECRET), "1")
     observation = seen(asked, first, served=pods_of(first), credentials=SECRET)
     planned = plan_adapter(observation, now=SOON)
-    assert planned.decision.lent() == {first.key: SECRET, key_of(asked, ONE, SECRET): SECRET}
+    assert planned.decision.reference.lent() == {first.key: SECRET, key_of(asked, ONE, SECRET): SECRET}
     refused = plan_refused(observation, planned, failing(Reason.NAME_TAKEN, "exists with another spec"), now=SOON)
-    assert refused.decision.lent() == {first.key: SECRET}
+    assert refused.decision.reference.lent() == {first.key: SECRET}
 
 
 def test_a_change_of_the_spec_meanwhile_takes_effect_at_once_and_the_refresh_goes_on() -> None:
@@ -224,15 +236,16 @@ def test_a_change_of_the_spec_meanwhile_takes_effect_at_once_and_the_refresh_goe
         }
     )
     decision = look(renamed, good(ASKED), bad(ASKED, ONE, "SourceUnreachable")).decision
-    assert decision.module is not None
-    assert (decision.module.name, decision.refreshing) == ("other", key_of(ASKED, ONE))
+    module = served_by(decision)
+    assert module is not None
+    assert (module.name, decision.reference.refreshing) == ("other", key_of(ASKED, ONE))
 
 
 def test_another_source_has_nothing_to_do_with_what_was_served() -> None:
     other = annotated(make_adapter(revision="v2"), "1").model_copy(update={"status": SERVED.status})
     plan = look(other, good(ASKED))
-    assert (plan.decision.artifact, plan.decision.refreshing) == (key_of(other, ONE), None)
-    assert plan.decision.keep
+    assert (plan.decision.reference.artifact, plan.decision.reference.refreshing) == (key_of(other, ONE), None)
+    assert plan.decision.entry == Keep()
 
 
 def test_an_annotation_that_is_taken_away_never_goes_back_in_time() -> None:
@@ -240,7 +253,7 @@ def test_an_annotation_that_is_taken_away_never_goes_back_in_time() -> None:
     after = annotated(settle(ASKED, fresh), None)
     old = bad(after, Epoch(), "Queued", "wanted again: resolves main anew")
     plan = look(after, fresh, old)
-    assert (plan.decision.artifact, plan.decision.refreshing) == (fresh.key, old.key)
+    assert (plan.decision.reference.artifact, plan.decision.reference.refreshing) == (fresh.key, old.key)
     assert message(plan).endswith("a refresh is running (Queued)")
 
 
@@ -253,7 +266,7 @@ def test_a_secret_that_is_gone_holds_a_refresh_up_and_nothing_else() -> None:
     assert plan.status is not None
     assert plan.status.refresh is None
     again = look(annotated(served, "1"), artifact, credentials=SECRET)
-    assert again.decision.refreshing == key_of(private, ONE, SECRET), "it runs once the Secret is back"
+    assert again.decision.reference.refreshing == key_of(private, ONE, SECRET), "it runs once the Secret is back"
 
 
 def test_a_cache_that_is_away_ends_no_refresh() -> None:
@@ -262,20 +275,20 @@ def test_a_cache_that_is_away_ends_no_refresh() -> None:
     assert plan.status is not None
     assert plan.status.refresh is None, "nothing was refreshed"
     back = ASKED.model_copy(update={"status": through_the_api(plan.status)})
-    assert look(back, good(ASKED)).decision.refreshing == key_of(ASKED, ONE)
+    assert look(back, good(ASKED)).decision.reference.refreshing == key_of(ASKED, ONE)
 
 
 def test_one_that_stands_by_for_its_name_is_refreshed_too() -> None:
     rival = make_adapter("older", created="2025-01-01T00:00:00Z")
     decision = look(ASKED, good(ASKED), rivals=(rival,)).decision
-    assert (decision.artifact, decision.refreshing) == (key_of(ASKED, Epoch()), key_of(ASKED, ONE))
+    assert (decision.reference.artifact, decision.reference.refreshing) == (key_of(ASKED, Epoch()), key_of(ASKED, ONE))
 
 
 def test_a_folder_of_a_bucket_is_listed_anew() -> None:
     bucket = make_adapter().spec.model_copy(update={"source": Source.model_validate({"s3": {"bucket": "models"}})})
     adapter = make_adapter().model_copy(update={"spec": bucket})
     served = settle(adapter, good(adapter))
-    assert look(annotated(served, "1"), good(adapter)).decision.refreshing == key_of(adapter, ONE)
+    assert look(annotated(served, "1"), good(adapter)).decision.reference.refreshing == key_of(adapter, ONE)
 
 
 # By interval
@@ -293,14 +306,16 @@ def due(hours: float) -> Epoch:
 
 def test_it_is_looked_at_again_when_the_interval_has_passed_since_the_content_was_resolved() -> None:
     plan = look(HOURLY, good(HOURLY), now=at(0.25))
-    assert (plan.decision.refreshing, plan.requeue_after) == (None, 2700.0)
+    assert (plan.decision.reference.refreshing, plan.requeue_after) == (None, 2700.0)
     plan = look(HOURLY, good(HOURLY), now=at(1))
-    assert (plan.decision.refreshing, plan.requeue_after) == (key_of(HOURLY, due(1)), 3600.0)
+    assert (plan.decision.reference.refreshing, plan.requeue_after) == (key_of(HOURLY, due(1)), 3600.0)
     assert plan.status is not None
     assert plan.status.refresh is not None
     assert (plan.status.refresh.pending, plan.status.refresh.due) == (at(1), None)
     late = look(HOURLY, good(HOURLY), now=at(7.5))
-    assert late.decision.refreshing == key_of(HOURLY, due(7)), "what was missed while nobody looked is done once"
+    assert late.decision.reference.refreshing == key_of(HOURLY, due(7)), (
+        "what was missed while nobody looked is done once"
+    )
 
 
 def test_one_that_goes_on_is_not_begun_anew_and_one_that_failed_for_good_is() -> None:
@@ -310,22 +325,24 @@ def test_one_that_goes_on_is_not_begun_anew_and_one_that_failed_for_good_is() ->
         bad(HOURLY, due(1), "SourceUnreachable", again="2026-01-01T04:00:00Z"),
     ):
         plan = look(pending, good(HOURLY), artifact, now=at(3.5))
-        assert plan.decision.refreshing == key_of(HOURLY, due(1))
+        assert plan.decision.reference.refreshing == key_of(HOURLY, due(1))
     broken = bad(HOURLY, due(1), "InvalidAdapter")
-    assert look(pending, good(HOURLY), broken, now=at(1.5)).decision.refreshing == broken.key
+    assert look(pending, good(HOURLY), broken, now=at(1.5)).decision.reference.refreshing == broken.key
     assert message(look(pending, good(HOURLY), broken, now=at(1.5))).endswith("; the next refresh is due at 02:00:00Z")
-    assert look(pending, good(HOURLY), broken, now=at(2)).decision.refreshing == key_of(HOURLY, due(2))
+    assert look(pending, good(HOURLY), broken, now=at(2)).decision.reference.refreshing == key_of(HOURLY, due(2))
 
 
 def test_one_whose_content_can_not_be_served_is_followed_by_the_next() -> None:
     pending = settle(HOURLY, good(HOURLY), now=at(1))
     large = good(HOURLY, due(1), rank=128)
     plan = look(pending, good(HOURLY), large, now=at(1.5))
-    assert plan.decision.refreshing == large.key
+    assert plan.decision.reference.refreshing == large.key
     assert message(plan).endswith("or raise spec.lora.maxLoraRank there; the next refresh is due at 02:00:00Z")
-    assert look(pending, good(HOURLY), large, now=at(2)).decision.refreshing == key_of(HOURLY, due(2))
+    assert look(pending, good(HOURLY), large, now=at(2)).decision.reference.refreshing == key_of(HOURLY, due(2))
     usable = good(HOURLY, due(1), commit=OTHER_COMMIT)
-    assert look(pending, good(HOURLY), usable, now=at(2)).decision.artifact == usable.key, "one that is good is taken"
+    assert look(pending, good(HOURLY), usable, now=at(2)).decision.reference.artifact == usable.key, (
+        "one that is good is taken"
+    )
 
 
 def test_what_is_served_by_now_stays_when_the_content_before_is_gone_and_the_status_still_speaks_of_that() -> None:
@@ -337,11 +354,11 @@ def test_what_is_served_by_now_stays_when_the_content_before_is_gone_and_the_sta
     assert pending.status.refresh is not None
     assert (pending.status.refresh.due, pending.status.refresh.pending) == (at(1), at(2.1))
     second = good(HOURLY, due(2.1))
-    assert look(pending, second, fresh, now=at(2.2)).decision.artifact == second.key
+    assert look(pending, second, fresh, now=at(2.2)).decision.reference.artifact == second.key
     for interval in ("1h", None):
         spec = pending.spec.model_copy(update={"refresh_interval": interval})
         plan = look(pending.model_copy(update={"spec": spec}), second, now=at(2.2))
-        assert (plan.decision.artifact, plan.decision.refreshing) == (second.key, None)
+        assert (plan.decision.reference.artifact, plan.decision.reference.refreshing) == (second.key, None)
         assert plan.status is not None
         assert plan.status.refresh is not None
         assert (plan.status.refresh.due, plan.status.refresh.pending) == (at(2.1), None)
@@ -354,27 +371,31 @@ def test_the_next_one_counts_from_the_last_that_was_done() -> None:
     done = settle(settle(HOURLY, good(HOURLY), now=at(1)), fresh, good(HOURLY), now=at(1.2))
     assert done.status.refresh is not None
     assert (done.status.refresh.due, done.status.refresh.pending) == (at(1), None)
-    assert look(done, fresh, now=at(2)).decision.refreshing is None
-    assert look(done, fresh, now=at(2.1)).decision.refreshing == key_of(HOURLY, due(2.1))
+    assert look(done, fresh, now=at(2)).decision.reference.refreshing is None
+    assert look(done, fresh, now=at(2.1)).decision.reference.refreshing == key_of(HOURLY, due(2.1))
     without = done.model_copy(update={"spec": done.spec.model_copy(update={"refresh_interval": None})})
     plan = look(without, fresh, now=at(9))
-    assert (plan.decision.artifact, plan.decision.refreshing, plan.requeue_after) == (fresh.key, None, None)
+    assert (plan.decision.reference.artifact, plan.decision.reference.refreshing, plan.requeue_after) == (
+        fresh.key,
+        None,
+        None,
+    )
 
 
 def test_a_full_commit_is_never_resolved_anew_by_interval_but_on_demand() -> None:
     pinned = make_adapter(revision=COMMIT, refreshInterval="1h")
     pinned = settle(pinned, good(pinned))
     plan = look(pinned, good(pinned), now=at(50))
-    assert (plan.decision.refreshing, plan.requeue_after) == (None, None)
-    assert look(annotated(pinned, "1"), good(pinned), now=at(50)).decision.refreshing == key_of(pinned, ONE)
+    assert (plan.decision.reference.refreshing, plan.requeue_after) == (None, None)
+    assert look(annotated(pinned, "1"), good(pinned), now=at(50)).decision.reference.refreshing == key_of(pinned, ONE)
 
 
 def test_nothing_is_refreshed_before_there_is_anything() -> None:
     adapter = annotated(make_adapter(refreshInterval="1m"), "1")
     plan = plan_adapter(seen(adapter), now=at(9))
-    assert (plan.decision.artifact, plan.decision.refreshing) == (key_of(adapter, ONE), None)
+    assert (plan.decision.reference.artifact, plan.decision.reference.refreshing) == (key_of(adapter, ONE), None)
     blocked = plan_adapter(seen(adapter, cache=ReasonError(Reason.CACHE_NOT_READY, "none")), now=at(9))
-    assert blocked.decision.refreshing is None
+    assert blocked.decision.reference.refreshing is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lora_operator.desired.command_line import StaticModules
 from lora_operator.desired.common import literal
 from lora_operator.kube.workloads import Workload
 from lora_operator.plan import rollout
-from lora_operator.plan.adapter_list import Decision, Module, ModuleList
+from lora_operator.plan.adapter_list import Decision, Drop, Keep, Module, ModuleList, Serve, Unknown
 from lora_operator.plan.rollout import (
     LONGEST,
     LONGEST_ROLLOUT,
@@ -29,7 +29,7 @@ from lora_operator.plan.rollout import (
     parse_rolled,
     plan_rollout,
 )
-from tests.unit.builders import NOW, make_artifact, make_module, not_ready, ready_artifact
+from tests.unit.builders import NOW, make_artifact, make_decision, make_module, not_ready, ready_artifact
 
 A, B = StaticModules(2, ("a",)), StaticModules(3, ("a", "b"))
 NONE = StaticModules(1, ())
@@ -179,7 +179,7 @@ def test_the_annotation_is_read_as_it_was_written() -> None:
 
 
 MODULE = make_module()
-KEPT = Decision(uid="u", generation=1, accepted=True, artifact=("serving", "x"), keep=True)
+KEPT = make_decision(Keep(), artifact=("serving", "x"))
 QUEUED = make_artifact(conditions=not_ready("Queued"))
 COMING = {
     "it was only just applied": (None, None, True),
@@ -196,9 +196,9 @@ COMING = {
         False,
     ),
     "its artifact can't be made": (KEPT, None, False),
-    "it is on the list": (replace(KEPT, keep=False, module=MODULE), ready_artifact(), False),
-    "it is not accepted": (Decision(uid="u", generation=1, accepted=False), None, False),
-    "too little is known of it": (replace(KEPT, keep_unknown=True), QUEUED, False),
+    "it is on the list": (replace(KEPT, entry=Serve(MODULE)), ready_artifact(), False),
+    "it is not accepted": (make_decision(Drop()), None, False),
+    "too little is known of it": (replace(KEPT, entry=Unknown()), QUEUED, False),
 }
 
 
@@ -209,7 +209,7 @@ def test_which_adapters_are_waited_for(case: str) -> None:
 
 
 def served(module: Module) -> Decision:
-    return Decision(uid=module.uid, generation=1, accepted=True, module=module)
+    return make_decision(Serve(module), uid=module.uid)
 
 
 def test_who_has_a_place_keeps_it_when_there_is_no_room_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,11 +217,11 @@ def test_who_has_a_place_keeps_it_when_there_is_no_room_for_all(monkeypatch: pyt
     entries = build_static(ModuleList("a/b", 1, tuple(modules))).entries
     monkeypatch.setattr(rollout, "MAX_ARGUMENT_BYTES", sum(len(literal(entry)) + 1 for entry in entries[:3]))
     present = {module.uid: module for module in modules[1:3]}
-    nothing = Decision(uid="uid-e", generation=1, accepted=False)
+    nothing = make_decision(Drop(), uid="uid-e")
     decisions = [served(modules[0]), served(modules[1]), replace(KEPT, uid="uid-old-c"), served(modules[3]), nothing]
     kept, left_out = leave_out(decisions, present)
     assert left_out == {"uid-new-d"}
-    assert {one.uid for one in kept if one.module or one.keep} == {"uid-new-a", "uid-old-b", "uid-old-c"}
+    assert {one.uid for one in kept if one.entry != Drop()} == {"uid-new-a", "uid-old-b", "uid-old-c"}
     assert {one.uid for one in kept} == {one.uid for one in decisions}
 
 

@@ -9,12 +9,11 @@ import pytest
 from lora_operator.constants import ANNOTATION_REFRESH
 from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter import AdapterPlan
-from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile import adapter as adapter_module
 from lora_operator.reconcile.artifact import reconcile_artifact
 from lora_operator.reconcile.records import ModelWant
 from lora_operator.reconcile.store import Key
-from tests.unit.builders import make_adapter, make_deployment, ready_artifact
+from tests.unit.builders import make_adapter, make_decision, make_deployment, ready_artifact
 from tests.unit.small_world import SmallWorld
 
 OLD, NEW = ("serving", "sql-1"), ("serving", "sql-2")
@@ -28,7 +27,7 @@ class Refreshed(SmallWorld):
         self.put(Kind.MODEL_ARTIFACT, ready_artifact(OLD[1], annotations={ANNOTATION_REFRESH: "due=1"}))
         adapter, deployment = make_adapter(), make_deployment()
         records, uid = self.context.records, adapter.metadata.uid
-        records.publish_decision(adapter.key, Decision(uid=uid, generation=1, accepted=True, artifact=NEW))
+        records.publish_decision(adapter.key, make_decision(uid=uid, artifact=NEW))
         records.publish_model_want(deployment.key, ModelWant(deployment.metadata.uid, 1, None, None))
 
     async def deleted(self) -> list[str]:
@@ -46,7 +45,7 @@ async def test_one_that_is_being_made_is_not_deleted_before_it_is_said_for_whom(
     world.put(Kind.VLLM_DEPLOYMENT, make_deployment())
     body = world.context.store.artifacts[OLD].model_dump(mode="json", by_alias=True, exclude_none=True)
     world.context.store.remove(Kind.MODEL_ARTIFACT, *OLD)
-    decision = Decision(uid=adapter.metadata.uid, generation=1, accepted=True, artifact=NEW, refreshing=OLD)
+    decision = make_decision(uid=adapter.metadata.uid, artifact=NEW, refreshing=OLD)
 
     async def apply(_: Any) -> Any:
         world.put(Kind.MODEL_ARTIFACT, ready_artifact(OLD[1], uid="another", annotations={ANNOTATION_REFRESH: "due=1"}))

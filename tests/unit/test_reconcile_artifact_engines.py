@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from lora_operator.kube.kinds import Kind
-from lora_operator.plan.adapter_list import Decision
 from lora_operator.reconcile.artifact import fleets_of
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.records import ModelWant
-from tests.unit.builders import make_adapter, make_artifact, make_cache, make_deployment
+from tests.unit.builders import make_adapter, make_artifact, make_cache, make_decision, make_deployment
 from tests.unit.small_world import SmallWorld
 
 ARTIFACT = make_artifact("wanted")
@@ -47,7 +46,7 @@ def test_a_fleet_that_wants_it(context: Context) -> None:
 
 
 def test_the_fleet_of_an_adapter_that_wants_it(context: Context) -> None:
-    decision = Decision(uid="u", generation=1, accepted=True, artifact=ARTIFACT.key)
+    decision = make_decision(uid="u", artifact=ARTIFACT.key)
     context.records.publish_decision(("team-a", "sql"), decision)
     assert names(context) == {"by-name"}
 

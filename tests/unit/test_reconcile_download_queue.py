@@ -6,10 +6,9 @@ from typing import Any
 
 from lora_operator.api import ModelArtifact
 from lora_operator.kube.kinds import Kind
-from lora_operator.plan.adapter_list import Decision
 from lora_operator.plan.artifact import ArtifactObservation, plan_artifact
 from lora_operator.reconcile.download_queue import take_turn
-from tests.unit.builders import make_adapter, make_artifact, make_cache, make_job, ready_artifact
+from tests.unit.builders import make_adapter, make_artifact, make_cache, make_decision, make_job, ready_artifact
 from tests.unit.small_world import SmallWorld
 
 CACHE = ("serving", "default")
@@ -30,7 +29,7 @@ class Downloads(SmallWorld):
         found = made or make_artifact(name, uid=f"uid-{name}", **more)
         self.put(Kind.MODEL_ARTIFACT, found)
         adapter = make_adapter(name, namespace)
-        decision = Decision(uid=adapter.metadata.uid, generation=1, accepted=True, artifact=found.key)
+        decision = make_decision(uid=adapter.metadata.uid, artifact=found.key)
         self.context.records.publish_decision(adapter.key, decision)
         return found
 

@@ -15,7 +15,7 @@ from lora_operator.api.cache import ModelCacheStatus
 from lora_operator.constants import ANNOTATION_EVICT, ANNOTATION_REFRESH, Reason
 from lora_operator.errors import ForbiddenError, UnavailableError
 from lora_operator.kube.kinds import Kind
-from lora_operator.plan.adapter_list import Decision, ModuleList
+from lora_operator.plan.adapter_list import Drop, Entry, ModuleList, Serve
 from lora_operator.reconcile.cache import reconcile_cache
 from lora_operator.reconcile.download_queue import is_evicting
 from lora_operator.reconcile.eviction import reconcile_eviction
@@ -39,6 +39,7 @@ from tests.unit.builders import (
     make_adapter,
     make_artifact,
     make_cache,
+    make_decision,
     make_deployment,
     make_job,
     make_module,
@@ -78,16 +79,14 @@ class Evictions(SmallWorld):
         self.put(Kind.POD, engine_pod() if pod is None else pod)
         records, module = self.context.records, make_module(path="/model-cache/artifacts/sql-view")
         records.publish_model_want(self.deployment.key, ModelWant(self.deployment.metadata.uid, 1, None, None))
-        self.decide("sql", module=module)
+        self.decide("sql", Serve(module))
         records.deployments[self.deployment.key].modules = ModuleList("serving/llama", 1, (module,))
         records.pods[POD].view = make_view(module, retired=("/model-cache/artifacts/retired-view",))
         records.pods[POD].listed = (ServedModel(id="x", root="/model-cache/artifacts/orphan-view", parent="base"),)
 
-    def decide(self, artifact: str, **more: Any) -> None:
+    def decide(self, artifact: str, entry: Entry = Drop()) -> None:  # noqa: B008  frozen
         """The adapter wants it."""
-        decision = Decision(
-            uid=self.adapter.metadata.uid, generation=1, accepted=True, artifact=("serving", artifact), **more
-        )
+        decision = make_decision(entry, uid=self.adapter.metadata.uid, artifact=("serving", artifact))
         self.context.records.publish_decision(self.adapter.key, decision)
 
     def delete_of(self, then: Callable[[str], None]) -> None:
@@ -176,7 +175,7 @@ async def test_what_is_wanted_again_while_others_are_deleted_stays() -> None:
 
     def somebody_comes(name: str) -> None:
         if name == "older":
-            world.decide("old", module=make_module(path="/model-cache/artifacts/old-view"))
+            world.decide("old", Serve(make_module(path="/model-cache/artifacts/old-view")))
 
     world.delete_of(somebody_comes)
     await world.look()
@@ -221,7 +220,7 @@ async def test_one_that_is_told_to_be_in_use_stays() -> None:
     status = {"artifactRef": {"namespace": "serving", "name": "old"}}
     world.put(Kind.LORA_ADAPTER, make_adapter("other", uid="uid-other", status=status))
     world.context.records.publish_decision(
-        ("team-a", "other"), Decision(uid="uid-other", generation=1, accepted=True, artifact=("serving", "sql"))
+        ("team-a", "other"), make_decision(uid="uid-other", artifact=("serving", "sql"))
     )
     await world.look()
     assert world.kube.deleted == []

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from lora_operator.kube.kinds import Kind
-from lora_operator.plan.adapter_list import Decision
+from lora_operator.plan.adapter_list import Decision, Drop, Entry, Unknown
 from lora_operator.reconcile.records import ModelWant, Records
 from lora_operator.reconcile.store import Key, Store
+from tests.unit.builders import make_decision
 
 SQL, CHAT = ("team-a", "sql"), ("team-b", "chat")
 LLAMA = ("serving", "llama")
@@ -17,11 +18,8 @@ ONE, TWO = ("serving", "artifact-1"), ("serving", "artifact-2")
 SECRET, SECRET_2 = ("team-a", "hf", "token", "uid-1"), ("team-a", "hf", "token", "uid-2")
 
 
-def decision(
-    artifact: tuple[str, str] | None = ONE, *, credentials: tuple[str, str, str, str] | None = None, **more: Any
-) -> Decision:
-    values: dict[str, Any] = {"uid": "uid-team-a-sql", "generation": 1, "accepted": True}
-    return Decision(artifact=artifact, credentials=credentials, **(values | more))
+def decision(artifact: tuple[str, str] | None = ONE, entry: Entry = Drop(), **more: Any) -> Decision:  # noqa: B008  frozen
+    return make_decision(entry, artifact=artifact, **more)
 
 
 def want(artifact: tuple[str, str] | None = ONE, **more: Any) -> ModelWant:
@@ -54,7 +52,7 @@ def test_another_artifact_is_news_to_both() -> None:
 def test_one_of_which_too_little_is_known_goes_on_wanting_what_it_wanted() -> None:
     records = Records()
     records.publish_decision(SQL, decision(ONE, credentials=SECRET))
-    records.publish_decision(SQL, decision(None, generation=2, keep=True, keep_unknown=True))
+    records.publish_decision(SQL, decision(None, Unknown(), generation=2))
     assert records.wanters(ONE) == {Key(Kind.LORA_ADAPTER, *SQL): SECRET}
     assert records.publish_decision(SQL, decision(TWO, generation=2)) == {ONE, TWO}, "the old one has to be told too"
 
@@ -62,14 +60,14 @@ def test_one_of_which_too_little_is_known_goes_on_wanting_what_it_wanted() -> No
 def test_one_of_which_too_little_is_known_goes_on_wanting_what_a_refresh_is_about() -> None:
     records = Records()
     records.publish_decision(SQL, decision(ONE, credentials=SECRET, refreshing=TWO))
-    records.publish_decision(SQL, decision(None, generation=2, keep=True, keep_unknown=True))
+    records.publish_decision(SQL, decision(None, Unknown(), generation=2))
     assert records.wanters(TWO) == {Key(Kind.LORA_ADAPTER, *SQL): SECRET}
 
 
 def test_a_namesake_of_which_too_little_is_known_wants_nothing_of_the_one_before() -> None:
     records = Records()
     records.publish_decision(SQL, decision(ONE, credentials=SECRET))
-    records.publish_decision(SQL, decision(None, uid="another", keep=True, keep_unknown=True))
+    records.publish_decision(SQL, decision(None, Unknown(), uid="another"))
     assert records.wanters(ONE) == {}
 
 
@@ -96,9 +94,9 @@ def test_what_is_served_stays_wanted_beside_what_a_refresh_is_about() -> None:
 def test_a_decision_without_an_artifact_lends_nothing() -> None:
     records = Records()
     records.publish_decision(SQL, decision(credentials=SECRET))
-    assert records.publish_decision(SQL, decision(None, accepted=False)) == {ONE}
+    assert records.publish_decision(SQL, decision(None)) == {ONE}
     assert records.wanters(ONE) == {}
-    assert records.publish_decision(SQL, decision(None, accepted=False, generation=2)) == set()
+    assert records.publish_decision(SQL, decision(None, generation=2)) == set()
 
 
 def test_who_is_gone_wants_nothing_and_others_still_do() -> None:
@@ -204,7 +202,7 @@ def decided(adapters: list[dict[str, Any]], deployments: list[dict[str, Any]], *
 DECIDED: dict[str, tuple[bool, bool]] = {
     "there is nothing to decide": (decided([], []), True),
     "all are decided": (decided([adapter()], [deployment()], decision(), want()), True),
-    "one that is refused is decided too": (decided([adapter()], [], decision(None, accepted=False)), True),
+    "one that is refused is decided too": (decided([adapter()], [], decision(None)), True),
     "a deployment that can't want a model is decided too": (decided([], [deployment()], want(None)), True),
     "an adapter that was not looked at": (decided([adapter()], [deployment()], want()), False),
     "a deployment that was not looked at": (decided([adapter()], [deployment()], decision()), False),
@@ -213,7 +211,7 @@ DECIDED: dict[str, tuple[bool, bool]] = {
     "a deployment that was made anew": (decided([], [deployment(uid="uid-2")], want()), False),
     "a deployment whose spec changed": (decided([], [deployment(generation=2)], want()), False),
     "an adapter about which nothing could be known": (
-        decided([adapter()], [deployment()], decision(None, keep=True, keep_unknown=True), want()),
+        decided([adapter()], [deployment()], decision(None, Unknown()), want()),
         False,
     ),
     "an adapter of a deployment that does not exist can't want anything": (decided([adapter()], []), True),

@@ -13,11 +13,10 @@ from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing, find, ok
 from lora_operator.constants import CACHE_MOUNT, Condition, Reason
 from lora_operator.plan.adapter_content import AdapterContent, AdapterObservation, find_content, too_large
-from lora_operator.plan.adapter_list import Decision, Module
+from lora_operator.plan.adapter_list import ArtifactReference, Decision, Drop, Entry, Keep, Module, Serve, Unknown
 from lora_operator.plan.adapter_status import adapter_status, loaded_verdict, not_loaded
 from lora_operator.plan.admission import admit, public_name, yield_name
 from lora_operator.plan.source_policy import source_refused
-from lora_operator.plan.wants import Credentials
 
 SECRET_POLL_SECONDS: Final = 10.0
 BLOCKED_POLL_SECONDS: Final = 10.0
@@ -44,9 +43,8 @@ def plan_adapter(seen: AdapterObservation, *, now: datetime) -> AdapterPlan:
     if accepted.is_true:
         accepted = _source_allowed(seen) or accepted
     if not accepted.is_true or seen.deployment is None:
-        return AdapterPlan(
-            _decision(adapter, accepted=False), None, adapter_status(seen, {Condition.ACCEPTED: accepted}, now=now)
-        )
+        status = adapter_status(seen, {Condition.ACCEPTED: accepted}, now=now)
+        return AdapterPlan(_decision(adapter, Drop()), None, status)
     return _plan_admitted(seen, seen.deployment, _conflict(seen) or accepted, now=now)
 
 
@@ -66,18 +64,10 @@ def _plan_admitted(
         return _plan_without_base(seen, deployment, accepted, now=now)
     refused = too_large(content.ready, deployment) if content.ready is not None else None
     accepted = refused or accepted
-    fits = refused is None and not adapter.spec.suspend
-    module = _module(adapter, deployment, content.ready) if content.ready is not None and fits else None
-    decision = _decision(
-        adapter,
-        accepted=True,
-        artifact=content.key,
-        credentials=seen.credentials if isinstance(seen.credentials, tuple) else None,
-        module=module,
-        keep=module is None and fits,
-        refreshing=content.refreshing,
-        refused=_path(content.refused) if content.refused is not None else None,
-    )
+    entry = _entry(adapter, deployment, content) if refused is None else Drop()
+    module = entry.module if isinstance(entry, Serve) else None
+    credentials = seen.credentials if isinstance(seen.credentials, tuple) else None
+    decision = _decision(adapter, entry, ArtifactReference(content.key, credentials, content.refreshing))
     if accepted.is_true and module is not None and seen.served is None:
         # Nothing is known of the pods yet (the operator has just started): what stands in the status stays.
         return AdapterPlan(decision, content.wanted, None, PODS_POLL_SECONDS)
@@ -96,6 +86,14 @@ def _look_again(adapter: LoRAAdapter, content: AdapterContent, *, now: datetime)
     if content.again_at is not None:
         again.append(max(1.0, (content.again_at - now).total_seconds()))
     return min(again, default=None)
+
+
+def _entry(adapter: LoRAAdapter, deployment: VLLMDeployment, content: AdapterContent) -> Entry:
+    if adapter.spec.suspend:
+        return Drop()
+    if content.ready is not None:
+        return Serve(_module(adapter, deployment, content.ready))
+    return Keep(_path(content.refused) if content.refused is not None else None)
 
 
 def _module(adapter: LoRAAdapter, deployment: VLLMDeployment, artifact: ModelArtifact) -> Module:
@@ -126,7 +124,7 @@ def _plan_without_base(
     seen: AdapterObservation, deployment: VLLMDeployment, accepted: Verdict, *, now: datetime
 ) -> AdapterPlan:
     """The plan while the base model's artifact is not known; where the deployment says why, that is told."""
-    adapter, ref = seen.adapter, seen.adapter.status.artifact_ref
+    adapter = seen.adapter
     blocked = _base_model_blocked(deployment)
     if blocked is None:
         return AdapterPlan(unknown(adapter), None, None, requeue_after=1.0)
@@ -135,21 +133,17 @@ def _plan_without_base(
         Condition.DOWNLOADED: blocked,
         Condition.LOADED: _loaded_without_module(adapter, accepted),
     }
-    decision = _decision(
-        adapter,
-        accepted=True,
-        artifact=(ref.namespace, ref.name) if ref is not None else None,  # what it has stays wanted
-        keep=not adapter.spec.suspend,
-    )
+    decision = _decision(adapter, _kept_unless_suspended(adapter), _in_use(adapter))
     return AdapterPlan(decision, None, adapter_status(seen, verdicts, now=now), BLOCKED_POLL_SECONDS)
 
 
 def plan_refused(seen: AdapterObservation, plan: AdapterPlan, cause: Verdict, *, now: datetime) -> AdapterPlan:
     """The plan where the wanted artifact can't be made: quota, admission, a taken name. The adapter keeps what it has."""
-    if plan.decision.refreshing is not None:
+    reference = plan.decision.reference
+    if reference.refreshing is not None:
         again = plan_adapter(replace(seen, not_made=cause), now=now)
         # What has the name is somebody else's, so nothing is lent to it.
-        decision = replace(again.decision, refreshing=None)
+        decision = replace(again.decision, reference=replace(again.decision.reference, refreshing=None))
         return replace(again, decision=decision, artifact=None, requeue_after=REFUSED_POLL_SECONDS)
     accepted = _conflict(seen) or ok(Reason.ACCEPTED, "the deployment admits the adapter")
     verdicts = {
@@ -157,8 +151,8 @@ def plan_refused(seen: AdapterObservation, plan: AdapterPlan, cause: Verdict, *,
         Condition.DOWNLOADED: cause,
         Condition.LOADED: _loaded_without_module(seen.adapter, accepted),
     }
-    keep = not seen.adapter.spec.suspend
-    decision = _decision(seen.adapter, accepted=True, artifact=plan.decision.artifact, keep=keep)
+    entry = _kept_unless_suspended(seen.adapter)
+    decision = _decision(seen.adapter, entry, ArtifactReference(reference.artifact))
     return AdapterPlan(decision, None, adapter_status(seen, verdicts, now=now), REFUSED_POLL_SECONDS)
 
 
@@ -186,36 +180,23 @@ def _base_model_blocked(deployment: VLLMDeployment) -> Verdict | None:
 
 def unknown(adapter: LoRAAdapter) -> Decision:
     """The decision on an adapter of which too little is known: what it has, it keeps."""
-    return Decision(
-        uid=adapter.metadata.uid, generation=adapter.metadata.generation, accepted=False, keep=True, keep_unknown=True
-    )
+    return _decision(adapter, Unknown())
 
 
 def undecidable(adapter: LoRAAdapter) -> Decision:
     """The decision on an adapter on which the operator fails: what it has, and what its status says is in use, it keeps."""
+    return _decision(adapter, Unknown(failed=True), _in_use(adapter))
+
+
+def _in_use(adapter: LoRAAdapter) -> ArtifactReference:
     ref = adapter.status.artifact_ref
-    return replace(unknown(adapter), failed=True, artifact=(ref.namespace, ref.name) if ref is not None else None)
+    return ArtifactReference((ref.namespace, ref.name) if ref is not None else None)
 
 
-def _decision(
-    adapter: LoRAAdapter,
-    *,
-    accepted: bool,
-    artifact: tuple[str, str] | None = None,
-    credentials: Credentials | None = None,
-    module: Module | None = None,
-    keep: bool = False,
-    refreshing: tuple[str, str] | None = None,
-    refused: str | None = None,
-) -> Decision:
-    return Decision(
-        uid=adapter.metadata.uid,
-        generation=adapter.metadata.generation,
-        accepted=accepted,
-        artifact=artifact,
-        credentials=credentials,
-        module=module,
-        keep=keep,
-        refreshing=refreshing,
-        refused=refused,
-    )
+def _decision(adapter: LoRAAdapter, entry: Entry, reference: ArtifactReference | None = None) -> Decision:
+    metadata = adapter.metadata
+    return Decision(metadata.uid, metadata.generation, entry, reference or ArtifactReference())
+
+
+def _kept_unless_suspended(adapter: LoRAAdapter) -> Entry:
+    return Drop() if adapter.spec.suspend else Keep()

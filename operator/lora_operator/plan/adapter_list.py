@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 from lora_operator.wire.plugin import MAX_GENERATION
 
@@ -79,28 +79,72 @@ class ModuleList:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What an adapter's reconcile found.
+class Serve:
+    """The adapter has this entry."""
 
-    `keep`: leave the adapter's present entry as it is. `keep_unknown`: not even the wanted artifact is known. `failed`: nor will it
-    be soon, for the operator fails on it; `artifact` is then what is in use, and nobody waits.
-    """
+    module: Module
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The adapter's present entry stays as it is, if it has one: its content is not there yet, or can't be had."""
+
+    except_path: str | None = None  # an entry at this path goes: the spec pins other content
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The adapter has no entry."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Nothing could be decided: the adapter keeps its entry and its references."""
+
+    failed: bool = False  # nor will it be soon, for the operator fails on the adapter: nobody waits for it
+
+
+Entry = Serve | Keep | Drop | Unknown
+
+
+@dataclass(frozen=True)
+class ArtifactReference:
+    """The ModelArtifacts that an adapter refers to, and the Secret that it lends to them."""
+
+    artifact: tuple[str, str] | None = None  # namespace and name
+    credentials: tuple[str, str, str, str] | None = None  # namespace, name, key, uid of the Secret
+    refreshing: tuple[str, str] | None = None  # the one that takes the artifact's place once it is Ready
+
+    def lent(self) -> dict[tuple[str, str], tuple[str, str, str, str] | None]:
+        """All artifacts, with the credentials that are lent to each."""
+        return {key: self.credentials for key in (self.artifact, self.refreshing) if key is not None}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an adapter's reconcile found, of the form of the adapter that it looked at."""
 
     uid: str
     generation: int
-    accepted: bool
-    artifact: tuple[str, str] | None = None  # (namespace, name) of the wanted ModelArtifact
-    refreshing: tuple[str, str] | None = None  # of the one that takes its place once it is Ready
-    credentials: tuple[str, str, str, str] | None = None  # namespace, name, key, uid of the Secret
-    module: Module | None = None
-    keep: bool = False
-    keep_unknown: bool = False
-    failed: bool = False
-    refused: str | None = None  # a path that the kept entry must not have: its spec pins other content
+    entry: Entry
+    reference: ArtifactReference = ArtifactReference()
 
-    def lent(self) -> dict[tuple[str, str], tuple[str, str, str, str] | None]:
-        """All wanted artifacts, with the credentials that are lent to each."""
-        return {key: self.credentials for key in (self.artifact, self.refreshing) if key is not None}
+    def module_in(self, present: Mapping[str, Module]) -> Module | None:
+        """The entry that it leads to where the list has `present`, by UID; whether that is at an excepted path is not looked at."""
+        match self.entry:
+            case Serve(module):
+                return module
+            case Keep() | Unknown():
+                return present.get(self.uid)
+            case Drop():
+                return None
+            case _:
+                assert_never(self.entry)
+
+    @property
+    def except_path(self) -> str | None:
+        """The path at which the adapter may not stay."""
+        return self.entry.except_path if isinstance(self.entry, Keep) else None
 
 
 def plan_list(
@@ -120,9 +164,9 @@ def plan_list(
     """
     present = {module.uid: module for module in previous.modules} if previous else {}
     wanted: dict[str, Module] = {}
-    for decision in sorted(decisions, key=lambda decision: decision.keep):
-        module = present.get(decision.uid) if decision.keep else decision.module
-        if module is not None and module.path != decision.refused:
+    for decision in sorted(decisions, key=lambda decision: isinstance(decision.entry, Keep | Unknown)):
+        module = decision.module_in(present)
+        if module is not None and module.path != decision.except_path:
             wanted.setdefault(module.name, replace(module, lazy=False, preload=0) if all_eager else module)
     modules = tuple(sorted(wanted.values()))
     if previous is not None and previous.modules == modules and previous.generation >= above:

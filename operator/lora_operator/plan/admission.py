@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 from lora_operator.api.adapter import LoRAAdapter
 from lora_operator.api.artifact import ModelArtifact
@@ -16,7 +17,7 @@ from lora_operator.api.common import LabelSelector, LabelSelectorRequirement
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.conditions import Verdict, failing, ok
 from lora_operator.constants import MAX_SERVED_NAME, Reason
-from lora_operator.plan.adapter_list import Decision, Module, ModuleList
+from lora_operator.plan.adapter_list import Decision, Drop, Keep, Module, ModuleList, Serve, Unknown
 
 
 def selector_matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
@@ -154,7 +155,7 @@ def settle_claims(
     """
     entries = {module.uid: module for module in previous.modules} if previous else {}
     kept = [module for module in entries.values() if module.adapter in unreadable]
-    decisions = [Decision(uid=module.uid, generation=0, accepted=False, keep=True) for module in kept]
+    decisions = [Decision(module.uid, 0, Keep()) for module in kept]
     taken = {module.name for module in kept}
     holders = {module.name: module.uid for module in entries.values()}
 
@@ -166,12 +167,12 @@ def settle_claims(
         entry = entries.get(metadata.uid)
         admitted = admit(candidate.adapter, deployment, namespace_labels=candidate.namespace_labels).status
         if admitted is None or (admitted and decision is None):
-            decisions.append(Decision(uid=metadata.uid, generation=metadata.generation, accepted=False, keep=True))
+            decisions.append(Decision(metadata.uid, metadata.generation, Keep()))
             taken |= {entry.name} if entry is not None else set()
             continue
         name = public_name(candidate.adapter, deployment)
         if decision is None or not admitted or name in taken:
-            decisions.append(Decision(uid=metadata.uid, generation=metadata.generation, accepted=False))
+            decisions.append(Decision(metadata.uid, metadata.generation, Drop()))
             continue
         taken.add(name)
         decisions.append(_named(decision, entry, name, candidate.adapter, deployment))
@@ -181,11 +182,25 @@ def settle_claims(
 def _named(
     decision: Decision, entry: Module | None, name: str, adapter: LoRAAdapter, deployment: VLLMDeployment
 ) -> Decision:
-    if not decision.keep:
-        return replace(decision, module=replace(decision.module, name=name)) if decision.module else decision
+    match decision.entry:
+        case Serve(module):
+            return replace(decision, entry=Serve(replace(module, name=name)))
+        case Drop():
+            return decision
+        case Keep() | Unknown():
+            return _kept_name(decision, entry, name, adapter, deployment)
+        case _:
+            assert_never(decision.entry)
+
+
+def _kept_name(
+    decision: Decision, entry: Module | None, name: str, adapter: LoRAAdapter, deployment: VLLMDeployment
+) -> Decision:
+    if entry is None or entry.path == decision.except_path:
+        return decision
     own = {adapter.served_name, f"{adapter.metadata.namespace}/{adapter.served_name}"}
-    if entry is not None and entry.name in own:  # renamed by the deployment's policy, if at all
-        return replace(decision, keep=False, module=replace(entry, name=name))
-    if entry is not None and entry.name in deployment.spec.model.served_names:
-        return replace(decision, keep=False)
+    if entry.name in own:  # renamed by the deployment's policy, if at all
+        return replace(decision, entry=Serve(replace(entry, name=name)))
+    if entry.name in deployment.spec.model.served_names:
+        return replace(decision, entry=Drop())
     return decision  # renamed by its owner, together with other content: until that is there, it stays as it is

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import ROLLOUT, Reason
-from lora_operator.plan.adapter_list import Decision, Module, ModuleList, names_passed_on, plan_list
+from lora_operator.plan.adapter_list import Decision, Drop, Module, ModuleList, Unknown, names_passed_on, plan_list
 from lora_operator.plan.admission import Candidate, settle_claims
 from lora_operator.plan.list_limits import give_way
 from lora_operator.plan.rollout import leave_out
@@ -63,7 +63,8 @@ def plan_deployment_list(deployment: VLLMDeployment, seen: ListObservation) -> L
     undecided = tuple(one.adapter.key for one in seen.candidates if one.decision is None)
     if previous is None and undecided:
         return ListUnknown(adapters=undecided[:1])
-    if previous is None and seen.has_pods and any(one.decision.keep_unknown for one in seen.candidates if one.decision):
+    entries = [one.decision.entry for one in seen.candidates if one.decision]
+    if previous is None and seen.has_pods and any(isinstance(entry, Unknown) for entry in entries):
         return ListUnknown()  # what that one has, nobody knows: pods may hold a list with it
     decisions = settle_claims(seen.candidates, deployment=deployment, previous=previous, unreadable=seen.unreadable)
     updated, left_out, crowd = _fit(deployment, seen, previous, decisions)
@@ -92,7 +93,7 @@ def _fit(
     without = _give_way(seen, everybody)
     if not without:
         return everybody, left_out, None
-    decisions = [replace(one, module=None, keep=False) if one.uid in without else one for one in decisions]
+    decisions = [replace(one, entry=Drop()) if one.uid in without else one for one in decisions]
     left_out |= dict.fromkeys(without, Reason.LIST_TOO_LONG)
     fitting = plan_list(previous, decisions, deployment=name, above=seen.highest, all_eager=rolls)
     return fitting, left_out, (everybody.modules, without)

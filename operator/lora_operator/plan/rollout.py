@@ -21,7 +21,7 @@ from lora_operator.constants import Condition, Reason
 from lora_operator.desired.command_line import StaticModules
 from lora_operator.desired.common import literal
 from lora_operator.kube.workloads import Workload
-from lora_operator.plan.adapter_list import Decision, Module, ModuleList
+from lora_operator.plan.adapter_list import Decision, Drop, Keep, Module, ModuleList, Serve
 from lora_operator.wire.plugin import MAX_GENERATION
 
 QUIET: Final = timedelta(seconds=5)  # after the last change of the list
@@ -157,7 +157,7 @@ def is_coming(decision: Decision | None, artifact: ModelArtifact | None) -> bool
     """
     if decision is None:
         return True
-    if not decision.keep or decision.keep_unknown or artifact is None or artifact.status.failed_attempts:
+    if not isinstance(decision.entry, Keep) or artifact is None or artifact.status.failed_attempts:
         return False
     ready = find(artifact.status.conditions, Condition.READY)
     return ready is None or ready.status == "True" or ready.reason in _ON_THE_WAY
@@ -177,14 +177,18 @@ def leave_out(decisions: Iterable[Decision], present: Mapping[str, Module]) -> t
 
     An adapter that is on the list already (`present`, by UID) goes before others: nobody is displaced by who comes later.
     """
+
+    def rank(one: Decision) -> tuple[bool, str]:
+        return one.uid not in present, one.entry.module.name if isinstance(one.entry, Serve) else ""
+
     room = MAX_ARGUMENT_BYTES
     kept, left_out = [], set()
-    for decision in sorted(decisions, key=lambda one: (one.uid not in present, one.module.name if one.module else "")):
-        module = present.get(decision.uid) if decision.keep else decision.module
+    for decision in sorted(decisions, key=rank):
+        module = decision.module_in(present)
         size = len(literal(_entry(module))) + 1 if module is not None else 0
         if size > room:
             left_out.add(decision.uid)
-            decision = replace(decision, module=None, keep=False)
+            decision = replace(decision, entry=Drop())
         else:
             room -= size
         kept.append(decision)

@@ -153,7 +153,8 @@ def _candidate(context: Context, adapter: LoRAAdapter) -> Candidate:
     decision = context.records.decision(adapter.key)
     if decision is not None and (decision.uid, decision.generation) != (metadata.uid, metadata.generation):
         decision = None
-    artifact = context.store.artifacts.get(decision.artifact) if decision and decision.artifact else None
+    reference = decision.reference.artifact if decision else None
+    artifact = context.store.artifacts.get(reference) if reference else None
     return Candidate(adapter, namespace_labels(context, metadata.namespace), decision, artifact)
 
 

@@ -18,6 +18,7 @@ from lora_operator.conditions import Verdict, find, merge
 from lora_operator.constants import Condition, Reason
 from lora_operator.kube.kinds import Kind
 from lora_operator.plan.adapter import undecidable
+from lora_operator.plan.adapter_list import Unknown
 from lora_operator.plan.deployment_pods import PodView
 from lora_operator.reconcile.bodies import describe_invalid
 from lora_operator.reconcile.context import Context
@@ -62,7 +63,7 @@ def _settle_adapter(context: Context, place: ObjectKey) -> None:
     if adapter is None:
         return
     form = (adapter.metadata.uid, adapter.metadata.generation)
-    if known is not None and not known.keep_unknown and (known.uid, known.generation) == form:
+    if known is not None and not isinstance(known.entry, Unknown) and (known.uid, known.generation) == form:
         return  # decided, and failed afterwards
     changed = context.records.publish_decision(place, undecidable(adapter))
     if changed is not None:

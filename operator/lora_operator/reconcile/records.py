@@ -14,7 +14,7 @@ from typing import TypeVar
 from lora_operator.api.cache import VolumeFigures
 from lora_operator.constants import Reason
 from lora_operator.kube.kinds import Kind
-from lora_operator.plan.adapter_list import Decision, Module, ModuleList
+from lora_operator.plan.adapter_list import ArtifactReference, Decision, Module, ModuleList, Unknown
 from lora_operator.plan.deployment_pods import PodView
 from lora_operator.plan.rollout import Unrolled
 from lora_operator.plan.wants import Credentials
@@ -178,19 +178,19 @@ class Records:
         An adapter of which too little is known goes on wanting what it wanted.
         """
         old = self.adapters.peek(adapter).decision
-        if decision.keep_unknown and old is not None and old.uid == decision.uid:
-            artifact = old.artifact or decision.artifact
-            decision = replace(decision, artifact=artifact, credentials=old.credentials, refreshing=old.refreshing)
+        if isinstance(decision.entry, Unknown) and old is not None and old.uid == decision.uid:
+            reference = replace(old.reference, artifact=old.reference.artifact or decision.reference.artifact)
+            decision = replace(decision, reference=reference)
         if old == decision:
             return None
         self.adapters[adapter].decision = decision
-        return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), old, decision)
+        return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), old.reference if old else None, decision.reference)
 
     def forget_adapter(self, adapter: ObjectKey) -> set[ObjectKey]:
         """Forget an adapter that is gone. Returns the artifacts whose wanters changed."""
         old = self.adapters.peek(adapter).decision
         self.adapters.pop(adapter, None)
-        return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), old, None)
+        return self._rewire(Key(Kind.LORA_ADAPTER, *adapter), old.reference if old else None, None)
 
     def publish_model_want(self, deployment: ObjectKey, want: ModelWant) -> set[ObjectKey] | None:
         """Record a deployment's want. Returns the artifacts whose wanters changed; None when it says nothing new."""
@@ -245,7 +245,7 @@ class Records:
             for adapter in store.adapters_of(deployment.key):
                 decision = self.decision(adapter.key)
                 form = (adapter.metadata.uid, adapter.metadata.generation)
-                if decision is None or (decision.keep_unknown and not decision.failed):
+                if decision is None or (isinstance(decision.entry, Unknown) and not decision.entry.failed):
                     return Key(Kind.LORA_ADAPTER, *adapter.key)
                 if (decision.uid, decision.generation) != form:
                     return Key(Kind.LORA_ADAPTER, *adapter.key)
@@ -256,7 +256,7 @@ class Records:
         return self.undecided(store, namespace) is None
 
     def _rewire(
-        self, wanter: Key, old: Decision | ModelWant | None, new: Decision | ModelWant | None
+        self, wanter: Key, old: ArtifactReference | ModelWant | None, new: ArtifactReference | ModelWant | None
     ) -> set[ObjectKey]:
         before, after = (want.lent() if want else {} for want in (old, new))
         for artifact in before.keys() - after.keys():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lora_operator.api.deployment import VLLMDeployment
 from lora_operator.constants import COMPONENT_ENGINE, LABEL_COMPONENT
 from lora_operator.kube.pods import Pod
+from lora_operator.plan.adapter_list import Serve
 from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.stored_lists import list_as_read
 from lora_operator.wire.jobs import views_in
@@ -64,8 +65,8 @@ def _listed(context: Context, deployment: VLLMDeployment) -> tuple[set[str] | No
             found |= views_in(module.path)
     for adapter in context.store.adapters_of(deployment.key):
         decision = context.records.decision(adapter.key)
-        if decision is not None and decision.module is not None:
-            found |= views_in(decision.module.path)
+        if decision is not None and isinstance(decision.entry, Serve):
+            found |= views_in(decision.entry.module.path)
     return (None if modules is None else found), is_read
 
 
