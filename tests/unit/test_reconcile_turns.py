@@ -113,3 +113,16 @@ def test_a_thousand_that_may_not_take_the_last_place_cost_little() -> None:
     for n in range(1000):
         assert turns.ahead(CACHE, ticket(f"a{n}", at=n), running, limit=16)
     assert time.process_time() - began < 1, "seconds of this process; an order each would take longer"
+
+
+def test_one_whose_pass_fails_while_its_job_is_made_gives_its_place_back() -> None:
+    turns = Turns()
+    turns.ahead(CACHE, ticket("a"), {}, limit=1)
+    turns.start(CACHE, "a")
+    assert turns.ahead(CACHE, ticket("b", at=1), {}, limit=1) == 1
+    turns.give_up(("elsewhere", "a"))
+    assert turns.starting(CACHE) == 1
+    turns.give_up(("serving", "a"))
+    assert turns.starting(CACHE) == 0
+    assert turns.next(CACHE, 1, {}) == ["b"]
+    assert turns.ahead(CACHE, ticket("b", at=1), {}, limit=1) == 0

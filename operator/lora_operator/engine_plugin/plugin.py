@@ -150,15 +150,12 @@ class Plugin:
         number = self._count
         self._requests[number] = time.monotonic()
         try:
-            if declares_more(scope, limit) or not await pass_bounded(self._app, scope, receive, send, limit=limit):
-                await _refuse(
-                    send,
-                    413,
-                    f"a request may have {limit} bytes (the VLLMDeployment's spec.engine.maxRequestSize)",
-                    last_of=receive,
-                )
+            if not declares_more(scope, limit) and await pass_bounded(self._app, scope, receive, send, limit=limit):
+                return
         finally:
             del self._requests[number]
+        message = f"a request may have {limit} bytes (the VLLMDeployment's spec.engine.maxRequestSize)"
+        await _refuse(send, 413, message, last_of=receive)
 
     async def _probe(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """The engine's own health, but for an engine that has not answered a load for long: vLLM says that it is well."""

@@ -51,7 +51,7 @@ def settle_fault(context: Context, key: Key, cause: str) -> None:
     elif key.kind is Kind.VLLM_DEPLOYMENT:
         _settle_fleet(context, key)
     elif key.kind is Kind.MODEL_ARTIFACT:
-        records.turns.leave(place)  # those behind it in the queue
+        records.turns.give_up(place)  # those behind it in the queue
         for name in records.turns.heads(key.namespace):
             context.enqueue(Key(key.kind, key.namespace, name))
     elif key.kind is Kind.POD:

@@ -125,6 +125,13 @@ class Turns:
             if namespace == artifact[0] and queue.tickets.pop(artifact[1], None) is not None:
                 queue.stale = True
 
+    def give_up(self, artifact: ObjectKey) -> None:
+        """It neither waits nor starts: its pass has failed, at whatever point that was."""
+        self.leave(artifact)
+        for cache in self._queues:
+            if cache[0] == artifact[0]:
+                self.started(cache, artifact[1])
+
     def next(self, cache: ObjectKey, count: int, running: Running | None = None) -> list[str]:
         """The artifacts at the head, to be looked at when a Job has ended; by what is `running` since, or as at the last look."""
         queue = self._queues.get(cache)
