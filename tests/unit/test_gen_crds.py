@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, WithJsonSchema, cr
 from lora_operator.api import RESOURCES
 from lora_operator.api.common import ApiModel, FreeForm, cel, matches
 from lora_operator.constants import REASONS, Condition
-from lora_operator.gen import crds as crdgen
+from lora_operator.gen import crds
 
-FILES = crdgen.build_files()
+FILES = crds.build_files()
 CRD_FILES = [path for path in FILES if path.suffix == ".yaml"]
 Text = Annotated[str, Field(max_length=10)]
 
@@ -23,7 +23,7 @@ Text = Annotated[str, Field(max_length=10)]
 def schema_of(annotation: Any, field: Any = None, *, is_spec: bool = True) -> dict[str, Any]:
     """The schema of `spec.value` in a model with that one field."""
     model = create_model("Spec", value=(annotation, field or Field(description="A value.")))
-    built = crdgen.build_schema(model, "spec", is_spec=is_spec)
+    built = crds.build_schema(model, "spec", is_spec=is_spec)
     value: dict[str, Any] = built["properties"]["value"]
     return value | {"required": "value" in built.get("required", ())}
 
@@ -56,32 +56,32 @@ class Undescribed(BaseModel):
 
 
 def test_what_is_committed_is_what_is_generated() -> None:
-    drift = crdgen.find_drift(crdgen.ROOT, FILES)
+    drift = crds.find_drift(crds.ROOT, FILES)
     assert not drift, "run python -m lora_operator.gen.crds\n" + "".join(drift.values())
 
 
 def test_check_shows_the_difference_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ["--root", str(tmp_path)]
-    assert crdgen.main([*root, "--check"]) == 1
+    assert crds.main([*root, "--check"]) == 1
     assert list(tmp_path.iterdir()) == []
 
-    assert crdgen.main(root) == 0
-    assert crdgen.main([*root, "--check"]) == 0
+    assert crds.main(root) == 0
+    assert crds.main([*root, "--check"]) == 0
 
     changed = tmp_path / "crds" / "loraadapters.yaml"
     changed.write_text(changed.read_text().replace("- lora\n", "- lorra\n"))
     stale = tmp_path / "charts/lora-operator/templates/crds/gone.yaml"
     stale.write_text("kind: Gone\n")
     capsys.readouterr()
-    assert crdgen.main([*root, "--check"]) == 1
+    assert crds.main([*root, "--check"]) == 1
     shown = capsys.readouterr().out
     assert "--- crds/loraadapters.yaml (is)" in shown
     assert re.search(r"^- +- lorra$", shown, re.MULTILINE)
     assert re.search(r"^\+ +- lora$", shown, re.MULTILINE)
     assert "-kind: Gone" in shown
 
-    assert crdgen.main(root) == 0
-    assert crdgen.main([*root, "--check"]) == 0
+    assert crds.main(root) == 0
+    assert crds.main([*root, "--check"]) == 0
     assert not stale.exists()
 
 
@@ -104,22 +104,22 @@ def test_a_generated_file_says_so_first(path: Path) -> None:
 
 @pytest.mark.parametrize("info", RESOURCES, ids=lambda info: info.kind)
 def test_the_charts_copy_differs_only_in_that_helm_keeps_it(info: Any) -> None:
-    plain = yaml.safe_load(FILES[crdgen.CRDS / f"{info.plural}.yaml"])
-    copy = yaml.safe_load(FILES[crdgen.CHART_CRDS / f"{info.plural}.yaml"])
+    plain = yaml.safe_load(FILES[crds.CRDS / f"{info.plural}.yaml"])
+    copy = yaml.safe_load(FILES[crds.CHART_CRDS / f"{info.plural}.yaml"])
     assert copy["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
     assert copy == plain
 
 
 def test_helm_sees_no_action_of_its_own_in_a_template() -> None:
     crd = {"metadata": {"name": "x"}, "spec": {"rule": "self == '{{ .Values }}'"}}
-    text = crdgen.to_template(crd)
+    text = crds.to_template(crd)
     assert """'{{ "{{" }} .Values }}'""" in text.replace("''", "'")
     assert yaml.safe_load(text.replace('{{ "{{" }}', "{{"))["spec"] == crd["spec"]
 
 
 @pytest.mark.parametrize("info", RESOURCES, ids=lambda info: info.kind)
 def test_the_envelope_of_a_kind(info: Any) -> None:
-    crd = crdgen.build_crd(info)
+    crd = crds.build_crd(info)
     [version] = crd["spec"]["versions"]
     schema = version["schema"]["openAPIV3Schema"]
     assert schema["required"] == ["spec"]
@@ -136,7 +136,7 @@ def test_only_parts_of_the_pod_api_keep_unknown_fields() -> None:
             found += paths(value, f"{path}.{name}")
         return found + (paths(schema["items"], f"{path}[]") if "items" in schema else [])
 
-    found = [path for info in RESOURCES for path in paths(crdgen.build_schema(info.spec, "spec", is_spec=True), "spec")]
+    found = [path for info in RESOURCES for path in paths(crds.build_schema(info.spec, "spec", is_spec=True), "spec")]
     assert sorted(found) == [
         "spec.engine.env[].valueFrom",
         "spec.engine.resources",
@@ -145,7 +145,7 @@ def test_only_parts_of_the_pod_api_keep_unknown_fields() -> None:
         "spec.podTemplate",
     ]
     for info in RESOURCES:
-        assert paths(crdgen.build_schema(info.status, "status", is_spec=False), "status") == []
+        assert paths(crds.build_schema(info.status, "status", is_spec=False), "status") == []
 
 
 REFUSED: list[tuple[str, Any, Any, str]] = [
@@ -171,7 +171,7 @@ REFUSED: list[tuple[str, Any, Any, str]] = [
 
 @pytest.mark.parametrize(("what", "annotation", "field", "message"), REFUSED, ids=[case[0] for case in REFUSED])
 def test_what_a_crd_cannot_hold_is_an_error_with_the_path(what: str, annotation: Any, field: Any, message: str) -> None:
-    with pytest.raises(crdgen.SchemaError, match=r"^spec\.value.*?" + message):
+    with pytest.raises(crds.SchemaError, match=r"^spec\.value.*?" + message):
         schema_of(annotation, field)
 
 
@@ -202,7 +202,7 @@ def test_a_free_form_part_is_kept() -> None:
 
 
 def test_a_model_that_forbids_other_fields_says_nothing_more() -> None:
-    assert "additionalProperties" not in crdgen.build_schema(
+    assert "additionalProperties" not in crds.build_schema(
         create_model("Strict", __config__=ConfigDict(extra="forbid"), value=(int, Field(description="x"))),
         "spec",
         is_spec=True,

@@ -1,4 +1,4 @@
-"""What all kinds share: the base model class, metadata, conditions, references, and the envelope that crdgen reads.
+"""What all kinds share: the base model class, metadata, conditions, references, and the envelope that gen.crds reads.
 
 Models are the one source of crds/. They accept camelCase, ignore unknown fields (the API server prunes and refuses them by the
 schema), and are frozen: a plan never changes what was observed.
@@ -32,7 +32,7 @@ def cel(*rules: tuple[str, str]) -> dict[str, JsonValue]:
 
 
 def matches(pattern: str) -> str:
-    """The CEL rule for a field's `pattern`: crdgen then leaves `pattern` out, so the rule's message alone is read."""
+    """The CEL rule for a field's `pattern`: gen.crds then leaves `pattern` out, so the rule's message alone is read."""
     quoted = pattern.replace("'", r"\x27")
     return f"self.matches(r'{quoted}')"
 

@@ -1,4 +1,4 @@
-"""Writes the table of values into the chart's README, from the values' schema and their defaults. Pure; crdgen calls it."""
+"""Writes the table of values into the chart's README, from the values' schema and their defaults. Pure; gen.crds calls it."""
 
 from __future__ import annotations
 

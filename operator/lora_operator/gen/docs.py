@@ -1,6 +1,6 @@
 """Writes docs/reasons.md from the constants, docs/sources/README.md from the schemes and docs/api.md from the CRDs, so that none can say what the code does not.
 
-Pure: crdgen calls it, writes the files and checks them for drift.
+Pure: gen.crds calls it, writes the files and checks them for drift.
 """
 
 from __future__ import annotations

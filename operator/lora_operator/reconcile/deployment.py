@@ -6,7 +6,7 @@ awaited before the plan is published. So no list is applied that was not planned
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -16,7 +16,6 @@ from lora_operator.constants import Reason
 from lora_operator.desired.children import build_guard_secret, guard_token
 from lora_operator.errors import ForbiddenError, InvalidObjectError, KubeError, ReasonError
 from lora_operator.kube.kinds import DEPLOYMENTS, Kind
-from lora_operator.kube.pods import Pod
 from lora_operator.names import plugin_config_map
 from lora_operator.plan.adapter_list import ModuleList
 from lora_operator.plan.admission import Candidate
@@ -41,6 +40,7 @@ from lora_operator.reconcile.context import Context
 from lora_operator.reconcile.disruption_budget import keep_budget
 from lora_operator.reconcile.own_pods import all_own_pods, learn_owners, observe_pods, report_readiness
 from lora_operator.reconcile.pod_events import warnings_of
+from lora_operator.reconcile.records import PodRecord
 from lora_operator.reconcile.store import Body, Key, ObjectKey
 from lora_operator.reconcile.stored_lists import held_list, stored_list
 from lora_operator.reconcile.upkeep import keep_replicas, remove_old_plugins
@@ -97,7 +97,9 @@ async def _observe(context: Context, deployment: VLLMDeployment, model: ModelCon
     return DeploymentObservation(
         deployment=deployment,
         model=model,
-        adapters=_observe_list(context, deployment, stored, [pod for pod in pods if not pod.has_ended]),
+        adapters=_observe_list(
+            context, deployment, stored, {pod.name: known[pod.name] for pod in pods if not pod.has_ended}
+        ),
         workload=live,
         # Judged only where it could be made anew: until then, what somebody changed by hand is taken as it is.
         is_as_made=live is None or not is_ours or not model.is_ready or context.children.adopt(deployment.key, live),
@@ -129,17 +131,16 @@ async def _token_secret(context: Context, deployment: VLLMDeployment) -> Body | 
 
 
 def _observe_list(
-    context: Context, deployment: VLLMDeployment, stored: ModuleList | None, pods: list[Pod]
+    context: Context, deployment: VLLMDeployment, stored: ModuleList | None, pods: Mapping[str, PodRecord]
 ) -> ListObservation:
     """What is known of the adapters, and of the list that its live `pods` were told; `stored` is what its ConfigMap had."""
     store, record, key = context.store, context.records.deployments[deployment.key], deployment.key
     previous = record.modules or stored
-    known = {pod.name: context.records.pods.peek(pod.key) for pod in pods}
     return ListObservation(
         candidates=tuple(_candidate(context, adapter) for adapter in store.adapters_of(key)),
         previous=previous,
-        recovered=held_list(context, deployment, [pod.key for pod in pods]) if previous is None else None,
-        unasked=tuple(pod for pod, one in known.items() if not (one.asked or one.silent)),
+        recovered=held_list(context, deployment, [(key[0], pod) for pod in pods]) if previous is None else None,
+        unasked=tuple(pod for pod, one in pods.items() if not (one.asked or one.silent)),
         has_pods=bool(store.pods_of_deployment(key)),
         highest=record.held,
         unreadable=frozenset(unreadable_adapters(context)),
